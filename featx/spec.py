@@ -1,0 +1,158 @@
+"""FeatureSpec: everything that can move a feature, and nothing else.
+
+The recipe is hashed, never source files: two runs that agree on every field here may share rows, and
+two that differ in one may not. What does not move a row beyond the stated tolerance (runtime, device,
+batch size, threads) is left out and recorded beside the rows instead.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from featx.exceptions import StoreFormatError, UsageError
+
+SPEC_FORMAT = 1
+"""Raise it when the meaning of a field changes; older rows are then another space."""
+
+RESIZES = ("crop", "squash", "pad")
+PRECISIONS = ("fp32", "bf16", "fp16")
+DTYPES = ("float16", "float32")
+DECODES = ("exact", "fast")
+BIT_DEPTHS = ("full", "minmax")
+
+LAST = "last"
+"""The cut's name for the whole network without its classifier (timm's pre-logits features)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureSpec:
+    """The recipe of one row of features.
+
+    Parameters
+    ----------
+    architecture : str
+        timm's name without the tag, e.g. ``"resnet50"``.
+    weights : str
+        Hex sha256 of the loaded tensors (names, dtypes, shapes and bytes).
+    cut : str
+        ``"last"`` for the pre-logits features, else the name of a point of timm's ``feature_info``.
+    pool : str
+        ``avg``, ``max``, ``gem``, ``avg+max``, ``cls``, ``cls+avg``, ``grid2``, ``grid4`` or ``none``.
+    final_norm : bool
+        Whether a transformer's final norm is applied to an intermediate cut.
+    input_size : tuple of int
+        Height and width fed to the network, in pixels.
+    resize : {'crop', 'squash', 'pad'}
+        What happens to pictures that are not square: centre crop, change of aspect, or bars.
+    crop_pct : float
+        Fraction of the resized picture that the centre crop keeps (timm's meaning).
+    interpolation : str
+        timm's name: ``bicubic``, ``bilinear``, ...
+    mean, std : tuple of float
+        Channel normalisation, on the scale 0 to 1.
+    background : tuple of int
+        RGB, 0 to 255: what transparent pixels are laid on and what ``pad`` fills with.
+    bit_depth : {'full', 'minmax'}
+        How pictures of more than 8 bits are scaled: by the type's range or by the picture's own.
+    decoder : str
+        Name of the JPEG decoder (rows of decoders that agree within tolerance still get own spaces).
+    decode : {'exact', 'fast'}
+        ``fast`` lets the JPEG decoder scale by powers of two before resizing.
+    view : int
+        0 is the plain picture, k the k-th deterministic augmentation.
+    view_policy : str
+        Name (or digest) of the augmentation policy; ``"none"`` for view 0.
+    precision : {'fp32', 'bf16', 'fp16'}
+        The resolved compute precision.
+    dtype : {'float16', 'float32'}
+        How rows are kept. A row that overflows float16 is kept as float32.
+    format : int
+        Version of this recipe's meaning.
+    """
+
+    architecture: str
+    weights: str
+    cut: str = LAST
+    pool: str = "avg"
+    final_norm: bool = True
+    input_size: tuple[int, int]
+    resize: str = "crop"
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    background: tuple[int, int, int] = (255, 255, 255)
+    bit_depth: str = "full"
+    decoder: str
+    decode: str = "exact"
+    view: int = 0
+    view_policy: str = "none"
+    precision: str = "fp32"
+    dtype: str = "float16"
+    format: int = SPEC_FORMAT
+
+    def __post_init__(self) -> None:
+        for name in ("input_size", "mean", "std", "background"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        for name, allowed in (
+            ("resize", RESIZES),
+            ("precision", PRECISIONS),
+            ("dtype", DTYPES),
+            ("decode", DECODES),
+            ("bit_depth", BIT_DEPTHS),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}."
+                )
+        if self.view < 0 or (self.view == 0) != (self.view_policy == "none"):
+            raise UsageError(
+                f"view {self.view} with policy {self.view_policy!r}: view 0 is the plain picture "
+                "(policy 'none'), views from 1 need a policy."
+            )
+
+    def to_json(self) -> str:
+        """Canonical JSON: sorted keys, no spaces, shortest round-trip floats."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> FeatureSpec:
+        """Read `to_json`'s text.
+
+        Raises
+        ------
+        StoreFormatError
+            If a newer featx wrote it, or it has fields that this version does not know.
+        """
+        fields: dict[str, Any] = json.loads(text)
+        known = {field.name for field in dataclasses.fields(cls)}
+        if fields.get("format", 0) > SPEC_FORMAT or not set(fields) <= known:
+            raise StoreFormatError(
+                f"a feature spec of format {fields.get('format')} was written by a newer featx "
+                f"(this one reads up to {SPEC_FORMAT}); upgrade featx or use another cache directory."
+            )
+        return cls(**fields)
+
+    @property
+    def key(self) -> str:
+        """Hex sha256 of the canonical JSON: the name of the space of rows."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
+    @property
+    def block(self) -> str:
+        """Short readable name of the representation, e.g. ``"blocks.4:grid4:squash"``."""
+        return f"{self.cut}:{self.pool}:{self.resize}"
+
+    def differing(self, other: FeatureSpec) -> Mapping[str, tuple[Any, Any]]:
+        """Fields that differ, with both values: what to tell a user about a miss."""
+        mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
+        return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
+
+    def replace(self, **changes: Any) -> FeatureSpec:
+        """Copy with some fields changed."""
+        return dataclasses.replace(self, **changes)

@@ -1,0 +1,58 @@
+"""What all tests share: where the real images are, and one writer of small pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("FEATX_TEST_DATA", ROOT.parent / "shared" / "data"))
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may wait for a network
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder of the real image sets; the test is skipped where they are absent."""
+    if not DATA.is_dir():
+        pytest.skip(f"no real image sets at {DATA} (set FEATX_TEST_DATA)")
+    return DATA
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test gets an empty cache folder of its own."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("FEATX_CACHE", str(folder))
+    return folder
+
+
+@pytest.fixture
+def picture() -> Callable[..., Image.Image]:
+    """Make a seeded RGB picture: smooth colours with noise, so that resizing and JPEG have work to do."""
+
+    def make(seed: int = 0, width: int = 64, height: int = 48, tint: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+        rng = np.random.default_rng(seed)
+        small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+        smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        noisy = smooth + rng.integers(-12, 13, smooth.shape) + np.array(tint)
+        return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
+
+    return make
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
+    """A folder of two class folders, `red` and `blue`, 12 PNG files each, that a classifier can tell apart."""
+    root = tmp_path / "photos"
+    for label, tint in (("red", (90, -60, -60)), ("blue", (-60, -60, 90))):
+        (root / label).mkdir(parents=True)
+        for number in range(12):
+            seed = number + (100 if label == "red" else 0)
+            picture(seed, tint=tint).save(root / label / f"{label}_{number:02d}.png")
+    return root
