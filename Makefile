@@ -1,0 +1,47 @@
+# featx: everything a newcomer or a maintainer types. `make help` lists it.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help install demo test test-all check bench docs clean
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+install: $(STAMP)  ## make .venv and install featx with its test and check tools
+
+$(STAMP): pyproject.toml
+	@echo "== installing into $(VENV) (some minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## run the main job on handwritten digits, offline: check, fit, evaluate, predict
+	@$(BIN)/featx demo --output demo-output
+
+test: $(STAMP)  ## the fast tests
+	@$(BIN)/python -m pytest -m "not slow and not gpu"
+
+test-all: $(STAMP)  ## every test, the slow ones and (where there is one) the GPU's too
+	@$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, types and docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python docs/build.py --check
+
+bench: $(STAMP)  ## run the benchmarks against the peers and write docs/benchmarks.md
+	@$(BIN)/python benchmarks/run.py
+
+docs: $(STAMP)  ## write the CLI reference and check the documents
+	@$(BIN)/python docs/build.py
+
+clean:  ## remove the environment, caches of the tools and demo output
+	@rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,80 @@
+"""Write the CLI reference from the parsers, and check what the documents say: links, reference up to date.
+
+``python docs/build.py`` writes, ``python docs/build.py --check`` fails if anything would change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+REFERENCE = ROOT / "docs" / "cli.md"
+LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)|!\[[^\]]*\]\(([^)\s]+)\)")
+
+
+def main() -> int:
+    """Write or check; the number of faults is the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    text = cli_reference()
+    faults = [f"{page.relative_to(ROOT)}: no such file: {link}" for page in pages() for link in broken_links(page)]
+    if check and (not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != text):
+        faults.append("docs/cli.md does not match the parsers; run `make docs`")
+    if not check:
+        REFERENCE.write_text(text, encoding="utf-8")
+    for fault in faults:
+        print(fault, file=sys.stderr)
+    print(f"documents: {len(pages())} pages, {len(faults)} faults")
+    return min(len(faults), 1)
+
+
+def cli_reference() -> str:
+    """Every verb's ``--help``, as one page."""
+    from featx.cli import VERBS
+
+    parts = ["# Command line", "", "Written by `make docs` from the parsers.", "", _help_block([])]
+    for verb in VERBS:
+        parts += ["", f"## featx {verb}", "", _help_block([verb])]
+        parts += [part for action in _actions(verb) for part in ("", f"### featx {verb} {action}", "", _help_block([verb, action]))]
+    return "\n".join(parts) + "\n"
+
+
+def pages() -> list[Path]:
+    """The documents of the repository."""
+    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def broken_links(page: Path) -> list[str]:
+    """Relative links of a page that lead nowhere."""
+    found = [first or second for first, second in LINK.findall(page.read_text(encoding="utf-8"))]
+    return [link for link in found if "://" not in link and not (page.parent / link).exists()]
+
+
+def _help_block(words: list[str]) -> str:
+    return f"```text\n{_help(words)}```"
+
+
+def _help(words: list[str]) -> str:
+    from featx.cli import main as featx_main
+
+    os.environ["COLUMNS"] = "100"  # argparse folds by the terminal's width
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        featx_main([*words, "--help"])
+    return out.getvalue()
+
+
+def _actions(verb: str) -> list[str]:
+    match = re.search(r"^  ACTION\n((?:    \S.*\n|      +\S.*\n)+)", _help([verb]), re.MULTILINE)
+    return re.findall(r"^    (\S+)", match.group(1), re.MULTILINE) if match else []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,5 @@
+"""``python -m featx.cli``."""
+
+from featx.cli import console
+
+console()

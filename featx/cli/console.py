@@ -1,0 +1,132 @@
+"""What a person sees: text and tables on stdout, remarks and progress on stderr, or one JSON document."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+LINE_EVERY_S = 10.0
+"""Without a terminal progress is a plain line now and then instead of a bar."""
+
+
+class Console:
+    """Where the verbs print.
+
+    Parameters
+    ----------
+    json : bool
+        Print only one JSON document on stdout, at the end.
+    quiet : bool
+        No remarks and no progress on stderr; warnings and errors are still shown.
+    """
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self.json = json
+        self.quiet = quiet
+        self._document: dict[str, Any] = {}
+        self._bar: Any = None
+        self._stage = ""
+        self._last_line = 0.0
+        terminal = sys.stderr.isatty()
+        self._bars = terminal and not quiet
+        self._color = terminal and "NO_COLOR" not in os.environ
+
+    def text(self, text: str = "") -> None:
+        """Print a result for people."""
+        if not self.json:
+            self._end_bar()
+            print(text, flush=True)
+
+    def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()) -> None:
+        """Print aligned columns; `right` names the columns that hold numbers."""
+        cells = [[str(cell) for cell in row] for row in rows]
+        widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
+        numbers = set(right)
+
+        def line(row: Sequence[str]) -> str:
+            parts = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            return "  " + "  ".join(parts).rstrip()
+
+        self.text(line(header))
+        for row in cells:
+            self.text(line(row))
+
+    def data(self, **fields: Any) -> None:
+        """Add fields to the JSON document."""
+        self._document.update(fields)
+
+    def log(self, text: str) -> None:
+        """Say on stderr what is being done."""
+        if not self.quiet:
+            self._to_stderr(text)
+
+    def warn(self, text: str) -> None:
+        """Say on stderr what deserves attention."""
+        self._to_stderr(f"{self._paint('warning:', 33)} {text}")
+
+    def error(self, error: BaseException, code: int) -> None:
+        """Say on stderr why the run ends, and in the JSON document too."""
+        text = str(error) or type(error).__name__
+        self._to_stderr(f"{self._paint('error:', 31)} {text}" if code < 128 else text)
+        if self.json:
+            self.data(error={"type": type(error).__name__, "message": text, "exit_code": code})
+            self.flush()
+
+    def flush(self) -> None:
+        """Print the JSON document, if that is what was asked for."""
+        self._end_bar()
+        if self.json:
+            print(json.dumps(self._document, indent=2, ensure_ascii=False, default=_plain), flush=True)
+            self._document = {}
+
+    def progress(self, event: Any) -> None:
+        """Draw a `featx.extractor.Progress`, or anything with its fields, as a bar or a line."""
+        if self.quiet:
+            return
+        if event.stage != self._stage:
+            self._end_bar()
+            self._stage, self._last_line = event.stage, time.monotonic()
+        rate = f"{event.images_per_s:.0f}/s" if event.images_per_s else ""
+        limit = f" limited by {event.limit}" if event.limit else ""
+        done = event.done >= event.total
+        if self._bars:
+            self._draw(event, f"{rate}{limit}")
+        elif time.monotonic() - self._last_line > LINE_EVERY_S and not done:
+            self._last_line = time.monotonic()
+            eta = f", {event.eta_s:.0f} s left" if event.eta_s is not None else ""
+            print(f"{event.stage} {event.done}/{event.total} {rate}{limit}{eta}", file=sys.stderr, flush=True)
+        if done:
+            self._end_bar()
+
+    def _draw(self, event: Any, remark: str) -> None:
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=event.total, desc=event.stage, leave=False, dynamic_ncols=True, unit="", file=sys.stderr)
+        self._bar.total = event.total
+        self._bar.set_postfix_str(remark, refresh=False)
+        self._bar.update(event.done - self._bar.n)
+
+    def _end_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        self._stage = ""
+
+    def _to_stderr(self, text: str) -> None:
+        self._end_bar()
+        print(text, file=sys.stderr, flush=True)
+
+    def _paint(self, text: str, color: int) -> str:
+        return f"\x1b[{color}m{text}\x1b[0m" if self._color else text
+
+
+def _plain(value: Any) -> Any:
+    """NumPy's numbers and arrays, and paths, as JSON knows them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    return str(value)

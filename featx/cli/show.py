@@ -1,0 +1,146 @@
+"""How results look on a terminal: short tables, intervals in brackets, paths of what was made."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx.cli.console import Console
+from featx.images import ImageSet, Skipped, escape_name
+from featx.tables import write_csv
+
+MAX_CLASSES_SHOWN = 12
+"""A confusion matrix of more classes is not legible on a terminal; the JSON has it whole."""
+
+SKIPPED_SHOWN = 10
+
+
+def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> ImageSet:
+    """Say what was found; drop classes that are too small, by name."""
+    counts = Counter(str(label) for label in images.labels) if images.labels is not None else Counter()
+    small = {label: n for label, n in counts.items() if n < min_per_class}
+    if small:
+        listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in sorted(small.items()))
+        console.warn(f"classes with fewer than {min_per_class} images are left out (--min-per-class): {listed}")
+        images = images.select(np.array([str(label) not in small for label in images.labels]))
+    kept = sorted((n, label) for label, n in counts.items() if label not in small)
+    classes = f", {len(kept)} classes" if kept else ""
+    if 0 < len(kept) <= MAX_CLASSES_SHOWN:
+        classes += " (" + ", ".join(f"{escape_name(label)} {n}" for n, label in reversed(kept)) + ")"
+    console.log(f"{len(images):,} images{classes}")
+    return images
+
+
+def search(console: Console, clf: Any) -> None:
+    """Which representation and head won, and by what."""
+    trials = clf.search_.study_.trials if hasattr(clf, "search_") else []
+    origins = Counter(trial.user_attrs.get("origin", "tpe") for trial in trials)
+    tried = " + ".join(f"{count} {origin}" for origin, count in sorted(origins.items()))
+    settings = dict(clf.best_params_)
+    head = settings.pop("head", "head")
+    listed = ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
+    console.text(f"chosen    {head} ({listed}) on {', '.join(clf.best_blocks_)} of {clf.backbone}")
+    console.text(f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});")
+    console.text("          it is the score that was selected by, so it is optimistic: trust the held-out part")
+    console.data(
+        model={
+            "backbone": clf.backbone,
+            "blocks": list(clf.best_blocks_),
+            "params": clf.best_params_,
+            "cross_validation_score": clf.best_score_,
+            "n_configurations": len(trials),
+        },
+        computed=clf.n_computed_,
+    )
+
+
+def evaluation(console: Console, result: Any, *, title: str) -> None:
+    """Metrics with intervals, then per class, then the confusion matrix."""
+    console.text()
+    console.text(title)
+    console.table(
+        ["metric", "value", "95 % interval"],
+        [[name.replace("_", " "), f"{m.value:.4f}", f"[{m.low:.4f}, {m.high:.4f}]"] for name, m in result.metrics.items()],
+        right=(1,),
+    )
+    names = [escape_name(str(label)) for label in result.classes]
+    if len(names) <= MAX_CLASSES_SHOWN:
+        console.text()
+        console.text("confusion matrix (rows: truth, columns: prediction)")
+        console.table(["", *names, "recall"], _confusion_rows(names, result), right=range(1, len(names) + 2))
+    else:
+        worst = sorted(result.per_class, key=lambda c: c.f1)[:5]
+        console.text()
+        console.text("classes told apart worst")
+        console.table(
+            ["class", "precision", "recall", "F1", "images"],
+            [[escape_name(str(c.label)), f"{c.precision:.2f}", f"{c.recall:.2f}", f"{c.f1:.2f}", c.support] for c in worst],
+            right=(1, 2, 3, 4),
+        )
+    if result.abstention is not None:
+        a = result.abstention
+        console.text(f"  answered {a.coverage:.1%} of the images (confidence at least {a.threshold:g}): accuracy {a.accuracy:.4f} there")
+    console.data(evaluation=result.to_dict())
+
+
+def saved(console: Console, path: Path, seconds: float) -> None:
+    """Where the model is, how large, after how long."""
+    size = path.stat().st_size
+    console.text()
+    console.text(f"model     {path} ({size_text(size)}), {seconds:.1f} s in all")
+    console.data(output=str(path), output_bytes=size)
+
+
+def skipped(console: Console, pictures: list[Skipped], path: Path, *, strict: bool = False) -> int:
+    """List what was set aside on stderr and in a CSV file; the exit code that follows from it."""
+    console.data(skipped=[{"path": s.name, "reason": s.reason, "label": s.label} for s in pictures])
+    if not pictures:
+        return 0
+    console.warn(f"{len(pictures)} pictures were skipped; all are listed in {path}")
+    for picture in pictures[:SKIPPED_SHOWN]:
+        console.log(f"  {escape_name(picture.name)}: {picture.reason}")
+    write_csv(path, ["path", "label", "reason"], [[s.name, "" if s.label is None else s.label, s.reason] for s in pictures])
+    return 1 if strict else 3
+
+
+def plan(console: Console, plan: Any) -> None:
+    """What a run would compute."""
+    console.text(f"images    {plan.total:,}")
+    console.text(f"cached    {plan.cached:,}")
+    console.text(f"to compute {plan.to_compute:,}, about {duration(plan.seconds)} here")
+    console.data(total=plan.total, cached=plan.cached, to_compute=plan.to_compute, seconds=plan.seconds)
+
+
+def duration(seconds: float) -> str:
+    """``75`` -> ``"1 min 15 s"``."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _confusion_rows(names: list[str], result: Any) -> list[list[str]]:
+    rows = []
+    for name, counts in zip(names, np.asarray(result.confusion), strict=True):
+        recall = counts[len(rows)] / counts.sum() if counts.sum() else float("nan")
+        rows.append([name, *(str(count) if count else "." for count in counts), f"{recall:.3f}"])
+    return rows
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def size_text(size: float) -> str:
+    """``1500`` -> ``"1.5 kB"``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000 or unit == "GB":
+            break
+        size /= 1000
+    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+
+

@@ -1,0 +1,36 @@
+"""``featx taps``: the layers of a backbone that can be tapped, with their shapes."""
+
+from __future__ import annotations
+
+import argparse
+
+from featx.cli import arguments
+from featx.cli.console import Console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument("name", nargs="?", default="tf_efficientnet_lite0.in1k", help="timm model")
+    parser.add_argument("--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones")
+    parser.add_argument("--random-weights", action="store_true", help="no pretrained weights: the shapes are the same")
+    arguments.add_cache(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """List the taps of one network."""
+    from featx.backbones import open_card
+    from featx.stores import open_store
+
+    store = open_store(arguments.store_of(args))
+    card = open_card(args.name, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store)
+    console.text(f"{card.name}: {card.parameters / 1e6:.1f} M parameters, input {card.input_size[0]}x{card.input_size[1]}, weights {card.source}")
+    console.table(
+        ["tap", "number", "shape", "stride", "pools"],
+        [[t.name, t.index, "x".join(map(str, t.shape)), t.reduction, ", ".join(card.pools(t.name))] for t in card.taps],
+        right=(1, 3),
+    )
+    console.data(
+        name=card.name, source=card.source, weights=card.weights, input_size=list(card.input_size),
+        taps=[{"name": t.name, "index": t.index, "shape": list(t.shape), "reduction": t.reduction} for t in card.taps],
+    )  # fmt: skip
+    return 0
