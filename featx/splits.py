@@ -118,7 +118,7 @@ def stable_test_mask(
     mask: NDArray[np.bool_] = np.where(side >= 0, side == 1, is_test[unit])
     if not mask.any():
         raise DataError(
-            f"{len(digests)} images in {n_units} groups leave none for a test part (each class keeps "
+            f"{_count(len(digests), 'image')} ({n_units:,} apart from copies and groups) leave none for a test part (each class keeps "
             f"{MIN_TRAIN_UNITS} for training); add images, or evaluate on images of your own."
         )
     bare = np.setdiff1d(np.arange(len(classes)), y[mask])
@@ -389,12 +389,12 @@ def _part_class(
     fold[index] = new
 
 
-def _factorise(values: ArrayLike, n: int | None, what: str) -> tuple[NDArray[np.intp], NDArray[Any]]:
+def _factorise(values: ArrayLike, n: int | None, what: str) -> tuple[NDArray[np.intp], list[Any]]:
     labels = check_labels(values, min_classes=1)
     if n is not None and len(labels) != n:
         raise LabelError(f"{n} images, but {len(labels)} {what}; give one for each image.")
     classes, codes = np.unique(labels, return_inverse=True)
-    return codes, classes
+    return codes, classes.tolist()
 
 
 def _group_codes(groups: ArrayLike, n: int) -> NDArray[np.intp]:
