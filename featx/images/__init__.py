@@ -1,0 +1,29 @@
+"""Images: find them, read each once, name it by its content, decode it upright and RGB.
+
+A picture's file is read once; the same bytes are hashed and decoded, so a row can never belong to other
+pixels than its name says. What cannot be used is set aside with its reason and never stops the rest.
+No torch is imported before a picture is decoded, and then only if the decoder chosen needs it.
+"""
+
+from __future__ import annotations
+
+from featx.images.decode import DecodePolicy, decode_picture
+from featx.images.decoders import DECODERS, resolve_decoder
+from featx.images.find import ImageSet, Skipped, load_images
+from featx.images.picture import ImageSource, Picture, image_digest, read_picture
+from featx.tables import escape_name
+
+__all__ = [
+    "DECODERS",
+    "DecodePolicy",
+    "ImageSet",
+    "ImageSource",
+    "Picture",
+    "Skipped",
+    "decode_picture",
+    "escape_name",
+    "image_digest",
+    "load_images",
+    "read_picture",
+    "resolve_decoder",
+]

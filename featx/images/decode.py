@@ -1,0 +1,292 @@
+"""Decode a picture's bytes to upright RGB, within a limit of pixels, or say why not.
+
+The header is read first, by Pillow and without allocating the picture, and the size checked; then the
+body is decoded in full (`verify()` passes a truncated JPEG, only decoding finds it): JPEG by the native
+decoder chosen, everything else by Pillow. Pillow's globals stay untouched, so another library in the
+process keeps its own limits. Remarks go to a callback, one constant text per kind, so that the caller
+can count them; nothing is printed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import struct
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featx.exceptions import ImageError, UsageError
+from featx.images.decoders import load_decoder, resolve_decoder
+from featx.images.picture import Picture, reason_of
+from featx.images.pixels import Pixels, Warn, orientation, rgb_from_pillow, rgb_from_pixels, upright
+from featx.spec import BIT_DEPTHS, DECODES
+from featx.tables import escape_name
+
+MAX_PIXELS = 178_956_970
+"""Twice Pillow's warning limit, where Pillow itself refuses: 0.5 GB of RGB."""
+
+LARGE_PIXELS = 32_000_000
+"""Pictures above this are decoded one at a time, so that threads do not multiply their memory."""
+
+MAX_JPEG_SCANS = 100
+"""A progressive JPEG has about ten; thousands of empty ones take minutes (libjpeg-turbo, LJT-01-004)."""
+
+SMALL_SIDE, EXTREME_RATIO = 32, 20
+
+FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
+"""What is read, by Pillow's names. HEIF and JXL where a plugin has registered them; never EPS, which runs a
+program, nor formats without a signature, which take any bytes for a picture."""
+
+EXTENSIONS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "PNG": (".png", ".apng"),
+    "GIF": (".gif",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp", ".dib"),
+    "TIFF": (".tif", ".tiff"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "AVIF": (".avif", ".avifs"),
+    "HEIF": (".heic", ".heif"),
+    "JXL": (".jxl",),
+}
+
+REMARK_FRAMES = "has several frames or pages; only the first is used"
+REMARK_SMALL = f"a side is shorter than {SMALL_SIDE} pixels"
+REMARK_RATIO = f"one side is more than {EXTREME_RATIO} times the other"
+REMARK_DAMAGED = "damaged JPEG data; decoded as far as it goes"
+
+LOOKALIKES = (  # start of the file, what it is and what to do
+    (b"<!DOCTYPE", "a web page, not an image; the download failed"),
+    (b"<html", "a web page, not an image; the download failed"),
+    (b"<svg", "an SVG drawing; convert it to PNG"),
+    (b"<?xml", "an XML file, perhaps an SVG drawing; convert it to PNG"),
+    (b"%PDF", "a PDF; convert its pages to PNG"),
+    (b"%!PS", "a PostScript file; convert it to PNG"),
+    (b"8BPS", "a Photoshop file; convert it to PNG"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the image; run `git lfs pull`"),
+    (b"PK\x03\x04", "a zip archive; unpack it"),
+)
+HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodePolicy:
+    """How pictures become pixels; every field but `max_pixels` and `min_side` is part of the spec.
+
+    Parameters
+    ----------
+    decoder : str
+        A name of `DECODERS`, or ``auto``.
+    decode : {'exact', 'fast'}
+        ``fast`` lets the JPEG decoder shrink very large photos by 2, 4 or 8 while decoding.
+    background : tuple of int
+        RGB, 0 to 255, that transparent pixels are laid on.
+    bit_depth : {'full', 'minmax'}
+        More than 8 bits are scaled by the full range of their type (0..65535 for integers, 0..1 for floats)
+        or by the picture's own smallest and largest value.
+    max_pixels : int
+        Larger pictures are refused before they are decoded.
+    min_side : int
+        ``fast`` never makes the short side smaller than this; 0 keeps every picture whole.
+
+    Raises
+    ------
+    UsageError
+        If a value is none of these.
+    """
+
+    decoder: str = "auto"
+    decode: str = "exact"
+    background: tuple[int, int, int] = (255, 255, 255)
+    bit_depth: str = "full"
+    max_pixels: int = MAX_PIXELS
+    min_side: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "decoder", resolve_decoder(self.decoder))
+        object.__setattr__(self, "background", tuple(int(channel) for channel in self.background))
+        for name, allowed in (("decode", DECODES), ("bit_depth", BIT_DEPTHS)):
+            if getattr(self, name) not in allowed:
+                raise UsageError(
+                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}."
+                )
+        if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
+            raise UsageError(f"background {self.background} is no colour; give three numbers from 0 to 255.")
+        if self.max_pixels < 1 or self.min_side < 0:
+            raise UsageError(
+                f"max_pixels {self.max_pixels} and min_side {self.min_side}: give at least 1 and 0."
+            )
+
+
+def decode_picture(
+    picture: Picture, policy: DecodePolicy | None = None, *, warn: Warn | None = None
+) -> NDArray[np.uint8]:
+    """Decode a picture in full.
+
+    Safe to call from several threads; decoding releases the GIL.
+
+    Parameters
+    ----------
+    picture : Picture
+        As `read_picture` returns it.
+    policy : DecodePolicy, optional
+        The default policy if left out.
+    warn : callable, optional
+        Called with each remark about a picture that is accepted nevertheless: a str, the same for all
+        pictures of a kind. Remarks are dropped if left out.
+
+    Returns
+    -------
+    array of uint8, shape (H, W, 3)
+        Upright RGB, contiguous.
+
+    Raises
+    ------
+    ImageError
+        Not an image, truncated, too large, or of a kind that cannot be read; with the decoder's reason.
+    """
+    policy = policy or DecodePolicy()
+    warn = warn or _drop
+    try:
+        if isinstance(picture.data, bytes):
+            pixels = _decode_file(picture.data, picture.name, policy, warn)
+        else:
+            _check_size((picture.data.shape[1], picture.data.shape[0]), policy)
+            pixels = rgb_from_pixels(
+                picture.data, background=policy.background, bit_depth=policy.bit_depth, warn=warn
+            )
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise ImageError(picture.name, escape_name(reason_of(error))) from error
+    short, long = sorted(pixels.shape[:2])
+    if short < SMALL_SIDE:
+        warn(REMARK_SMALL)
+    if long > EXTREME_RATIO * short:
+        warn(REMARK_RATIO)
+    return pixels
+
+
+def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
+    image, kind = _open(data, policy)
+    _check_size(image.size, policy)
+    _remark_extension(name, kind, warn)
+    with _turn(image.size):
+        if kind == "JPEG":
+            _check_scans(data)
+            pixels = _decode_jpeg(data, image, policy, warn)
+            if pixels is not None:
+                return upright(pixels, orientation(image))
+        elif getattr(image, "is_animated", False):
+            warn(REMARK_FRAMES)
+        image.load()
+        pixels = rgb_from_pillow(image, background=policy.background, bit_depth=policy.bit_depth, warn=warn)
+        return upright(pixels, orientation(image))  # after load: TIFF turns itself, PNG may say it last
+
+
+def _decode_jpeg(data: bytes, image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pixels | None:
+    """Pixels by the native decoder; None where Pillow must judge: scaled, CMYK, exotic or damaged files."""
+    if policy.decode == "fast" and policy.min_side and min(image.size) >= 2 * policy.min_side:
+        image.draft("RGB", (policy.min_side, policy.min_side))
+        return None
+    decode, remark = load_decoder(policy.decoder)
+    if remark:
+        warn(remark)
+    if decode is None or image.mode not in ("RGB", "L"):
+        return None
+    width, height = image.size
+    try:
+        pixels = decode(data)
+    except MemoryError:
+        raise
+    except Exception:
+        image.load()  # raises where Pillow, too, finds the file unreadable
+        warn(REMARK_DAMAGED)
+        return None
+    return pixels if pixels.shape == (height, width, 3) else None
+
+
+def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
+    """Read the header, as `Image.open` does but without its size limit, which is a global."""
+    if "TIFF" not in Image.OPEN:
+        Image.init()
+    prefix = data[:16]
+    refusal = ""
+    for kind in FORMATS:
+        factory, accept = Image.OPEN.get(kind, (None, None))
+        if factory is None or accept is None or accept(prefix) in (False, None):
+            continue
+        if kind == "WEBP":
+            _check_size(_webp_size(data), policy)  # its decoder allocates the picture when it is opened
+        try:
+            return factory(io.BytesIO(data), ""), kind
+        except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
+            refusal = f"a damaged or unsupported {kind} file: {reason_of(error)}"
+    raise ValueError(refusal or _not_an_image(data))
+
+
+def _not_an_image(data: bytes) -> str:
+    start = data[:64].lstrip()
+    for signature, words in LOOKALIKES:
+        if start[: len(signature)].lower() == signature.lower():
+            return words
+    if data[4:12] in HEIF_BRANDS:
+        return "a HEIC photo; `pip install pillow-heif` and register its opener, or convert it to JPEG"
+    return f"not an image (starts with {data[:16]!r})"
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the canvas (WebP container specification); (1, 1) where the header is damaged."""
+    chunk = data[12:16]
+    if chunk == b"VP8X" and len(data) >= 30:
+        return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+    if chunk == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if chunk == b"VP8 " and len(data) >= 30:
+        width, height = struct.unpack("<HH", data[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return 1, 1
+
+
+def _check_size(size: tuple[int, int], policy: DecodePolicy) -> None:
+    width, height = size
+    if width * height > policy.max_pixels:
+        raise ValueError(
+            f"{width:,} x {height:,} pixels are more than max_pixels {policy.max_pixels:,}; "
+            "shrink the picture or raise the limit (--max-pixels)"
+        )
+
+
+def _check_scans(data: bytes) -> None:
+    scans = data.count(b"\xff\xda")
+    if scans > MAX_JPEG_SCANS:
+        raise ValueError(f"a JPEG of {scans:,} scans (at most {MAX_JPEG_SCANS}); save it anew")
+
+
+def _remark_extension(name: str, kind: str, warn: Warn) -> None:
+    extension = os.path.splitext(name)[1].lower()
+    claimed = next((each for each, known in EXTENSIONS.items() if extension in known), kind)
+    if claimed != kind:
+        warn(f"named {extension} but holds {kind}")
+
+
+@contextlib.contextmanager
+def _turn(size: tuple[int, int]) -> Iterator[None]:
+    if size[0] * size[1] <= LARGE_PIXELS:
+        yield
+        return
+    with _one_at_a_time:
+        yield
+
+
+_one_at_a_time = threading.Lock()
+
+
+def _drop(remark: str) -> None:
+    """Take no note of a remark."""

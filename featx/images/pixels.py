@@ -1,0 +1,140 @@
+"""From whatever a file holds to upright 8-bit RGB: colour spaces, bit depth, transparency, orientation.
+
+`Image.convert("RGB")` alone clips 16 bits to 255, shows the colours hidden under transparency and leaves
+photos on their side; each of these is decided here, once, for files, PIL images and arrays alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
+
+Pixels = NDArray[Any]
+Warn = Callable[[str], None]
+
+ORIENTATION = 0x0112  # the EXIF tag
+
+DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
+"""Pillow's modes of more than 8 bits."""
+
+MANAGED_MODES = ("CMYK", "LAB")
+"""Modes whose colours mean little without a profile."""
+
+REMARK_DEPTH = (
+    "more than 8 bits: scaled by the full range of its type (bit_depth='minmax' takes the picture's own)"
+)
+REMARK_RANGE = "values beyond the full range were clipped (bit_depth='minmax' takes the picture's own range)"
+REMARK_PROFILE = "its colour profile cannot be used; converted without it"
+
+
+def from_pillow(image: Image.Image) -> Pixels:
+    """Upright pixels of a PIL image, nothing lost but the palette and the colour space.
+
+    Returns
+    -------
+    array
+        (H, W) bool, uint8, uint16, int32 or float32; (H, W, 3) or (H, W, 4) uint8.
+    """
+    image.load()
+    return upright(np.ascontiguousarray(_plain(image, warn=lambda remark: None)), orientation(image))
+
+
+def rgb_from_pillow(
+    image: Image.Image, *, background: tuple[int, int, int], bit_depth: str, warn: Warn
+) -> Pixels:
+    """Pixels of a loaded PIL image as uint8, shape (H, W, 3), not yet turned upright."""
+    return rgb_from_pixels(_plain(image, warn=warn), background=background, bit_depth=bit_depth, warn=warn)
+
+
+def rgb_from_pixels(
+    pixels: Pixels, *, background: tuple[int, int, int], bit_depth: str, warn: Warn
+) -> Pixels:
+    """8-bit RGB of shape (H, W, 3) from (H, W), (H, W, 3) or (H, W, 4) pixels of any of the dtypes above."""
+    if pixels.dtype == np.bool_:
+        pixels = pixels.astype(np.uint8) * np.uint8(255)
+    elif pixels.dtype != np.uint8:
+        pixels = _to_8_bits(pixels, bit_depth, warn)
+    if pixels.ndim == 2:
+        return np.repeat(pixels[:, :, None], 3, axis=2)
+    return _lay_on(pixels, background) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 (upright) to 8; a damaged EXIF block counts as none."""
+    with contextlib.suppress(Exception):
+        value = image.getexif().get(ORIENTATION, 1)
+        return value if value in _TURNS else 1
+    return 1
+
+
+def upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Turn and mirror pixels as the EXIF orientation says."""
+    return np.ascontiguousarray(_TURNS[orientation](pixels))
+
+
+_TURNS: dict[int, Callable[[Pixels], Pixels]] = {  # EXIF 2.32, tag 274
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1),
+    6: lambda a: a.swapaxes(0, 1)[:, ::-1],
+    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
+    8: lambda a: a.swapaxes(0, 1)[::-1],
+}
+
+
+def _plain(image: Image.Image, *, warn: Warn) -> Pixels:
+    """Pixels of a loaded image in a mode that NumPy holds: bool, deep grey, grey, RGB or RGBA."""
+    if image.mode in DEEP_MODES:
+        pixels = np.asarray(image)
+        return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+    if image.mode in MANAGED_MODES:
+        image = _to_srgb(image, warn)
+    if image.has_transparency_data:
+        return np.asarray(image if image.mode == "RGBA" else image.convert("RGBA"))
+    return np.asarray(image if image.mode in ("1", "L", "RGB") else image.convert("RGB"))
+
+
+def _to_srgb(image: Image.Image, warn: Warn) -> Image.Image:
+    profile: Any = ImageCms.createProfile("LAB") if image.mode == "LAB" else image.info.get("icc_profile")
+    if not profile:
+        return image.convert("RGB")
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile) if isinstance(profile, bytes) else profile)
+        converted = ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        warn(REMARK_PROFILE)
+        return image.convert("RGB")
+    return converted or image.convert("RGB")
+
+
+def _to_8_bits(pixels: Pixels, bit_depth: str, warn: Warn) -> Pixels:
+    """Scale deep pixels to 0..255.
+
+    ``full`` takes 0..65535 for integers (32-bit files hold 16-bit data in practice) and 0..1 for floats,
+    as scikit-image does; ``minmax`` takes the picture's own smallest and largest finite value.
+    """
+    values = np.nan_to_num(pixels.astype(np.float32))  # NaN is 0, infinities the largest float
+    low, high = float(values.min()), float(values.max())
+    if bit_depth == "full":
+        top = 1.0 if pixels.dtype.kind == "f" else 65535.0
+        warn(REMARK_DEPTH)
+        if low < 0.0 or high > top:
+            warn(REMARK_RANGE)
+        low, high = 0.0, top
+    values = (values - low) * (255.0 / (high - low) if high > low else 0.0)
+    return np.rint(values, out=values).clip(0, 255).astype(np.uint8)
+
+
+def _lay_on(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
+    """Lay RGBA on a plain colour, as Pillow does, with one rounding."""
+    base = Image.new("RGBA", (pixels.shape[1], pixels.shape[0]), (*background, 255))
+    base.alpha_composite(Image.fromarray(np.ascontiguousarray(pixels)))
+    return np.asarray(base.convert("RGB"))

@@ -1,0 +1,106 @@
+"""CSV that is safe to open: whole or absent on disk, no formula runs, no control character is shown.
+
+File and class names come from strangers. A spreadsheet runs a cell that starts with ``=``; a terminal
+obeys escape sequences; a name may not be Unicode at all. One writer serves every table that featx makes,
+so the care is taken once. JSON output needs none of it and stays exact.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import numbers
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TextIO
+
+from featx.files import atomic_write
+
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
+"""What a spreadsheet takes for a formula (OWASP, CSV Injection), and the full-width forms."""
+
+
+def write_csv(
+    target: str | os.PathLike[str] | TextIO, header: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> None:
+    """Write a table as UTF-8 CSV, to a file that is replaced as a whole or to an open text stream.
+
+    Parameters
+    ----------
+    target : path or text stream
+        A path is written atomically; a stream (e.g. ``sys.stdout``) receives row by row.
+    header : sequence of str
+        Names of the columns.
+    rows : iterable of sequences
+        Numbers stay numbers, None is an empty cell, every other value goes through `csv_cell`.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be written; an older one is then still whole.
+    """
+    if isinstance(target, str | os.PathLike):
+        buffer = io.StringIO(newline="")
+        _write_rows(buffer, header, rows)
+        atomic_write(target, buffer.getvalue().encode())
+    else:
+        _write_rows(target, header, rows)
+
+
+def read_csv(text: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
+    """Rows with their number as a spreadsheet shows it (the header is row 1); blank rows are left out.
+
+    Raises
+    ------
+    csv.Error
+        If the text is no CSV, e.g. a quote that never closes.
+    """
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    for number, row in enumerate(reader, start=1):
+        if any(cell.strip() for cell in row):
+            yield number, row
+
+
+def csv_cell(value: Any) -> str:
+    """One cell: numbers as they are, text escaped and never a formula.
+
+    Examples
+    --------
+    >>> csv_cell(-1.5), csv_cell("-1.5"), csv_cell("=cmd|' /C calc'!A0")
+    ('-1.5', "'-1.5", "'=cmd|' /C calc'!A0")
+    """
+    if value is None:
+        return ""
+    if isinstance(value, numbers.Real):  # NumPy's scalars too
+        return str(value)
+    text = str(value)
+    return f"'{escape_name(text)}" if text.startswith(FORMULA_STARTS) else escape_name(text)
+
+
+def escape_name(text: str) -> str:
+    r"""Make a name safe to show: what is not printable becomes its escape.
+
+    Control characters (also ESC, newline), bidirectional overrides, line separators and bytes that are
+    not UTF-8 (surrogate escapes of `os.fsdecode`) are escaped; everything printable stays.
+
+    Examples
+    --------
+    >>> escape_name("Äpfel\n\x1b[31m"), escape_name("caf\udce9.jpg")
+    ('Äpfel\\n\\x1b[31m', 'caf\\xe9.jpg')
+    """
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def _escape(character: str) -> str:
+    code = ord(character)
+    if 0xDC80 <= code <= 0xDCFF:  # PEP 383: the byte that could not be decoded
+        return f"\\x{code - 0xDC00:02x}"
+    return ascii(character)[1:-1]
+
+
+def _write_rows(stream: TextIO, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow([csv_cell(name) for name in header])
+    writer.writerows([csv_cell(value) for value in row] for row in rows)
