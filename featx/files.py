@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 import uuid
 from pathlib import Path
 
 TEMPORARY_PREFIX = ".tmp-"
+LEFTOVER_S = 3600.0
+"""No write takes an hour: a temporary file older than that, whose process is gone, was left by a crash."""
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -24,7 +27,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         temporary file removed.
     """
     target = Path(path)
-    temporary = target.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex}")
+    temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb", buffering=0) as file:
             view = memoryview(data).cast("B")
@@ -37,6 +40,42 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def make_folder(folder: Path) -> None:
+    """Make `folder` and its missing parents so that they outlive a power cut.
+
+    Raises
+    ------
+    OSError
+        As the operating system says.
+    """
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sweep_temporaries(folder: Path, *, older_than_s: float = LEFTOVER_S) -> None:
+    """Remove what crashed writers left in `folder`: old temporary files of no living process."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            if time.time() - path.stat().st_mtime > older_than_s and not _is_alive(path.name.split("-")[1]):
+                path.unlink()
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of that number runs here (unknown, so False, on Windows: open files stay there)."""
+    if os.name == "nt" or not process.isdecimal():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        return True
+    return True
 
 
 def sync_folder(folder: Path) -> None:

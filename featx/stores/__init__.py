@@ -1,1 +1,78 @@
-"""Append-only rows named by (spec, image digest), in HDF5 on disk or in memory."""
+"""Append-only rows named by (spec, image digest), in HDF5 on disk or in memory.
+
+Where the cache lies and how a store is named are decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from featx.exceptions import StoreError
+from featx.stores.base import FeatureStore
+from featx.stores.memory import MemoryStore
+
+CACHE_VARIABLE = "FEATX_CACHE"
+MEMORY = "memory"
+
+
+def open_store(store: str | os.PathLike[str] | FeatureStore | None = None) -> FeatureStore:
+    """Open the store that a user named.
+
+    Parameters
+    ----------
+    store : path-like, 'memory', FeatureStore or None
+        A folder; rows that are gone with the process; a store that is open already; or the default
+        folder (`default_cache`).
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be used.
+    StoreFormatError
+        If a newer featx made it.
+    """
+    if store is None:
+        return STORES["hdf5"](default_cache())
+    if isinstance(store, str | os.PathLike):
+        return STORES[MEMORY](Path()) if store == MEMORY else STORES["hdf5"](Path(store))
+    return store
+
+
+def default_cache() -> Path:
+    """The cache folder where none is named: ``FEATX_CACHE``, else the platform's place for caches.
+
+    Raises
+    ------
+    StoreError
+        If neither can be told, as for a service without ``HOME``.
+    """
+    places = ((CACHE_VARIABLE, ""), *PLATFORM_CACHES.get(sys.platform, PLATFORM_CACHES["linux"]))
+    for variable, below in places:
+        if os.environ.get(variable):
+            return Path(os.environ[variable], below)
+    raise StoreError(
+        f"no cache folder: none of {', '.join(name for name, _ in places)} is set. "
+        "Name one (--cache-dir, FEATX_CACHE), or keep nothing (--no-cache)."
+    )
+
+
+def _hdf5(path: Path) -> FeatureStore:
+    from featx.stores.hdf5 import HDF5Store  # h5py is loaded when rows are on disk
+
+    return HDF5Store(path)
+
+
+PLATFORM_CACHES: dict[str, tuple[tuple[str, str], ...]] = {
+    "linux": (("XDG_CACHE_HOME", "featx"), ("HOME", ".cache/featx")),
+    "darwin": (("HOME", "Library/Caches/featx"),),
+    "win32": (("LOCALAPPDATA", "featx/Cache"), ("USERPROFILE", ".cache/featx")),
+}
+"""Environment variable and the folder below it, tried in order."""
+
+STORES: dict[str, Callable[[Path], FeatureStore]] = {
+    "hdf5": _hdf5,
+    MEMORY: lambda _path: MemoryStore(),
+}

@@ -24,6 +24,93 @@ def as_ids(digests: Iterable[bytes]) -> Ids:
     return np.frombuffer(b"".join(digests), np.uint8).reshape(-1, DIGEST_BYTES)
 
 
+def as_stored(features: NDArray[Any], dtype: str) -> list[NDArray[Any]]:
+    """Rows as they are kept: each rounded to float16 where it fits, else float32, whatever its batch-mates.
+
+    Parameters
+    ----------
+    features : array-like, shape (n, ...)
+        Rows of any shape.
+    dtype : {'float16', 'float32'}
+        The spec's stored dtype.
+
+    Raises
+    ------
+    ValueError
+        If a row is not finite in float32; the message names the rows.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        rows = np.array(features, np.float32)
+        halves = rows.astype(np.float16)
+    bad = np.flatnonzero(~_finite(rows))
+    if len(bad):
+        some = ", ".join(map(str, bad[:5])) + (", ..." if len(bad) > 5 else "")
+        raise ValueError(
+            f"{len(bad)} of {len(rows)} rows are not finite (rows {some}); such rows are never stored."
+        )
+    if dtype == "float32":
+        return list(rows)
+    return [half if fits else row for row, half, fits in zip(rows, halves, _finite(halves), strict=True)]
+
+
+def check_append(key: str, ids: Ids, features: NDArray[Any], spec: FeatureSpec) -> None:
+    """Refuse an append whose parts do not belong together.
+
+    Raises
+    ------
+    ValueError
+        If the key is not the spec's, the ids are not (n, 32) uint8, or the numbers of rows differ.
+    """
+    if spec.key != key:
+        raise ValueError(
+            f"the spec's key is {spec.key[:16]}, not {key[:16]}: rows go to the space of their own spec."
+        )
+    if ids.dtype != np.uint8 or ids.ndim != 2 or ids.shape[1] != DIGEST_BYTES:
+        raise ValueError(f"ids have shape {ids.shape} and dtype {ids.dtype}, not (n, {DIGEST_BYTES}) uint8.")
+    if len(ids) != len(features):
+        raise ValueError(f"{len(ids)} ids for {len(features)} rows.")
+
+
+def check_shape(came: tuple[int, ...], kept: tuple[int, ...] | None) -> None:
+    """Refuse rows of another shape than the space's (ValueError); None is a space without rows."""
+    if kept is not None and came != kept:
+        raise ValueError(f"rows of shape {came} in a space whose rows have shape {kept}.")
+
+
+def find_nearest(
+    spec: FeatureSpec, specs: Iterable[FeatureSpec]
+) -> tuple[FeatureSpec, Mapping[str, tuple[Any, Any]]] | None:
+    """Of some specs the one that differs from `spec` in the fewest fields, with those fields.
+
+    Returns
+    -------
+    tuple of FeatureSpec and mapping, or None
+        The neighbour and ``{field: (value of spec, value of the neighbour)}``; None if there is no other.
+    """
+    others = [(other, spec.differing(other)) for other in specs if other.key != spec.key]
+    return min(others, key=lambda pair: len(pair[1]), default=None)
+
+
+def explain_miss(spec: FeatureSpec, differing: Mapping[str, tuple[Any, Any]]) -> str:
+    """Why the nearest space cannot serve: the fields that differ, the kept value first.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+        The recipe that is asked for.
+    differing : mapping
+        As `FeatureStore.nearest` gives it.
+    """
+    fields = ", ".join(f"{name} (kept: {theirs}, now: {mine})" for name, (mine, theirs) in differing.items())
+    return f"no kept rows for {spec.architecture} {spec.block}: the nearest space differs in {fields}."
+
+
+def _finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
+    """Mask of the rows, shape (n,), that are finite throughout."""
+    finite: NDArray[np.bool_] = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    return finite
+
+
 @runtime_checkable
 class FeatureStore(Protocol):
     """What the extractor needs of a store. Safe to call from several threads."""
@@ -44,7 +131,11 @@ class FeatureStore(Protocol):
         ...
 
     def read(self, key: str, ids: Ids) -> NDArray[Any]:
-        """Rows of the ids in the caller's order, shape (n, ...); buffered rows count. KeyError if one is missing."""
+        """Rows of the ids in the caller's order, float32, shape (n, ...); buffered rows count.
+
+        KeyError if one is missing. A row that `missing` did not name can be missing here, when its digest
+        turns out wrong as it is read or another process pruned it: ask `missing` again and compute it.
+        """
         ...
 
     def row_shape(self, key: str) -> tuple[int, ...] | None:
@@ -53,6 +144,10 @@ class FeatureStore(Protocol):
 
     def keys(self) -> Mapping[str, FeatureSpec]:
         """Spaces that hold rows, with their specs."""
+        ...
+
+    def nearest(self, spec: FeatureSpec) -> tuple[FeatureSpec, Mapping[str, tuple[Any, Any]]] | None:
+        """The other space that differs in the fewest fields, with ``{field: (asked, kept)}``, or None."""
         ...
 
     def remember(self, kind: str, name: str, value: Mapping[str, Any]) -> None:

@@ -11,11 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.spec import FeatureSpec
-from featx.stores.base import Ids
+from featx.stores.base import Ids, as_stored, check_append, check_shape, find_nearest
 
 
 class MemoryStore:
-    """Rows in dictionaries; gone with the process."""
+    """Rows in dictionaries; gone with the process. A copy (`sklearn.base.clone`) is the store itself."""
+
+    path = None
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[bytes, NDArray[Any]]] = {}
@@ -30,17 +32,16 @@ class MemoryStore:
 
     def append(self, key: str, ids: Ids, features: NDArray[Any], spec: FeatureSpec) -> None:
         """See `FeatureStore.append`."""
-        if spec.key != key:
-            raise ValueError("the spec's key is not the space's key.")
-        if len(ids) != len(features):
-            raise ValueError(f"{len(ids)} ids for {len(features)} rows.")
-        if not np.isfinite(features).all():
-            raise ValueError("rows that are not finite are never stored.")
+        check_append(key, ids, features, spec)
+        rows = as_stored(features, spec.dtype)
+        if not rows:
+            return
         with self._lock:
+            check_shape(rows[0].shape, self.row_shape(key))
             space = self._rows.setdefault(key, {})
             self._specs[key] = spec
-            for digest, row in zip(ids, features, strict=True):
-                space.setdefault(digest.tobytes(), np.array(row))
+            for digest, row in zip(ids, rows, strict=True):
+                space.setdefault(digest.tobytes(), row)
 
     def commit(self) -> None:
         """Nothing to do: rows are visible as soon as they are appended."""
@@ -50,7 +51,7 @@ class MemoryStore:
         rows = self._rows.get(key, {})
         if not len(ids):
             return np.empty((0, *(self.row_shape(key) or (0,))), np.float32)
-        return np.stack([rows[digest.tobytes()] for digest in ids])
+        return np.stack([rows[digest.tobytes()] for digest in ids]).astype(np.float32, copy=False)
 
     def row_shape(self, key: str) -> tuple[int, ...] | None:
         """See `FeatureStore.row_shape`."""
@@ -59,6 +60,10 @@ class MemoryStore:
     def keys(self) -> Mapping[str, FeatureSpec]:
         """See `FeatureStore.keys`."""
         return dict(self._specs)
+
+    def nearest(self, spec: FeatureSpec) -> tuple[FeatureSpec, Mapping[str, tuple[Any, Any]]] | None:
+        """See `FeatureStore.nearest`."""
+        return find_nearest(spec, self.keys().values())
 
     def remember(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
         """See `FeatureStore.remember`."""
@@ -70,3 +75,12 @@ class MemoryStore:
 
     def close(self) -> None:
         """Nothing to let go of."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> MemoryStore:
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=threading.Lock())

@@ -1,0 +1,621 @@
+"""HDF5Store: rows on disk in immutable segments, after any crash whole.
+
+::
+
+    <cache>/v1/<spec.key[:16]>/
+        spec.json                   the recipe; its time stamp is the last use
+        seg-<uuid>-<rows>.h5        written whole under a temporary name, synced, renamed
+        quarantine/                 segments that failed a check
+    <cache>/v1/notes/<kind>/        small JSON notes
+
+A live HDF5 file is never appended to: a crash in mid-write loses or misaligns rows that were reported
+as kept. Segments are made in memory and published by a rename instead, so a reader needs no lock, any
+number of processes may write at once, and what one loses at worst is what it had not committed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import StoreError, StoreFormatError, StoreWriteError
+from featx.files import atomic_write, make_folder, sweep_temporaries
+from featx.spec import FeatureSpec
+from featx.stores.base import Ids, as_ids, as_stored, check_append, check_shape, find_nearest
+from featx.stores.migrations import migrate
+from featx.stores.segments import (
+    FORMAT,
+    BadSegmentError,
+    Segment,
+    newer_format,
+    open_segment,
+    spec_of,
+    versions,
+)
+from featx.stores.space import (
+    KEY_CHARACTERS,
+    QUARANTINE,
+    SPEC_FILE,
+    Space,
+    read_spec_text,
+    rows_of,
+    segment_names,
+)
+
+COMMIT_ROWS = 1024
+COMMIT_BYTES = 64 << 20
+COMMIT_S = 10.0
+"""Buffered rows are committed at the first of these: what a crash can cost at most."""
+
+PACK_BYTES = 128 << 20
+"""Small segments are packed into ones of at most this size (packing holds one twice in memory)."""
+
+FORMAT_FILE = "format.json"
+NOTES = "notes"
+SPACE_NAME = re.compile(rf"[0-9a-f]{{{KEY_CHARACTERS}}}")
+ELSEWHERE = "use another folder (--cache-dir, FEATX_CACHE) or none (--no-cache)"
+
+
+@dataclass
+class _Buffer:
+    """Rows of one space that are not on disk yet."""
+
+    space: Space
+    spec: FeatureSpec | None = None
+    pending: dict[bytes, NDArray[Any]] = field(default_factory=dict)
+    writing: dict[bytes, NDArray[Any]] = field(default_factory=dict)
+
+    def get(self, digest: bytes) -> NDArray[Any] | None:
+        row = self.pending.get(digest)
+        return self.writing.get(digest) if row is None else row
+
+    @property
+    def row_shape(self) -> tuple[int, ...] | None:
+        for rows in (self.pending, self.writing):
+            for row in rows.values():
+                return row.shape
+        return self.space.row_shape
+
+
+@dataclass(frozen=True)
+class SpaceUsage:
+    """What one space takes on disk."""
+
+    key: str
+    spec: FeatureSpec | None
+    """None for the recipe of a newer featx, or one that is damaged."""
+    rows: int
+    segments: int
+    n_bytes: int
+    quarantined: int
+    last_used: float
+    """Seconds since the epoch."""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What `HDF5Store.verify` read, and the segments that it set aside with the reason."""
+
+    spaces: int
+    segments: int
+    rows: int
+    bad: tuple[tuple[Path, str], ...]
+
+
+@dataclass(frozen=True)
+class Freed:
+    """What `HDF5Store.pack` or `HDF5Store.prune` removed."""
+
+    segments: int
+    n_bytes: int
+
+
+class HDF5Store:
+    """Append-only rows in a folder.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The cache folder; made if it is not there. Any number of processes may share it.
+
+    Raises
+    ------
+    StoreError
+        If the folder cannot be made or written.
+    StoreFormatError
+        If a newer featx made it; nothing in it is touched.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path).absolute()
+        self._root = self.path / f"v{FORMAT}"
+        self._buffers: dict[str, _Buffer] = {}
+        self._buffered_bytes = 0
+        self._oldest = 0.0
+        self._lock = threading.RLock()
+        self._commit_lock = threading.Lock()
+        _open_root(self.path, self._root)
+
+    def missing(self, key: str, ids: Ids) -> NDArray[np.bool_]:
+        """See `FeatureStore.missing`; rows that other processes committed are seen."""
+        buffer = self._buffer(key)
+        absent = ~buffer.space.find(ids)
+        if absent.any():
+            buffer.space.refresh()
+            absent = ~buffer.space.find(ids)
+        with self._lock:
+            for position in np.flatnonzero(absent):
+                absent[position] = buffer.get(ids[position].tobytes()) is None
+        # A commit may have moved rows from the buffer to the disk between the two looks.
+        if absent.any():
+            absent[absent] = ~buffer.space.find(ids[absent])
+        return absent
+
+    def append(self, key: str, ids: Ids, features: NDArray[Any], spec: FeatureSpec) -> None:
+        """See `FeatureStore.append`; commits by itself at 1,024 rows, 64 MB or 10 s.
+
+        Raises
+        ------
+        ValueError
+            If a row is not finite, or key, ids and rows do not belong together.
+        StoreWriteError
+            If the commit fails. The rows stay buffered and readable in this process.
+        """
+        check_append(key, ids, features, spec)
+        rows = as_stored(features, spec.dtype)
+        if not rows:
+            return
+        new = self.missing(key, ids)
+        buffer = self._buffer(key)
+        with self._lock:
+            check_shape(rows[0].shape, buffer.row_shape)
+            buffer.spec = spec
+            for digest, row, is_new in zip(ids, rows, new, strict=True):
+                name = digest.tobytes()
+                if is_new and name not in buffer.pending:
+                    if not self._buffered_bytes:
+                        self._oldest = time.monotonic()
+                    buffer.pending[name] = row
+                    self._buffered_bytes += row.nbytes
+            due = (
+                len(buffer.pending) >= COMMIT_ROWS
+                or self._buffered_bytes >= COMMIT_BYTES
+                or (self._buffered_bytes > 0 and time.monotonic() - self._oldest >= COMMIT_S)
+            )
+        if due:
+            self.commit()
+
+    def commit(self) -> None:
+        """See `FeatureStore.commit`.
+
+        Raises
+        ------
+        StoreWriteError
+            If the disk is full or cannot be written. Everything committed before stays valid, the rows at
+            hand stay buffered.
+        """
+        with self._commit_lock:
+            with self._lock:
+                buffers = [buffer for buffer in self._buffers.values() if buffer.pending]
+                for buffer in buffers:
+                    buffer.writing, buffer.pending = buffer.pending, {}
+                self._buffered_bytes = 0
+            try:
+                for buffer in buffers:
+                    self._write(buffer)
+            finally:
+                with self._lock:
+                    for buffer in buffers:  # empty, or what an error left
+                        self._buffered_bytes += sum(row.nbytes for row in buffer.writing.values())
+                        buffer.pending = {**buffer.writing, **buffer.pending}
+                        buffer.writing = {}
+
+    def read(self, key: str, ids: Ids) -> NDArray[np.float32]:
+        """See `FeatureStore.read`; the digest of every block that is read is checked.
+
+        A segment that fails is moved to ``quarantine/`` with a `StoreWarning`; rows that it alone held are
+        then missing (KeyError): compute them again.
+        """
+        buffer = self._buffer(key)
+        buffer.space.touch()
+        held = self._held(buffer, ids)
+        on_disk = np.array([position for position in range(len(ids)) if position not in held], np.int64)
+        if len(on_disk) and buffer.space.find(ids[on_disk]).sum() < len(on_disk):
+            buffer.space.refresh(force=True)
+        out = np.empty((len(ids), *(self.row_shape(key) or (0,))), np.float32)
+        for position, row in held.items():
+            out[position] = row
+        if len(on_disk):
+            buffer.space.read(ids[on_disk], out, on_disk)
+        return out
+
+    def row_shape(self, key: str) -> tuple[int, ...] | None:
+        """See `FeatureStore.row_shape`."""
+        buffer = self._buffer(key)
+        with self._lock:
+            return buffer.row_shape
+
+    def keys(self) -> Mapping[str, FeatureSpec]:
+        """See `FeatureStore.keys`; spaces whose recipe only a newer featx understands are left out."""
+        found = {usage.key: usage.spec for usage in self.usage() if usage.rows and usage.spec}
+        with self._lock:
+            for key, buffer in self._buffers.items():
+                if buffer.spec and (buffer.pending or buffer.writing):
+                    found[key] = buffer.spec
+        return found
+
+    def nearest(self, spec: FeatureSpec) -> tuple[FeatureSpec, Mapping[str, tuple[Any, Any]]] | None:
+        """See `FeatureStore.nearest`."""
+        return find_nearest(spec, self.keys().values())
+
+    def remember(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
+        """See `FeatureStore.remember`; atomic and durable.
+
+        Raises
+        ------
+        StoreWriteError
+            If the disk is full or cannot be written.
+        """
+        path = self._note(kind, name)
+        body = json.dumps({"name": name, "value": value}, sort_keys=True)
+        note = {"sha256": hashlib.sha256(body.encode()).hexdigest(), "note": json.loads(body)}
+        with _write_errors(path):
+            make_folder(path.parent)
+            atomic_write(path, json.dumps(note, sort_keys=True, indent=1).encode())
+
+    def recall(self, kind: str, name: str) -> dict[str, Any] | None:
+        """See `FeatureStore.recall`; a damaged note counts as none."""
+        try:
+            note = json.loads(self._note(kind, name).read_bytes())
+            body = json.dumps(note["note"], sort_keys=True)
+            if note["sha256"] != hashlib.sha256(body.encode()).hexdigest() or note["note"]["name"] != name:
+                return None
+            value: dict[str, Any] = note["note"]["value"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        return value
+
+    def close(self) -> None:
+        """See `FeatureStore.close`."""
+        self.commit()
+
+    def verify(self) -> Verification:
+        """Read every row of every space and check it; bad segments are quarantined.
+
+        Returns
+        -------
+        Verification
+        """
+        segments = rows = 0
+        bad: list[tuple[Path, str]] = []
+        folders = self._folders()
+        for folder in folders:
+            space = self._space_at(folder)
+            if space is None:
+                continue
+            before = len(space.bad)
+            space.refresh(force=True)
+            for segment in space.segments:
+                # A segment that is gone was packed or pruned meanwhile.
+                with contextlib.suppress(FileNotFoundError), _quarantining(space, segment):
+                    rows += sum(len(slab) for slab in space.scan(segment))
+                    segments += 1
+            bad += space.bad[before:]
+        return Verification(len(folders), segments, rows, tuple(bad))
+
+    def pack(self, *, max_bytes: int = PACK_BYTES) -> Freed:
+        """Write small segments together into larger ones, then remove them.
+
+        Safe beside other processes: the new one is durable before an old one goes, and a reader that
+        loses a file lists the folder again.
+
+        Parameters
+        ----------
+        max_bytes : int
+            Largest size of a packed segment; segments of half of it and more are left alone.
+
+        Returns
+        -------
+        Freed
+            The small segments that are gone.
+        """
+        self.commit()
+        removed = n_bytes = 0
+        with _only_one(self._root / "pack.lock") as alone:
+            for folder in self._folders() if alone else ():
+                space = self._space_at(folder)
+                if space is None:
+                    continue
+                sweep_temporaries(folder)
+                space.refresh(force=True)
+                for group in _groups(space.segments, max_bytes):
+                    with contextlib.suppress(FileNotFoundError):  # pruned or packed meanwhile
+                        self._pack_group(space, group)
+                        removed += len(group)
+                        n_bytes += sum(segment.n_bytes for segment in group)
+        return Freed(removed, n_bytes)
+
+    def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
+        """Remove what was not used for long, then the least recently used until the rest is small enough.
+
+        Parameters
+        ----------
+        max_bytes : int, optional
+            What may stay. Quarantined files go first, then the oldest segments of the space that was not
+            used for longest.
+        older_than_s : float, optional
+            Spaces whose last use is longer ago than this go whole.
+
+        Returns
+        -------
+        Freed
+        """
+        self.commit()
+        candidates = []
+        for folder in self._folders():
+            used = _last_used(folder)
+            for path in [*(folder / QUARANTINE).glob("*"), *map(folder.joinpath, segment_names(folder))]:
+                with contextlib.suppress(FileNotFoundError):
+                    stat = path.stat()
+                    kept = path.parent == folder
+                    candidates.append((kept, used, stat.st_mtime, stat.st_size, path))
+        candidates.sort(key=lambda candidate: candidate[:3])
+        total = sum(size for *_, size, _ in candidates)
+        removed = freed = 0
+        for _, used, _, size, path in candidates:
+            too_old = older_than_s is not None and time.time() - used > older_than_s
+            too_much = max_bytes is not None and total - freed > max_bytes
+            if too_old or too_much:
+                path.unlink(missing_ok=True)
+                removed, freed = removed + 1, freed + size
+        for folder in self._folders():
+            _remove_if_empty(folder)
+        for buffer in list(self._buffers.values()):
+            buffer.space.refresh(force=True)
+        return Freed(removed, freed)
+
+    def usage(self) -> list[SpaceUsage]:
+        """What each space takes on disk, the most recently used first; opens no segment."""
+        found = []
+        for folder in self._folders():
+            names = segment_names(folder)
+            sizes = []
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    sizes.append((folder / name).stat().st_size)
+            text = self._spec_text(folder)
+            key = hashlib.sha256(text.encode()).hexdigest() if text else folder.name
+            spec = None
+            with contextlib.suppress(StoreFormatError):
+                spec = FeatureSpec.from_json(text) if text else None
+            quarantined = len(list((folder / QUARANTINE).glob("*")))
+            rows = sum(map(rows_of, names))
+            used = _last_used(folder)
+            found.append(SpaceUsage(key, spec, rows, len(names), sum(sizes), quarantined, used))
+        return sorted(found, key=lambda usage: -usage.last_used)
+
+    def __enter__(self) -> HDF5Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"HDF5Store({str(self.path)!r})"
+
+    def __reduce__(self) -> tuple[type[HDF5Store], tuple[Path]]:
+        return HDF5Store, (self.path,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HDF5Store:
+        return self  # what `sklearn.base.clone` makes of a parameter shares the rows
+
+    def _buffer(self, key: str) -> _Buffer:
+        with self._lock:
+            if key not in self._buffers:
+                space = Space(self._root, key)
+                space.refresh()
+                self._buffers[key] = _Buffer(space)
+            return self._buffers[key]
+
+    def _held(self, buffer: _Buffer, ids: Ids) -> dict[int, NDArray[Any]]:
+        """Position and row of the ids whose rows are still buffered."""
+        with self._lock:
+            if not buffer.pending and not buffer.writing:
+                return {}
+            found = ((position, buffer.get(digest.tobytes())) for position, digest in enumerate(ids))
+            return {position: row for position, row in found if row is not None}
+
+    def _write(self, buffer: _Buffer) -> None:
+        """Write the buffer's rows as segments; each is taken out of it when it is durable."""
+        assert buffer.spec is not None
+        while buffer.writing:
+            digests = list(buffer.writing)
+            limit = max(1, COMMIT_BYTES // max(1, buffer.writing[digests[0]].nbytes))
+            digests = digests[:limit]
+            rows = np.stack([buffer.writing[digest] for digest in digests])  # float32 if one of them is
+            with _write_errors(buffer.space.folder, rows.nbytes):
+                buffer.space.write(as_ids(digests), rows, buffer.spec)
+            with self._lock:
+                for digest in digests:
+                    del buffer.writing[digest]
+
+    def _pack_group(self, space: Space, group: list[Segment]) -> None:
+        """Write the rows of some segments as one, without repeats, then remove them."""
+        seen: set[bytes] = set()
+        ids, rows = [], np.empty((sum(s.n_rows for s in group), *group[0].row_shape), group[0].dtype)
+        count = 0
+        for segment in group:
+            with _quarantining(space, segment):
+                _, segment_ids = open_segment(segment.path, space.key)
+                row = 0
+                for slab in space.scan(segment):
+                    for values in slab:
+                        digest = segment_ids[row].tobytes()
+                        row += 1
+                        if digest not in seen:
+                            seen.add(digest)
+                            ids.append(digest)
+                            rows[count] = values
+                            count += 1
+        with _write_errors(space.folder, rows.nbytes):
+            if count:
+                space.write(as_ids(ids), rows[:count], FeatureSpec.from_json(group[0].spec))
+            space.remove([segment.path.name for segment in group])
+
+    def _folders(self) -> list[Path]:
+        return sorted(
+            path for path in self._root.iterdir() if SPACE_NAME.fullmatch(path.name) and path.is_dir()
+        )
+
+    def _space_at(self, folder: Path) -> Space | None:
+        text = self._spec_text(folder)
+        return self._buffer(hashlib.sha256(text.encode()).hexdigest()).space if text else None
+
+    def _spec_text(self, folder: Path) -> str | None:
+        """The recipe of a folder: its spec.json, or, where that is damaged, what a segment says."""
+        text = read_spec_text(folder)
+        if text is not None:
+            return text
+        for name in segment_names(folder):
+            with contextlib.suppress(BadSegmentError, OSError):
+                return spec_of(folder / name)
+        return None
+
+    def _note(self, kind: str, name: str) -> Path:
+        slug = re.sub(r"[^A-Za-z0-9._-]+", "-", name)[:60].strip(".-")
+        digest = hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+        return self._root / NOTES / kind / f"{slug}-{digest}.json"
+
+
+def _open_root(path: Path, root: Path) -> None:
+    """Make the cache folder ready, or say why it cannot be used."""
+    try:
+        _refuse_newer(path)
+        make_folder(root)
+        if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, "it is not writable")
+        if not (root / FORMAT_FILE).exists():
+            atomic_write(
+                root / FORMAT_FILE, json.dumps({"format": FORMAT, **json.loads(versions())}).encode()
+            )
+    except OSError as error:
+        raise StoreError(
+            f"the cache folder {path} cannot be used: {error.strerror or error}. "
+            f"Make it writable, or {ELSEWHERE}."
+        ) from error
+    migrate(path, root)
+
+
+def _refuse_newer(path: Path) -> None:
+    """Raise StoreFormatError where a newer featx keeps its rows in `path`."""
+    for folder in sorted(path.glob("v*")):
+        if not folder.name[1:].isdecimal():
+            continue
+        try:
+            text = (folder / FORMAT_FILE).read_text()
+            written = int(json.loads(text)["format"])
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            text, written = "{}", int(folder.name[1:])
+        if written > FORMAT:
+            raise StoreFormatError(newer_format(folder, written, text))
+
+
+@contextlib.contextmanager
+def _write_errors(path: Path, needed: int = 0) -> Iterator[None]:
+    """Turn the operating system's error into one that says how much room there is and what to do."""
+    try:
+        yield
+    except StoreError:
+        raise
+    except OSError as error:
+        free = ""
+        with contextlib.suppress(OSError):
+            present = next(folder for folder in (path, *path.parents) if folder.exists())
+            free = f" ({_megabytes(shutil.disk_usage(present).free)} free, {_megabytes(needed)} needed)"
+        wrapped = StoreWriteError(
+            f"cannot write to {path}: {error.strerror or error}{free}. Everything committed before stays "
+            f"valid. Make room (featx cache prune), or {ELSEWHERE}; then run the same again, it goes on "
+            "from here."
+        )
+        wrapped.errno = error.errno
+        raise wrapped from error
+
+
+@contextlib.contextmanager
+def _quarantining(space: Space, segment: Segment) -> Iterator[None]:
+    try:
+        yield
+    except BadSegmentError as error:
+        space.quarantine(segment.path.name, str(error))
+
+
+@contextlib.contextmanager
+def _only_one(path: Path) -> Iterator[bool]:
+    """Whether this process may go on alone; where files cannot be locked it may (a repeat is only waste)."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield True
+        return
+    with open(path, "ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        except OSError:  # a network disk without locks
+            pass
+        yield True
+
+
+def _groups(segments: list[Segment], max_bytes: int) -> list[list[Segment]]:
+    """Neighbours in time that fit one packed segment; float16 and float32 apart, so that no row changes."""
+    groups: list[list[Segment]] = []
+    for dtype in sorted({segment.dtype for segment in segments}, key=str):
+        size = max_bytes  # so that the first opens a group
+        for segment in segments:
+            if segment.dtype != dtype or 2 * segment.n_bytes >= max_bytes:
+                continue
+            if size + segment.n_bytes > max_bytes:
+                groups.append([])
+                size = 0
+            groups[-1].append(segment)
+            size += segment.n_bytes
+    return [group for group in groups if len(group) > 1]
+
+
+def _last_used(folder: Path) -> float:
+    for path in (folder / SPEC_FILE, folder):
+        with contextlib.suppress(OSError):
+            return path.stat().st_mtime
+    return 0.0
+
+
+def _remove_if_empty(folder: Path) -> None:
+    """Remove a space without segments; a process that writes to it just now makes it anew."""
+    if segment_names(folder) or any((folder / QUARANTINE).glob("*")):
+        return
+    sweep_temporaries(folder)
+    with contextlib.suppress(OSError):
+        (folder / SPEC_FILE).unlink(missing_ok=True)
+        if (folder / QUARANTINE).is_dir():
+            (folder / QUARANTINE).rmdir()
+        folder.rmdir()
+
+
+def _megabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB"

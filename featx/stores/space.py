@@ -1,0 +1,292 @@
+"""Space: the folder of one recipe's segments, and what this process knows of it.
+
+The list of segments is the folder's listing and the index is the scan of their ids, so there is nothing
+beside the rows that could go stale. Other processes may add, pack and prune at any time: a segment that
+is gone when it is read means that the folder must be listed again, never that a row is lost.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import threading
+import time
+import uuid
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import StoreError, StoreWarning
+from featx.files import atomic_write, make_folder, sweep_temporaries, sync_folder
+from featx.spec import FeatureSpec
+from featx.stores.base import Ids
+from featx.stores.index import DigestIndex
+from featx.stores.segments import BadSegmentError, Segment, build_segment, open_segment, read_rows
+
+KEY_CHARACTERS = 16
+SPEC_FILE = "spec.json"
+QUARANTINE = "quarantine"
+SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]+)\.h5")
+
+SETTLED_S = 2.0
+"""A folder's time stamp is trusted when it is older than this; stamps are as coarse as 2 s (FAT)."""
+
+
+class Space:
+    """One folder of segments. Safe to call from several threads."""
+
+    def __init__(self, root: Path, key: str) -> None:
+        self.key = key
+        self.folder = root / key[:KEY_CHARACTERS]
+        self.bad: list[tuple[Path, str]] = []
+        self._index = DigestIndex()
+        self._segments: dict[str, Segment] = {}
+        self._firsts: dict[str, int] = {}
+        self._next = 0
+        self._ignored: set[str] = set()
+        self._stamp = -1
+        self._prepared = False
+        self._lock = threading.RLock()
+
+    @property
+    def segments(self) -> list[Segment]:
+        """The known segments, oldest first."""
+        with self._lock:
+            return list(self._segments.values())
+
+    @property
+    def row_shape(self) -> tuple[int, ...] | None:
+        """Shape of one row, or None without rows."""
+        with self._lock:
+            return next((segment.row_shape for segment in self._segments.values()), None)
+
+    def find(self, ids: Ids) -> NDArray[np.bool_]:
+        """Mask of the ids, shape (n,), that have a row."""
+        with self._lock:
+            return self._index.find(ids) >= 0
+
+    def refresh(self, *, force: bool = False) -> None:
+        """Take in what other processes added, forget what they removed."""
+        with self._lock:
+            stamp = _stamp(self.folder)
+            if stamp == self._stamp and not force:
+                return
+            listed = segment_names(self.folder)
+            for name in self._segments.keys() - set(listed):
+                self._forget(name)
+            for name in listed:
+                if name not in self._segments and name not in self._ignored:
+                    self._take(name)
+            settled = time.time() - stamp / 1e9 > SETTLED_S
+            self._stamp = stamp if settled else -1
+
+    def read(self, ids: Ids, out: NDArray[np.float32], positions: NDArray[np.int64]) -> None:
+        """Read the rows of `ids` into ``out[positions]``.
+
+        Raises
+        ------
+        KeyError
+            If a row is not (or no longer) there.
+        """
+        while True:  # every round ends, or has one segment fewer
+            located = self._locate(ids)
+            try:
+                for segment, asked, rows in located:
+                    for part, values in read_rows(segment, rows):
+                        out[positions[asked[part]]] = values
+                return
+            except FileNotFoundError:  # packed or pruned by another process
+                self.refresh(force=True)
+            except BadSegmentError as error:
+                self.quarantine(segment.path.name, str(error))
+
+    def scan(self, segment: Segment) -> Iterator[NDArray[Any]]:
+        """All rows of a segment in slabs, checked, in the stored dtype."""
+        for _, values in read_rows(segment, np.arange(segment.n_rows)):
+            yield values
+
+    def write(self, ids: Ids, rows: NDArray[Any], spec: FeatureSpec) -> None:
+        """Publish rows as a new segment; durable when this returns."""
+        name = f"seg-{uuid.uuid4().hex}-{len(ids)}.h5"
+        image = build_segment(ids, rows, spec)
+        self._prepare(spec)
+        try:
+            atomic_write(self.folder / name, image)
+        except FileNotFoundError:  # the folder was pruned, or the temporary file swept, by another process
+            self._prepared = False
+            self._prepare(spec)
+            atomic_write(self.folder / name, image)
+        with self._lock:
+            self._take(name)
+
+    def remove(self, names: list[str]) -> None:
+        """Unlink segments whose rows are elsewhere or not wanted any more."""
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                (self.folder / name).unlink()
+            with self._lock:
+                self._forget(name)
+        with contextlib.suppress(FileNotFoundError):
+            sync_folder(self.folder)
+
+    def quarantine(self, name: str, reason: str) -> None:
+        """Set a bad segment aside, save those of its rows that are proven good, and warn."""
+        source, shelf = self.folder / name, self.folder / QUARANTINE
+        n_rows = rows_of(name)
+        with self._lock:
+            self._forget(name)
+            self._ignored.add(name)
+            saved = self._rescue(source)
+            self.bad.append((source, reason))
+            try:
+                make_folder(shelf)
+                os.replace(source, shelf / name)
+                sync_folder(self.folder)
+                sync_folder(shelf)
+            except FileNotFoundError:
+                return  # another process was first, and warned
+            except OSError as error:
+                reason += f" (and cannot be moved: {error.strerror})"
+        warnings.warn(
+            StoreWarning(
+                f"{source}: {reason}. Moved to {QUARANTINE}/; {saved} of its {n_rows} rows were saved, "
+                f"{n_rows - saved} will be computed again."
+            ),
+            stacklevel=2,
+        )
+
+    def touch(self) -> None:
+        """Note that the space was used now: the time stamp of its spec.json."""
+        with contextlib.suppress(OSError):
+            os.utime(self.folder / SPEC_FILE)
+
+    def _locate(self, ids: Ids) -> list[tuple[Segment, NDArray[np.int64], NDArray[np.int64]]]:
+        """For each segment that is needed: which of the ids lie in it, and at which rows."""
+        with self._lock:
+            places = self._index.find(ids)
+            if (places < 0).any():
+                self.refresh(force=True)
+                places = self._index.find(ids)
+            if (places < 0).any():
+                absent = np.flatnonzero(places < 0)
+                raise KeyError(
+                    f"{len(absent)} of {len(ids)} rows are not in space {self.key[:KEY_CHARACTERS]} "
+                    f"(first: {ids[absent[0]].tobytes().hex()})"
+                )
+            names = list(self._firsts)
+            firsts = np.fromiter(self._firsts.values(), np.int64, len(names))
+            which = np.searchsorted(firsts, places, side="right") - 1
+            order = np.argsort(which, kind="stable")
+            groups = np.split(order, np.flatnonzero(np.diff(which[order])) + 1) if len(order) else []
+            return [
+                (self._segments[names[which[group[0]]]], group, places[group] - firsts[which[group[0]]])
+                for group in groups
+            ]
+
+    def _take(self, name: str) -> None:
+        """Open a segment and index its ids; a bad one is quarantined."""
+        if name in self._segments:
+            return
+        try:
+            segment, ids = open_segment(self.folder / name, self.key)
+            shape = self.row_shape
+            if segment.n_rows != rows_of(name):
+                raise BadSegmentError(f"it holds {segment.n_rows} rows")
+            if shape is not None and segment.row_shape != shape:
+                raise BadSegmentError(f"its rows have shape {segment.row_shape}, those of the space {shape}")
+        except FileNotFoundError:
+            return
+        except BadSegmentError as error:
+            self.quarantine(name, str(error))
+            return
+        except OSError as error:
+            raise StoreError(f"cannot read {self.folder / name}: {error.strerror or error}") from error
+        self._segments[name] = segment
+        self._firsts[name] = self._next
+        self._index.add(ids, self._next)
+        self._next += segment.n_rows
+
+    def _forget(self, name: str) -> None:
+        segment = self._segments.pop(name, None)
+        if segment is not None:
+            first = self._firsts.pop(name)
+            self._index.drop(first, first + segment.n_rows)
+
+    def _rescue(self, path: Path) -> int:
+        """Copy the rows of intact blocks into a new segment; how many they are."""
+        try:
+            segment, ids = open_segment(path, self.key)
+        except (BadSegmentError, OSError):
+            return 0
+        kept, rows = [], []
+        for start in range(0, segment.n_rows, segment.block_rows):
+            block = np.arange(start, min(start + segment.block_rows, segment.n_rows))
+            with contextlib.suppress(BadSegmentError, OSError):
+                rows += [values for _, values in read_rows(segment, block)]
+                kept.append(ids[block])
+        if not kept:
+            return 0
+        saved = np.concatenate(kept)
+        try:
+            self.write(saved, np.concatenate(rows), FeatureSpec.from_json(segment.spec))
+        except OSError:
+            return 0  # no room: the rows are computed again when there is
+        return len(saved)
+
+    def _prepare(self, spec: FeatureSpec) -> None:
+        """Make the folder and its spec.json, durably; refuse a folder of another recipe."""
+        if self._prepared:
+            return
+        make_folder(self.folder)
+        found = read_spec_text(self.folder)
+        if found is None:
+            atomic_write(self.folder / SPEC_FILE, spec.to_json().encode())
+        elif hashlib.sha256(found.encode()).hexdigest() != self.key:
+            raise StoreError(
+                f"{self.folder} holds the rows of another recipe whose key begins alike; "
+                "use another folder (--cache-dir, FEATX_CACHE) for this one."
+            )
+        sweep_temporaries(self.folder)
+        self._prepared = True
+
+
+def segment_names(folder: Path) -> list[str]:
+    """Names of the segments in a space's folder, oldest first; empty where there is no such folder."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if SEGMENT_NAME.fullmatch(entry.name):
+                    with contextlib.suppress(FileNotFoundError):
+                        found.append((entry.stat().st_mtime_ns, entry.name))
+    except FileNotFoundError:
+        return []
+    return [name for _, name in sorted(found)]
+
+
+def rows_of(name: str) -> int:
+    """Number of rows that a segment's name states."""
+    match = SEGMENT_NAME.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
+def read_spec_text(folder: Path) -> str | None:
+    """Text of the space's spec.json; None where it is missing or damaged (its hash is the folder's name)."""
+    try:
+        text = (folder / SPEC_FILE).read_bytes().decode()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return None
+    return text if hashlib.sha256(text.encode()).hexdigest().startswith(folder.name) else None
+
+
+def _stamp(folder: Path) -> int:
+    try:
+        return folder.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
