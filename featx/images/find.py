@@ -1,8 +1,7 @@
 """Find pictures: folders, manifests, lists and batches become one ImageSet in a fixed order.
 
-A folder is walked with `os.scandir`, real folders first and links last, so that every folder is read at
-most once whatever links say. Nothing is opened on the way except files without an image's extension.
-What is left out is either named (`skipped`, a warning) or is no picture by any sign.
+What the folders mean (class, or split and class) is read off their names once all are known. What is
+left out is named, in `skipped` or by a warning, or is no picture by any sign. No picture is read here.
 """
 
 from __future__ import annotations
@@ -13,47 +12,19 @@ import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from featx.exceptions import DataError, ImageWarning
-from featx.images.decode import EXTENSIONS
+from featx.images.folder import Walk
 from featx.images.manifest import MANIFEST_EXTENSIONS, SPLITS, read_manifest
 from featx.images.picture import ImageSource, name_sources, reason_of
 from featx.tables import escape_name
 
-IMAGE_EXTENSIONS = frozenset(extension for known in EXTENSIONS.values() for extension in known) | {
-    ".tga",
-    ".ico",
-    ".svg",
-    ".psd",
-    ".eps",
-    ".dcm",
-    ".raw",
-    ".cr2",
-    ".cr3",
-    ".nef",
-    ".arw",
-    ".dng",
-}
-"""Files that are listed without a look inside; those that featx cannot read are then set aside by name."""
-
-SIGNATURES = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF8",
-    b"II*\0",
-    b"MM\0*",
-    b"\0\0\0\x0cjP  ",
-    b"\xff\x4f\xff\x51",
-)
-"""How pictures begin: a file with another extension or none counts as a picture only with one of these."""
-
-IGNORED_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
-"""What systems leave in folders; names that start with a dot are ignored too."""
+REASON_BESIDE = "lies beside the class folders, so it has no label"
 
 
 @dataclass(frozen=True)
@@ -174,8 +145,10 @@ def load_images(
         found = _load_list(_split_batch(source))
     elif isinstance(source, bytes | bytearray | memoryview | Image.Image):
         found = _load_list([source])
-    else:
+    elif isinstance(source, Iterable):
         found = _load_list(list(source))
+    else:
+        found = _load_list([source])
     if labelled is False:
         found.labels = None
     if labelled and found.labels is None:
@@ -238,169 +211,79 @@ def _split_batch(array: NDArray[Any]) -> list[ImageSource]:
     raise DataError(f"an array of shape {array.shape} is no batch of pictures; give (n, H, W, 3){hint}.")
 
 
-class _Found(NamedTuple):
-    """A picture file: its path below the root, in parts."""
-
-    path: str
-    parts: tuple[str, ...]
-
-
 def _load_folder(root: str, follow_links: bool, labelled: bool | None) -> ImageSet:
-    walk = _Walk(root, follow_links)
-    files = walk.files
-    children = {parts[0] for parts in walk.folders if len(parts) == 1}
-    deep = 0  # how many leading folders are split and label
-    if labelled is not False:
-        split_names = {name: SPLITS[name.lower()] for name in children if name.lower() in SPLITS}
-        is_split = (
-            bool(children) and len(split_names) == len(children) and any(len(f.parts) > 2 for f in files)
-        )
-        deep = 2 if is_split else 1 if any(len(file.parts) > 1 for file in files) else 0
+    walk = Walk(root, follow_links)
+    layout = _Layout() if labelled is False else _layout(walk)
+    files = [name for name in walk.files if name.count("/") >= layout.depth]
     skipped = [
-        Skipped("/".join(parts), reason, _label(parts, deep, folder=True)) for parts, reason in walk.skipped
+        Skipped(each.name, each.reason, layout.label(each.name, is_folder=each.is_folder))
+        for each in walk.set_aside
     ]
-    lying = [file for file in files if len(file.parts) <= deep]
-    files = [file for file in files if len(file.parts) > deep]
-    skipped += [
-        Skipped("/".join(file.parts), "lies beside the class folders, so it has no label") for file in lying
-    ]
+    skipped += [Skipped(name, REASON_BESIDE) for name in walk.files if name.count("/") < layout.depth]
     if not files:
-        raise DataError(_nothing_found(root, walk, skipped))
-    if deep:
-        _warn_of_empty_classes(root, walk, deep, files)
+        raise DataError(_nothing_found(walk, skipped))
+    _warn_of_empty_classes(walk, files, layout)
     return ImageSet(
-        [file.path for file in files],
-        ["/".join(file.parts) for file in files],
-        np.array([file.parts[deep - 1] for file in files]) if deep else None,
-        np.array([split_names[file.parts[0]] for file in files]) if deep == 2 else None,
+        [walk.path(name) for name in files],
+        files,
+        np.array([layout.label(name) for name in files]) if layout.has_labels else None,
+        np.array([SPLITS[name.partition("/")[0].lower()] for name in files]) if layout.has_splits else None,
         skipped=skipped,
         root=Path(root),
     )
 
 
-def _label(parts: tuple[str, ...], deep: int, *, folder: bool) -> str | None:
-    return parts[deep - 1] if deep and len(parts) >= deep + (not folder) else None
+@dataclass(frozen=True)
+class _Layout:
+    """What the leading folders of a picture's name mean: a split, then a class."""
+
+    has_splits: bool = False
+    has_labels: bool = False
+
+    @property
+    def depth(self) -> int:
+        return self.has_splits + self.has_labels
+
+    def label(self, name: str, *, is_folder: bool = False) -> str | None:
+        parts = name.split("/")
+        known = self.has_labels and len(parts) + is_folder > self.depth
+        return parts[self.depth - 1] if known else None
 
 
-def _warn_of_empty_classes(root: str, walk: _Walk, deep: int, files: list[_Found]) -> None:
-    filled = {file.parts[:deep] for file in files}
-    unread = {parts[:deep] for parts, _ in walk.skipped}
-    for parts in walk.folders:
-        if len(parts) == deep and parts not in filled | unread:
+def _layout(walk: Walk) -> _Layout:
+    depths = {name.count("/") for name in walk.files}
+    if max(depths, default=0) == 0:
+        return _Layout()
+    tops = {name for name in walk.folders if "/" not in name}
+    if all(top.lower() in SPLITS for top in tops):
+        return _Layout(has_splits=True, has_labels=max(depths) > 1)
+    return _Layout(has_labels=True)
+
+
+def _warn_of_empty_classes(walk: Walk, files: list[str], layout: _Layout) -> None:
+    def top(name: str) -> str:
+        return "/".join(name.split("/")[: layout.depth])
+
+    if not layout.has_labels:
+        return
+    kept = {top(name) for name in files} | {top(each.name) for each in walk.set_aside}
+    for folder in walk.folders:
+        if folder.count("/") == layout.depth - 1 and folder not in kept:
             warnings.warn(
-                f"{_shown(root)}: class folder {_shown('/'.join(parts))} holds no picture; the class is dropped.",
+                f"{_shown(walk.root)}: class folder {_shown(folder)} holds no picture; the class is dropped.",
                 ImageWarning,
                 stacklevel=2,
             )
 
 
-def _nothing_found(root: str, walk: _Walk, skipped: list[Skipped]) -> str:
+def _nothing_found(walk: Walk, skipped: list[Skipped]) -> str:
     listed = "; ".join(f"{_shown(each.name)}: {each.reason}" for each in skipped[:10])
     why = f" Set aside: {listed}{' ...' if len(skipped) > 10 else ''}." if skipped else ""
     others = f" ({walk.others} files of other kinds)" if walk.others else ""
     return (
-        f"{_shown(root)}: no picture found{others}; featx looks for one folder per class, "
-        f"or for pictures such as {', '.join(('.jpg', '.png', '.tif', '.webp'))} in the folder itself.{why}"
+        f"{_shown(walk.root)}: no picture found{others}; featx looks for one folder per class, "
+        f"or for pictures such as .jpg, .png, .tif, .webp in the folder itself.{why}"
     )
-
-
-class _Walk:
-    """All picture files below a folder, sorted by path, and what was left out."""
-
-    def __init__(self, root: str, follow_links: bool) -> None:
-        self.files: list[_Found] = []
-        self.folders: list[tuple[str, ...]] = []
-        self.skipped: list[tuple[tuple[str, ...], str]] = []
-        self.others = 0
-        self._follow_links = follow_links
-        self._real_root = os.path.realpath(root)
-        self._read: set[tuple[int, int]] = set()
-        self._links: list[tuple[str, tuple[str, ...]]] = []
-        self._walk(root, ())
-        while self._links:  # after all real folders: a link to one of them is then known to lead back
-            self._links.sort(reverse=True)
-            self._follow(*self._links.pop())
-        self.files.sort(key=lambda file: file.parts)
-        self.folders.sort()
-        self.skipped.sort()
-
-    def _walk(self, top: str, top_parts: tuple[str, ...]) -> None:
-        waiting = [(top, top_parts)]
-        while waiting:
-            path, parts = waiting.pop()
-            if parts:
-                self.folders.append(parts)
-            try:
-                status = os.stat(path)
-                self._read.add((status.st_dev, status.st_ino))
-                with os.scandir(path) as entries:
-                    for entry in entries:
-                        if not _is_ignored(entry.name):
-                            self._sort_in(entry, (*parts, entry.name), waiting)
-            except OSError as error:
-                if not parts:
-                    raise DataError(f"{_shown(path)}: {reason_of(error)}.") from error
-                self.skipped.append((parts, f"folder not read: {reason_of(error)}"))
-
-    def _sort_in(
-        self, entry: os.DirEntry[str], parts: tuple[str, ...], waiting: list[tuple[str, tuple[str, ...]]]
-    ) -> None:
-        if entry.is_symlink():
-            self._links.append((entry.path, parts))
-        elif entry.is_dir(follow_symlinks=False):
-            waiting.append((entry.path, parts))
-        elif not entry.is_file(follow_symlinks=False):
-            self.skipped.append((parts, "not a regular file (a pipe, socket or device)"))
-        elif _is_picture(entry.path):
-            self.files.append(_Found(entry.path, parts))
-        else:
-            self.others += 1
-
-    def _follow(self, path: str, parts: tuple[str, ...]) -> None:
-        target = os.path.realpath(path)
-        inside = target == self._real_root or target.startswith(self._real_root.rstrip(os.sep) + os.sep)
-        try:
-            status = os.stat(path)
-        except OSError as error:  # also a link that leads to itself
-            self.skipped.append(
-                (parts, f"a link to {_shown(target)} that cannot be followed: {reason_of(error)}")
-            )
-            return
-        if not inside and not self._follow_links:
-            if stat.S_ISDIR(status.st_mode) or _is_picture(path):
-                self.skipped.append(
-                    (
-                        parts,
-                        f"a link out of the folder, to {_shown(target)}; follow it with --follow-links",
-                    )
-                )
-        elif stat.S_ISREG(status.st_mode):
-            if _is_picture(path):
-                self.files.append(_Found(path, parts))
-        elif (status.st_dev, status.st_ino) in self._read:
-            warnings.warn(
-                f"{_shown(path)}: a link back to {_shown(target)} (a loop or second name); read once.",
-                ImageWarning,
-                stacklevel=2,
-            )
-        elif stat.S_ISDIR(status.st_mode):
-            self._walk(path, parts)
-
-
-def _is_ignored(name: str) -> bool:
-    return name.startswith(".") or name.lower() in IGNORED_NAMES
-
-
-def _is_picture(path: str) -> bool:
-    if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS:
-        return True
-    try:
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
-        with open(descriptor, "rb", buffering=0) as file:
-            start = file.read(16) or b""
-    except OSError:
-        return False  # no extension of an image, and no look inside: no sign of a picture
-    return start.startswith(SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")
 
 
 def _shown(path: object) -> str:
