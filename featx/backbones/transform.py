@@ -9,16 +9,13 @@ releases the GIL and runs on the calling thread alone. Normalisation is the stem
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import UsageError
 from featx.spec import FeatureSpec
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Picture = NDArray[np.uint8]
 """RGB, shape (H, W, 3)."""
@@ -84,7 +81,7 @@ def _resized(shape: tuple[int, ...], spec: FeatureSpec) -> tuple[int, int]:
 def _centre(size: int, wanted: int) -> int:
     """First pixel of the centre crop, rounded as torchvision does; negative where pixels are wanting."""
     if size >= wanted:
-        return int(round((size - wanted) / 2.0))
+        return round((size - wanted) / 2.0)
     return -((wanted - size) // 2)
 
 
@@ -103,13 +100,12 @@ def _resize(
     import torch
     from torch.nn.functional import interpolate
 
-    batch = (
-        torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1).unsqueeze(0)
-    )  # channels-last view
+    pixels = np.require(picture, requirements=["C", "W"])  # torch refuses read-only arrays
+    batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # a view, channels last
     with torch.inference_mode():
         resized = interpolate(batch, size=size, mode=interpolation, antialias=True)
-    pixels: Picture = resized[0, :, top:bottom, left:right].permute(1, 2, 0).contiguous().numpy()
-    return pixels
+    part: Picture = resized[0, :, top:bottom, left:right].permute(1, 2, 0).numpy()
+    return np.ascontiguousarray(part)
 
 
 def _resize_by_pillow(
