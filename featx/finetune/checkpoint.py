@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
@@ -102,7 +103,7 @@ class Checkpoint:
             self._state = load(data)
             run = json.loads(header["run"])
             module.load_state_dict(_part(self._state, "module"))
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelFileError(
                 f"{path}: not a checkpoint of this run ({error}); delete it to start afresh."
             ) from error

@@ -145,7 +145,7 @@ def batches(
     window_rows = max(batch_size, memory // 4 // row_bytes(source.shape, 4))
     if epoch is not None:
         index = shuffled(index, window_rows, np.random.default_rng((seed, 0, epoch)))
-    windows = [index[start : start + window_rows] for start in range(0, len(index), window_rows)]
+    windows = np.array_split(index, -(-len(index) // window_rows))  # of even length: no batch of a single row
 
     def read(window: Index) -> NDArray[Any]:
         return source.read(window, epoch=epoch)

@@ -8,11 +8,10 @@ The parts are timm's and torch's own: optimizers, schedules, parameter groups, m
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,8 +75,9 @@ class Recipe:
         What of the validation decides which epoch is best (the other breaks ties).
     memory : int
         Bytes of rows held at once.
-    until : tuple of (phase, epoch), optional
-        Stop after this epoch and keep it: how a run without validation rows repeats one that had them.
+    stops : tuple of int, optional
+        Last epoch of each phase, on schedules of full length: how a run on all rows repeats one that could
+        validate.
     """
 
     phases: tuple[Phase, ...]
@@ -86,7 +86,7 @@ class Recipe:
     precision: str = "fp32"
     monitor: str = "accuracy"
     memory: int = MEMORY
-    until: tuple[int, int] | None = None
+    stops: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -98,6 +98,7 @@ class Run:
     since_best: int = 0
     best: tuple[int, int] | None = None
     best_score: tuple[float, float] | None = None
+    stops: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -140,17 +141,16 @@ def train(
         while run.phase < len(recipe.phases):
             if recipe.phases[run.phase].epochs:
                 _train_phase(module, task, recipe, run, keeper, on_epoch, on_rows)
-            run.phase, run.epoch, run.since_best = run.phase + 1, 0, 0
             keeper.restore_best(module)
-            if recipe.until is not None and run.phase > recipe.until[0]:
-                break
+            run.stops.append(run.best[1] if run.best is not None and run.best[0] == run.phase else 0)
+            run.phase, run.epoch, run.since_best = run.phase + 1, 0, 0
     module.eval()
     return run
 
 
 def describe(module: TailClassifier, phases: Sequence[Phase]) -> list[list[TrainedLayer]]:
     """What each phase would train: names, numbers of parameters, peak learning rates."""
-    described = []
+    described: list[list[TrainedLayer]] = []
     for phase in phases:
         if not phase.epochs:
             described.append([])
@@ -160,7 +160,9 @@ def describe(module: TailClassifier, phases: Sequence[Phase]) -> list[list[Train
     return described
 
 
-def predict_logits(module: TailClassifier, rows: RowSource, index: Index, recipe: Recipe) -> NDArray[np.float32]:
+def predict_logits(
+    module: TailClassifier, rows: RowSource, index: Index, recipe: Recipe
+) -> NDArray[np.float32]:
     """Logits of shape (len(index), classes), float32, in evaluation mode."""
     module.eval()
     if not len(index):
@@ -189,13 +191,15 @@ def _train_phase(
     if phase.trainable == "head":
         trained, task = _on_features(module, task, recipe)
     optimizer = _make_optimizer(module, phase)
-    steps = sum(1 for _ in batches(_Counted(task.rows), task.fit, phase.batch_size, epoch=0, memory=recipe.memory))
+    steps = sum(
+        1 for _ in batches(_Counted(task.rows), task.fit, phase.batch_size, epoch=0, memory=recipe.memory)
+    )
     schedule = make_schedule(optimizer, phase, steps)
     average = _make_average(trained, phase)
     keeper.load_phase(run.phase, optimizer, average)
     scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")
 
-    while run.epoch < phase.epochs:
+    while not _is_over(run, recipe, bool(len(task.stop))):
         run.epoch += 1
         record = _train_epoch(
             trained, module, task, recipe, run, optimizer, schedule, average, scaler, steps, on_rows
@@ -215,10 +219,14 @@ def _train_phase(
         keeper.save(dataclasses.asdict(run), module, optimizer, average)
         if on_epoch is not None:
             on_epoch(record)
-        if phase.patience is not None and len(task.stop) and run.since_best >= phase.patience:
-            break
-        if recipe.until == (run.phase, run.epoch):
-            break
+
+
+def _is_over(run: Run, recipe: Recipe, validated: bool) -> bool:
+    phase = recipe.phases[run.phase]
+    if recipe.stops is not None:
+        return run.epoch >= recipe.stops[run.phase]
+    impatient = phase.patience is not None and validated and run.since_best >= phase.patience
+    return run.epoch >= phase.epochs or impatient
 
 
 def _train_epoch(
@@ -257,7 +265,7 @@ def _train_epoch(
             logits = trained(inputs)
         loss = _loss(logits.float(), mixed, numbers, task, phase)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()
+        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if phase.clip_norm is not None:
             scaler.unscale_(optimizer)
             nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
@@ -341,7 +349,7 @@ def _make_optimizer(module: TailClassifier, phase: Phase) -> torch.optim.Optimiz
 
 
 def _parameter_groups(module: TailClassifier, phase: Phase) -> list[dict[str, Any]]:
-    """timm's groups (layer-wise decay, no weight decay on norms and biases), the head in groups of its own."""
+    """Groups as timm makes them (layer-wise decay, no weight decay on norms and biases), the head in groups of its own."""
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
     kept = module.no_weight_decay()
@@ -366,7 +374,7 @@ def _parameter_groups(module: TailClassifier, phase: Phase) -> list[dict[str, An
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps: int) -> Any:
-    """timm scheduler that is told the number of steps done (``step_update``).
+    """Make a timm scheduler that is told the number of steps done (``step_update``).
 
     Parameters
     ----------
@@ -454,5 +462,3 @@ def _autocast(recipe: Recipe) -> Any:
 
 def _cuda_devices(device: str) -> list[int]:
     return [torch.device(device).index or 0] if device.startswith("cuda") else []
-
-

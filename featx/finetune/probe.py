@@ -1,0 +1,125 @@
+"""The probe: the tuned classifier on frozen features that fine-tuning starts from and must beat.
+
+Its weights start the new head (LP-FT, Kumar et al. 2022): scaling, coefficients and calibration fold into
+one matrix and one bias. Whether a classifier is linear is not asked of its type but of its answers, so any
+pipeline will do. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import clone
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from featx.evaluation import Calibration
+from featx.finetune.rows import Index
+from featx.rows import Rows
+from featx.splits import make_folds
+
+AFFINE_TOLERANCE = 1e-3
+"""Greatest relative deviation from the folded weights at which scores still count as linear."""
+LOGISTIC_C = (1e-3, 1e-2, 1e-1, 1.0)
+"""Inverse penalties tried on standardised features; 0.01 was best or near it on all sets looked at."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A classifier on pooled rows, which can be fitted again on some of them.
+
+    Parameters
+    ----------
+    estimator : scikit-learn classifier
+        With ``decision_function`` or ``predict_proba``; it is cloned before each fit.
+    rows : ndarray of shape (n, d)
+        Rows of all the images, as the estimator takes them.
+    calibration : Calibration
+        From its decision scores to probabilities.
+    """
+
+    estimator: Any
+    rows: Rows
+    calibration: Calibration = Calibration("identity")  # noqa: RUF009  (frozen)
+
+    def fit(self, y: NDArray[np.intp], index: Index, weights: ArrayLike | None = None) -> FittedProbe:
+        """Fit a copy on some of the images; `y` and `weights` are those of all."""
+        estimator = clone(self.estimator)
+        options = {} if weights is None else {"sample_weight": np.asarray(weights)[index]}
+        if options and hasattr(estimator, "steps"):
+            options = {f"{estimator.steps[-1][0]}__sample_weight": options["sample_weight"]}
+        estimator.fit(self.rows[index], y[index], **options)
+        return FittedProbe(estimator, self.calibration)
+
+
+@dataclass(frozen=True)
+class FittedProbe:
+    """A probe that was fitted on class indices."""
+
+    estimator: Any
+    calibration: Calibration
+
+    def scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Calibrated logits, shape (n,) for two classes, else (n, C)."""
+        if hasattr(self.estimator, "decision_function"):
+            return np.asarray(self.calibration.scores(self.estimator.decision_function(rows)), np.float64)
+        return np.log(np.maximum(self.estimator.predict_proba(rows), np.finfo(np.float32).tiny))
+
+    def proba(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Probabilities of shape (n, C)."""
+        if hasattr(self.estimator, "decision_function"):
+            return np.asarray(self.calibration.proba(self.estimator.decision_function(rows)), np.float64)
+        return np.asarray(self.estimator.predict_proba(rows), np.float64)
+
+
+def logistic_probe(
+    rows: Rows, y: NDArray[np.intp], *, groups: ArrayLike | None = None, random_state: int = 0
+) -> Probe:
+    """A logistic regression on standardised last features, its penalty chosen out of fold."""
+    folds = make_folds(
+        y, n_splits=min(3, int(np.bincount(y).min())), groups=groups, random_state=random_state
+    )
+    pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
+    search = GridSearchCV(pipeline, {"logisticregression__C": list(LOGISTIC_C)}, cv=folds, refit=False)
+    search.fit(rows, y)
+    return Probe(pipeline.set_params(**search.best_params_), rows)
+
+
+def fold_linear(
+    scores: Callable[[NDArray[Any]], NDArray[np.float64]], rows: NDArray[Any]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Weights and bias of scores that are linear in the rows, or None if they are not.
+
+    The scores of the origin and of the unit vectors (times the features' own size) give the map; the
+    rows then prove it.
+
+    Parameters
+    ----------
+    scores : callable
+        From rows of shape (n, d) to scores of shape (n,) or (n, C).
+    rows : ndarray of shape (n, d)
+        Rows to prove it on.
+
+    Returns
+    -------
+    weight : ndarray of shape (C, d)
+        For two classes with one score, two rows of opposite signs whose logits have the same softmax.
+    bias : ndarray of shape (C,)
+    """
+    size = float(np.abs(rows).max()) or 1.0
+    width = rows.shape[1]
+    origin = scores(np.zeros((1, width)))[0]
+    slopes = (scores(np.eye(width) * size) - origin) / size
+    truth = scores(np.asarray(rows, np.float64))
+    deviation = np.abs(rows.astype(np.float64) @ slopes + origin - truth).max()
+    if not deviation <= AFFINE_TOLERANCE * max(1.0, float(np.abs(truth).max())):
+        return None
+    if slopes.ndim == 1:
+        return np.stack([-slopes, slopes]) / 2, np.array([-origin, origin]) / 2
+    return slopes.T, np.asarray(origin)
