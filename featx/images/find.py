@@ -141,7 +141,7 @@ def load_images(
     """
     if isinstance(source, str | os.PathLike):
         found = _load_path(os.fsdecode(source), follow_links, labelled)
-    elif isinstance(source, np.ndarray) and source.ndim > 1:
+    elif isinstance(source, np.ndarray) and source.ndim != 1:
         found = _load_list(_split_batch(source))
     elif isinstance(source, bytes | bytearray | memoryview | Image.Image):
         found = _load_list([source])

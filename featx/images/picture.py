@@ -104,23 +104,29 @@ def _read_file(path: str, name: str) -> bytes:
         descriptor = os.open(path, os.O_RDONLY | _NO_WAITING)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(name, reason_of(error)) from error
-    with open(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(file.fileno())
-        if stat.S_ISDIR(status.st_mode):
-            raise ImageError(name, "a folder, not a picture; give the folder by itself to read what it holds")
-        if not stat.S_ISREG(status.st_mode):
-            raise ImageError(name, "not a regular file (a pipe, socket or device)")
-        if status.st_size > MAX_FILE_BYTES:
-            raise ImageError(
-                name, f"{status.st_size:,} bytes; a picture's file may have at most {MAX_FILE_BYTES:,}"
-            )
-        try:
+    try:
+        refusal = _refuse_file(os.fstat(descriptor))
+        if refusal:
+            raise ImageError(name, refusal)
+        with open(descriptor, "rb", buffering=0, closefd=False) as file:
             data = file.read()
-        except (OSError, MemoryError) as error:
-            raise ImageError(name, reason_of(error)) from error
+    except (OSError, MemoryError) as error:
+        raise ImageError(name, reason_of(error)) from error
+    finally:
+        os.close(descriptor)
     if not data:
         raise ImageError(name, "empty file (0 bytes); copy or download it again")
     return data
+
+
+def _refuse_file(status: os.stat_result) -> str:
+    if stat.S_ISDIR(status.st_mode):
+        return "a folder, not a picture; give the folder by itself to read what it holds"
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file (a pipe, socket or device)"
+    if status.st_size > MAX_FILE_BYTES:
+        return f"{status.st_size:,} bytes; a picture's file may have at most {MAX_FILE_BYTES:,}"
+    return ""
 
 
 def reason_of(error: BaseException) -> str:
@@ -156,7 +162,7 @@ def _checked_array(array: Pixels, name: str) -> Pixels:
         raise ImageError(
             name, f"an array of shape {array.shape} is no picture; give (H, W), (H, W, 3) or (H, W, 4){hint}"
         )
-    if array.dtype not in ARRAY_DTYPES:
+    if array.dtype.type not in ARRAY_DTYPES:
         raise ImageError(
             name,
             f"an array of dtype {array.dtype} has no agreed range; give uint8 (0 to 255), uint16 or bool, "
