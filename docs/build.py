@@ -24,7 +24,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     text = cli_reference()
-    faults = [f"{page.relative_to(ROOT)}: no such file: {link}" for page in pages() for link in broken_links(page)]
+    faults = [
+        f"{page.relative_to(ROOT)}: no such file: {link}" for page in pages() for link in broken_links(page)
+    ]
     if check and (not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != text):
         faults.append("docs/cli.md does not match the parsers; run `make docs`")
     if not check:
@@ -42,7 +44,11 @@ def cli_reference() -> str:
     parts = ["# Command line", "", "Written by `make docs` from the parsers.", "", _help_block([])]
     for verb in VERBS:
         parts += ["", f"## featx {verb}", "", _help_block([verb])]
-        parts += [part for action in _actions(verb) for part in ("", f"### featx {verb} {action}", "", _help_block([verb, action]))]
+        parts += [
+            part
+            for action in _actions(verb)
+            for part in ("", f"### featx {verb} {action}", "", _help_block([verb, action]))
+        ]
     return "\n".join(parts) + "\n"
 
 

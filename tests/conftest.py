@@ -36,10 +36,13 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def picture() -> Callable[..., Image.Image]:
     """Make a seeded RGB picture: smooth colours with noise, so that resizing and JPEG have work to do."""
 
-    def make(seed: int = 0, width: int = 64, height: int = 48, tint: tuple[int, int, int] = (0, 0, 0)) -> Image.Image:
+    def make(
+        seed: int = 0, width: int = 64, height: int = 48, tint: tuple[int, int, int] = (0, 0, 0)
+    ) -> Image.Image:
         rng = np.random.default_rng(seed)
         small = rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        smooth = np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC), np.int16)
+        large = Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC)
+        smooth = np.asarray(large, np.int16)
         noisy = smooth + rng.integers(-12, 13, smooth.shape) + np.array(tint)
         return Image.fromarray(noisy.clip(0, 255).astype(np.uint8))
 
@@ -48,7 +51,7 @@ def picture() -> Callable[..., Image.Image]:
 
 @pytest.fixture
 def class_folders(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
-    """A folder of two class folders, `red` and `blue`, 12 PNG files each, that a classifier can tell apart."""
+    """Two class folders, `red` and `blue`, of 12 PNG files each, that a classifier can tell apart."""
     root = tmp_path / "photos"
     for label, tint in (("red", (90, -60, -60)), ("blue", (-60, -60, 90))):
         (root / label).mkdir(parents=True)

@@ -88,7 +88,7 @@ def console() -> None:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="featx",
-        description="Pretrained image features, computed once and kept; classifiers tuned on them in seconds.",
+        description="Pretrained image features, computed once; classifiers tuned on them in seconds.",
         epilog="`featx VERB --help` tells a verb's options. Environment: FEATX_CACHE (cache folder), "
         "HF_HUB_OFFLINE=1 (never ask the hub), NO_COLOR.",
     )

@@ -19,17 +19,26 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
 def add_backbone(parser: argparse.ArgumentParser) -> None:
     """What network turns pictures into rows, and how."""
     group = parser.add_argument_group("backbone")
-    group.add_argument("--backbone", default="tf_efficientnet_lite0.in1k", metavar="NAME", help="timm model (see `featx models`)")
-    group.add_argument("--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones")
+    group.add_argument(
+        "--backbone",
+        default="tf_efficientnet_lite0.in1k",
+        metavar="NAME",
+        help="timm model (see `featx models`)",
+    )
+    group.add_argument(
+        "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
+    )
     group.add_argument("--random-weights", action="store_true", help="no pretrained weights: a baseline")
-    group.add_argument("--pool", metavar="P[,P...]", help="avg, max, gem, avg+max, cls, cls+avg, grid2, grid4")
+    group.add_argument(
+        "--pool", metavar="P[,P...]", help="avg, max, gem, avg+max, cls, cls+avg, grid2, grid4"
+    )
     group.add_argument("--resize", metavar="R[,R...]", help="crop (as trained), squash or pad")
     group.add_argument("--input-size", type=_size, metavar="N|HxW", help="pixels fed to the network")
     add_compute(parser)
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:
-    """Where and how pictures are computed; none of it changes a row beyond the stated tolerance, but precision."""
+    """Where and how pictures are computed: nothing that changes a row beyond the stated tolerance."""
     group = parser.add_argument_group("compute")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu")
     group.add_argument("--runtime", default="auto", help="auto, torch or openvino")
@@ -40,18 +49,34 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     """Fields of the recipe that trade accuracy for speed."""
     group = parser.add_argument_group("precision")
     group.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
-    group.add_argument("--decode", default="exact", choices=["exact", "fast"], help="fast: let JPEG decoders scale down")
-    group.add_argument("--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 178956970)")
-    group.add_argument("--bit-depth", default="full", choices=["full", "minmax"], help="how 16-bit pictures are scaled")
-    group.add_argument("--background", type=_color, default=(255, 255, 255), metavar="R,G,B", help="behind transparent pixels")
-    group.add_argument("--isolate", action="store_true", help="decode in a subprocess, for files that crash decoders")
+    group.add_argument(
+        "--decode", default="exact", choices=["exact", "fast"], help="fast: let JPEG decoders scale down"
+    )
+    group.add_argument(
+        "--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 178956970)"
+    )
+    group.add_argument(
+        "--bit-depth", default="full", choices=["full", "minmax"], help="how 16-bit pictures are scaled"
+    )
+    group.add_argument(
+        "--background",
+        type=_color,
+        default=(255, 255, 255),
+        metavar="R,G,B",
+        help="behind transparent pixels",
+    )
+    group.add_argument(
+        "--isolate", action="store_true", help="decode in a subprocess, for files that crash decoders"
+    )
 
 
 def add_skipping(parser: argparse.ArgumentParser) -> None:
     """What happens to pictures that cannot be read."""
     group = parser.add_argument_group("unreadable pictures")
     group.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be read")
-    group.add_argument("--max-bad", type=_percent, default=0.05, metavar="FRACTION", help="stop above this (default 0.05)")
+    group.add_argument(
+        "--max-bad", type=_percent, default=0.05, metavar="FRACTION", help="stop above this (default 0.05)"
+    )
     group.add_argument("--follow-links", action="store_true", help="follow symbolic links out of the folder")
 
 
@@ -123,5 +148,7 @@ def _color(text: str) -> tuple[int, ...]:
     except ValueError:
         channels = ()
     if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
-        raise argparse.ArgumentTypeError(f"{text!r}: write red, green and blue from 0 to 255, e.g. 255,255,255")
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: write red, green and blue from 0 to 255, e.g. 255,255,255"
+        )
     return channels

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import re
+import time
+from typing import TYPE_CHECKING
 
 from featx.cli import arguments
 from featx.cli.console import Console
 from featx.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from featx.stores.hdf5 import HDF5Store
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -28,11 +34,103 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         arguments.add_cache(action)
         if name == "prune":
             action.add_argument("--max-size", type=_size, metavar="SIZE", help="keep at most this, e.g. 20GB")
-            action.add_argument("--older-than", type=_age, metavar="AGE", help="delete what was not used for, e.g. 90d")
-            action.add_argument("--dry-run", action="store_true", help="only say what would be deleted")
+            action.add_argument(
+                "--older-than", type=_age, metavar="AGE", help="delete what was not used for, e.g. 90d"
+            )
         if name == "export":
-            action.add_argument("space", help="the key of a space, or its beginning, as `featx cache ls` shows it")
+            action.add_argument(
+                "space", help="the key of a space, or its beginning, as `featx cache ls` shows it"
+            )
             action.add_argument("-o", "--output", required=True, metavar="FILE", help=".npz to write")
+
+
+def _ls(args: argparse.Namespace, console: Console) -> int:
+    from featx.cli.show import duration, size_text
+
+    store = _store(args)
+    usage = store.usage()
+    rows = []
+    for space in usage:
+        what = f"{space.spec.architecture} {space.spec.block}" if space.spec else "(of a newer featx)"
+        age = f"{duration(max(time.time() - space.last_used, 0))} ago"
+        rows.append([space.key[:16], what, f"{space.rows:,}", space.segments, size_text(space.n_bytes), age])
+    console.table(["space", "recipe", "rows", "segments", "size", "used"], rows, right=(2, 3, 4, 5))
+    console.text(f"{size_text(sum(space.n_bytes for space in usage))} in {store.path}")
+    console.data(
+        path=str(store.path),
+        spaces=[
+            {
+                "key": space.key,
+                "spec": None if space.spec is None else dataclasses.asdict(space.spec),
+                "rows": space.rows,
+                "segments": space.segments,
+                "bytes": space.n_bytes,
+                "quarantined": space.quarantined,
+                "last_used": space.last_used,
+            }
+            for space in usage
+        ],
+    )
+    return 0
+
+
+def _verify(args: argparse.Namespace, console: Console) -> int:
+    found = _store(args).verify()
+    console.text(f"{found.rows:,} rows in {found.segments:,} segments of {found.spaces} spaces are sound")
+    for path, reason in found.bad:
+        console.text(f"set aside: {path}: {reason}; its rows are computed again when they are needed")
+    console.data(
+        rows=found.rows,
+        segments=found.segments,
+        bad_segments=len(found.bad),
+        bad=[{"path": str(path), "reason": reason} for path, reason in found.bad],
+    )
+    return 1 if found.bad else 0
+
+
+def _pack(args: argparse.Namespace, console: Console) -> int:
+    from featx.cli.show import size_text
+
+    freed = _store(args).pack()
+    console.text(
+        f"{freed.segments:,} small segments ({size_text(freed.n_bytes)}) were merged into larger ones"
+    )
+    console.data(merged_segments=freed.segments, bytes=freed.n_bytes)
+    return 0
+
+
+def _prune(args: argparse.Namespace, console: Console) -> int:
+    from featx.cli.show import size_text
+
+    if args.max_size is None and args.older_than is None:
+        raise UsageError("say what may stay: --max-size 20GB, --older-than 90d, or both.")
+    freed = _store(args).prune(max_bytes=args.max_size, older_than_s=args.older_than)
+    console.text(f"{freed.segments:,} segments deleted, {size_text(freed.n_bytes)} freed")
+    console.data(deleted_segments=freed.segments, bytes=freed.n_bytes)
+    return 0
+
+
+def _export(args: argparse.Namespace, console: Console) -> int:
+    arguments.check_writable(args.output)
+    store = _store(args)
+    known = store.keys()
+    keys = [key for key in known if key.startswith(args.space)]
+    if len(keys) != 1:
+        listed = ", ".join(key[:16] for key in known) or "none"
+        raise UsageError(f"{len(keys)} spaces begin with {args.space!r}; the cache holds {listed}.")
+    rows = store.export(keys[0], args.output)
+    console.text(f"{rows:,} rows in {args.output}")
+    console.data(rows=rows, output=args.output)
+    return 0
+
+
+def _store(args: argparse.Namespace) -> HDF5Store:
+    from featx.stores import default_cache
+    from featx.stores.hdf5 import HDF5Store
+
+    if args.no_cache:
+        raise UsageError("--no-cache leaves nothing to look at; name a folder with --cache-dir.")
+    return HDF5Store(args.cache_dir or default_cache())
 
 
 def _size(text: str) -> int:

@@ -41,14 +41,19 @@ class Console:
             self._end_bar()
             print(text, flush=True)
 
-    def table(self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()) -> None:
+    def table(
+        self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()
+    ) -> None:
         """Print aligned columns; `right` names the columns that hold numbers."""
         cells = [[str(cell) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
         numbers = set(right)
 
         def line(row: Sequence[str]) -> str:
-            parts = [c.rjust(w) if i in numbers else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+            parts = [
+                c.rjust(w) if i in numbers else c.ljust(w)
+                for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            ]
             return "  " + "  ".join(parts).rstrip()
 
         self.text(line(header))
@@ -106,7 +111,9 @@ class Console:
         if self._bar is None:
             from tqdm import tqdm
 
-            self._bar = tqdm(total=event.total, desc=event.stage, leave=False, dynamic_ncols=True, unit="", file=sys.stderr)
+            self._bar = tqdm(
+                total=event.total, desc=event.stage, leave=False, dynamic_ncols=True, unit="", file=sys.stderr
+            )
         self._bar.total = event.total
         self._bar.set_postfix_str(remark, refresh=False)
         self._bar.update(event.done - self._bar.n)

@@ -24,7 +24,9 @@ SIDE = 64
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("-o", "--output", default="demo-output", metavar="DIR", help="folder to write (default demo-output)")
+    parser.add_argument(
+        "-o", "--output", default="demo-output", metavar="DIR", help="folder to write (default demo-output)"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -39,7 +41,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         ["doctor", "--cache-dir", str(cache)],
         ["fit", str(folder / "digits/learn"), "-o", str(model), "--cache-dir", str(cache)],
         ["evaluate", str(model), str(folder / "digits/score"), "--cache-dir", str(cache)],
-        ["predict", str(model), str(folder / "digits/new"), "-o", str(folder / "predictions.csv"), "--cache-dir", str(cache)],
+        [
+            "predict",
+            str(model),
+            str(folder / "digits/new"),
+            "-o",
+            str(folder / "predictions.csv"),
+            "--cache-dir",
+            str(cache),
+        ],
     ]
     codes = [_step(console, step) for step in steps]
     if not any(codes):

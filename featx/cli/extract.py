@@ -15,11 +15,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("data", nargs="+", help="images, folders or a manifest")
     parser.add_argument("-o", "--output", metavar="FILE", help="also write the rows to this .npz")
-    parser.add_argument("--cut", "--taps", dest="cut", metavar="TAP[,TAP...]|all", help="layers to tap (default: the last)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be computed and how long it takes here")
+    parser.add_argument(
+        "--cut", "--taps", dest="cut", metavar="TAP[,TAP...]|all", help="layers to tap (default: the last)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be computed and how long it takes here"
+    )
     arguments.add_backbone(parser)
     arguments.add_precision(parser)
-    parser.add_argument("--dtype", default="float16", choices=["float16", "float32"], help="how rows are kept")
+    parser.add_argument(
+        "--dtype", default="float16", choices=["float16", "float32"], help="how rows are kept"
+    )
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
 
@@ -75,7 +81,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         spaces={name: {"key": spec.key, "columns": rows.blocks.width(name)} for name, spec in rows.specs.items()},
     )  # fmt: skip
     skipped = [*images.skipped, *rows.skipped]
-    code = show.skipped(console, skipped, Path(args.output or "extract").with_suffix(".skipped.csv"), strict=args.strict)
+    code = show.skipped(
+        console, skipped, Path(args.output or "extract").with_suffix(".skipped.csv"), strict=args.strict
+    )
     bad = len(skipped) / max(len(images) + len(images.skipped), 1)
     return 1 if bad > args.max_bad else code
 
@@ -88,5 +96,5 @@ def _write_npz(path: str | os.PathLike[str], names: list[str], rows: object) -> 
     from featx.files import atomic_write
 
     buffer = io.BytesIO()
-    np.savez(buffer, names=np.array(names), ids=rows.ids, **{name: rows.blocks[name] for name in rows.blocks})  # type: ignore[attr-defined]
+    np.savez(buffer, names=np.array(names), ids=rows.ids, **dict(rows.blocks))  # type: ignore[attr-defined]
     atomic_write(path, buffer.getbuffer())

@@ -6,7 +6,6 @@ import argparse
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from featx.cli import arguments, show
 from featx.cli.console import Console
@@ -14,26 +13,52 @@ from featx.cli.console import Console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("data", help="folder of class folders, folder with train/ and test/, or a CSV/parquet manifest")
-    parser.add_argument("-o", "--output", default="model.featx", metavar="FILE", help="where to save (default model.featx)")
-    parser.add_argument("--dry-run", action="store_true", help="say what would be computed and how long it takes here")
+    parser.add_argument(
+        "data", help="folder of class folders, folder with train/ and test/, or a CSV/parquet manifest"
+    )
+    parser.add_argument(
+        "-o", "--output", default="model.featx", metavar="FILE", help="where to save (default model.featx)"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be computed and how long it takes here"
+    )
     group = parser.add_argument_group("test part")
-    group.add_argument("--test-size", type=float, default=0.2, metavar="F", help="held-out fraction of each class (default 0.2)")
-    group.add_argument("--split-salt", default="", metavar="TEXT", help="another text draws another test part")
+    group.add_argument(
+        "--test-size",
+        type=float,
+        default=0.2,
+        metavar="F",
+        help="held-out fraction of each class (default 0.2)",
+    )
+    group.add_argument(
+        "--split-salt", default="", metavar="TEXT", help="another text draws another test part"
+    )
     group = parser.add_argument_group("search")
-    group.add_argument("--heads", metavar="A,B,...", help="heads to try (default: the cheap ones; see the docs)")
-    group.add_argument("--trials", type=int, default=50, metavar="N", help="Optuna trials beyond the grid (default 50)")
+    group.add_argument(
+        "--heads", metavar="A,B,...", help="heads to try (default: the cheap ones; see the docs)"
+    )
+    group.add_argument(
+        "--trials", type=int, default=50, metavar="N", help="Optuna trials beyond the grid (default 50)"
+    )
     group.add_argument("--timeout", type=float, metavar="S", help="seconds for the search")
     group.add_argument("--cv", type=int, default=5, metavar="K", help="folds (default 5)")
-    group.add_argument("--scoring", default="accuracy", metavar="NAME", help="scikit-learn scorer to choose by")
+    group.add_argument(
+        "--scoring", default="accuracy", metavar="NAME", help="scikit-learn scorer to choose by"
+    )
     group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their size")
-    group.add_argument("--min-per-class", type=int, default=2, metavar="N", help="drop smaller classes (default 2)")
-    group.add_argument("--storage", metavar="URL", help="Optuna storage (journal file or RDB) to watch or resume")
+    group.add_argument(
+        "--min-per-class", type=int, default=2, metavar="N", help="drop smaller classes (default 2)"
+    )
+    group.add_argument(
+        "--storage", metavar="URL", help="Optuna storage (journal file or RDB) to watch or resume"
+    )
     group.add_argument("--study-name", metavar="NAME")
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--jobs", type=int, metavar="N", help="threads of the search")
     arguments.add_backbone(parser)
-    parser.add_argument("--cut", "--taps", dest="cut", metavar="TAP[,TAP...]", help="layers to choose from (see `featx taps`)")
+    parser.add_argument(
+        "--cut", "--taps", dest="cut", metavar="TAP[,TAP...]", help="layers to choose from (see `featx taps`)"
+    )
     arguments.add_precision(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
@@ -89,6 +114,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     show.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
     show.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data))
-    return show.skipped(console, clf.skipped_, Path(args.output).with_suffix(".skipped.csv"), strict=args.strict)
-
-
+    return show.skipped(
+        console, clf.skipped_, Path(args.output).with_suffix(".skipped.csv"), strict=args.strict
+    )

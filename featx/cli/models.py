@@ -9,7 +9,9 @@ from featx.cli.console import Console
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
-    parser.add_argument("pattern", nargs="?", help="shell pattern, e.g. 'resnet*' (default: those whose weights are here)")
+    parser.add_argument(
+        "pattern", nargs="?", help="shell pattern, e.g. 'resnet*' (default: those whose weights are here)"
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -25,5 +27,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if args.pattern is None:
         console.log("these have their weights on this machine; `featx models 'resnet*'` searches all of timm")
-    console.data(models=[{"name": r.name, "source": r.source, "available": r.available, "input_size": list(r.input_size)} for r in rows])
+    console.data(
+        models=[
+            {"name": r.name, "source": r.source, "available": r.available, "input_size": list(r.input_size)}
+            for r in rows
+        ]
+    )
     return 0 if rows else 1

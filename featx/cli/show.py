@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from featx.cli.console import Console
-from featx.images import ImageSet, Skipped, escape_name
-from featx.tables import write_csv
+from featx.images import ImageSet, Skipped
+from featx.tables import escape_name, write_csv
 
 MAX_CLASSES_SHOWN = 12
 """A confusion matrix of more classes is not legible on a terminal; the JSON has it whole."""
@@ -24,7 +24,9 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
     small = {label: n for label, n in counts.items() if n < min_per_class}
     if small:
         listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in sorted(small.items()))
-        console.warn(f"classes with fewer than {min_per_class} images are left out (--min-per-class): {listed}")
+        console.warn(
+            f"classes with fewer than {min_per_class} images are left out (--min-per-class): {listed}"
+        )
         images = images.select(np.array([str(label) not in small for label in images.labels]))
     kept = sorted((n, label) for label, n in counts.items() if label not in small)
     classes = f", {len(kept)} classes" if kept else ""
@@ -43,8 +45,12 @@ def search(console: Console, clf: Any) -> None:
     head = settings.pop("head", "head")
     listed = ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
     console.text(f"chosen    {head} ({listed}) on {', '.join(clf.best_blocks_)} of {clf.backbone}")
-    console.text(f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});")
-    console.text("          it is the score that was selected by, so it is optimistic: trust the held-out part")
+    console.text(
+        f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});"
+    )
+    console.text(
+        "          it is the score that was selected by, so it is optimistic: trust the held-out part"
+    )
     console.data(
         model={
             "backbone": clf.backbone,
@@ -63,7 +69,10 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
     console.text(title)
     console.table(
         ["metric", "value", "95 % interval"],
-        [[name.replace("_", " "), f"{m.value:.4f}", f"[{m.low:.4f}, {m.high:.4f}]"] for name, m in result.metrics.items()],
+        [
+            [name.replace("_", " "), f"{m.value:.4f}", f"[{m.low:.4f}, {m.high:.4f}]"]
+            for name, m in result.metrics.items()
+        ],
         right=(1,),
     )
     names = [escape_name(str(label)) for label in result.classes]
@@ -77,12 +86,19 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
         console.text("classes told apart worst")
         console.table(
             ["class", "precision", "recall", "F1", "images"],
-            [[escape_name(str(c.label)), f"{c.precision:.2f}", f"{c.recall:.2f}", f"{c.f1:.2f}", c.support] for c in worst],
+            [
+                [escape_name(str(c.label)), f"{c.precision:.2f}", f"{c.recall:.2f}", f"{c.f1:.2f}", c.support]
+                for c in worst
+            ],
             right=(1, 2, 3, 4),
         )
-    if result.abstention is not None:
-        a = result.abstention
-        console.text(f"  answered {a.coverage:.1%} of the images (confidence at least {a.threshold:g}): accuracy {a.accuracy:.4f} there")
+    if result.accuracy_answered is not None:
+        console.text(
+            f"  answered {result.coverage:.1%} of the images (probability at least "
+            f"{result.abstain_below:g}); "
+            f"accuracy there {result.accuracy_answered.value:.4f} "
+            f"[{result.accuracy_answered.low:.4f}, {result.accuracy_answered.high:.4f}]"
+        )
     console.data(evaluation=result.to_dict())
 
 
@@ -102,7 +118,11 @@ def skipped(console: Console, pictures: list[Skipped], path: Path, *, strict: bo
     console.warn(f"{len(pictures)} pictures were skipped; all are listed in {path}")
     for picture in pictures[:SKIPPED_SHOWN]:
         console.log(f"  {escape_name(picture.name)}: {picture.reason}")
-    write_csv(path, ["path", "label", "reason"], [[s.name, "" if s.label is None else s.label, s.reason] for s in pictures])
+    write_csv(
+        path,
+        ["path", "label", "reason"],
+        [[s.name, "" if s.label is None else s.label, s.reason] for s in pictures],
+    )
     return 1 if strict else 3
 
 
@@ -124,7 +144,7 @@ def duration(seconds: float) -> str:
 
 
 def _confusion_rows(names: list[str], result: Any) -> list[list[str]]:
-    rows = []
+    rows: list[list[str]] = []
     for name, counts in zip(names, np.asarray(result.confusion), strict=True):
         recall = counts[len(rows)] / counts.sum() if counts.sum() else float("nan")
         rows.append([name, *(str(count) if count else "." for count in counts), f"{recall:.3f}"])
@@ -142,5 +162,3 @@ def size_text(size: float) -> str:
             break
         size /= 1000
     return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-
-

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 
 from featx.cli import arguments
 from featx.cli.console import Console
@@ -11,8 +12,12 @@ from featx.cli.console import Console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's options."""
     parser.add_argument("name", nargs="?", default="tf_efficientnet_lite0.in1k", help="timm model")
-    parser.add_argument("--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones")
-    parser.add_argument("--random-weights", action="store_true", help="no pretrained weights: the shapes are the same")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
+    )
+    parser.add_argument(
+        "--random-weights", action="store_true", help="no pretrained weights: the shapes are the same"
+    )
     arguments.add_cache(parser)
 
 
@@ -23,14 +28,22 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     store = open_store(arguments.store_of(args))
     card = open_card(args.name, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store)
-    console.text(f"{card.name}: {card.parameters / 1e6:.1f} M parameters, input {card.input_size[0]}x{card.input_size[1]}, weights {card.source}")
+    height, width = card.input_size
+    parameters = f"{card.parameters / 1e6:.1f} M parameters"
+    console.text(f"{card.name}: {parameters}, input {height}x{width}, weights {card.source}")
     console.table(
         ["tap", "number", "shape", "stride", "pools"],
-        [[t.name, t.index, "x".join(map(str, t.shape)), t.reduction, ", ".join(card.pools(t.name))] for t in card.taps],
+        [
+            [t.name, t.index, "x".join(map(str, t.shape)), t.reduction, ", ".join(card.pools(t.name))]
+            for t in card.taps
+        ],
         right=(1, 3),
     )
     console.data(
-        name=card.name, source=card.source, weights=card.weights, input_size=list(card.input_size),
-        taps=[{"name": t.name, "index": t.index, "shape": list(t.shape), "reduction": t.reduction} for t in card.taps],
-    )  # fmt: skip
+        name=card.name,
+        source=card.source,
+        weights=card.weights,
+        input_size=list(card.input_size),
+        taps=[dataclasses.asdict(tap) for tap in card.taps],
+    )
     return 0

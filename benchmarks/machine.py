@@ -1,0 +1,39 @@
+"""What a page of figures must say about where they come from."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+
+PACKAGES = ("featx", "torch", "torchvision", "timm", "openvino", "scikit-learn", "optuna", "numpy", "h5py")
+
+
+def describe(seed: int | str) -> str:
+    """Date, processor, cores, memory, versions and seed, as one Markdown paragraph."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    return (
+        f"Date {datetime.date.today().isoformat()}; "
+        f"{cpu()}, {os.cpu_count()} cores, {gigabytes:.0f} GiB; "
+        f"{platform.system()} {platform.machine()}, Python {platform.python_version()}; "
+        f"{versions}; seed {seed}."
+    )
+
+
+def cpu() -> str:
+    """The processor's name and the vector extensions that decide its speed."""
+    name, flags = platform.processor() or "unknown processor", set()
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            for line in file:
+                if line.startswith("model name"):
+                    name = line.split(":", 1)[1].strip()
+                if line.startswith("flags"):
+                    flags = set(line.split(":", 1)[1].split())
+                    break
+    except OSError:
+        pass
+    wide = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in flags]
+    return f"{name} ({', '.join(wide) or 'no wide-vector flags'})"

@@ -1,5 +1,0 @@
-"""``python -m featx.cli``."""
-
-from featx.cli import console
-
-console()
