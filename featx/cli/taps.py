@@ -30,7 +30,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     card = open_card(args.name, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store)
     height, width = card.input_size
     parameters = f"{card.parameters / 1e6:.1f} M parameters"
-    console.text(f"{card.name}: {parameters}, input {height}x{width}, weights {card.source}")
+    licence = card.licence or "unknown"
+    console.text(f"{card.name}: {parameters}, input {height}x{width}, weights {card.source}, licence {licence}")
     console.table(
         ["tap", "number", "shape", "stride", "pools"],
         [
