@@ -7,14 +7,37 @@ rename, fsync of the folder. A reader sees the old bytes or the new ones, after 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import io
+import json
 import os
+import struct
 import time
 import uuid
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from featx.exceptions import ModelFileError
 
 TEMPORARY_PREFIX = ".tmp-"
 LEFTOVER_S = 3600.0
 """No write takes an hour: a temporary file older than that, whose process is gone, was left by a crash."""
+
+MANIFEST = "manifest.json"
+MANIFEST_BYTES = 65_536
+"""Cap on the manifest, which holds a digest and a size for each of at most `MAX_MEMBERS` members."""
+
+MAX_MEMBERS = 256
+MAX_ARCHIVE_BYTES = 2**31 - 1
+"""An archive is below 2 GiB, so that no zip64 record is ever needed and none is ever read."""
+
+_END = struct.Struct("<4s4H2LH")  # end of central directory: APPNOTE.TXT 4.3.16
+_CENTRAL_BYTES = 46  # of a central directory entry without its name: APPNOTE.TXT 4.3.12
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time of the format; a real one would change the bytes
 
 
 def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
@@ -87,3 +110,320 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What `read_archive` found whole: a format number and members by name.
+
+    Parameters
+    ----------
+    where : str
+        Name of the file, for messages.
+    format : int
+        Version of the members' meaning.
+    members : dict of str to bytes
+        Contents by name; every name is on the reader's list.
+    """
+
+    where: str
+    format: int
+    members: dict[str, bytes]
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self.members:
+            raise ModelFileError(f"{self.where}: member {name!r} is missing; get the file again.")
+        return self.members[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.members
+
+
+def write_archive(
+    path: str | os.PathLike[str], members: Mapping[str, bytes], *, kind: str, format: int
+) -> None:
+    """Write members with a manifest of their sha256 digests to one file, whole or not at all.
+
+    The same members give the same bytes.
+
+    Parameters
+    ----------
+    path : path-like
+        Target; an existing file is replaced.
+    members : mapping of str to bytes
+        Contents by name (ASCII).
+    kind : str
+        What the file is, e.g. ``"featx-classifier"``.
+    format : int
+        Version of the members' meaning.
+
+    Raises
+    ------
+    ModelFileError
+        If the archive would reach 2 GiB.
+    OSError
+        As the operating system says.
+    """
+    manifest = _manifest(kind, format, members)
+    data = pack_members({MANIFEST: manifest, **members}, where=os.fspath(path))
+    atomic_write(path, data)
+
+
+def read_archive(
+    path: str | os.PathLike[str], *, kind: str, allowed: Mapping[str, int], max_format: int
+) -> Archive:
+    """Read an archive as a hostile file: every byte is accounted for before a member is used.
+
+    The digests prove that the file is as it was written (integrity). They do not prove who wrote it
+    (authenticity): whoever can change a member can also write a new manifest.
+
+    Parameters
+    ----------
+    path : path-like
+        The file.
+    kind : str
+        What it must be.
+    allowed : mapping of str to int
+        Names that may occur, with the most bytes that each may have.
+    max_format : int
+        Newest format that the caller understands.
+
+    Returns
+    -------
+    Archive
+
+    Raises
+    ------
+    ModelFileError
+        Naming the file, what is wrong and what to do. Nothing in it was interpreted but its manifest.
+    """
+    where = os.fspath(path)
+    raw = _read_capped(Path(path), where, sum(allowed.values()) + MANIFEST_BYTES)
+    members = unpack_members(raw, where=where)
+    if next(iter(members), None) != MANIFEST or len(members[MANIFEST]) > MANIFEST_BYTES:
+        raise ModelFileError(f"{where}: does not begin with {MANIFEST}, so it is no featx file.")
+    manifest = _read_manifest(members.pop(MANIFEST), where)
+    if manifest["kind"] != kind:
+        raise ModelFileError(f"{where}: is a {manifest['kind']!r} file; a {kind!r} file is needed here.")
+    if manifest["format"] > max_format:
+        raise ModelFileError(
+            f"{where}: has format {manifest['format']}, this featx reads up to {max_format}; upgrade featx."
+        )
+    for name, data in members.items():
+        if name not in allowed:
+            raise ModelFileError(
+                f"{where}: member {_short(name)} has no place in a {kind!r} file; allowed are "
+                f"{', '.join(allowed)}."
+            )
+        if len(data) > allowed[name]:
+            raise ModelFileError(
+                f"{where}: member {name!r} has {len(data):,} bytes; at most {allowed[name]:,} are read."
+            )
+    listed = manifest["members"]
+    if set(listed) != set(members):
+        odd = ", ".join(map(_short, sorted(set(listed) ^ set(members))))
+        raise ModelFileError(f"{where}: the manifest and the members differ in {odd}. {_GET}")
+    for name, data in members.items():
+        if listed[name] != {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}:
+            raise ModelFileError(
+                f"{where}: member {name!r} is not what the manifest lists: it was damaged or edited. {_GET}"
+            )
+    return Archive(where, manifest["format"], members)
+
+
+def pack_members(members: Mapping[str, bytes], *, where: str) -> bytes:
+    """Bytes of a zip of stored members in the given order; the same members give the same bytes."""
+    total = sum(len(data) + 2 * len(name) + 100 for name, data in members.items())
+    if total > MAX_ARCHIVE_BYTES or len(members) > MAX_MEMBERS:
+        raise ModelFileError(
+            f"{where}: {len(members)} members of {total:,} bytes do not fit into one file (at most "
+            f"{MAX_MEMBERS} members, {MAX_ARCHIVE_BYTES:,} bytes); choose a head that keeps fewer rows."
+        )
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
+        for name, data in members.items():
+            file.writestr(_entry(name), data)
+    return buffer.getvalue()
+
+
+def unpack_members(raw: bytes, *, where: str) -> dict[str, bytes]:
+    """Contents of a zip that is exactly as `pack_members` writes it, down to the last header byte.
+
+    So there is no compression (nothing can unfold), no second meaning (a duplicate name, bytes between
+    members, a local header that contradicts the directory), no encryption, no link and no zip64.
+
+    Parameters
+    ----------
+    raw : bytes
+        The whole file.
+    where : str
+        Its name, for messages.
+
+    Returns
+    -------
+    dict of str to bytes
+        In the order of the file.
+
+    Raises
+    ------
+    ModelFileError
+        Saying which of these does not hold.
+    """
+    if not raw.startswith(b"PK\x03\x04"):
+        raise ModelFileError(f"{where}: {_what_it_is(raw)}; a featx file is a zip. {_GET}")
+    if len(raw) < _END.size or not raw[-_END.size :].startswith(b"PK\x05\x06"):
+        raise ModelFileError(f"{where}: is cut short, or has bytes behind its end. {_GET}")
+    _, disk, first_disk, here, count, length, start, comment = _END.unpack(raw[-_END.size :])
+    if disk or first_disk or here != count or count > MAX_MEMBERS:
+        raise ModelFileError(f"{where}: lists {count} members on {disk + 1} disks; at most {MAX_MEMBERS}.")
+    if comment or start + length + _END.size != len(raw):
+        raise ModelFileError(f"{where}: its directory is not where its end says. {_GET}")
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as file:
+            entries = file.infolist()
+    except (zipfile.BadZipFile, OSError, ValueError, struct.error, NotImplementedError) as error:
+        raise ModelFileError(f"{where}: is a damaged zip ({error}). {_GET}") from None
+
+    members: dict[str, bytes] = {}
+    position = 0
+    for entry in entries:
+        name = _short(entry.filename)
+        if entry.filename in members:
+            raise ModelFileError(f"{where}: holds member {name} twice. {_GET}")
+        _check_plain(entry, where)
+        header = _local_header(entry)
+        begin = position + len(header)
+        end = begin + entry.file_size
+        if entry.header_offset != position or end > start:
+            raise ModelFileError(f"{where}: member {name} is not where its header says. {_GET}")
+        if raw[position:begin] != header:
+            raise ModelFileError(f"{where}: the two headers of member {name} contradict. {_GET}")
+        if zlib.crc32(data := raw[begin:end]) != entry.CRC:
+            raise ModelFileError(f"{where}: member {name} is damaged (CRC). {_GET}")
+        members[entry.filename] = data
+        position = end
+    if position != start or length != sum(_CENTRAL_BYTES + len(entry.filename) for entry in entries):
+        raise ModelFileError(f"{where}: holds bytes that belong to no member. {_GET}")
+    return members
+
+
+def read_json(data: bytes, *, where: str) -> Any:
+    """Parse UTF-8 JSON of a hostile file.
+
+    Raises
+    ------
+    ModelFileError
+        If it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{where}: is not the JSON that featx writes ({_short(str(error))}).") from None
+
+
+def _manifest(kind: str, format: int, members: Mapping[str, bytes]) -> bytes:
+    listed = {
+        name: {"bytes": len(members[name]), "sha256": hashlib.sha256(members[name]).hexdigest()}
+        for name in sorted(members)
+    }
+    content = {"format": format, "kind": kind, "members": listed}
+    return _canonical({**content, "sha256": hashlib.sha256(_canonical(content)).hexdigest()})
+
+
+def _read_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """The manifest, whose own digest covers its kind, format and list."""
+    manifest = read_json(data, where=f"{where}: {MANIFEST}")
+    if not isinstance(manifest, dict) or set(manifest) != {"format", "kind", "members", "sha256"}:
+        raise ModelFileError(f"{where}: its manifest has not the fields that featx writes. {_GET}")
+    content = {name: value for name, value in manifest.items() if name != "sha256"}
+    own = hashlib.sha256(_canonical(content)).hexdigest()
+    if manifest["sha256"] != own or data != _canonical(manifest):
+        raise ModelFileError(f"{where}: its manifest was damaged or edited. {_GET}")
+    if (
+        type(content["format"]) is not int
+        or content["format"] < 1
+        or not isinstance(content["members"], dict)
+    ):
+        raise ModelFileError(f"{where}: its manifest has not the fields that featx writes. {_GET}")
+    return content
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True).encode()
+
+
+def _read_capped(path: Path, where: str, cap: int) -> bytes:
+    """The file's bytes, read once, and never more than the cap, however large the file has grown."""
+    cap = min(MAX_ARCHIVE_BYTES, cap + MAX_MEMBERS * 1024)  # headers and names beside the contents
+    if not path.is_file():
+        reason = "is a folder or a device" if path.exists() else "does not exist"
+        raise ModelFileError(f"{where}: {reason}; pass the path of a file that featx wrote.")
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(min(path.stat().st_size, cap) + 1)
+    except OSError as error:
+        raise ModelFileError(f"{where}: cannot be read ({error.strerror or error}).") from None
+    if len(raw) > cap:
+        raise ModelFileError(f"{where}: is larger than the {cap:,} bytes that such a file can have.")
+    return raw
+
+
+def _entry(name: str) -> zipfile.ZipInfo:
+    """A header without anything of this machine or moment."""
+    entry = zipfile.ZipInfo(name, _EPOCH)
+    entry.create_system = 3  # Unix, also where the file is written on Windows
+    entry.external_attr = 0o100644 << 16  # a regular file
+    return entry
+
+
+def _local_header(entry: zipfile.ZipInfo) -> bytes:
+    own = _entry(entry.filename)
+    own.CRC, own.compress_size, own.file_size = entry.CRC, entry.compress_size, entry.file_size
+    return own.FileHeader(zip64=False)
+
+
+def _check_plain(entry: zipfile.ZipInfo, where: str) -> None:
+    """Refuse whatever a zip can hold beside stored bytes of a plain file."""
+    plain, name = _entry(entry.filename), _short(entry.filename)
+    if entry.filename.startswith("/") or "\\" in entry.filename or ".." in entry.filename.split("/"):
+        raise ModelFileError(f"{where}: member {name} points out of the file; it is hostile.")
+    if entry.flag_bits & 0x1:
+        raise ModelFileError(f"{where}: member {name} is encrypted; a featx file never is.")
+    if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:
+        raise ModelFileError(f"{where}: member {name} is compressed; a featx file never is (zip bombs are).")
+    if entry.external_attr != plain.external_attr:
+        raise ModelFileError(f"{where}: member {name} is a link, a folder or another special file.")
+    ours = (plain.create_system, 0, plain.date_time, b"", b"", 0, 0)
+    theirs = (entry.create_system, entry.flag_bits, entry.date_time, entry.extra, entry.comment,
+              entry.internal_attr, entry.volume)  # fmt: skip
+    if ours != theirs or not entry.filename.isascii():
+        raise ModelFileError(f"{where}: the header of member {name} is not as featx writes it. {_GET}")
+
+
+def _what_it_is(raw: bytes) -> str:
+    if not raw:
+        return "is empty"
+    for start, meaning in _BEGINNINGS.items():
+        if raw.startswith(start):
+            return f"is {meaning}"
+    return f"starts with {raw[:8]!r}"
+
+
+def _short(text: str) -> str:
+    shown = ascii(text)
+    return shown if len(shown) <= 80 else f"{shown[:80]}..."
+
+
+_GET = "Get the file again, from someone you trust."
+
+_BEGINNINGS = {
+    b"\x80": "a pickle, which featx never opens: it can run any code",
+    b"\x1f\x8b": "compressed with gzip",
+    b"BZh": "compressed with bzip2",
+    b"\xfd7zXZ": "compressed with xz",
+    b"\x89HDF": "an HDF5 file",
+    b"{": "JSON text",
+    b"<": "a web page or XML",
+    b"PK\x05\x06": "an empty zip",
+}
+"""First bytes of what people pass by mistake, or on purpose."""

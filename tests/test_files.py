@@ -1,0 +1,461 @@
+"""An archive is read back as written or refused; every trick of the zip format is tried for real."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+import stat
+import struct
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featx.exceptions import ModelFileError
+from featx.files import (
+    MANIFEST,
+    Archive,
+    atomic_write,
+    pack_members,
+    read_archive,
+    read_json,
+    unpack_members,
+    write_archive,
+)
+
+MEMBERS = {"model.json": b'{"a": 1}', "head.skops": b"head" * 100, "golden.safetensors": bytes(range(256))}
+ALLOWED = {"model.json": 1000, "head.skops": 10_000, "golden.safetensors": 1000, "weights.safetensors": 10}
+
+
+@pytest.fixture
+def good(tmp_path: Path) -> Path:
+    path = tmp_path / "good.featx"
+    write_archive(path, MEMBERS, kind="featx-test", format=1)
+    return path
+
+
+def read(path: Path) -> Archive:
+    return read_archive(path, kind="featx-test", allowed=ALLOWED, max_format=1)
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ModelFileError) as caught:
+        read(path)
+    assert str(path) in str(caught.value)
+    return str(caught.value)
+
+
+def raw_zip(path: Path, write: Callable[[zipfile.ZipFile], None], **options: object) -> Path:
+    """A zip of the tester's own making, with the good file's manifest first."""
+    good = path.with_name("good.featx").read_bytes()
+    with zipfile.ZipFile(io.BytesIO(good)) as source, zipfile.ZipFile(path, "w", **options) as file:  # type: ignore[call-overload]
+        file.writestr(plain(MANIFEST), source.read(MANIFEST))
+        write(file)
+    return path
+
+
+def plain(name: str) -> zipfile.ZipInfo:
+    entry = zipfile.ZipInfo(name, (1980, 1, 1, 0, 0, 0))
+    entry.create_system = 3
+    entry.external_attr = (stat.S_IFREG | 0o644) << 16
+    return entry
+
+
+# What is written is read back ----------------------------------------------------------------------------
+
+
+def test_members_come_back_as_written_and_the_manifest_stays_inside(good: Path) -> None:
+    found = read(good)
+    assert found.members == MEMBERS
+    assert found.format == 1
+    assert "weights.safetensors" not in found
+
+
+def test_the_same_members_give_the_same_bytes(good: Path, tmp_path: Path) -> None:
+    again = tmp_path / "again.featx"
+    write_archive(again, dict(MEMBERS), kind="featx-test", format=1)
+    assert again.read_bytes() == good.read_bytes()
+
+
+def test_any_unzip_can_look_inside(good: Path) -> None:
+    with zipfile.ZipFile(good) as file:
+        assert file.testzip() is None
+        assert file.namelist() == [MANIFEST, *MEMBERS]
+        listed = json.loads(file.read(MANIFEST))["members"]
+    assert listed["head.skops"]["sha256"] == hashlib.sha256(MEMBERS["head.skops"]).hexdigest()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(st.text("abcdefgh./-", min_size=1, max_size=12), st.binary(max_size=50), max_size=6))
+def test_any_members_with_harmless_names_survive(
+    tmp_path_factory: pytest.TempPathFactory, members: dict[str, bytes]
+) -> None:
+    members = {name: data for name, data in members.items() if not name.startswith("/") and ".." not in name}
+    path = tmp_path_factory.mktemp("any") / "x.featx"
+    write_archive(path, members, kind="k", format=3)
+    assert read_archive(path, kind="k", allowed=dict.fromkeys(members, 50), max_format=3).members == members
+
+
+def test_a_missing_member_is_named(good: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"'weights.safetensors' is missing"):
+        read(good)["weights.safetensors"]
+
+
+# What is not such a file ---------------------------------------------------------------------------------
+
+
+class Payload:
+    """A pickle that leaves a canary file behind when it is opened."""
+
+    def __init__(self, canary: Path) -> None:
+        self.canary = canary
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.canary),)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_is_refused_and_never_runs(tmp_path: Path, protocol: int) -> None:
+    canary = tmp_path / "canary"
+    path = tmp_path / "model.featx"
+    path.write_bytes(pickle.dumps(Payload(canary), protocol))
+    assert ("is a pickle" if protocol >= 2 else "starts with") in refusal(path)
+    assert not canary.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "is empty"),
+        (b"\x1f\x8b\x08\x00", "compressed with gzip"),
+        (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
+        (b"<!DOCTYPE html>", "a web page"),
+        (b"PK\x05\x06" + bytes(18), "an empty zip"),
+        (b"hello world", "starts with b'hello wo'"),
+        (b"PK\x03\x04", "cut short"),
+    ],
+)
+def test_what_is_no_zip_is_refused_by_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "model.featx"
+    path.write_bytes(content)
+    assert message in refusal(path)
+
+
+def test_a_missing_file_a_folder_and_a_device_are_told_apart(tmp_path: Path) -> None:
+    assert "does not exist" in refusal(tmp_path / "none.featx")
+    assert "is a folder or a device" in refusal(tmp_path)
+    assert "is a folder or a device" in refusal(Path("/dev/zero"))
+
+
+@pytest.mark.skipif(
+    os.name == "nt" or os.geteuid() == 0, reason="root reads every file; Windows has no modes"
+)
+def test_an_unreadable_file_is_refused_with_the_reason(good: Path) -> None:
+    good.chmod(0)
+    assert "Permission denied" in refusal(good)
+
+
+def test_a_plain_zip_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "photos.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr(plain("model.json"), b"{}")
+    assert "does not begin with manifest.json" in refusal(path)
+
+
+def test_a_torch_checkpoint_with_a_pickle_inside_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt"
+    canary = tmp_path / "canary"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", pickle.dumps(Payload(canary)))
+    refusal(path)
+    assert not canary.exists()
+
+
+def test_another_kind_and_a_newer_format_are_refused_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "x.featx"
+    write_archive(path, MEMBERS, kind="featx-tail", format=1)
+    assert "is a 'featx-tail' file; a 'featx-test' file is needed" in refusal(path)
+    write_archive(path, {**MEMBERS, "new.bin": b""}, kind="featx-test", format=2)
+    assert "has format 2, this featx reads up to 1; upgrade featx" in refusal(path)
+
+
+# Damage and edits ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("member", [MANIFEST, *MEMBERS])
+def test_a_flipped_bit_in_any_member_is_found(good: Path, member: str) -> None:
+    raw = bytearray(good.read_bytes())
+    with zipfile.ZipFile(good) as file:
+        entry = file.getinfo(member)
+    raw[entry.header_offset + 30 + len(member)] ^= 1
+    good.write_bytes(raw)
+    assert "damaged (CRC)" in refusal(good)
+
+
+def test_a_flipped_bit_anywhere_is_found(good: Path) -> None:
+    raw = good.read_bytes()
+    survivors = []
+    for position in range(len(raw)):
+        flipped = bytearray(raw)
+        flipped[position] ^= 1 << (position % 8)
+        good.write_bytes(flipped)
+        try:
+            if read(good).members != MEMBERS:
+                survivors.append(position)
+        except ModelFileError:
+            pass
+    assert survivors == []
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.99])
+def test_a_file_cut_short_is_refused(good: Path, share: float) -> None:
+    raw = good.read_bytes()
+    good.write_bytes(raw[: int(share * len(raw))])
+    refusal(good)
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"PK\x05\x06" + bytes(18), b"x" * 1000])
+def test_bytes_behind_the_end_are_refused(good: Path, extra: bytes) -> None:
+    good.write_bytes(good.read_bytes() + extra)
+    refusal(good)
+
+
+@pytest.mark.parametrize("extra", [b"\0", b"#!/bin/sh\nrm x\n", b"\x80\x04."])
+def test_bytes_before_the_beginning_are_refused(good: Path, extra: bytes) -> None:
+    good.write_bytes(extra + good.read_bytes())
+    refusal(good)
+
+
+def test_bytes_between_two_members_are_refused(good: Path, tmp_path: Path) -> None:
+    def write(file: zipfile.ZipFile) -> None:
+        for name, data in MEMBERS.items():
+            file.fp.write(b"hidden")  # type: ignore[union-attr]
+            file.start_dir = file.fp.tell()  # type: ignore[union-attr, attr-defined]
+            file.writestr(plain(name), data)
+
+    assert "is not where its header says" in refusal(raw_zip(tmp_path / "x.featx", write))
+
+
+def test_bytes_between_members_and_directory_are_refused(good: Path) -> None:
+    raw = bytearray(good.read_bytes())
+    start = struct.unpack("<L", raw[-6:-2])[0]
+    raw[start:start] = b"hidden"
+    raw[-6:-2] = struct.pack("<L", start + 6)
+    good.write_bytes(raw)
+    assert "belong to no member" in refusal(good)
+
+
+def test_swapped_members_are_refused(good: Path, tmp_path: Path) -> None:
+    def write(file: zipfile.ZipFile) -> None:
+        names = list(MEMBERS)
+        for name, data in zip(names, (MEMBERS[names[1]], MEMBERS[names[0]], MEMBERS[names[2]]), strict=True):
+            file.writestr(plain(name), data)
+
+    assert "is not what the manifest lists" in refusal(raw_zip(tmp_path / "x.featx", write))
+
+
+def test_a_removed_and_an_added_member_are_refused(good: Path, tmp_path: Path) -> None:
+    def fewer(file: zipfile.ZipFile) -> None:
+        file.writestr(plain("model.json"), MEMBERS["model.json"])
+
+    def more(file: zipfile.ZipFile) -> None:
+        for name, data in {**MEMBERS, "weights.safetensors": b"evil"}.items():
+            file.writestr(plain(name), data)
+
+    assert "differ in 'golden.safetensors', 'head.skops'" in refusal(raw_zip(tmp_path / "x.featx", fewer))
+    assert "differ in 'weights.safetensors'" in refusal(raw_zip(tmp_path / "y.featx", more))
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda manifest: manifest | {"format": 0},
+        lambda manifest: manifest | {"kind": "featx-classifier"},
+        lambda manifest: manifest | {"members": {}},
+        lambda manifest: manifest | {"extra": 1},
+        lambda manifest: {key: value for key, value in manifest.items() if key != "sha256"},
+        lambda manifest: [manifest],
+    ],
+)
+def test_an_edited_manifest_is_refused(good: Path, edit: Callable[[dict[str, object]], object]) -> None:
+    with zipfile.ZipFile(good) as file:
+        manifest = json.loads(file.read(MANIFEST))
+    edited = json.dumps(edit(manifest), sort_keys=True, separators=(",", ":")).encode()
+    good.write_bytes(pack_members({MANIFEST: edited, **MEMBERS}, where="x"))
+    assert "manifest" in refusal(good)
+
+
+@pytest.mark.parametrize("text", [b"[" * 60_000, b"\xff\xfe", b"nul", b'{"a": ' + b"9" * 10_000 + b"}"])
+def test_a_manifest_that_is_no_json_of_ours_is_refused(good: Path, text: bytes) -> None:
+    good.write_bytes(pack_members({MANIFEST: text, **MEMBERS}, where="x"))
+    assert "manifest" in refusal(good)
+
+
+# Tricks of the zip format --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["../../x", "/etc/passwd", "..\\x", "a/../../b", "C:\\x", "..", "model.json/../x"]
+)
+def test_a_member_that_points_out_of_the_file_is_refused(good: Path, tmp_path: Path, name: str) -> None:
+    path = raw_zip(tmp_path / "x.featx", lambda file: file.writestr(plain(name), b"x"))
+    assert "points out of the file" in refusal(path)
+
+
+@pytest.mark.parametrize("name", ["evil.py", "model.json\n", "MODEL.JSON", "<script>", "con"])
+def test_a_member_that_has_no_place_is_refused_though_the_manifest_lists_it(
+    tmp_path: Path, name: str
+) -> None:
+    path = tmp_path / "x.featx"
+    write_archive(path, {**MEMBERS, name: b"x"}, kind="featx-test", format=1)
+    assert "has no place" in refusal(path)
+    assert "\n" not in refusal(path)
+
+
+def test_a_zip_bomb_is_refused_without_unfolding(good: Path, tmp_path: Path) -> None:
+    def write(file: zipfile.ZipFile) -> None:
+        file.writestr(plain("model.json"), bytes(50_000_000), compress_type=zipfile.ZIP_DEFLATED)
+
+    path = raw_zip(tmp_path / "x.featx", write)
+    assert path.stat().st_size < 60_000
+    assert "is compressed" in refusal(path)
+
+
+def test_a_header_that_claims_more_than_the_file_holds_is_refused(good: Path) -> None:
+    raw = bytearray(good.read_bytes())
+    start = struct.unpack("<L", raw[-6:-2])[0]
+    for offset in (20, 24):  # both sizes of the manifest's directory entry
+        raw[start + offset : start + offset + 4] = struct.pack("<L", 2**31)
+    good.write_bytes(raw)
+    assert "is not where its header says" in refusal(good)
+
+
+def test_a_member_over_its_cap_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.featx"
+    write_archive(path, {"weights.safetensors": b"x" * 11}, kind="featx-test", format=1)
+    assert "has 11 bytes; at most 10 are read" in refusal(path)
+
+
+def test_a_file_over_all_caps_is_refused_unread(good: Path) -> None:
+    with open(good, "ab") as file:
+        file.truncate(10**12)  # sparse: takes no room
+    assert "is larger than" in refusal(good)
+
+
+def test_a_name_that_occurs_twice_is_refused(good: Path, tmp_path: Path) -> None:
+    def write(file: zipfile.ZipFile) -> None:
+        file.writestr(plain("model.json"), b"first")
+        with pytest.warns(UserWarning, match="Duplicate"):
+            file.writestr(plain("model.json"), b"second")
+
+    assert "holds member 'model.json' twice" in refusal(raw_zip(tmp_path / "x.featx", write))
+
+
+def test_a_link_and_a_folder_are_refused(good: Path, tmp_path: Path) -> None:
+    for mode in (stat.S_IFLNK | 0o777, stat.S_IFDIR | 0o755, stat.S_IFIFO | 0o644):
+        entry = plain("model.json")
+        entry.external_attr = mode << 16
+        path = raw_zip(tmp_path / "x.featx", lambda file, entry=entry: file.writestr(entry, b"/etc/passwd"))
+        assert "is a link, a folder or another special file" in refusal(path)
+
+
+def test_an_encrypted_member_is_refused(good: Path) -> None:
+    raw = bytearray(good.read_bytes())
+    start = struct.unpack("<L", raw[-6:-2])[0]
+    raw[6] |= 1
+    raw[start + 8] |= 1
+    good.write_bytes(raw)
+    assert "is encrypted" in refusal(good)
+
+
+def test_a_local_header_that_contradicts_the_directory_is_refused(good: Path) -> None:
+    raw = good.read_bytes()
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        name = file.getinfo("head.skops").header_offset + 30
+    good.write_bytes(raw[:name] + b"evil.skops" + raw[name + 10 :])
+    assert "contradict" in refusal(good)
+
+
+@pytest.mark.parametrize("part", ["extra", "comment", "archive comment", "time", "zip64"])
+def test_a_header_with_more_than_featx_writes_is_refused(good: Path, tmp_path: Path, part: str) -> None:
+    def write(file: zipfile.ZipFile) -> None:
+        entry = plain("model.json")
+        if part == "extra":
+            entry.extra = struct.pack("<HH4s", 0x9999, 4, b"evil")
+        if part == "comment":
+            entry.comment = b"evil"
+        if part == "archive comment":
+            file.comment = b"evil"
+        if part == "time":
+            entry.date_time = (2024, 1, 1, 0, 0, 0)
+        if part == "zip64":
+            with file.open(entry, "w", force_zip64=True) as member:
+                member.write(b"{}")
+        else:
+            file.writestr(entry, b"{}")
+
+    refusal(raw_zip(tmp_path / "x.featx", write))
+
+
+def test_a_zip64_end_is_refused(good: Path) -> None:
+    raw = good.read_bytes()
+    start, length = struct.unpack("<L", raw[-6:-2])[0], struct.unpack("<L", raw[-10:-6])[0]
+    end64 = struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, 4, 4, length, start)
+    locator = struct.pack("<4sLQL", b"PK\x06\x07", 0, start + length, 1)
+    good.write_bytes(raw[:-22] + end64 + locator + raw[-22:])
+    refusal(good)
+
+
+def test_a_directory_of_a_million_entries_is_refused_by_its_count(good: Path) -> None:
+    raw = bytearray(good.read_bytes())
+    raw[-14:-10] = struct.pack("<2H", 65_000, 65_000)
+    good.write_bytes(raw)
+    assert "lists 65000 members" in refusal(good)
+
+
+def test_what_cannot_be_one_file_is_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "x.featx"
+    with pytest.raises(ModelFileError, match="257 members"):
+        write_archive(path, {f"{number}": b"" for number in range(256)}, kind="k", format=1)
+    assert not path.exists()
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_mutated_files_are_read_back_right_or_refused(data: st.DataObject) -> None:
+    manifest = {MANIFEST: b"{}"}
+    raw = bytearray(pack_members({**manifest, **MEMBERS}, where="x"))
+    for _ in range(data.draw(st.integers(1, 4))):
+        position = data.draw(st.integers(0, len(raw) - 1))
+        raw[position : position + data.draw(st.integers(0, 8))] = data.draw(st.binary(max_size=8))
+        if not raw:
+            return
+    try:
+        found = unpack_members(bytes(raw), where="x")
+    except ModelFileError:
+        return
+    # What is accepted is exactly what packing its members gives: no byte has a second meaning.
+    assert pack_members(found, where="x") == bytes(raw)
+
+
+def test_json_that_is_nested_too_deeply_is_refused() -> None:
+    with pytest.raises(ModelFileError, match="is not the JSON"):
+        read_json(b"[" * (sys.getrecursionlimit() * 50), where="x")
+
+
+# Whole or absent -----------------------------------------------------------------------------------------
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(good: Path) -> None:
+    before = good.read_bytes()
+    with pytest.raises(TypeError):
+        atomic_write(good, "text")  # type: ignore[arg-type]
+    assert good.read_bytes() == before
+    assert os.listdir(good.parent) == [good.name]
