@@ -107,7 +107,7 @@ def explain_miss(spec: FeatureSpec, differing: Mapping[str, tuple[Any, Any]]) ->
 
 def _finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
     """Mask of the rows, shape (n,), that are finite throughout."""
-    finite: NDArray[np.bool_] = np.isfinite(rows).reshape(len(rows), -1).all(axis=1)
+    finite: NDArray[np.bool_] = np.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
     return finite
 
 

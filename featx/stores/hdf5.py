@@ -32,10 +32,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import StoreError, StoreFormatError, StoreWriteError
+from featx.exceptions import StoreError, StoreFormatError, StoreWriteError, UsageError
 from featx.files import atomic_write, make_folder, sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids, as_ids, as_stored, check_append, check_shape, find_nearest
+from featx.stores.export import Table, export_table
 from featx.stores.migrations import migrate
 from featx.stores.segments import (
     FORMAT,
@@ -153,10 +154,8 @@ class HDF5Store:
     def missing(self, key: str, ids: Ids) -> NDArray[np.bool_]:
         """See `FeatureStore.missing`; rows that other processes committed are seen."""
         buffer = self._buffer(key)
+        buffer.space.refresh()
         absent = ~buffer.space.find(ids)
-        if absent.any():
-            buffer.space.refresh()
-            absent = ~buffer.space.find(ids)
         with self._lock:
             for position in np.flatnonzero(absent):
                 absent[position] = buffer.get(ids[position].tobytes()) is None
@@ -408,6 +407,37 @@ class HDF5Store:
             found.append(SpaceUsage(key, spec, rows, len(names), sum(sizes), quarantined, used))
         return sorted(found, key=lambda usage: -usage.last_used)
 
+    def export(self, key: str, path: str | os.PathLike[str]) -> int:
+        """Write one space as one file for other tools; how many rows it has.
+
+        Parameters
+        ----------
+        key : str
+            The space's key, or the beginning of it that no other shares.
+        path : path-like
+            Its suffix names the format: ``.npz``, ``.csv``, ``.parquet`` or ``.h5``.
+
+        Raises
+        ------
+        UsageError
+            If there is no such space, or no such format.
+        StoreError
+            If a segment turns out bad on the way; it is quarantined, and nothing is written.
+        StoreWriteError
+            If the file cannot be written.
+        """
+        self.commit()
+        full = self._full_key(key)
+        space = self._buffer(full).space
+        space.refresh(force=True)
+        table = Table(self.keys()[full].to_json(), space.n_distinct(), space.row_shape or (), space.distinct)
+        with _write_errors(Path(path)):
+            try:
+                export_table(table, Path(path))
+            except BadSegmentError as error:
+                raise StoreError(f"{error} (and was set aside); export again for the rest.") from error
+        return table.n_rows
+
     def __enter__(self) -> HDF5Store:
         return self
 
@@ -422,6 +452,14 @@ class HDF5Store:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HDF5Store:
         return self  # what `sklearn.base.clone` makes of a parameter shares the rows
+
+    def _full_key(self, start: str) -> str:
+        keys = self.keys()
+        found = [key for key in keys if key.startswith(start)]
+        if len(found) != 1:
+            names = ", ".join(key[:KEY_CHARACTERS] for key in keys) or "none yet"
+            raise UsageError(f"{start!r} names {len(found)} spaces of {self.path}; there are: {names}.")
+        return found[0]
 
     def _buffer(self, key: str) -> _Buffer:
         with self._lock:

@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]+)\.h5")
 SETTLED_S = 2.0
 """A folder's time stamp is trusted when it is older than this; stamps are as coarse as 2 s (FAT)."""
 
+_UNSETTLED, _NO_FOLDER = -1, 0
+
 
 class Space:
     """One folder of segments. Safe to call from several threads."""
@@ -50,7 +52,7 @@ class Space:
         self._firsts: dict[str, int] = {}
         self._next = 0
         self._ignored: set[str] = set()
-        self._stamp = -1
+        self._stamp = _UNSETTLED
         self._prepared = False
         self._lock = threading.RLock()
 
@@ -77,14 +79,13 @@ class Space:
             stamp = _stamp(self.folder)
             if stamp == self._stamp and not force:
                 return
-            listed = segment_names(self.folder)
-            for name in self._segments.keys() - set(listed):
+            listed = set(_names(self.folder))
+            for name in self._segments.keys() - listed:
                 self._forget(name)
-            for name in listed:
-                if name not in self._segments and name not in self._ignored:
-                    self._take(name)
-            settled = time.time() - stamp / 1e9 > SETTLED_S
-            self._stamp = stamp if settled else -1
+            for name in _oldest_first(self.folder, listed - self._segments.keys() - self._ignored):
+                self._take(name)
+            settled = stamp != _NO_FOLDER and time.time() - stamp / 1e9 > SETTLED_S
+            self._stamp = stamp if settled else _UNSETTLED
 
     def read(self, ids: Ids, out: NDArray[np.float32], positions: NDArray[np.int64]) -> None:
         """Read the rows of `ids` into ``out[positions]``.
@@ -110,6 +111,32 @@ class Space:
         """All rows of a segment in slabs, checked, in the stored dtype."""
         for _, values in read_rows(segment, np.arange(segment.n_rows)):
             yield values
+
+    def n_distinct(self) -> int:
+        """Number of digests that have a row here."""
+        return sum(int(kept.sum()) for _, _, kept in self._distinct())
+
+    def distinct(self) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
+        """Every digest once, with its row, in slabs; BadSegmentError names a segment that is set aside."""
+        for segment, ids, kept in self._distinct():
+            start = 0
+            try:
+                for values in self.scan(segment):
+                    part = slice(start, start + len(values))
+                    yield ids[part][kept[part]], values[kept[part]].astype(np.float32)
+                    start += len(values)
+            except BadSegmentError as error:
+                self.quarantine(segment.path.name, str(error))
+                raise BadSegmentError(f"{segment.path}: {error}") from error
+
+    def _distinct(self) -> Iterator[tuple[Segment, Ids, NDArray[np.bool_]]]:
+        """Segments with their ids, and which of their rows the index names."""
+        for segment in self.segments:
+            _, ids = open_segment(segment.path, self.key)
+            with self._lock:
+                first = self._firsts[segment.path.name]
+                kept = self._index.find(ids) == first + np.arange(segment.n_rows)
+            yield segment, ids, kept
 
     def write(self, ids: Ids, rows: NDArray[Any], spec: FeatureSpec) -> None:
         """Publish rows as a new segment; durable when this returns."""
@@ -258,16 +285,7 @@ class Space:
 
 def segment_names(folder: Path) -> list[str]:
     """Names of the segments in a space's folder, oldest first; empty where there is no such folder."""
-    found = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if SEGMENT_NAME.fullmatch(entry.name):
-                    with contextlib.suppress(FileNotFoundError):
-                        found.append((entry.stat().st_mtime_ns, entry.name))
-    except FileNotFoundError:
-        return []
-    return [name for _, name in sorted(found)]
+    return _oldest_first(folder, _names(folder))
 
 
 def rows_of(name: str) -> int:
@@ -285,8 +303,23 @@ def read_spec_text(folder: Path) -> str | None:
     return text if hashlib.sha256(text.encode()).hexdigest().startswith(folder.name) else None
 
 
+def _names(folder: Path) -> list[str]:
+    try:
+        return [name for name in os.listdir(folder) if SEGMENT_NAME.fullmatch(name)]
+    except FileNotFoundError:
+        return []
+
+
+def _oldest_first(folder: Path, names: Iterable[str]) -> list[str]:
+    found = []
+    for name in names:
+        with contextlib.suppress(FileNotFoundError):
+            found.append(((folder / name).stat().st_mtime_ns, name))
+    return [name for _, name in sorted(found)]
+
+
 def _stamp(folder: Path) -> int:
     try:
         return folder.stat().st_mtime_ns
     except FileNotFoundError:
-        return 0
+        return _NO_FOLDER
