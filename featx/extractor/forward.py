@@ -1,0 +1,289 @@
+"""The forward pass as the pipeline needs it: made when first wanted, sized by itself, sure of its rows.
+
+A compiled network is kept for the process (the last few), since a classifier in a service asks for the same
+one again and again.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.runtimes import Batch, Compiled, compile_stem
+from featx.exceptions import BackboneError
+from featx.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from featx.backbones.network import Backbone
+
+Outputs = list[NDArray[np.float32]]
+
+KEPT_NETWORKS = 3
+"""Compiled networks that stay in memory after use."""
+
+OUT_OF_MEMORY = (
+    "out of memory",
+    "not enough memory",
+    "can't allocate",
+    "cannot allocate",
+    "bad_alloc",
+    "alloc_cpu",
+)
+"""What torch and OpenVINO say in a RuntimeError when memory runs out, in lower case."""
+
+TRIAL_S = 0.3
+"""Seconds of forward passes that a batch size is judged by."""
+
+WORTH = 1.03
+"""A larger batch must be this much faster to be taken: it delays the first rows and takes more memory."""
+
+FIRST_BATCH = {"cpu": 2}
+"""Where the search for a batch size begins; on CPUs small batches keep a layer's maps in the cache."""
+FIRST_BATCH_ELSEWHERE = 32
+MAX_BATCH = 512
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What it takes to compile a network's stem for some outputs.
+
+    Parameters
+    ----------
+    open_backbone : callable
+        Loads the network; called only if no converted model is at hand.
+    runtime, device : str
+        See `compile_stem`.
+    n_threads : int
+        CPU threads.
+    model_cache : Path or None
+        Folder of converted models.
+    """
+
+    open_backbone: Callable[[], Backbone]
+    runtime: str
+    device: str
+    n_threads: int
+    model_cache: Path | None
+
+    def compiled(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
+        """The stem with one output for each spec, from memory if it was used lately."""
+        stem_fields = ("cut", "pool", "final_norm")
+        recipe = [tuple(getattr(spec, name) for name in stem_fields) for spec in outputs]
+        first = outputs[0]
+        key = repr((first.weights, first.input_size, first.mean, first.std, recipe, precision,
+                    self.runtime, self.device, self.n_threads))  # fmt: skip
+        with _LOCK:
+            slot = _NETWORKS.setdefault(key, _Slot())
+            _NETWORKS.move_to_end(key)
+            while len(_NETWORKS) > KEPT_NETWORKS:
+                _NETWORKS.popitem(last=False)
+        with slot.lock:
+            if slot.compiled is None:
+                slot.compiled = compile_stem(
+                    lambda: self.open_backbone().stem(outputs),
+                    outputs,
+                    runtime=self.runtime,
+                    device=self.device,
+                    precision=precision,
+                    n_threads=self.n_threads,
+                    model_cache=self.model_cache,
+                )
+        return slot.compiled
+
+
+class _Slot:
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.compiled: Compiled | None = None
+
+
+_LOCK = threading.Lock()
+_NETWORKS: OrderedDict[str, _Slot] = OrderedDict()
+
+
+def release_networks() -> None:
+    """Let go of the compiled networks that are kept for the next call."""
+    with _LOCK:
+        _NETWORKS.clear()
+
+
+class BatchSize:
+    """How many pictures go through the network at once: given, or found in the first seconds.
+
+    Sizes double from a small one for as long as that is measurably faster. Running out of memory sets a
+    ceiling for good.
+
+    Parameters
+    ----------
+    asked : int or 'auto'
+        A fixed size, or find it.
+    device : str
+        Where the network runs.
+    """
+
+    def __init__(self, asked: int | str, device: str) -> None:
+        self._lock = threading.Lock()
+        self._settled = asked != "auto"
+        self._ceiling = MAX_BATCH
+        self._speeds: dict[int, float] = {}
+        self._trial = [0, 0.0]
+        self.value = int(asked) if self._settled else FIRST_BATCH.get(device, FIRST_BATCH_ELSEWHERE)
+
+    def observe(self, size: int, seconds: float) -> None:
+        """Learn from a batch of `size` that took `seconds`."""
+        with self._lock:
+            if self._settled or size != self.value:
+                return
+            self._trial[0] += size
+            self._trial[1] += seconds
+            if self._trial[1] < TRIAL_S or self._trial[0] < 4 * size:
+                return
+            self._speeds[size] = self._trial[0] / self._trial[1]
+            self._trial = [0, 0.0]
+            before = self._speeds.get(size // 2, 0.0)
+            if self._speeds[size] < before * WORTH:
+                self.value = size // 2
+            elif 2 * size <= self._ceiling:
+                self.value = 2 * size
+                return
+            self._settled = True
+
+    def forbid(self, size: int) -> None:
+        """Memory ran out at `size`: stay at half of it or below."""
+        with self._lock:
+            self._ceiling = max(1, min(self._ceiling, size // 2))
+            if self.value > self._ceiling:
+                self.value = self._ceiling
+                self._settled = True
+
+
+class Forward:
+    """Batches to rows, whatever happens on the way.
+
+    Parameters
+    ----------
+    engine : Engine
+        Who compiles.
+    precision : str
+        The specs' precision.
+    batch_size : BatchSize
+        Told of times and of memory that ran out.
+    """
+
+    def __init__(self, engine: Engine, precision: str, batch_size: BatchSize) -> None:
+        self.loading_s = 0.0
+        self.name = ""
+        self._engine = engine
+        self._precision = precision
+        self._batch_size = batch_size
+        self._outputs: tuple[FeatureSpec, ...] = ()
+        self._lock = threading.Lock()
+        self._retry = threading.Lock()
+
+    def __call__(
+        self, batch: Batch, wanted: Sequence[FeatureSpec], names: Sequence[str]
+    ) -> dict[FeatureSpec, NDArray[np.float32]]:
+        """Rows of each wanted output; a row that could not be computed is left NaN.
+
+        Parameters
+        ----------
+        batch : array of shape (n, height, width, 3), uint8
+            Prepared pictures.
+        wanted : sequence of FeatureSpec
+            Outputs that some picture of the batch lacks.
+        names : sequence of str
+            What to call the pictures in an error.
+
+        Raises
+        ------
+        BackboneError
+            If memory does not suffice for a single picture.
+        """
+        outputs = self._cover(wanted)
+        compiled = self._open(outputs, self._precision)
+        began = time.perf_counter()
+        rows = self._run(compiled, batch, names)
+        self._batch_size.observe(len(batch), time.perf_counter() - began)
+        self._mend(rows, outputs, batch, names)
+        return dict(zip(outputs, rows, strict=True))
+
+    def _cover(self, wanted: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
+        """Outputs of the network in use, widened where a batch wants more than those before."""
+        with self._lock:
+            if not set(wanted) <= set(self._outputs):
+                self._outputs = tuple(sorted({*self._outputs, *wanted}, key=lambda spec: spec.to_json()))
+            return self._outputs
+
+    def _open(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
+        began = time.perf_counter()
+        compiled = self._engine.compiled(outputs, precision)
+        self.loading_s = max(self.loading_s, time.perf_counter() - began)
+        self.name = compiled.name
+        return compiled
+
+    def _run(self, compiled: Compiled, batch: Batch, names: Sequence[str]) -> Outputs:
+        try:
+            return compiled(batch)
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+        _free_device_memory()
+        self._batch_size.forbid(len(batch))
+        with self._retry:  # one at a time: others may have taken what was missing
+            return self._run_halved(compiled, batch, names)
+
+    def _run_halved(self, compiled: Compiled, batch: Batch, names: Sequence[str]) -> Outputs:
+        half = max(1, len(batch) // 2)
+        parts = []
+        for start in range(0, len(batch), half):
+            part = batch[start : start + half]
+            try:
+                parts.append(compiled(part))
+            except (MemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if len(part) == 1:
+                    height, width = part.shape[1:3]
+                    raise BackboneError(
+                        f"{names[start]}: not enough memory for this one picture at {height}×{width} pixels; "
+                        "choose a smaller backbone or input_size, or free memory. What is done is kept."
+                    ) from error
+                self._batch_size.forbid(len(part))
+                parts.append(self._run_halved(compiled, part, names[start : start + half]))
+        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+
+    def _mend(
+        self, rows: Outputs, outputs: Sequence[FeatureSpec], batch: Batch, names: Sequence[str]
+    ) -> None:
+        """Compute pictures whose rows are not finite again in fp32, in place."""
+        bad = np.flatnonzero(~finite_rows(rows))
+        if not len(bad) or self._precision == "fp32":
+            return
+        again = self._run(self._open(outputs, "fp32"), batch[bad], [names[index] for index in bad])
+        for part, better in zip(rows, again, strict=True):
+            part[bad] = better
+
+
+def finite_rows(rows: Outputs) -> NDArray[np.bool_]:
+    """Mask of the pictures, shape (n,), whose rows are finite in every output."""
+    return np.logical_and.reduce([np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in rows])
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
+
+
+def _free_device_memory() -> None:
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

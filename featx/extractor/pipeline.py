@@ -1,0 +1,510 @@
+"""Images to rows in the store: read, look up, decode, run, keep, all at the same time and in little memory.
+
+A source is read once; the same bytes are hashed and decoded. What the store holds is never decoded, what
+occurs twice in a call is computed once, and whatever ends the run, the rows that are ready are committed
+first. Nothing here knows of scikit-learn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.transform import prepare
+from featx.exceptions import ImageError
+from featx.extractor.forward import BatchSize, Forward, finite_rows
+from featx.extractor.stages import TORCH_THREADS, Stage
+from featx.images import DecodePolicy, ImageSource, Picture, decode_picture, read_picture
+from featx.spec import FeatureSpec
+from featx.stores.base import FeatureStore, Ids, as_ids
+
+LOOK_UP = 256
+"""Pictures whose digests are looked up at once, at most."""
+
+LOOK_UP_BYTES = 32 << 20
+"""Bytes of read pictures that wait to be looked up, at most."""
+
+APPEND_ROWS = 64
+"""Pictures whose rows go to the store at once: its own cost is then small beside the forward pass."""
+
+READERS = 4
+"""Threads that read and hash: enough to keep a disk's queue filled."""
+
+STUCK_S = 30.0
+"""A read or a decode that takes longer is named."""
+
+REPORT_S = 0.1
+"""Progress is told at most this often."""
+
+WINDOW_S = 5.0
+"""Speed and limit are those of the last seconds."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come.
+
+    Parameters
+    ----------
+    done, total : int
+        Images, cached and skipped ones included.
+    cached, computed, skipped : int
+        Of those done.
+    images_per_s : float
+        Over the last seconds; 0 if nothing can be said yet.
+    eta_s : float or None
+        Seconds left at that speed.
+    limit : {'read', 'decode', 'forward', 'disk', ''}
+        The stage that the others wait for.
+    stage : str
+        What is being done.
+    message : str
+        A remark (a stuck read, a new space, ...); most events have none.
+    """
+
+    done: int
+    total: int
+    cached: int = 0
+    computed: int = 0
+    skipped: int = 0
+    images_per_s: float = 0.0
+    eta_s: float | None = None
+    limit: str = ""
+    stage: str = "extract"
+    message: str = ""
+
+
+Callback = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the specs of one run share work: one decode, few prepared inputs, one forward pass.
+
+    Parameters
+    ----------
+    specs : sequence of FeatureSpec
+        Of one network, input size and precision; they differ in cut, pool, resize and view.
+    max_pixels : int
+        Larger pictures are refused.
+    """
+
+    specs: Sequence[FeatureSpec]
+    max_pixels: int
+    inputs: tuple[FeatureSpec, ...] = field(init=False)
+    outputs: tuple[FeatureSpec, ...] = field(init=False)
+    input_of: NDArray[np.intp] = field(init=False)
+    output_of: NDArray[np.intp] = field(init=False)
+    policies: tuple[DecodePolicy, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Reduce the specs to what differs before the network, and in it."""
+        first = self.specs[0]
+        inputs = [spec.replace(cut=first.cut, pool=first.pool, final_norm=True) for spec in self.specs]
+        outputs = [
+            first.replace(cut=spec.cut, pool=spec.pool, final_norm=spec.final_norm) for spec in self.specs
+        ]
+        distinct_inputs, distinct_outputs = tuple(dict.fromkeys(inputs)), tuple(dict.fromkeys(outputs))
+        object.__setattr__(self, "inputs", distinct_inputs)
+        object.__setattr__(self, "outputs", distinct_outputs)
+        object.__setattr__(self, "input_of", np.array([distinct_inputs.index(spec) for spec in inputs]))
+        object.__setattr__(self, "output_of", np.array([distinct_outputs.index(spec) for spec in outputs]))
+        object.__setattr__(self, "policies", tuple(map(self._policy, distinct_inputs)))
+
+    def _policy(self, spec: FeatureSpec) -> DecodePolicy:
+        return DecodePolicy(
+            decoder=spec.decoder,
+            decode=spec.decode,
+            background=spec.background,
+            bit_depth=spec.bit_depth,
+            max_pixels=self.max_pixels,
+            min_side=max(math.floor(side / spec.crop_pct) for side in spec.input_size),
+        )
+
+    def prepare(
+        self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None] | None = None
+    ) -> list[Input]:
+        """Decode a picture once for each decode policy and make every input that a wanted spec needs.
+
+        Parameters
+        ----------
+        picture : Picture
+            As it was read.
+        wanted : array of shape (n_specs,), bool
+            Specs whose rows are missing.
+        warn : callable, optional
+            Told of remarks.
+
+        Raises
+        ------
+        ImageError
+            If it cannot be decoded.
+        """
+        decoded: dict[DecodePolicy, NDArray[np.uint8]] = {}
+        made = []
+        for number in np.unique(self.input_of[wanted]):
+            policy, spec = self.policies[number], self.inputs[number]
+            if policy not in decoded:
+                decoded[policy] = decode_picture(picture, policy, warn=None if decoded else warn)
+            pixels = prepare(decoded[policy], spec, digest=picture.digest)
+            made.append(Input(picture.digest, picture.name, pixels, wanted & (self.input_of == number)))
+        made[-1].last = True
+        return made
+
+
+@dataclass(eq=False)
+class Input:
+    """One prepared input of the network, and the specs whose rows it gives."""
+
+    digest: bytes
+    name: str
+    pixels: NDArray[np.uint8]
+    wanted: NDArray[np.bool_]
+    last: bool = False
+    """Whether it is its picture's last input: the picture is then done."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """A picture that was read, or the reason why not."""
+
+    index: int
+    picture: Picture | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A picture's inputs, or the reason why there are none."""
+
+    picture: Picture
+    inputs: list[Input]
+    n_bytes: int
+    """What it took in memory, the file's bytes included."""
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A batch with the rows of each output."""
+
+    inputs: list[Input]
+    rows: dict[FeatureSpec, NDArray[np.float32]]
+
+
+Decode = Callable[[Picture, NDArray[np.bool_], Callable[[str], None]], list[Input]]
+"""`Recipe.prepare` or something that does it elsewhere."""
+
+
+class Run:
+    """One pass over some sources.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        What to compute.
+    store : FeatureStore
+        Where rows are looked up and kept.
+    forward : Forward
+        The network.
+    batch_size : BatchSize
+        Shared with `forward`.
+    n_threads : int
+        Threads that decode.
+    streams : int
+        Forward passes at a time.
+    strict : bool
+        Whether an unreadable picture ends the run.
+    decode : callable, optional
+        Instead of `Recipe.prepare`.
+    callback : callable, optional
+        Told of progress.
+
+    Attributes
+    ----------
+    ids : array of shape (n, 32), uint8
+        Digests, zeros where a source could not be read.
+    unread : dict of int to str
+        Sources that could not be read, with the reason.
+    bad : dict of bytes to str
+        Digests of pictures that could not be decoded or computed, with the reason.
+    computed : int
+        Pictures that went through the network.
+    remarks : Counter of str
+        What decoders said of pictures that were accepted.
+    remarked : dict of str to str
+        The first picture of each remark.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: FeatureStore,
+        forward: Forward,
+        batch_size: BatchSize,
+        *,
+        n_threads: int,
+        streams: int,
+        strict: bool = False,
+        decode: Decode | None = None,
+        callback: Callback | None = None,
+    ) -> None:
+        self.recipe = recipe
+        self.store = store
+        self.forward = forward
+        self.batch_size = batch_size
+        self.unread: dict[int, str] = {}
+        self.bad: dict[bytes, str] = {}
+        self.computed = 0
+        self.cached = 0
+        self.remarks: Counter[str] = Counter()
+        self.remarked: dict[str, str] = {}
+        self._strict = strict
+        self._decode_picture = decode or recipe.prepare
+        self._callback = callback
+        self._in_flight: set[bytes] = set()
+        self._done = 0
+        self._ready: list[Computed] = []
+        self._names: Sequence[str] = ()
+        self._sources: Sequence[ImageSource] = ()
+        self._keys = [spec.key for spec in recipe.specs]
+        stuck: dict[str, Any] = {"patience_s": STUCK_S, "on_stuck": self._name_stuck}
+        self._reading = Stage[int, Read](
+            "read", self._read, workers=READERS, size_of=lambda one: _n_bytes(one.picture), **stuck
+        )
+        self._decoding = Stage[tuple[Picture, NDArray[np.bool_]], Decoded](
+            "decode", self._decode, workers=n_threads, size_of=lambda one: one.n_bytes, **stuck
+        )
+        self._running = Stage[list[Input], Computed](
+            "forward", self._compute, workers=streams, depth=streams + 1, max_depth=2 * streams + 1
+        )
+        self._keeping = Stage[list[Computed], int]("disk", self._keep, workers=1, max_depth=4)
+        self._stages = (self._reading, self._decoding, self._running, self._keeping)
+        self._history: deque[tuple[float, int, dict[str, float]]] = deque()
+        self._reported = 0.0
+
+    def __call__(self, sources: Sequence[ImageSource], names: Sequence[str]) -> None:
+        """See that every readable source has its rows in the store.
+
+        Raises
+        ------
+        ImageError
+            For the first unreadable picture, if `strict`.
+        """
+        self._sources, self._names = sources, names
+        self.ids: Ids = np.zeros((len(sources), 32), np.uint8)
+        finished = False
+        with TORCH_THREADS.in_use():
+            try:
+                read = self._reading.run(range(len(sources)))
+                decoded = self._decoding.run(self._missing(read))
+                computed = self._running.run(self._batches(decoded))
+                for kept in self._keeping.run(self._portions(computed)):
+                    self._done += kept
+                    self._report()
+                finished = True
+            finally:
+                for stage in self._stages:
+                    stage.close(drop=stage is not self._keeping, wait=finished or stage is not self._reading)
+                self._keep(self._ready)
+                self.store.commit()
+        self._report(final=True)
+
+    @property
+    def limit(self) -> str:
+        """The stage that the others waited for most, over the whole run."""
+        slowest = max(self._stages, key=lambda stage: stage.waited_s)
+        return slowest.name if slowest.waited_s else ""
+
+    # --- the stages' work, in worker threads ---
+
+    def _read(self, index: int) -> Read:
+        try:
+            return Read(index, read_picture(self._sources[index], name=self._names[index]))
+        except ImageError as error:
+            return Read(index, None, error.reason)
+
+    def _decode(self, item: tuple[Picture, NDArray[np.bool_]]) -> Decoded:
+        picture, wanted = item
+        remarks: list[str] = []
+        try:
+            inputs = self._decode_picture(picture, wanted, remarks.append)
+        except ImageError as error:
+            return Decoded(_without_data(picture), [], _n_bytes(picture), error.reason)
+        except MemoryError:
+            reason = "not enough memory to decode it; shrink the picture"
+            return Decoded(_without_data(picture), [], _n_bytes(picture), reason)
+        for remark in remarks:
+            self.remarks[remark] += 1
+            self.remarked.setdefault(remark, picture.name)
+        n_bytes = _n_bytes(picture) + sum(prepared.pixels.nbytes for prepared in inputs)
+        return Decoded(_without_data(picture), inputs, n_bytes)
+
+    def _compute(self, inputs: list[Input]) -> Computed:
+        wanted = np.logical_or.reduce([one.wanted for one in inputs])
+        outputs = [self.recipe.outputs[number] for number in np.unique(self.recipe.output_of[wanted])]
+        batch = np.stack([one.pixels for one in inputs])
+        for one in inputs:
+            one.pixels = _NO_PIXELS
+        return Computed(inputs, self.forward(batch, outputs, [one.name for one in inputs]))
+
+    def _keep(self, portion: list[Computed]) -> int:
+        """Append rows to their spaces; number of pictures that are done with it."""
+        inputs = [one for computed in portion for one in computed.inputs]
+        finite = [finite_rows(list(computed.rows.values())) for computed in portion]
+        for computed, good in zip(portion, finite, strict=True):
+            for index in np.flatnonzero(~good):
+                self.bad[computed.inputs[index].digest] = "the network gives NaN or Inf for it, in fp32 too"
+        for number, spec in enumerate(self.recipe.specs):
+            output = self.recipe.outputs[self.recipe.output_of[number]]
+            ids: list[bytes] = []
+            rows: list[NDArray[np.float32]] = []
+            for computed, good in zip(portion, finite, strict=True):
+                wanted = [
+                    index for index, one in enumerate(computed.inputs) if one.wanted[number] and good[index]
+                ]
+                ids += [computed.inputs[index].digest for index in wanted]
+                rows += [computed.rows[output][wanted]] if wanted else []
+            if ids:
+                self.store.append(self._keys[number], as_ids(ids), np.concatenate(rows), spec)
+        self._in_flight.difference_update(one.digest for one in inputs if one.last)
+        return sum(one.last for one in inputs)
+
+    # --- between the stages, in the calling thread ---
+
+    def _missing(self, read: Iterable[Read]) -> Iterator[tuple[Picture, NDArray[np.bool_]]]:
+        """Pictures of which some row is missing, each once, with the specs that lack it."""
+        for chunk in _chunks(self._readable(read)):
+            ids = as_ids([picture.digest for picture in chunk])
+            missing = np.stack([self.store.missing(key, ids) for key in self._keys], axis=1)
+            for picture, wanted in zip(chunk, missing, strict=True):
+                if picture.digest in self._in_flight or picture.digest in self.bad:
+                    self._done += 1
+                elif not wanted.any():
+                    self._done += 1
+                    self.cached += 1
+                else:
+                    self._in_flight.add(picture.digest)
+                    yield picture, wanted
+            self._report()
+
+    def _readable(self, read: Iterable[Read]) -> Iterator[Picture]:
+        for one in read:
+            if one.picture is None:
+                self.unread[one.index] = one.reason
+                self._set_aside(self._names[one.index], one.reason)
+            else:
+                self.ids[one.index] = np.frombuffer(one.picture.digest, np.uint8)
+                yield one.picture
+
+    def _batches(self, decoded: Iterable[Decoded]) -> Iterator[list[Input]]:
+        batch: list[Input] = []
+        for one in decoded:
+            if one.reason:
+                self.bad[one.picture.digest] = one.reason
+                self._in_flight.discard(one.picture.digest)
+                self._set_aside(one.picture.name, one.reason)
+            for prepared in one.inputs:
+                batch.append(prepared)
+                if len(batch) >= self.batch_size.value:
+                    yield batch
+                    batch = []
+        if batch:
+            yield batch
+
+    def _portions(self, computed: Iterable[Computed]) -> Iterator[list[Computed]]:
+        """Some batches at a time; what is ready stays in `_ready` until it is handed on."""
+        rows = 0
+        for batch in computed:
+            self._ready.append(batch)
+            self.computed += sum(one.last for one in batch.inputs)
+            rows += len(batch.inputs)
+            if rows >= APPEND_ROWS:
+                portion, self._ready, rows = self._ready, [], 0
+                yield portion
+        if self._ready:
+            portion, self._ready = self._ready, []
+            yield portion
+
+    def _set_aside(self, name: str, reason: str) -> None:
+        self._done += 1
+        if self._strict:
+            raise ImageError(name, reason)
+
+    # --- progress ---
+
+    def _name_stuck(self, item: Any, seconds: float) -> None:
+        name = self._names[item] if isinstance(item, int) else item[0].name
+        work = "reading" if isinstance(item, int) else "decoding"
+        self._tell(f"still {work} {name} after {seconds:.0f} s")
+
+    def _report(self, *, final: bool = False) -> None:
+        now = time.monotonic()
+        if self._callback is None or (not final and now - self._reported < REPORT_S):
+            return
+        self._reported = now
+        self._history.append((now, self._done, {stage.name: stage.waited_s for stage in self._stages}))
+        while len(self._history) > 2 and now - self._history[1][0] > WINDOW_S:
+            self._history.popleft()
+        self._tell("")
+
+    def _tell(self, message: str) -> None:
+        if self._callback is None:
+            return
+        total = len(self._sources)
+        speed, limit = self._speed_and_limit()
+        self._callback(
+            Progress(
+                done=self._done,
+                total=total,
+                cached=self.cached,
+                computed=self.computed,
+                skipped=len(self.unread) + len(self.bad),
+                images_per_s=speed,
+                eta_s=(total - self._done) / speed if speed else None,
+                limit=limit,
+                message=message,
+            )
+        )
+
+    def _speed_and_limit(self) -> tuple[float, str]:
+        if len(self._history) < 2:
+            return 0.0, ""
+        (began, done, waited), (now, done_now, waited_now) = self._history[0], self._history[-1]
+        waits = {name: waited_now[name] - waited[name] for name in waited}
+        limit = max(waits, key=lambda name: waits[name])
+        return (done_now - done) / max(now - began, 1e-9), limit if waits[limit] > 0 else ""
+
+
+_NO_PIXELS = np.empty((0, 0, 3), np.uint8)
+
+
+def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
+    """Pictures in growing chunks: the first few at once, so that decoding begins; bounded in bytes."""
+    chunk: list[Picture] = []
+    limit, n_bytes = 8, 0
+    for picture in pictures:
+        chunk.append(picture)
+        n_bytes += _n_bytes(picture)
+        if len(chunk) >= limit or n_bytes >= LOOK_UP_BYTES:
+            yield chunk
+            chunk, n_bytes, limit = [], 0, min(2 * limit, LOOK_UP)
+    if chunk:
+        yield chunk
+
+
+def _n_bytes(picture: Picture | None) -> int:
+    if picture is None:
+        return 0
+    return len(picture.data) if isinstance(picture.data, bytes) else picture.data.nbytes
+
+
+def _without_data(picture: Picture) -> Picture:
+    return Picture(picture.name, picture.digest, b"")

@@ -1,0 +1,166 @@
+"""A stage of the pipeline: some threads, a bounded look-ahead, results in order.
+
+The whole pipeline is a chain of generators that the calling thread pulls; each stage keeps a few items in
+work ahead of the one it hands on. So an exception or a Ctrl-C surfaces in one place, memory is bounded by
+the look-ahead, and the time spent waiting for a stage tells which one limits the run. Threads, not
+processes: decoding, hashing and the forward pass all release the GIL.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
+from typing import Any, Generic, TypeVar
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+MAX_DEPTH = 256
+"""Items in work ahead, at most."""
+
+STAGE_BYTES = 96 << 20
+"""What the results that wait in one stage may take; fewer are held where they are larger."""
+
+
+FORGETTING = 0.99
+"""One huge picture narrows the look-ahead for some hundred pictures, not for the rest of the run."""
+
+
+class Stage(Generic[In, Out]):
+    """A function run by threads on a stream of items, a few items ahead.
+
+    Parameters
+    ----------
+    name : str
+        What `Progress.limit` calls it.
+    work : callable
+        From an item to its result.
+    workers : int
+        Threads.
+    depth : int, optional
+        Look-ahead to begin with; it doubles whenever the workers ran dry.
+    max_depth : int
+        Largest look-ahead.
+    size_of : callable, optional
+        Bytes of a result, to keep the look-ahead within `STAGE_BYTES`.
+    patience_s : float
+        Seconds after which `on_stuck` is told what is being waited for.
+    on_stuck : callable, optional
+        Called with the item and the seconds waited so far.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        work: Callable[[In], Out],
+        *,
+        workers: int,
+        depth: int | None = None,
+        max_depth: int = MAX_DEPTH,
+        size_of: Callable[[Out], int] | None = None,
+        patience_s: float = float("inf"),
+        on_stuck: Callable[[In, float], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.waited_s = 0.0
+        self.depth = depth or 2 * workers
+        self._work = work
+        self._workers = workers
+        self._max_depth = max_depth
+        self._size_of = size_of
+        self._largest = 1
+        self._patience_s = patience_s
+        self._on_stuck = on_stuck
+        self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"featx-{name}")
+
+    def run(self, items: Iterable[In]) -> Iterator[Out]:
+        """Results in the order of the items, each as soon as it and those before it are done."""
+        pending: deque[tuple[In, Future[Out]]] = deque()
+        for item in items:
+            if pending and pending[-1][1].done():  # the workers ran dry while the caller was elsewhere
+                self.depth = min(2 * self.depth, self._max_depth)
+            pending.append((item, self._pool.submit(self._run_one, item)))
+            while pending and (len(pending) >= self._room() or pending[0][1].done()):
+                yield self._take(*pending.popleft())
+        while pending:
+            yield self._take(*pending.popleft())
+
+    def close(self, *, drop: bool = True, wait: bool = True) -> None:
+        """End the workers: what has not begun is dropped or done; what has begun (a read may be stuck for
+        ever) is waited for or not.
+        """
+        self._pool.shutdown(wait=wait, cancel_futures=drop)
+
+    def _run_one(self, item: In) -> Out:
+        TORCH_THREADS.limit()
+        return self._work(item)
+
+    def _room(self) -> int:
+        return max(self._workers, min(self.depth, STAGE_BYTES // self._largest))
+
+    def _take(self, item: In, future: Future[Out]) -> Out:
+        began = time.monotonic()
+        patience = self._patience_s
+        while True:
+            try:
+                result = future.result(None if patience == float("inf") else patience)
+                break
+            except NotYet:
+                if future.done():  # the work itself timed out
+                    raise
+                patience *= 2
+                if self._on_stuck is not None:
+                    self._on_stuck(item, time.monotonic() - began)
+        self.waited_s += time.monotonic() - began
+        if self._size_of is not None:
+            self._largest = max(int(FORGETTING * self._largest), self._size_of(result), 1)
+        return result
+
+
+class TorchThreads:
+    """Torch on one thread inside every worker, and as it was for everybody else afterwards.
+
+    Its threads inside ours would fight for the same cores (6 images/s instead of 100 were seen). The setting
+    belongs to a thread but its default to the process, so it is put back when the last user leaves. Torch is
+    never imported for this.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._before: int | None = None
+        self._local = threading.local()
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Around the life of some workers."""
+        with self._lock:
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users and self._before is not None:
+                    sys.modules["torch"].set_num_threads(self._before)
+                    self._before = None
+
+    def limit(self) -> None:
+        """Make the calling thread's torch single-threaded, if torch is there."""
+        torch: Any = sys.modules.get("torch")
+        if getattr(self._local, "limited", False) or not hasattr(torch, "set_num_threads"):
+            return
+        with self._lock:
+            if self._before is None:
+                self._before = torch.get_num_threads()
+            torch.set_num_threads(1)
+        self._local.limited = True
+
+
+TORCH_THREADS = TorchThreads()
