@@ -225,7 +225,9 @@ def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
             _check_size(_webp_size(data), policy)  # its decoder allocates the picture when it is opened
         try:
             return factory(io.BytesIO(data), ""), kind
-        except (SyntaxError, IndexError, TypeError, KeyError, struct.error) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # another format may yet take it
             refusal = f"a damaged or unsupported {kind} file: {reason_of(error)}"
     raise ValueError(refusal or _not_an_image(data))
 

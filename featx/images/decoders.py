@@ -23,6 +23,8 @@ from featx.exceptions import UsageError
 
 Decode: TypeAlias = Callable[[bytes], NDArray[np.uint8]]
 
+START_OF_SCAN, APP1 = 0xDA, 0xE1  # JPEG markers (ITU T.81, table B.1)
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -103,10 +105,29 @@ def _load_torchcodec() -> Decode:
     from torchcodec.decoders import decode_jpeg
 
     def decode(data: bytes) -> NDArray[np.uint8]:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # a copy: torch wants it writable
+        encoded = torch.frombuffer(_without_exif(data), dtype=torch.uint8)
         return _channels_last(decode_jpeg(encoded, mode="RGB"))
 
     return decode
+
+
+def _without_exif(data: bytes) -> bytearray:
+    """A copy without APP1 segments: TorchCodec turns by EXIF and cannot be told not to.
+
+    Raises
+    ------
+    ValueError
+        If the header is not a row of segments; Pillow then decides.
+    """
+    kept, position = bytearray(data[:2]), 2
+    while data[position] == 0xFF and data[position + 1] != START_OF_SCAN:
+        end = position + 2 + int.from_bytes(data[position + 2 : position + 4], "big")
+        if data[position + 1] != APP1:
+            kept += data[position:end]
+        position = end
+    if data[position] != 0xFF:
+        raise ValueError("no JPEG marker where one is due")
+    return kept + data[position:]
 
 
 def _load_torchvision() -> Decode:
@@ -116,7 +137,7 @@ def _load_torchvision() -> Decode:
     operator = torch.ops.image.decode_jpeg  # torchvision.io.decode_jpeg warns of its deprecation
 
     def decode(data: bytes) -> NDArray[np.uint8]:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # a copy: torch wants it writable
         return _channels_last(operator(encoded, ImageReadMode.RGB.value, False))
 
     return decode
