@@ -6,7 +6,8 @@ What a phase may change is decided here, by the network's own names, and said be
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import copy
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featx.backbones.network import Backbone
 from featx.exceptions import UsageError
 from featx.finetune.phases import Phase
 
@@ -58,7 +60,7 @@ class TailClassifier(nn.Module):
         return logits
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """Layer of a parameter for timm's layer-wise learning-rate decay: the network's own, the head on top."""
+        """Layer of a parameter, for timm's layer-wise decay: the network's own, and the head on top."""
         layers = layer_numbers(self.tail)
         top = max(layers.values(), default=0) + 1
         return lambda name: layers.get(name.removeprefix("tail."), top)
@@ -71,8 +73,45 @@ class TailClassifier(nn.Module):
         return {prefix + name for name in names}
 
 
+class WholeNetwork(nn.Module):
+    """The tail of no cut at all: from pictures to pooled features, normalisation inside.
+
+    Takes (n, 3, H, W) on the scale 0 to 255, so that pictures travel as uint8 and are mixed as they are.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("scale", 1 / (torch.tensor(std).view(1, 3, 1, 1) * 255), persistent=False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Pre-logits features of shape (n, width)."""
+        x = (pictures - self.mean) * self.scale
+        features: Tensor = self.network.forward_head(self.network.forward_features(x), pre_logits=True)  # type: ignore[operator]
+        return features
+
+
+def open_tail(backbone: Backbone, cut: str | None) -> nn.Module:
+    """A copy of the layers above the cut, in evaluation mode; of the whole network if there is no cut.
+
+    Raises
+    ------
+    UnsupportedCutError
+        If the network cannot be split there.
+    """
+    if cut is None:
+        tail: nn.Module = WholeNetwork(copy.deepcopy(backbone.module), backbone.card.mean, backbone.card.std)
+    else:
+        tail = copy.deepcopy(backbone.split(cut)[1])
+    return tail.eval().requires_grad_(True).to(next(backbone.module.parameters()).device)
+
+
 def make_head(kind: str, width: int, n_classes: int) -> nn.Module:
-    """A fresh head: ``linear`` (zeros, so that every class starts equal) or ``mlp`` (dense, ReLU, dropout)."""
+    """A fresh head: ``linear`` (zeros: every class starts equal) or ``mlp`` (dense, ReLU, dropout)."""
     if kind == "mlp":
         return nn.Sequential(
             nn.Linear(width, MLP_WIDTH), nn.ReLU(), nn.Dropout(MLP_DROPOUT), nn.Linear(MLP_WIDTH, n_classes)

@@ -69,7 +69,8 @@ class FittedProbe:
         """Calibrated logits, shape (n,) for two classes, else (n, C)."""
         if hasattr(self.estimator, "decision_function"):
             return np.asarray(self.calibration.scores(self.estimator.decision_function(rows)), np.float64)
-        return np.log(np.maximum(self.estimator.predict_proba(rows), np.finfo(np.float32).tiny))
+        proba = np.asarray(self.estimator.predict_proba(rows), np.float64)
+        return np.asarray(np.log(np.maximum(proba, np.finfo(np.float32).tiny)))
 
     def proba(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Probabilities of shape (n, C)."""

@@ -19,22 +19,24 @@ from featx.stores.base import FeatureStore, Ids
 Index = NDArray[np.intp]
 RUN = 64
 """Rows that stay neighbours when an epoch does not fit the memory: the store checks digests by 64."""
+READ_ROWS = 512
+"""Rows asked of the store at a time when all are to be held."""
 MEMORY = 1 << 30
 """Bytes of rows held at once, by default."""
 
 
 class RowSource(Protocol):
-    """Rows of one shape, by number."""
+    """Rows of one shape, by number. `varies`: whether training sees other rows each epoch."""
 
     shape: tuple[int, ...]
-    views: int
+    varies: bool
 
     def __len__(self) -> int:
         """Number of images."""
         ...
 
     def read(self, index: Index, *, epoch: int | None = None) -> NDArray[Any]:
-        """Rows of shape (len(index), ...): plain if `epoch` is None, else as that epoch's training sees them."""
+        """Rows of shape (len(index), ...): plain, or as the training of an epoch sees them."""
         ...
 
 
@@ -53,18 +55,20 @@ class ArrayRows:
 
     def __init__(self, rows: NDArray[Any], *, views: int = 0, seed: int = 0) -> None:
         self._rows = rows if views else rows[None]
-        self.shape = tuple(self._rows.shape[2:])
-        self.views = views
+        self.shape: tuple[int, ...] = tuple(self._rows.shape[2:])
+        self.varies = views > 0
+        self._views = views
         self._seed = seed
 
     def __len__(self) -> int:
-        return self._rows.shape[1]
+        return int(self._rows.shape[1])
 
     def read(self, index: Index, *, epoch: int | None = None) -> NDArray[Any]:
         """See `RowSource.read`."""
-        if epoch is None or not self.views:
-            return self._rows[0, index]
-        return self._rows[views_of_epoch(len(self), self.views, self._seed, epoch)[index], index]
+        if epoch is None or not self._views:
+            return np.asarray(self._rows[0, index])
+        views = views_of_epoch(len(self), self._views, self._seed, epoch)[index]
+        return np.asarray(self._rows[views, index])
 
 
 class StoredRows:
@@ -91,9 +95,10 @@ class StoredRows:
         if shape is None:
             raise KeyError(f"the store has no rows in the space {keys[0]}.")
         self.shape = shape
-        self.views = len(keys) - 1
+        self.varies = len(keys) > 1
         self._store, self._keys, self._ids, self._seed = store, tuple(keys), ids, seed
-        self._fits = len(keys) * len(ids) * row_bytes(shape) <= memory
+        self._dtype = np.dtype(store.keys()[keys[0]].dtype)
+        self._fits = len(keys) * len(ids) * row_bytes(shape, self._dtype.itemsize) <= memory
         self._held: dict[int, NDArray[Any]] = {}
 
     def __len__(self) -> int:
@@ -101,9 +106,9 @@ class StoredRows:
 
     def read(self, index: Index, *, epoch: int | None = None) -> NDArray[Any]:
         """See `RowSource.read`."""
-        if epoch is None or not self.views:
+        if epoch is None or not self.varies:
             return self._read_view(0, index)
-        views = views_of_epoch(len(self), self.views, self._seed, epoch)[index]
+        views = views_of_epoch(len(self), len(self._keys) - 1, self._seed, epoch)[index]
         rows = np.empty((len(index), *self.shape), np.float32)
         for view in np.unique(views):
             rows[views == view] = self._read_view(int(view), index[views == view])
@@ -113,7 +118,11 @@ class StoredRows:
         if not self._fits:
             return self._store.read(self._keys[view], self._ids[index])
         if view not in self._held:
-            self._held[view] = self._store.read(self._keys[view], self._ids)
+            held = np.empty((len(self), *self.shape), self._dtype)
+            for start in range(0, len(self), READ_ROWS):
+                part = slice(start, start + READ_ROWS)
+                held[part] = self._store.read(self._keys[view], self._ids[part])
+            self._held[view] = held
         return self._held[view][index]
 
 
@@ -138,9 +147,9 @@ def batches(
 ) -> Iterator[tuple[Index, NDArray[Any]]]:
     """Batches of (numbers, rows), shuffled if `epoch` is given; the next window is read meanwhile.
 
-    A window is as many rows as a quarter of the memory holds (float32, two of them at a time). What fits one
-    window is shuffled freely; otherwise runs of neighbours are dealt out at random over the windows
-    and rows are shuffled within them, so that the disk is read in runs.
+    A window is as many rows as a quarter of the memory holds as float32; two of them are there at a time.
+    What fits one window is shuffled freely; otherwise runs of neighbours are dealt out at random over the
+    windows and rows are shuffled within them, so that the disk is read in runs.
     """
     window_rows = max(batch_size, memory // 4 // row_bytes(source.shape, 4))
     if epoch is not None:

@@ -170,7 +170,7 @@ def predict_logits(
     with torch.inference_mode():
         return np.concatenate(
             [
-                module(_tensor(values, recipe.device)).float().cpu().numpy()
+                module(to_tensor(values, recipe.device)).float().cpu().numpy()
                 for _, values in batches(rows, index, EVALUATION_BATCH, memory=recipe.memory)
             ]
         )
@@ -259,7 +259,7 @@ def _train_epoch(
     for numbers, rows in batches(
         task.rows, task.fit, phase.batch_size, epoch=epoch_seed, seed=recipe.seed, memory=recipe.memory
     ):
-        inputs, targets = _tensor(rows, recipe.device), torch.from_numpy(task.y[numbers]).to(recipe.device)
+        inputs, targets = to_tensor(rows, recipe.device), torch.from_numpy(task.y[numbers]).to(recipe.device)
         inputs, mixed = mix(inputs, targets) if mix is not None else (inputs, targets)
         with _autocast(recipe):
             logits = trained(inputs)
@@ -329,13 +329,13 @@ def _on_features(module: TailClassifier, task: Task, recipe: Recipe) -> tuple[nn
     whole = np.concatenate([task.fit, task.stop])
     sample = task.rows.read(whole[:1])
     with torch.inference_mode():
-        width = module.eval().tail(_tensor(sample, recipe.device)).shape[1]
-    if task.rows.views or len(task.rows) * width * 4 > recipe.memory:
+        width = module.eval().tail(to_tensor(sample, recipe.device)).shape[1]
+    if task.rows.varies or len(task.rows) * width * 4 > recipe.memory:
         return module, task
     features = np.zeros((len(task.rows), width), np.float32)
     with torch.inference_mode():
         for numbers, rows in batches(task.rows, np.unique(whole), EVALUATION_BATCH, memory=recipe.memory):
-            features[numbers] = module.tail(_tensor(rows, recipe.device)).float().cpu().numpy()
+            features[numbers] = module.tail(to_tensor(rows, recipe.device)).float().cpu().numpy()
     return head, dataclasses.replace(task, rows=ArrayRows(features))
 
 
@@ -349,7 +349,7 @@ def _make_optimizer(module: TailClassifier, phase: Phase) -> torch.optim.Optimiz
 
 
 def _parameter_groups(module: TailClassifier, phase: Phase) -> list[dict[str, Any]]:
-    """Groups as timm makes them (layer-wise decay, no weight decay on norms and biases), the head in groups of its own."""
+    """Groups as timm makes them (norms and biases are not decayed), the head in groups of its own."""
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
     kept = module.no_weight_decay()
@@ -381,7 +381,7 @@ def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps: int) ->
     optimizer : torch.optim.Optimizer
         Its groups' ``lr`` are the peaks, scaled by their ``lr_scale``.
     phase : Phase
-        Names the schedule.
+        It names the schedule.
     steps : int
         Steps per epoch.
     """
@@ -434,7 +434,7 @@ def _make_mix(phase: Phase, task: Task) -> Any:
 class _Counted:
     """Rows whose batches are only counted, not read."""
 
-    views = 0
+    varies = False
 
     def __init__(self, rows: RowSource) -> None:
         self.shape = rows.shape
@@ -448,7 +448,8 @@ class _Counted:
         return np.empty((len(index), 0), np.float32)
 
 
-def _tensor(rows: NDArray[Any], device: str) -> Tensor:
+def to_tensor(rows: NDArray[Any], device: str) -> Tensor:
+    """Rows as float32 on the device, maps in the memory order that convolutions like."""
     tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True).float()
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
@@ -462,3 +463,20 @@ def _autocast(recipe: Recipe) -> Any:
 
 def _cuda_devices(device: str) -> list[int]:
     return [torch.device(device).index or 0] if device.startswith("cuda") else []
+
+
+def resolve_precision(precision: str, device: str) -> str:
+    """The training precision that ``auto`` means: bf16 (else fp16) on CUDA, fp32 elsewhere.
+
+    Raises
+    ------
+    UsageError
+        If the name is not known.
+    """
+    if precision not in ("auto", "fp32", "bf16", "fp16"):
+        raise UsageError(f"precision {precision!r} is not known; choose one of auto, fp32, bf16, fp16.")
+    if precision != "auto":
+        return precision
+    if not device.startswith("cuda"):
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"

@@ -1,0 +1,225 @@
+"""One fine-tuning job: the network cut open, its rows, its probe, and trainings on parts of the images.
+
+The torch side of `FineTuner`, loaded when something must be computed. It knows no scikit-learn manners and
+makes no decisions: those are the estimator's.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.special import softmax
+from torch import nn
+
+from featx.backbones.network import Backbone
+from featx.finetune import training
+from featx.finetune.network import TailClassifier, TrainedLayer, linear_head, make_head, open_tail
+from featx.finetune.phases import Phase, phases_to_json
+from featx.finetune.probe import FittedProbe, Probe, fold_linear, logistic_probe
+from featx.finetune.rows import MEMORY, Index, RowSource, batches
+from featx.finetune.training import Listener, Recipe, Run, Task
+
+PROOF_ROWS = 64
+"""Rows on which the probe and the head made from it must agree."""
+AGREEMENT = 0.05
+"""Greatest deviation of their scores, relative to the largest: rows come from several runtimes."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training."""
+
+    module: TailClassifier
+    run: Run
+    recipe: Recipe
+    seconds: float
+
+
+@dataclass(kw_only=True)
+class Job:
+    """What all trainings of a fit share.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    cut : str or None
+        None trains the whole network on pictures.
+    rows : RowSource
+        Rows at the cut, of all the images.
+    y : ndarray of shape (n,), int
+    n_classes : int
+    head : {'probe', 'linear', 'mlp'}
+    probe : Probe, optional
+        The tuned classifier; a logistic regression on the last features where there is none.
+    groups, weights, class_weights
+        See `training.Task`.
+    seed, device, precision, monitor, memory
+        See `training.Recipe`.
+    checkpoints : Path, optional
+        Folder to resume from.
+    on_rows : callable, optional
+    """
+
+    backbone: Backbone
+    cut: str | None
+    rows: RowSource
+    y: NDArray[np.intp]
+    n_classes: int
+    head: str = "probe"
+    probe: Probe | None = None
+    groups: NDArray[Any] | None = None
+    weights: NDArray[np.float32] | None = None
+    class_weights: NDArray[np.float32] | None = None
+    seed: int = 0
+    device: str = "cpu"
+    precision: str = "fp32"
+    monitor: str = "accuracy"
+    memory: int = MEMORY
+    checkpoints: Path | None = None
+    name: bytes = b""
+    on_rows: Callable[[int, str], None] | None = None
+    files: list[Path] = field(default_factory=list)
+
+    def train(
+        self,
+        fit: Index,
+        stop: Index,
+        phases: tuple[Phase, ...],
+        *,
+        stops: tuple[int, ...] | None = None,
+        on_epoch: Listener | None = None,
+        resumable: bool = True,
+    ) -> Training:
+        """Train a fresh copy of the tail, with a head started on the rows to fit."""
+        recipe = Recipe(
+            phases=phases,
+            seed=self.seed,
+            device=self.device,
+            precision=self.precision,
+            monitor=self.monitor,
+            memory=self.memory,
+            stops=stops,
+        )
+        task = Task(
+            rows=self.rows,
+            y=self.y,
+            n_classes=self.n_classes,
+            fit=fit,
+            stop=stop,
+            weights=self.weights,
+            class_weights=self.class_weights,
+        )
+        started = time.monotonic()
+        module = self.fresh_module(fit)
+        path = self._checkpoint(recipe, fit, stop) if resumable else None
+        run = training.train(module, task, recipe, checkpoint=path, on_epoch=on_epoch, on_rows=self.on_rows)
+        return Training(module, run, recipe, time.monotonic() - started)
+
+    def fresh_module(self, fit: Index) -> TailClassifier:
+        """The tail as pretrained, with a new head."""
+        return TailClassifier(copy.deepcopy(self.tail).requires_grad_(True), self.first_head(fit))
+
+    def describe(self, phases: Sequence[Phase]) -> list[list[TrainedLayer]]:
+        """What each phase would train."""
+        width = self.backbone.card.num_features
+        head = make_head("mlp" if self.head == "mlp" else "linear", width, self.n_classes)
+        module = TailClassifier(copy.deepcopy(self.tail).requires_grad_(True), head)
+        return training.describe(module, phases)
+
+    def logits(self, trained: Training, index: Index) -> NDArray[np.float32]:
+        """Logits of a training's network."""
+        return training.predict_logits(trained.module, self.rows, index, trained.recipe)
+
+    def proba(self, trained: Training, index: Index) -> NDArray[np.float64]:
+        """Uncalibrated probabilities of a training's network."""
+        return np.asarray(softmax(self.logits(trained, index).astype(np.float64), axis=1))
+
+    def first_head(self, fit: Index) -> nn.Module:
+        """The head that training starts from; one made of a probe has seen the rows to fit only."""
+        if self.head != "probe":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                return make_head(self.head, self.features.shape[1], self.n_classes)
+        folded = self._folded(self.fit_probe(fit)) if self.probe is not None else None
+        if folded is None:
+            folded = fold_linear(
+                self.own_probe.fit(self.y, fit, self.weights).scores, self.features[:PROOF_ROWS]
+            )
+        assert folded is not None  # a logistic regression is linear
+        return linear_head(*folded)
+
+    def fit_probe(self, index: Index) -> FittedProbe:
+        """The probe, fitted on some images."""
+        return (self.probe or self.own_probe).fit(self.y, index, self.weights)
+
+    def probe_proba(self, fitted: FittedProbe, index: Index) -> NDArray[np.float64]:
+        """The probe's probabilities."""
+        rows = self.features if self.probe is None else self.probe.rows
+        return fitted.proba(rows[index])
+
+    def _folded(self, fitted: FittedProbe) -> tuple[NDArray[Any], NDArray[Any]] | None:
+        """Weights and bias of the probe, if it is linear in just these features."""
+        assert self.probe is not None
+        if self.probe.rows.shape[1] != self.features.shape[1]:
+            return None
+        folded = fold_linear(fitted.scores, self.probe.rows[:PROOF_ROWS])
+        if folded is None:
+            return None
+        weight, bias = folded
+        ours = self.features[:PROOF_ROWS] @ weight.T + bias
+        theirs = self.probe.rows[:PROOF_ROWS] @ weight.T + bias
+        agree = np.abs(ours - theirs).max() <= AGREEMENT * max(1.0, float(np.abs(theirs).max()))
+        return folded if agree else None
+
+    @cached_property
+    def tail(self) -> nn.Module:
+        """The layers above the cut, as pretrained."""
+        return open_tail(self.backbone, self.cut).to(self.device)
+
+    @cached_property
+    def features(self) -> NDArray[np.float32]:
+        """Last features of all the images before any training, shape (n, width)."""
+        parts = [
+            self.tail(training.to_tensor(rows, self.device)).float().cpu().numpy()
+            for rows in self._plain_batches()
+        ]
+        return np.concatenate(parts)
+
+    @cached_property
+    def own_probe(self) -> Probe:
+        """A logistic regression on the last features."""
+        return logistic_probe(self.features, self.y, groups=self.groups, random_state=self.seed)
+
+    def _plain_batches(self) -> Any:
+        with torch.inference_mode():
+            for _, rows in batches(self.rows, np.arange(len(self.rows)), 64, memory=self.memory):
+                yield rows
+
+    def _checkpoint(self, recipe: Recipe, fit: Index, stop: Index) -> Path | None:
+        """File of this very training: rows, labels, parts and recipe are in its name."""
+        if self.checkpoints is None:
+            return None
+        digest = hashlib.sha256(self.name)
+        for part in (self.y, fit, stop, self.weights, self.class_weights):
+            digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
+        settings = (
+            phases_to_json(recipe.phases),
+            recipe.seed,
+            recipe.precision,
+            recipe.monitor,
+            recipe.stops,
+        )
+        digest.update(repr((settings, self.cut, self.head, self.backbone.card.weights)).encode())
+        path = self.checkpoints / f"{digest.hexdigest()[:32]}.safetensors"
+        self.files.append(path)
+        return path

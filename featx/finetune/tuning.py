@@ -1,0 +1,130 @@
+"""Fine-tuning tuned by Optuna: how much to unfreeze, how fast, how regular; trials pruned by epoch.
+
+All trials train and stop on the same parts of the images; the judging part is not looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from featx.exceptions import UsageError
+from featx.finetune.phases import BATCH_NORMS, Phase
+from featx.finetune.verdict import Parts
+
+if TYPE_CHECKING:
+    import optuna
+
+    from featx.finetune.job import Job
+
+LR_RANGE = (3e-5, 3e-3)
+WEIGHT_DECAY_RANGE = (1e-4, 0.2)
+LAYER_DECAY_RANGE = (0.6, 1.0)
+DROPOUT_MAX = 0.5
+STARTUP_TRIALS = 3
+"""Trials that run to their end before any is pruned."""
+
+
+def tune(
+    open_job: Callable[[int | str], Job],
+    unfreezes: Sequence[int | str],
+    parts: Parts,
+    phases: tuple[Phase, ...],
+    *,
+    n_trials: int,
+    timeout: float | None,
+    seed: int,
+) -> tuple[optuna.Study, int | str, tuple[Phase, ...]]:
+    """Search the last phase and the cut.
+
+    Parameters
+    ----------
+    open_job : callable
+        From how much is unfrozen to the job that trains it.
+    unfreezes : sequence of int or str
+        The choices; the first, with the phases as given, is the first trial.
+    parts : Parts
+        Images to train on and to stop by.
+    phases : tuple of Phase
+        The last one is changed.
+    n_trials, timeout, seed
+        As Optuna has them.
+
+    Returns
+    -------
+    study : optuna.Study
+        Its value is the best validation accuracy of a trial (log loss breaks ties).
+    unfreeze : int or str
+    phases : tuple of Phase
+    """
+    import optuna
+
+    if not len(parts.stop):
+        raise UsageError("tuning needs validation images; set validation to a share above 0.")
+    jobs: dict[int | str, Job] = {}
+
+    def objective(trial: optuna.Trial) -> float:
+        which = unfreezes[trial.suggest_int("unfreeze", 0, len(unfreezes) - 1)]
+        if which not in jobs:
+            jobs[which] = open_job(which)
+        step = 0
+
+        def listen(record: dict[str, Any]) -> None:
+            nonlocal step
+            step += 1
+            trial.report(_value(record), step)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
+        trained = jobs[which].train(
+            parts.fit, parts.stop, _suggested(trial, phases), on_epoch=listen, resumable=False
+        )
+        accuracy, negative_loss = _best(trained.run.best_score, jobs[which].monitor)
+        trial.set_user_attr("stops", trained.run.stops)
+        return accuracy + 1e-4 * negative_loss
+
+    study = optuna.create_study(
+        direction="maximize",
+        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
+    )
+    last = phases[-1]
+    study.enqueue_trial(
+        {
+            "unfreeze": 0,
+            "lr": _within(last.lr, LR_RANGE),
+            "weight_decay": _within(last.weight_decay, WEIGHT_DECAY_RANGE),
+            "layer_decay": _within(last.layer_decay, LAYER_DECAY_RANGE),
+            "dropout": min(last.dropout, DROPOUT_MAX),
+            "batch_norm": last.batch_norm,
+        }
+    )
+    study.optimize(objective, n_trials=n_trials, timeout=timeout)
+    best = study.best_trial
+    return study, unfreezes[best.params["unfreeze"]], _suggested(best, phases)
+
+
+def _suggested(trial: Any, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
+    """The phases with the last one as the trial says (a frozen trial suggests what it was)."""
+    last = phases[-1].replace(
+        lr=trial.suggest_float("lr", *LR_RANGE, log=True),
+        weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAY_RANGE, log=True),
+        layer_decay=trial.suggest_float("layer_decay", *LAYER_DECAY_RANGE),
+        dropout=trial.suggest_float("dropout", 0.0, DROPOUT_MAX),
+        batch_norm=trial.suggest_categorical("batch_norm", BATCH_NORMS),
+    )
+    return (*phases[:-1], last)
+
+
+def _value(record: dict[str, Any]) -> float:
+    return float(record["stop_accuracy"]) - 1e-4 * float(record["stop_loss"])
+
+
+def _best(score: tuple[float, float] | None, monitor: str) -> tuple[float, float]:
+    """Accuracy and negative loss of a best score."""
+    assert score is not None
+    return score if monitor == "accuracy" else (score[1], score[0])
+
+
+def _within(value: float, bounds: tuple[float, float]) -> float:
+    return min(max(value, bounds[0]), bounds[1])

@@ -1,0 +1,137 @@
+"""The verdict: did fine-tuning beat the probe on images that neither has seen, and by how much.
+
+Three parts of the training set, never the test part: one to train on, one to stop by, one to judge on.
+A group (a speaker, a patient, copies of one picture) is never parted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featx.evaluation import Comparison, compare
+from featx.finetune.rows import Index
+from featx.splits import make_folds
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Which images train, stop and judge."""
+
+    fit: Index
+    stop: Index
+    judge: Index
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether the fine-tuned network is kept, and why.
+
+    Parameters
+    ----------
+    kept : bool
+        Only if it is better than the probe beyond chance.
+    n : int
+        Images that judged, none of which trained or stopped either of the two.
+    comparison : Comparison
+        Fine-tuned (a) against probe (b) on them.
+    minutes, probe_minutes : float
+        What training each took here.
+    reason : str
+        In words.
+    """
+
+    kept: bool
+    n: int
+    comparison: Comparison
+    minutes: float
+    probe_minutes: float
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return {**vars(self), "comparison": self.comparison.to_dict()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Verdict:
+        """Read what `to_dict` gave."""
+        return cls(**{**plain, "comparison": Comparison.from_dict(plain["comparison"])})
+
+
+def make_parts(
+    y: NDArray[np.intp],
+    *,
+    validation: float,
+    verdict: float,
+    n_verdicts: int = 1,
+    groups: ArrayLike | None = None,
+    random_state: int = 0,
+) -> list[Parts]:
+    """Stratified, group-aware parts, one set of three for each verdict.
+
+    Parameters
+    ----------
+    y : ndarray of shape (n,)
+    validation, verdict : float
+        Share of the images to stop by (of what is left) and to judge on; 0 for none.
+    n_verdicts : int
+        How many disjoint parts judge, each with a training of its own; at most ``1 / verdict``.
+    groups : array of shape (n,), optional
+    random_state : int
+    """
+    everything = np.arange(len(y))
+    units = everything if groups is None else np.asarray(groups)
+    if verdict:
+        folds = make_folds(y, n_splits=_folds(verdict), groups=groups, random_state=random_state)[:n_verdicts]
+    else:
+        folds = [(everything, everything[:0])]
+    parts = []
+    for inner, judge in folds:
+        fit, stop = inner, inner[:0]
+        if validation:
+            local = make_folds(
+                y[inner], n_splits=_folds(validation), groups=units[inner], random_state=random_state + 1
+            )
+            fit, stop = inner[local[0][0]], inner[local[0][1]]
+        parts.append(Parts(fit, stop, judge))
+    return parts
+
+
+def decide(
+    y: NDArray[np.intp],
+    tuned: NDArray[np.float64],
+    probe: NDArray[np.float64],
+    *,
+    groups: ArrayLike | None,
+    minutes: float,
+    probe_minutes: float,
+) -> Verdict:
+    """Compare probabilities of both on the judging images, shape (n, C), and say who stays.
+
+    See Also
+    --------
+    featx.evaluation.compare : paired (cluster) bootstrap and McNemar's exact test.
+    """
+    found = compare(y, tuned, probe, groups=groups)
+    kept = found.verdict == "a"
+    scores = (
+        f"{found.value_a:.1%} fine-tuned against {found.value_b:.1%} for the probe on {len(y)} held-back "
+        f"images "
+        f"(difference {100 * found.difference:+.1f} points, 95 % interval {100 * found.low:+.1f} to "
+        f"{100 * found.high:+.1f}; McNemar p = {found.mcnemar_p:.2g}), {minutes:.1f} minutes of training "
+        f"against {probe_minutes:.1f}"
+    )
+    ending = {
+        "a": "the fine-tuned network is kept",
+        "b": "the probe is better and stays",
+        "not distinguishable": "the two cannot be told apart, so the cheaper probe stays",
+    }[found.verdict]
+    return Verdict(kept, len(y), found, minutes, probe_minutes, f"{scores}: {ending}.")
+
+
+def _folds(share: float) -> int:
+    return max(2, round(1 / share))
