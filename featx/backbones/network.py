@@ -344,7 +344,7 @@ def _final_layout(module: Network, grid: tuple[int, ...]) -> Callable[[Tensor], 
             return (final.permute(0, 3, 1, 2) if channels_last else final), None
         if final.ndim != 3:
             raise RuntimeError(f"final features of shape {tuple(final.shape)} are neither a map nor tokens")
-        map_ = final[:, n_extra:].transpose(1, 2).reshape(len(final), -1, *grid)
+        map_ = final[:, n_extra:].transpose(1, 2).reshape(final.shape[0], -1, *grid)
         return map_, (final[:, :n_extra] if n_extra else None)
 
     return read

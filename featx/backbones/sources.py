@@ -11,6 +11,9 @@ import hashlib
 import importlib.util
 import io
 import os
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -177,6 +180,7 @@ def fetch(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | Non
         return None
     for repository, file in hub_files(name):
         try:
+            _resolve_host(constants.ENDPOINT if repository else file)
             if not repository:
                 return Weights("hub", _download_url(file), load_pretrained)
             return Weights("hub", Path(hf_hub_download(repository, file)), load_pretrained)
@@ -331,6 +335,12 @@ def _cached(candidate: tuple[str, str]) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def _resolve_host(address: str) -> None:
+    """Fail at once where there is no network; the hub's client would try for half a minute, loudly."""
+    if not urllib.request.getproxies():  # behind a proxy, names need not resolve here
+        socket.getaddrinfo(urllib.parse.urlparse(address).hostname, 443)
+
+
 def _url_path(url: str) -> Path:
     """Where torch's hub keeps a download."""
     import torch
@@ -343,8 +353,8 @@ def _download_url(url: str) -> Path:
 
     path = _url_path(url)
     path.parent.mkdir(parents=True, exist_ok=True)
-    hash_prefix = path.stem.rpartition("-")[2]  # timm's files end in the first digits of their sha256
-    torch.hub.download_url_to_file(url, str(path), hash_prefix=hash_prefix or None, progress=False)
+    digits = torch.hub.HASH_REGEX.search(path.name)  # timm's files end in the first digits of their sha256
+    torch.hub.download_url_to_file(url, str(path), hash_prefix=digits and digits.group(1), progress=False)
     return path
 
 
