@@ -592,8 +592,16 @@ def _fit_sigmoid(decision: Floats, y: Indices, weight: Floats) -> Calibration:
         return float(value / weight.sum()), np.array([slope @ standard, slope.sum()]) / weight.sum()
 
     start = np.array([1.0, math.log((positive + 1) / (negative + 1))])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(MIN_SLOPE, None), (None, None)])
-    return Calibration("sigmoid", float(found.x[0] / scale), float(found.x[1]))
+    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(MIN_SLOPE, None), (None, None)]).x
+    rows = np.column_stack([standard, np.ones_like(standard)])
+    for _ in range(POLISHING):
+        chance = expit(rows @ found)
+        bend = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows
+        step = np.linalg.lstsq(bend, rows.T @ (weight * (chance - target)), rcond=None)[0]
+        if not found[0] - step[0] > MIN_SLOPE or np.abs(step).max() > 0.1:
+            break  # at the bound, or so flat that Newton's step means nothing
+        found = found - step
+    return Calibration("sigmoid", float(found[0] / scale), float(found[1]))
 
 
 def _fit_temperature(decision: Floats, y: Indices, weight: Floats) -> Calibration:
@@ -610,7 +618,16 @@ def _fit_temperature(decision: Floats, y: Indices, weight: Floats) -> Calibratio
 
     bounds = (math.log(MIN_SLOPE), math.log(1 / MIN_SLOPE))
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
-    return Calibration("temperature", math.exp(float(found.x)) / scale)
+    slope = math.exp(float(found.x))
+    for _ in range(POLISHING):
+        chance = softmax(slope * standard, axis=1)
+        mean = (chance * standard).sum(axis=1)
+        bend = weight @ ((chance * standard**2).sum(axis=1) - mean**2)
+        step = weight @ (mean - aim) / bend if bend > 0 else math.inf
+        if abs(step) > 0.1 * slope:
+            break
+        slope -= step
+    return Calibration("temperature", slope / scale)
 
 
 def _spread(decision: Floats) -> float:
@@ -633,6 +650,10 @@ def _plain(value: Any) -> Any:
 MIN_SLOPE = 1e-4
 """Least slope of a calibration on scores of unit spread: scores that say nothing become even odds, and
 still keep their order."""
+
+POLISHING = 4
+"""Newton steps after the search, so that the answer does not depend on where the search began: whole-number
+weights then give what repeated rows give, to rounding."""
 
 METRICS: dict[str, MetricFunction] = {
     "accuracy": accuracy,
