@@ -1,0 +1,459 @@
+"""HeadSearchCV: the best representation, scaling and head for some rows, found by Optuna in seconds.
+
+Shaped like scikit-learn's GridSearchCV. A coarse grid is computed first, all folds and values together,
+and enters the study as finished trials; TPE then refines it in small batches. What comes out is a plain
+scikit-learn pipeline and a calibration fitted on out-of-fold scores.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import sklearn
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.model_selection import check_cv
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
+from featx.heads import DEFAULT_HEADS, HEADS, decision_scores, make_pipeline
+from featx.rows import RowBlocks
+from featx.search.loop import SIDE_BY_SIDE, Search, SearchProgress
+from featx.search.scoring import decided
+from featx.search.space import Space, identity
+from featx.solvers import DEFAULT_MEMORY, KERNEL_ROWS, Folds, class_weights
+from featx.splits import check_labels, make_folds
+
+Floats = NDArray[Any]
+
+ROWS = "rows"
+"""Name of the only block of a plain array."""
+
+CLASS_WEIGHTS = (None, "balanced", "sqrt")
+"""What ``class_weight="search"`` chooses from."""
+
+
+class HeadSearchCV(ClassifierMixin, BaseEstimator):
+    """Choose and tune a classifier on rows by cross-validation, and calibrate it.
+
+    Parameters
+    ----------
+    heads : sequence of str, optional
+        Keys of ``featx.heads.HEADS``; by default the cheap ones (`DEFAULT_HEADS`).
+    n_trials : int
+        Trials that TPE adds to the coarse grid. With 0 nothing is searched: the first head's known-good
+        point is fitted, with a warning, unless `grid` says what to evaluate.
+    timeout : float, optional
+        Seconds after which no new group of fits begins.
+    cv : int, splitter or iterable of (train, test)
+        Number of stratified (group-aware) folds, or scikit-learn's other forms.
+    n_repeats : int
+        How often the folds are drawn anew, where `cv` is a number.
+    scoring : str or callable
+        A metric of featx (``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss``, ``ece``), a
+        scikit-learn scorer's name, or a callable ``(estimator, X, y)``.
+    representations : 'auto', or sequence of tuples of block names
+        Which blocks, alone or side by side, are tried for `RowBlocks`; ignored for arrays.
+    grid : {'auto', 'coarse', 'none'} or sequence of dict
+        The coarse grid; ``auto`` leaves it out when `n_trials` is 0. A sequence holds configurations as in
+        `best_params_`.
+    scalings : sequence of str, optional
+        Some of ``featx.heads.SCALINGS``; all by default.
+    class_weight : None, 'balanced', 'sqrt', 'search', or dict
+        Weights of classes. Heads that cannot use them are left out (`left_out_`), or tried without under
+        ``'search'``.
+    storage : str or optuna storage, optional
+        Where the study is kept: a database URL, ``journal:///path``, or a path ending in ``.journal``.
+        A search of the same space and data goes on where it stopped. A journal is ten times quicker than
+        SQLite.
+    study_name : str, optional
+        By default made of hashes of the space and the data.
+    n_jobs : int, optional
+        Threads; by default all cores.
+    refit : bool
+        Whether the winner is fitted on all rows.
+    random_state : int, RandomState or None
+        Seed of folds, sampler and heads.
+    callback : callable, optional
+        Called with `SearchProgress`.
+    pruner : optuna pruner, 'median' or None
+        Gives up configurations of heads that are evaluated fold by fold.
+    memory : int
+        Bytes that the matrices of one group of fits may take; more is computed in parts.
+    kernel_rows : int
+        Above as many training rows SVMs are screened on a stratified sample, labelled as approximate; an
+        approximate winner is evaluated on all rows before it wins.
+
+    Attributes
+    ----------
+    best_estimator_ : sklearn.pipeline.Pipeline
+        The winner, fitted on all rows; plain scikit-learn.
+    best_params_ : dict
+        Its configuration.
+    best_score_ : float
+        Its mean score over the folds: the number used for selection, so on the hopeful side.
+    best_blocks_ : tuple of str
+        Blocks that `predict` needs, in order; () for arrays.
+    calibration_ : featx.evaluation.Calibration
+        Fitted on out-of-fold scores.
+    oof_decision_, oof_proba_ : arrays of shape (n,) or (n, n_classes), and (n, n_classes)
+        Out-of-fold decision scores and calibrated probabilities; NaN for rows that never scored.
+    classes_ : array of shape (n_classes,)
+        Labels.
+    cv_results_ : dict of arrays
+        One entry for each configuration, as in scikit-learn; also `origin`, `state`, `approximate`.
+    study_ : optuna.Study
+        All trials.
+    left_out_ : dict
+        Heads that could not be used, with the reason.
+    n_features_in_ : int
+        Columns that `predict` needs.
+
+    Raises
+    ------
+    SearchError
+        If no configuration could be fitted, with the first cause.
+    LabelError
+        If the labels cannot be learnt.
+    """
+
+    def __init__(
+        self,
+        heads: Sequence[str] | None = None,
+        *,
+        n_trials: int = 50,
+        timeout: float | None = None,
+        cv: Any = 5,
+        n_repeats: int = 1,
+        scoring: str | Callable[..., float] = "accuracy",
+        representations: Any = "auto",
+        grid: Any = "auto",
+        scalings: Sequence[str] | None = None,
+        class_weight: Any = None,
+        storage: Any = None,
+        study_name: str | None = None,
+        n_jobs: int | None = None,
+        refit: bool = True,
+        random_state: Any = None,
+        callback: Callable[[SearchProgress], None] | None = None,
+        pruner: Any = "median",
+        memory: int = DEFAULT_MEMORY,
+        kernel_rows: int = KERNEL_ROWS,
+    ) -> None:
+        self.heads = heads
+        self.n_trials = n_trials
+        self.timeout = timeout
+        self.cv = cv
+        self.n_repeats = n_repeats
+        self.scoring = scoring
+        self.representations = representations
+        self.grid = grid
+        self.scalings = scalings
+        self.class_weight = class_weight
+        self.storage = storage
+        self.study_name = study_name
+        self.n_jobs = n_jobs
+        self.refit = refit
+        self.random_state = random_state
+        self.callback = callback
+        self.pruner = pruner
+        self.memory = memory
+        self.kernel_rows = kernel_rows
+
+    def fit(
+        self,
+        X: ArrayLike | RowBlocks,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        view: ArrayLike | None = None,
+    ) -> HeadSearchCV:
+        """Search, refit the winner on all rows, calibrate it.
+
+        Parameters
+        ----------
+        X : array of shape (n, d) or RowBlocks
+            Rows.
+        y : array of shape (n,)
+            Labels of any type.
+        groups : array of shape (n,), optional
+            Rows of a group stay in one fold.
+        sample_weight : array of shape (n,), optional
+            Weights in fitting, scaling, scoring and calibration.
+        view : array of shape (n,), int, optional
+            0 for the plain image; rows of other views train with their group and never score.
+
+        Returns
+        -------
+        HeadSearchCV
+            Itself.
+        """
+        begun = time.monotonic()
+        blocks = self._read_rows(X, y)
+        self.classes_, codes = self._read_labels(y, blocks.n_rows)
+        seed = self._seed()
+        weight = None
+        if sample_weight is not None:
+            weight = _check_sample_weight(
+                sample_weight, np.empty((blocks.n_rows, 1)), ensure_non_negative=True
+            )
+        folds = Folds(self._split(blocks, codes, groups, view, seed), codes, len(self.classes_), weight)
+        space = self._space(folds, blocks, weight)
+        search = Search(self, blocks, folds, space, seed, begun)
+        search.run()
+
+        self.study_ = search.study
+        winner = search.winner()
+        choice = space.read(winner.config)
+        self.best_params_ = dict(winner.config)
+        self.best_score_ = winner.score
+        names = search.blocks_named(choice.representation)
+        self.best_blocks_ = () if isinstance(X, RowBlocks) is False else names
+        self.cv_results_ = search.table()
+        self.best_index_ = int(
+            np.argmax([identity(p) == identity(winner.config) for p in self.cv_results_["params"]])
+        )
+        self.n_splits_ = len(folds.splits)
+        if isinstance(X, RowBlocks):
+            self.n_features_in_ = sum(blocks.width(name) for name in names)
+        self.oof_decision_ = search.evaluator.decisions(winner.config)
+        self.calibration_ = search.evaluator.calibrate(self.oof_decision_, choice.class_weight)
+        self.oof_proba_ = self.calibration_.proba(self.oof_decision_)
+        if self.refit:
+            search.report("refit")
+            self.best_estimator_ = self._refit(
+                blocks.stack(names), codes, choice, [blocks.width(n) for n in names], weight, seed
+            )
+        return self
+
+    def predict(self, X: ArrayLike | RowBlocks) -> NDArray[Any]:
+        """Return the most probable label of each row.
+
+        Parameters
+        ----------
+        X : RowBlocks with at least the best blocks, or array of shape (n, n_features_in_)
+            Rows; an array holds the best blocks side by side.
+        """
+        check_is_fitted(self)
+        return np.asarray(self.classes_[decided(self.decision_function(X))])
+
+    def predict_proba(self, X: ArrayLike | RowBlocks) -> Floats:
+        """Calibrated probabilities, shape (n, n_classes)."""
+        check_is_fitted(self)
+        return self.calibration_.proba(self._decisions(X))
+
+    def decision_function(self, X: ArrayLike | RowBlocks) -> Floats:
+        """Calibrated logits: (n,) for two classes, whose sign decides, else (n, n_classes)."""
+        check_is_fitted(self)
+        return self.calibration_.scores(self._decisions(X))
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags for scikit-learn: a classifier of dense two-dimensional rows."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        return tags
+
+    def _decisions(self, X: ArrayLike | RowBlocks) -> Floats:
+        if not hasattr(self, "best_estimator_"):
+            raise UsageError(
+                "this search was made with refit=False: it chose a head but has none to predict with."
+            )
+        if isinstance(X, RowBlocks):
+            rows: Any = X.stack(self.best_blocks_ or tuple(X))
+        else:
+            rows = X
+        rows = validate_data(self, rows, reset=False, dtype=[np.float64, np.float32])
+        return decision_scores(self.best_estimator_, rows)
+
+    def _read_rows(self, X: ArrayLike | RowBlocks, y: ArrayLike) -> RowBlocks:
+        if isinstance(X, RowBlocks):
+            if not len(X) or not X.n_rows:
+                raise DataError(f"{len(X)} blocks of {X.n_rows} rows: there is nothing to learn from.")
+            return X
+        if y is None:
+            raise LabelError("requires y to be passed, but the target y is None")
+        rows = validate_data(self, X, dtype=[np.float64, np.float32], ensure_min_samples=2)
+        return _ArrayBlocks(rows)
+
+    def _read_labels(self, y: ArrayLike, n: int) -> tuple[NDArray[Any], NDArray[np.intp]]:
+        y = np.asarray(y) if hasattr(y, "__array__") and not hasattr(y, "dtype") else y
+        labels = check_labels(sklearn.utils.column_or_1d(y, warn=True) if _is_column(y) else y)
+        if len(labels) != n:
+            raise LabelError(f"{n} rows, but {len(labels)} labels: inconsistent numbers of samples.")
+        classes, codes = np.unique(labels, return_inverse=True)
+        return classes, codes.astype(np.intp)
+
+    def _seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(sklearn.utils.check_random_state(self.random_state).randint(2**31))
+
+    def _split(
+        self, blocks: RowBlocks, codes: NDArray[np.intp], groups: Any, view: Any, seed: int
+    ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]:
+        n = len(codes)
+        plain = np.arange(n)
+        if view is not None:
+            view = np.asarray(view)
+            if view.shape != (n,):
+                raise DataError(f"view has shape {view.shape}, not ({n},): give a number for each row.")
+            plain = np.flatnonzero(view == 0)
+            if len(plain) < n and groups is None:
+                raise DataError(
+                    "views were passed without groups: a view must stay in its image's fold, so pass the "
+                    "image of each row as its group."
+                )
+        own = None if groups is None else np.asarray(groups)
+        if own is not None and own.shape != (n,):
+            raise DataError(f"groups have shape {own.shape}, not ({n},): give one for each row.")
+        base_groups = None if own is None else own[plain]
+        if isinstance(self.cv, int | np.integer):
+            splits = make_folds(
+                codes[plain],
+                n_splits=int(self.cv),
+                groups=base_groups,
+                n_repeats=self.n_repeats,
+                random_state=seed,
+            )
+        else:
+            splitter = check_cv(self.cv, codes[plain], classifier=True)
+            splits = [
+                (np.asarray(a), np.asarray(b))
+                for a, b in splitter.split(np.zeros(len(plain)), codes[plain], base_groups)
+            ]
+        if len(plain) == n:
+            return tuple(splits)
+        assert own is not None
+        views = np.setdiff1d(np.arange(n), plain)
+        full = []
+        for train, test in splits:
+            away = np.isin(own[views], own[plain[test]])
+            full.append((np.sort(np.concatenate([plain[train], views[~away]])), plain[test]))
+        return tuple(full)
+
+    def _space(self, folds: Folds, blocks: RowBlocks, weight: Floats | None) -> Space:
+        asked = DEFAULT_HEADS if self.heads is None else tuple(self.heads)
+        if isinstance(self.heads, str) or not asked or (unknown := [h for h in asked if h not in HEADS]):
+            raise UsageError(f"heads {self.heads!r} are not known; choose from {', '.join(HEADS)}.")
+        scalings = tuple(self.scalings) if self.scalings is not None else Space.scalings
+        if not scalings or not set(scalings) <= set(Space.scalings):
+            raise UsageError(f"scalings {self.scalings!r}: choose from {', '.join(Space.scalings)}.")
+        searched = isinstance(self.class_weight, str) and self.class_weight == "search"
+        self.left_out_: dict[str, str] = {}
+        for name in asked:
+            head = HEADS[name]
+            if folds.n_classes < head.min_classes:
+                self.left_out_[name] = "for two classes it is the same as another head"
+            elif weight is not None and not head.takes_weights:
+                self.left_out_[name] = "it cannot use sample weights"
+            elif self.class_weight is not None and not searched and not head.takes_weights:
+                self.left_out_[name] = "it cannot use class weights"
+        heads = tuple(name for name in dict.fromkeys(asked) if name not in self.left_out_)
+        told = {name: why for name, why in self.left_out_.items() if "weights" in why}
+        if not heads:
+            raise SearchError(f"no head is left: {self.left_out_}; choose another of {', '.join(HEADS)}.")
+        if self.heads is not None and told:
+            named = "; ".join(f"{name}: {why}" for name, why in told.items())
+            warnings.warn(f"heads left out: {named}.", SearchWarning, stacklevel=3)
+        return Space(
+            heads,
+            tuple(_representations(self.representations, blocks)),
+            CLASS_WEIGHTS if searched else (self._class_weight(),),
+            min(len(train) for train, _ in folds.splits),
+            scalings,
+        )
+
+    def _class_weight(self) -> Any:
+        if self.class_weight is None or self.class_weight in ("balanced", "sqrt"):
+            return self.class_weight
+        if not isinstance(self.class_weight, Mapping):
+            raise UsageError(
+                f"class_weight {self.class_weight!r} is not known; choose None, 'balanced', 'sqrt', 'search' "
+                "or a dict of label to weight."
+            )
+        strange = set(self.class_weight) - set(self.classes_.tolist())
+        if strange:
+            raise UsageError(f"class_weight names labels that do not occur: {sorted(map(repr, strange))}.")
+        return tuple(float(self.class_weight.get(label, 1.0)) for label in self.classes_.tolist())
+
+    def _refit(
+        self,
+        rows: Floats,
+        codes: NDArray[np.intp],
+        choice: Any,
+        widths: Sequence[int],
+        weight: Floats | None,
+        seed: int,
+    ) -> Any:
+        pipeline = make_pipeline(
+            choice.head.name, choice.params, choice.scaling, widths, n_rows=len(rows), random_state=seed
+        )
+        own = np.ones(len(rows)) if weight is None else weight
+        of_class = class_weights(choice.class_weight, codes, own, len(self.classes_))
+        both = None if weight is None and choice.class_weight is None else own * of_class[codes]
+        return fit_pipeline(pipeline, rows, self.classes_[codes], scale_weight=weight, head_weight=both)
+
+
+def fit_pipeline(
+    pipeline: Any, rows: Floats, y: NDArray[Any], *, scale_weight: Floats | None, head_weight: Floats | None
+) -> Any:
+    """Fit a pipeline of `make_pipeline`, the scaler with the user's weights, the head with class weights too."""
+    scaler, head = pipeline.named_steps["scale"], pipeline.named_steps["head"]
+    if scale_weight is None:
+        scaled = scaler.fit_transform(rows)
+    else:
+        with sklearn.config_context(enable_metadata_routing=True):
+            _route_weights(scaler)
+            scaled = scaler.fit(rows, sample_weight=scale_weight).transform(rows)
+    if head_weight is None:
+        head.fit(scaled, y)
+        return pipeline
+    with sklearn.config_context(enable_metadata_routing=True):
+        _route_weights(head)
+        head.fit(scaled, y, sample_weight=head_weight)
+    return pipeline
+
+
+def _route_weights(estimator: Any) -> None:
+    """Let sample weights reach every step that takes them."""
+    inner = [step for _, step in getattr(estimator, "steps", [])]
+    inner += [step for _, step, _ in getattr(estimator, "transformers", [])]
+    inner += [estimator.estimator] if hasattr(estimator, "estimator") else []
+    for step in inner:
+        if not isinstance(step, str):
+            _route_weights(step)
+    if hasattr(estimator, "set_fit_request") and not inner:
+        estimator.set_fit_request(sample_weight=True)
+
+
+class _ArrayBlocks(RowBlocks):
+    """A plain array as the only block, in its own precision."""
+
+    def __init__(self, rows: Floats) -> None:
+        super().__init__({ROWS: rows}, len(rows), widths={ROWS: rows.shape[1]})
+        self._loaded[ROWS] = rows
+
+
+def _is_column(y: Any) -> bool:
+    return isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1
+
+
+def _representations(wanted: Any, blocks: RowBlocks) -> list[str]:
+    if isinstance(wanted, str) and wanted == "auto":
+        return [SIDE_BY_SIDE.join((name,)) for name in blocks]
+    if isinstance(wanted, str):
+        raise UsageError(f"representations {wanted!r}: pass 'auto' or tuples of block names.")
+    found = []
+    for names in wanted:
+        own = (names,) if isinstance(names, str) else tuple(names)
+        if not own or not set(own) <= set(blocks):
+            raise UsageError(f"representation {own!r}: choose blocks from {', '.join(blocks)}.")
+        found.append(SIDE_BY_SIDE.join(own))
+    if not found:
+        raise UsageError("representations is empty; pass 'auto' or tuples of block names.")
+    return found

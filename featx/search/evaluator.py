@@ -1,0 +1,240 @@
+"""Evaluate configurations by cross-validation: grouped, so that what they share is computed once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.evaluation import METRICS, Calibration, fit_calibration
+from featx.heads import vote_scores
+from featx.search.scoring import Scorer
+from featx.search.space import Choice, Config, Space, group_configs
+from featx.solvers import SOLVERS, ClassWeights, Folds, ScaledRows, Task, class_weights
+
+Floats = NDArray[Any]
+
+COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
+
+SCALED_KEPT = 3
+"""Scaled representations whose matrices are kept for the next group."""
+
+
+@dataclass
+class Result:
+    """What came of a configuration.
+
+    Parameters
+    ----------
+    config : dict
+        The configuration.
+    scores : list of float
+        Score of each fold that was evaluated.
+    state : {'complete', 'pruned', 'failed', 'unfinished'}
+        Unfinished: time was up.
+    origin : {'default', 'grid', 'tpe'}
+        Why it was tried.
+    approximate : str
+        How its evaluation differs from a fit on all training rows; empty if it does not.
+    log_loss : float
+        Out-of-fold log loss after calibration, for breaking ties; NaN where it was not needed.
+    error : str
+        Why it failed.
+    """
+
+    config: Config
+    scores: list[float] = field(default_factory=list)
+    state: str = UNFINISHED
+    origin: str = "grid"
+    approximate: str = ""
+    log_loss: float = float("nan")
+    error: str = ""
+
+    @property
+    def score(self) -> float:
+        """Mean over the folds evaluated."""
+        return float(np.mean(self.scores)) if self.scores else float("nan")
+
+
+class Evaluator:
+    """Cross-validate configurations on the blocks of one data set.
+
+    Parameters
+    ----------
+    blocks_of : callable
+        ``blocks_of(representation)`` gives its arrays and, for each, the columns each fold uses (or None).
+    space : Space
+        How configurations are read.
+    folds : Folds
+        Splits, targets, weights.
+    scorer : Scorer
+        The objective.
+    prune : callable
+        ``prune(scores)`` of a configuration's folds so far: whether to give it up.
+    options : mapping
+        `n_jobs`, `memory`, `kernel_rows` and `random_state` for the solvers.
+    """
+
+    def __init__(
+        self,
+        blocks_of: Callable[[str], tuple[Sequence[Floats], Sequence[NDArray[np.bool_]] | None]],
+        space: Space,
+        folds: Folds,
+        scorer: Scorer,
+        *,
+        prune: Callable[[Sequence[float]], bool],
+        options: Mapping[str, Any],
+    ) -> None:
+        self.blocks_of, self.space, self.folds, self.scorer = blocks_of, space, folds, scorer
+        self.prune, self.options = prune, dict(options)
+        self._scaled: dict[tuple[str, str], ScaledRows] = {}
+        self._best: tuple[float, float] = (-np.inf, -np.inf)
+        self._held: tuple[Config, Floats] | None = None
+
+    def evaluate(
+        self, configs: Sequence[Config], origin: str, *, deadline: float = float("inf")
+    ) -> Iterator[Result]:
+        """Evaluate configurations group by group; yields results in the groups' order.
+
+        Parameters
+        ----------
+        configs : sequence of dict
+            What to evaluate.
+        origin : str
+            Kept in the results.
+        deadline : float
+            `time.monotonic()` after which configurations are left unfinished.
+        """
+        for positions in group_configs(self.space, configs):
+            group = [Result(dict(configs[position]), origin=origin) for position in positions]
+            if time.monotonic() < deadline:
+                self._evaluate_group(group, deadline)
+            yield from group
+
+    def decisions(self, config: Config) -> Floats:
+        """Out-of-fold decision values of all rows, shape (n,) or (n, C); NaN where a row never scored."""
+        if self._held is None or self._held[0] != config:
+            self._best = (-np.inf, -np.inf)  # so that it is held
+            self._held = None
+            result = next(iter(self.evaluate([config], "again")))
+            if self._held is None:
+                raise RuntimeError(result.error or f"{config} could not be evaluated again")
+        return self._held[1]
+
+    def _evaluate_group(self, group: list[Result], deadline: float) -> None:
+        choice = self.space.read(group[0].config)
+        try:
+            self._solve(choice, group, deadline)
+        except Exception as error:  # one bad configuration must not take the others with it
+            unfinished = [result for result in group if result.state == UNFINISHED]
+            if len(unfinished) == 1:
+                unfinished[0].state, unfinished[0].error = FAILED, f"{type(error).__name__}: {error}"
+                return
+            for result in unfinished:
+                result.scores.clear()
+                self._evaluate_group([result], deadline)
+
+    def _solve(self, choice: Choice, group: list[Result], deadline: float) -> None:
+        answers: list[dict[int, Floats]] = [{} for _ in group]
+        pruned: set[int] = set()
+        rows = self._rows(choice)
+        task = Task(
+            rows,
+            [self.space.read(result.config).params for result in group],
+            class_weight=choice.class_weight,
+            alive=lambda i: i not in pruned,
+            stop=lambda: time.monotonic() > deadline,
+            make=lambda params: choice.head.make(
+                params, self.options["random_state"], (len(self.folds.splits[0][0]), rows.d)
+            ),
+            **self.options,
+        )
+        for i, fold, answer in SOLVERS[choice.head.solver](task):
+            answers[i][fold] = vote_scores(answer) if choice.head.votes else np.asarray(answer)
+            self._record(group[i], answers[i], i, pruned)
+        sampled = max(len(train) for train, _ in self.folds.splits) > task.kernel_rows
+        if choice.head.solver == "rbf_svm" and sampled:
+            for result in group:
+                result.approximate = f"fitted on {task.kernel_rows} rows of each training part"
+
+    def _record(self, result: Result, answers: dict[int, Floats], i: int, pruned: set[int]) -> None:
+        done = len(answers) == len(self.folds.splits)
+        if not self.scorer.of_probabilities:
+            fold = next(reversed(answers))
+            result.scores.append(self._score(answers[fold], fold))
+        if done:
+            self._finish(result, answers)
+        elif result.scores and self.prune(result.scores):
+            result.state = PRUNED
+            pruned.add(i)
+
+    def _finish(self, result: Result, answers: dict[int, Floats]) -> None:
+        class_weight = self.space.read(result.config).class_weight
+        result.state = COMPLETE
+        decision = self._gather(answers)
+        calibration = None
+        if self.scorer.of_probabilities:
+            calibration = self.calibrate(decision, class_weight)
+            result.scores = [self._score(answers[f], f, calibration) for f in range(len(self.folds.splits))]
+        if not np.isfinite(result.score):
+            result.state, result.error = FAILED, "the score is not a number"
+            return
+        if result.score < self._best[0]:
+            return
+        scored = np.isfinite(decision if decision.ndim == 1 else decision[:, 0])
+        calibration = calibration or self.calibrate(decision, class_weight)
+        shares = calibration.proba(decision[scored])
+        rows = np.flatnonzero(scored)
+        weight = None if self.folds.weight is None else self.folds.weight[rows]
+        result.log_loss = float(METRICS["log_loss"](self.folds.y[rows], shares, weight))
+        rank = (result.score, -result.log_loss)
+        if rank > self._best:
+            self._best, self._held = rank, (result.config, decision)
+
+    def calibrate(self, decision: Floats, class_weight: ClassWeights) -> Calibration:
+        """Fit the calibration on out-of-fold decisions of the rows that scored.
+
+        Class weights count here too: probabilities calibrated to the plain shares of the classes would undo
+        what the weights were asked for.
+        """
+        scored = np.flatnonzero(np.isfinite(decision if decision.ndim == 1 else decision[:, 0]))
+        y, weight = self.folds.y[scored], self.folds.row_weights(scored)
+        weight = weight * class_weights(class_weight, y, weight, self.folds.n_classes)[y]
+        return fit_calibration(decision[scored], y, self.folds.n_classes, sample_weight=weight)
+
+    def _score(self, decision: Floats, fold: int, calibration: Calibration | None = None) -> float:
+        test = self.folds.splits[fold][1]
+        return self.scorer(
+            decision,
+            self.folds.y[test],
+            calibration=calibration,
+            weight=None if self.folds.weight is None else self.folds.weight[test],
+        )
+
+    def _gather(self, answers: Mapping[int, Floats]) -> Floats:
+        """Decisions of all rows; their mean over repeats, NaN for rows that never scored."""
+        shape = (
+            (len(self.folds.y),) if self.folds.n_classes == 2 else (len(self.folds.y), self.folds.n_classes)
+        )
+        total, count = np.zeros(shape), np.zeros(len(self.folds.y))
+        for fold, answer in answers.items():
+            test = self.folds.splits[fold][1]
+            total[test] += answer
+            count[test] += 1
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return np.asarray(total / (count if total.ndim == 1 else count[:, None]))
+
+    def _rows(self, choice: Choice) -> ScaledRows:
+        key = (choice.representation, choice.scaling)
+        if key not in self._scaled:
+            blocks, kept = self.blocks_of(choice.representation)
+            while len(self._scaled) >= SCALED_KEPT:
+                self._scaled.pop(next(iter(self._scaled)))
+            self._scaled[key] = ScaledRows(blocks, choice.scaling, self.folds, kept=kept)
+        else:
+            self._scaled[key] = self._scaled.pop(key)  # most recently used last
+        return self._scaled[key]

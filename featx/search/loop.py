@@ -1,0 +1,300 @@
+"""One search from start to end: default, coarse grid, TPE in small batches, the winner."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from joblib import effective_n_jobs
+from numpy.typing import NDArray
+
+from featx.exceptions import SearchError, SearchWarning, UsageError
+from featx.rows import RowBlocks
+from featx.search import study as studies
+from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Result
+from featx.search.scoring import Scorer
+from featx.search.space import Config, Space, group_configs, identity, unique
+from featx.solvers import Folds
+
+Floats = NDArray[Any]
+
+SIDE_BY_SIDE = " + "
+"""Joins the names of blocks in a representation's name."""
+
+TPE_BATCH = 10
+"""Trials that are drawn together, so that those of one head share their computation."""
+
+PRUNE_AFTER = 8
+"""Completed configurations before a fold's score can prune another."""
+
+ROUNDING = 1e-12
+"""Scores that differ by less are equal, and the log loss decides."""
+
+
+@dataclass(frozen=True)
+class SearchProgress:
+    """Where a search stands; passed to its callback after every batch.
+
+    Parameters
+    ----------
+    done, total : int
+        Configurations evaluated, and planned.
+    best_score : float
+        Best mean score so far.
+    best_params : dict
+        Its configuration.
+    seconds : float
+        Since the search began.
+    eta_s : float
+        Seconds left at this pace (NaN at first).
+    stage : {'default', 'grid', 'tpe', 'refit'}
+        What is being done.
+    """
+
+    done: int
+    total: int
+    best_score: float
+    best_params: dict[str, Any]
+    seconds: float
+    eta_s: float
+    stage: str
+
+
+class Search:
+    """A search under way.
+
+    Parameters
+    ----------
+    settings : HeadSearchCV
+        Its parameters.
+    blocks : RowBlocks
+        Rows.
+    folds : Folds
+        Splits, targets, weights.
+    space : Space
+        What may be chosen.
+    seed : int
+        Of sampler and heads.
+    begun : float
+        `time.monotonic()` at which the time budget began.
+    """
+
+    def __init__(
+        self, settings: Any, blocks: RowBlocks, folds: Folds, space: Space, seed: int, begun: float
+    ) -> None:
+        self.settings, self.blocks, self.folds, self.space = settings, blocks, folds, space
+        self.seed, self.begun = seed, begun
+        self.deadline = float("inf") if settings.timeout is None else begun + settings.timeout
+        self.scorer = Scorer(settings.scoring, settings.classes_)
+        self.study = studies.open_study(
+            settings.storage,
+            settings.study_name,
+            space_key=space.key,
+            data_key=self._data_key(),
+            random_state=seed,
+            pruner=_pruner(settings.pruner),
+        )
+        self.results = studies.known_results(self.study)
+        self.evaluator = Evaluator(
+            lambda name: ([blocks[block] for block in self.blocks_named(name)], None),
+            space,
+            folds,
+            self.scorer,
+            prune=self._hopeless,
+            options={
+                "random_state": seed,
+                "n_jobs": effective_n_jobs(-1 if settings.n_jobs is None else settings.n_jobs),
+                "memory": settings.memory,
+                "kernel_rows": settings.kernel_rows,
+            },
+        )
+        self.grid = self._grid()
+        self.total = len(self.grid) + settings.n_trials
+
+    def run(self) -> None:
+        """Evaluate default, grid and TPE trials as far as the budget goes."""
+        with studies.quiet():
+            default = self.grid[0]
+            self._evaluate([default], "grid")
+            self._evaluate(self.grid[1:], "grid", self.deadline)
+            self._refine()
+        if not any(result.state == COMPLETE for result in self.results.values()):
+            self._evaluate(self.space.known_good(), "grid")
+        self._say_if_short()
+
+    def winner(self) -> Result:
+        """Return the best complete result; ties go by log loss, then by the cheaper head.
+
+        Raises
+        ------
+        SearchError
+            If there is none, with the first cause.
+        """
+        ranked = sorted(
+            (r for r in self.results.values() if r.state == COMPLETE), key=self._rank, reverse=True
+        )
+        for result in ranked:
+            if not result.approximate:
+                return result
+            exact = self._confirm(result)
+            if exact.state == COMPLETE and all(
+                exact.score >= r.score - ROUNDING for r in ranked if not r.approximate
+            ):
+                return exact
+        causes = [r.error for r in self.results.values() if r.state == FAILED]
+        raise SearchError(
+            f"none of {len(self.results)} configurations could be fitted; first cause: "
+            f"{causes[0] if causes else 'time was up before one was done'}."
+        )
+
+    def blocks_named(self, representation: str) -> tuple[str, ...]:
+        """Blocks of a representation, in order."""
+        return tuple(representation.split(SIDE_BY_SIDE))
+
+    def table(self) -> dict[str, Any]:
+        """`cv_results_`: one entry for each configuration."""
+        rows = list(self.results.values())
+        n_splits = len(self.folds.splits)
+        scores = np.full((len(rows), n_splits), np.nan)
+        for row, result in enumerate(rows):
+            scores[row, : len(result.scores)] = result.scores
+        mean = np.array([result.score if result.state == COMPLETE else np.nan for result in rows])
+        order = np.argsort(-np.nan_to_num(mean, nan=-np.inf), kind="stable")
+        rank = np.empty(len(rows), np.int32)
+        rank[order] = np.arange(1, len(rows) + 1)
+        table: dict[str, Any] = {
+            "params": [dict(result.config) for result in rows],
+            "mean_test_score": mean,
+            "std_test_score": np.array([np.std(r.scores) if r.state == COMPLETE else np.nan for r in rows]),
+            "rank_test_score": rank,
+            "origin": np.array([result.origin for result in rows]),
+            "state": np.array([result.state for result in rows]),
+            "approximate": np.array([result.approximate for result in rows]),
+            "log_loss": np.array([result.log_loss for result in rows]),
+        }
+        return table | {f"split{fold}_test_score": scores[:, fold] for fold in range(n_splits)}
+
+    def report(self, stage: str) -> None:
+        """Tell the callback where the search stands."""
+        if self.settings.callback is None:
+            return
+        done = [result for result in self.results.values() if result.state != UNFINISHED]
+        complete = [result for result in done if result.state == COMPLETE]
+        best = max(complete, key=self._rank, default=None)
+        seconds = time.monotonic() - self.begun
+        left = max(0, self.total - len(done))
+        self.settings.callback(
+            SearchProgress(
+                len(done),
+                max(self.total, len(done)),
+                best.score if best else float("nan"),
+                dict(best.config) if best else {},
+                seconds,
+                seconds / len(done) * left if done else float("nan"),
+                stage,
+            )
+        )
+
+    def _grid(self) -> list[Config]:
+        wanted = self.settings.grid
+        if isinstance(wanted, str) and wanted == "auto":
+            wanted = "coarse" if self.settings.n_trials > 0 else "none"
+        if isinstance(wanted, str):
+            if wanted not in ("coarse", "none"):
+                raise UsageError(
+                    f"grid {wanted!r} is not known; choose auto, coarse, none, or configurations."
+                )
+            return self.space.grid() if wanted == "coarse" else self.space.known_good()[:1]
+        configs = unique([dict(config) for config in wanted])
+        for config in configs:
+            try:
+                self.space.distributions(config)
+            except (KeyError, ValueError) as error:
+                raise UsageError(f"grid: {config} is not in the searched space ({error}).") from error
+        if not configs:
+            raise UsageError("grid is empty; pass configurations as in best_params_, or 'none'.")
+        return configs
+
+    def _evaluate(self, configs: Sequence[Config], origin: str, deadline: float = float("inf")) -> None:
+        new = [config for config in configs if identity(config) not in self.results]
+        for number, group in enumerate(group_configs(self.space, new)):
+            if number and time.monotonic() > deadline:
+                return
+            for result in self.evaluator.evaluate([new[i] for i in group], origin, deadline=deadline):
+                if result.state != UNFINISHED:
+                    self.results[identity(result.config)] = result
+                    studies.add_result(self.study, self.space, result)
+            self.report(origin)
+
+    def _refine(self) -> None:
+        """Draw trials in batches; each batch is evaluated by groups, then told to the study."""
+        done = sum(result.origin == "tpe" for result in self.results.values())
+        while done < self.settings.n_trials and time.monotonic() < self.deadline:
+            trials = [self.study.ask() for _ in range(min(TPE_BATCH, self.settings.n_trials - done))]
+            configs = [self.space.suggest(trial) for trial in trials]
+            fresh = [config for config in unique(configs) if identity(config) not in self.results]
+            evaluated = self.evaluator.evaluate(fresh, "tpe", deadline=self.deadline)
+            found = {identity(result.config): result for result in evaluated}
+            for trial, config in zip(trials, configs, strict=True):
+                key = identity(config)
+                result = found.get(key) or self.results[key]
+                studies.tell_result(self.study, trial, result)
+                if result.state != UNFINISHED:
+                    self.results.setdefault(key, result)
+                done += 1
+            self.report("tpe")
+
+    def _confirm(self, result: Result) -> Result:
+        """Evaluate an approximately scored configuration on all rows."""
+        options = dict(self.evaluator.options)
+        self.evaluator.options["kernel_rows"] = len(self.folds.y)
+        try:
+            exact = next(iter(self.evaluator.evaluate([result.config], result.origin)))
+        finally:
+            self.evaluator.options = options
+        self.results[identity(result.config)] = exact
+        return exact
+
+    def _hopeless(self, scores: Sequence[float]) -> bool:
+        """Whether a configuration's folds so far are worse than what Optuna's pruner lets go on."""
+        complete = [result for result in self.results.values() if result.state == COMPLETE]
+        if self.study.pruner is None or len(complete) < PRUNE_AFTER:
+            return False
+        means = [np.mean(result.scores[: len(scores)]) for result in complete]
+        return bool(np.mean(scores) < np.median(means))
+
+    def _rank(self, result: Result) -> tuple[float, float, int]:
+        loss = result.log_loss if np.isfinite(result.log_loss) else np.inf
+        return (round(result.score / ROUNDING) * ROUNDING, -loss, -self.space.read(result.config).head.cost)
+
+    def _say_if_short(self) -> None:
+        if self.settings.n_trials == 0 and len(self.grid) == 1:
+            why = "n_trials is 0"
+        elif time.monotonic() > self.deadline and len(self.results) < len(self.grid):
+            why = f"the time budget of {self.settings.timeout:g} s ended the search after {len(self.results)} of {self.total} configurations"
+        else:
+            return
+        what = "default parameters were fitted" if len(self.results) == 1 else "the best of these was fitted"
+        warnings.warn(f"{why}: {what}, nothing better was looked for.", SearchWarning, stacklevel=4)
+
+    def _data_key(self) -> str:
+        if self.settings.storage is None:
+            return "memory"
+        splits = [np.concatenate([train, [-1], test]) for train, test in self.folds.splits]
+        weight = np.empty(0) if self.folds.weight is None else self.folds.weight
+        scoring = np.array([str(self.settings.scoring)])
+        return studies.data_key(self.blocks, self.folds.y, weight, scoring, *splits)
+
+
+def _pruner(wanted: Any) -> Any:
+    import optuna
+
+    if wanted == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
+    if wanted is None:
+        return optuna.pruners.NopPruner()
+    return wanted

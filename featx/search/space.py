@@ -1,0 +1,155 @@
+"""What a search may choose: representation, scaling, head, its parameters, class weights.
+
+A configuration is the flat dictionary that Optuna keeps, e.g. ``{"head": "rbf_svm", "scaling": "l2",
+"rbf_svm__C": 10.0, "rbf_svm__gamma": 1.0}``; what has a single choice is left out of it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from featx.heads import HEADS, SCALINGS, Head
+
+Config = dict[str, Any]
+
+REDUCED_GRID = 2
+"""Coarse values of each head that representations beyond the first start with."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration, read: what to build and on which rows."""
+
+    representation: str
+    scaling: str
+    head: Head
+    params: Mapping[str, Any]
+    class_weight: str | None
+
+    @property
+    def group(self) -> tuple[str, str, str, str | None]:
+        """What is computed together shares this."""
+        return (self.representation, self.scaling, self.head.name, self.class_weight)
+
+
+@dataclass(frozen=True)
+class Space:
+    """The space of configurations.
+
+    Parameters
+    ----------
+    heads : tuple of str
+        Keys of `HEADS`.
+    representations : tuple of str
+        Names, the most promising first.
+    class_weights : tuple
+        Class weightings to choose from: (None,), ("balanced",) or several.
+    n_rows : int
+        Rows of the smallest training part.
+    scalings : tuple of str
+        Some of `SCALINGS`.
+    """
+
+    heads: tuple[str, ...]
+    representations: tuple[str, ...]
+    class_weights: tuple[str | None, ...]
+    n_rows: int
+    scalings: tuple[str, ...] = SCALINGS
+
+    def suggest(self, trial: Any) -> Config:
+        """Draw a configuration from an Optuna trial (or read it off a fixed one)."""
+        config: Config = {}
+        if len(self.representations) > 1:
+            config["representation"] = trial.suggest_categorical("representation", list(self.representations))
+        config["head"] = trial.suggest_categorical("head", list(self.heads))
+        config["scaling"] = trial.suggest_categorical("scaling", list(self.scalings))
+        head = HEADS[config["head"]]
+        if len(self.class_weights) > 1 and head.takes_weights:
+            config["class_weight"] = trial.suggest_categorical("class_weight", list(self.class_weights))
+        own = head.suggest(trial, head.name + "__", self.n_rows)
+        return config | {f"{head.name}__{name}": value for name, value in own.items()}
+
+    def read(self, config: Config) -> Choice:
+        """Spell a configuration out."""
+        head = HEADS[config["head"]]
+        prefix = head.name + "__"
+        params = {
+            name.removeprefix(prefix): value for name, value in config.items() if name.startswith(prefix)
+        }
+        default = self.class_weights[0] if len(self.class_weights) == 1 else None
+        return Choice(
+            config.get("representation", self.representations[0]),
+            config["scaling"],
+            head,
+            params,
+            config.get("class_weight", default) if head.takes_weights else None,
+        )
+
+    def known_good(self) -> list[Config]:
+        """Each head's known-good point on the first representation: what is tried before all else."""
+        return [self._config(0, HEADS[name], 0, HEADS[name].scalings[0]) for name in self.heads]
+
+    def grid(self) -> list[Config]:
+        """Return the coarse grid, known-good first; representations beyond the first get less of it."""
+        points = self.known_good()
+        for number in range(len(self.representations)):
+            for name in self.heads:
+                head = HEADS[name]
+                scalings = head.scalings if number == 0 else head.scalings[:1]
+                values = range(len(head.grid) if number == 0 else min(REDUCED_GRID, len(head.grid)))
+                points += [self._config(number, head, v, s) for s in scalings for v in values]
+        return list(unique(point for point in points if self._fits(point)))
+
+    def distributions(self, config: Config) -> dict[str, Any]:
+        """Optuna's distributions of a configuration's parameters."""
+        import optuna
+
+        trial = optuna.trial.FixedTrial(config)
+        self.suggest(trial)
+        return dict(trial.distributions)
+
+    @property
+    def key(self) -> str:
+        """Short hash of the space: part of a study's name, so that studies of another space are not mixed."""
+        ranges = [str(self.distributions(config)) for config in self.known_good()]
+        plain = [self.heads, self.representations, self.class_weights, self.scalings, self.n_rows, ranges]
+        return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12]
+
+    def _config(self, representation: int, head: Head, value: int, scaling: str) -> Config:
+        config: Config = {
+            "head": head.name,
+            "scaling": scaling if scaling in self.scalings else self.scalings[0],
+        }
+        if len(self.representations) > 1:
+            config["representation"] = self.representations[representation]
+        if len(self.class_weights) > 1 and head.takes_weights:
+            config["class_weight"] = None
+        own = dict(head.grid[value])
+        if "n_neighbors" in own:
+            own["n_neighbors"] = min(own["n_neighbors"], self.n_rows)
+        return config | {f"{head.name}__{name}": v for name, v in own.items()}
+
+    def _fits(self, config: Config) -> bool:
+        return config["scaling"] in self.scalings
+
+
+def identity(config: Config) -> str:
+    """Text that two equal configurations share."""
+    return json.dumps(config, sort_keys=True, default=float)
+
+
+def unique(configs: Iterable[Config]) -> list[Config]:
+    """Configurations without repeats, in order."""
+    return list({identity(config): config for config in configs}.values())
+
+
+def group_configs(space: Space, configs: Sequence[Config]) -> list[list[int]]:
+    """Positions of configurations that are computed together, in the order of first appearance."""
+    groups: dict[tuple[str, str, str, str | None], list[int]] = {}
+    for position, config in enumerate(configs):
+        groups.setdefault(space.read(config).group, []).append(position)
+    return list(groups.values())
