@@ -76,8 +76,8 @@ class Recipe:
     memory : int
         Bytes of rows held at once.
     stops : tuple of int, optional
-        Last epoch of each phase, on schedules of full length: how a run on all rows repeats one that could
-        validate.
+        Last epoch of each phase, which is kept whatever the validation says, on schedules of full length:
+        how a run on all rows repeats one that could validate.
     """
 
     phases: tuple[Phase, ...]
@@ -134,7 +134,7 @@ def train(
     keeper = Checkpoint(checkpoint, module)
     run = Run(**state) if (state := keeper.load_run()) else Run()
     with torch.random.fork_rng(devices=_cuda_devices(recipe.device)):
-        if run.best_score is None and len(task.stop):
+        if run.best_score is None and _chooses(task, recipe):
             run.best_score = _score(*_validate(module, task, recipe), recipe.monitor)
             run.best = (0, 0)
             keeper.keep_best(module)
@@ -207,6 +207,7 @@ def _train_phase(
         judged = average.module if average is not None else trained
         if len(task.stop):
             record["stop_loss"], record["stop_accuracy"] = _validate(judged, task, recipe)
+        if _chooses(task, recipe):
             score = _score(record["stop_loss"], record["stop_accuracy"], recipe.monitor)
             run.since_best += 1
             if run.best_score is None or score > run.best_score:
@@ -219,6 +220,11 @@ def _train_phase(
         keeper.save(dataclasses.asdict(run), module, optimizer, average)
         if on_epoch is not None:
             on_epoch(record)
+
+
+def _chooses(task: Task, recipe: Recipe) -> bool:
+    """Whether validation decides which epoch is kept; else it is the last."""
+    return bool(len(task.stop)) and recipe.stops is None
 
 
 def _is_over(run: Run, recipe: Recipe, validated: bool) -> bool:
