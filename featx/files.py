@@ -231,13 +231,13 @@ def read_archive(
     return Archive(where, manifest["format"], members)
 
 
-def pack_members(members: Mapping[str, bytes], *, where: str) -> bytes:
+def pack_members(members: Mapping[str, bytes], *, where: str, max_members: int = MAX_MEMBERS) -> bytes:
     """Bytes of a zip of stored members in the given order; the same members give the same bytes."""
     total = sum(len(data) + 2 * len(name) + 100 for name, data in members.items())
-    if total > MAX_ARCHIVE_BYTES or len(members) > MAX_MEMBERS:
+    if total > MAX_ARCHIVE_BYTES or len(members) > max_members:
         raise ModelFileError(
             f"{where}: {len(members)} members of {total:,} bytes do not fit into one file (at most "
-            f"{MAX_MEMBERS} members, {MAX_ARCHIVE_BYTES:,} bytes); choose a head that keeps fewer rows."
+            f"{max_members} members, {MAX_ARCHIVE_BYTES:,} bytes); choose a head that keeps fewer rows."
         )
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as file:
@@ -246,7 +246,7 @@ def pack_members(members: Mapping[str, bytes], *, where: str) -> bytes:
     return buffer.getvalue()
 
 
-def unpack_members(raw: bytes, *, where: str) -> dict[str, bytes]:
+def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) -> dict[str, bytes]:
     """Contents of a zip that is exactly as `pack_members` writes it, down to the last header byte.
 
     So there is no compression (nothing can unfold), no second meaning (a duplicate name, bytes between
@@ -258,6 +258,8 @@ def unpack_members(raw: bytes, *, where: str) -> dict[str, bytes]:
         The whole file.
     where : str
         Its name, for messages.
+    max_members : int
+        The most members that it may list.
 
     Returns
     -------
@@ -274,8 +276,8 @@ def unpack_members(raw: bytes, *, where: str) -> dict[str, bytes]:
     if len(raw) < _END.size or not raw[-_END.size :].startswith(b"PK\x05\x06"):
         raise ModelFileError(f"{where}: is cut short, or has bytes behind its end. {_GET}")
     _, disk, first_disk, here, count, length, start, comment = _END.unpack(raw[-_END.size :])
-    if disk or first_disk or here != count or count > MAX_MEMBERS:
-        raise ModelFileError(f"{where}: lists {count} members on {disk + 1} disks; at most {MAX_MEMBERS}.")
+    if disk or first_disk or here != count or count > max_members:
+        raise ModelFileError(f"{where}: lists {count} members on {disk + 1} disks; at most {max_members}.")
     if comment or start + length + _END.size != len(raw):
         raise ModelFileError(f"{where}: its directory is not where its end says. {_GET}")
     try:
