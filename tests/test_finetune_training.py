@@ -276,6 +276,11 @@ def test_mixup_and_cutmix_train_on_pictures() -> None:
     assert math.isfinite(run.history[0]["loss"])
 
 
+def test_an_unknown_optimizer_is_named() -> None:
+    with pytest.raises(UsageError, match="optimizer 'adamq'"):
+        training.train(module(), task(), training.Recipe(phases=(Phase(epochs=1, optimizer="adamq"),)))
+
+
 def test_an_exploding_loss_says_what_to_turn_down() -> None:
     phase = Phase(epochs=3, optimizer="sgd", lr=1e30, warmup=0, clip_norm=None, batch_size=8)
     with pytest.raises(UsageError, match="diverged.*smaller lr"):

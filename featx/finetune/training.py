@@ -348,9 +348,13 @@ def _on_features(module: TailClassifier, task: Task, recipe: Recipe) -> tuple[nn
 def _make_optimizer(module: TailClassifier, phase: Phase) -> torch.optim.Optimizer:
     from timm.optim import create_optimizer_v2
 
-    optimizer: torch.optim.Optimizer = create_optimizer_v2(
-        _parameter_groups(module, phase), opt=phase.optimizer, lr=phase.lr, momentum=phase.momentum
-    )
+    groups = _parameter_groups(module, phase)
+    try:
+        optimizer: torch.optim.Optimizer = create_optimizer_v2(
+            groups, opt=phase.optimizer, lr=phase.lr, momentum=phase.momentum
+        )
+    except ValueError as error:
+        raise UsageError(f"optimizer {phase.optimizer!r} (a name of timm.optim) says: {error}") from error
     return optimizer
 
 
