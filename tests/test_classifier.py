@@ -26,7 +26,6 @@ from featx.exceptions import (
     ImageWarning,
     LabelError,
     ModelFileError,
-    StoreWarning,
     TooManyBadImagesError,
 )
 
@@ -35,6 +34,7 @@ TINY: dict[str, Any] = {
     "pretrained": False,
     "runtime": "torch",
     "n_trials": 2,
+    "heads": ["logistic"],
     "cv": 3,
     "random_state": 0,
 }
@@ -117,9 +117,9 @@ def test_new_images_alone_are_computed(
 def test_another_input_size_is_a_new_space_and_the_message_says_so(
     paths: list[str], labels: list[str], fitted: ImageClassifier
 ) -> None:
-    with pytest.warns(StoreWarning, match="input_size"):
-        clf = ImageClassifier(**TINY, input_size=96).fit(paths, labels)
+    clf = ImageClassifier(**TINY, input_size=96).fit(paths, labels)
     assert clf.n_computed_ == 24
+    assert any("input_size" in remark for remark in clf.remarks_)
 
 
 def test_a_refit_forgets_the_first_fit(fitted: ImageClassifier, paths: list[str]) -> None:
@@ -263,5 +263,5 @@ def test_a_tampered_model_file_is_refused(fitted: ImageClassifier, tmp_path: Pat
 
 def test_sample_weights_reach_the_heads(paths: list[str], labels: list[str]) -> None:
     weights = np.ones(24)
-    clf = ImageClassifier(**TINY, heads=["logistic"]).fit(paths, labels, sample_weight=weights)
+    clf = ImageClassifier(**TINY).fit(paths, labels, sample_weight=weights)
     assert clf.classes_.tolist() == ["blue", "red"]

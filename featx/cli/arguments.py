@@ -53,7 +53,11 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--decode", default="exact", choices=["exact", "fast"], help="fast: let JPEG decoders scale down"
     )
     group.add_argument(
-        "--max-pixels", type=_positive, metavar="N", help="refuse larger pictures (default 178956970)"
+        "--max-pixels",
+        type=_positive,
+        default=178_956_970,
+        metavar="N",
+        help="refuse larger pictures (default %(default)s)",
     )
     group.add_argument(
         "--bit-depth", default="full", choices=["full", "minmax"], help="how 16-bit pictures are scaled"

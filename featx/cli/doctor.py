@@ -103,9 +103,10 @@ def check_cache(args: argparse.Namespace) -> Iterator[Finding]:
     """Whether the cache can be written, and how much room is left."""
     if args.no_cache:
         return
-    from featx.stores import open_store
+    from featx.stores import default_cache
+    from featx.stores.hdf5 import HDF5Store
 
-    store = open_store(args.cache_dir)
+    store = HDF5Store(args.cache_dir or default_cache())
     free = shutil.disk_usage(store.path).free
     state = "ok" if free > LOW_DISK_BYTES else "note"
     yield Finding("cache", state, f"{store.path}, {len(store.keys())} spaces, {free / 1e9:.0f} GB free")

@@ -77,9 +77,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _write_npz(args.output, [images.names[index] for index in rows.kept], rows)
         console.text(f"rows in {args.output}")
     console.data(
-        images=len(rows.ids), computed=rows.computed, seconds=seconds, output=args.output,
-        spaces={name: {"key": spec.key, "columns": rows.blocks.width(name)} for name, spec in rows.specs.items()},
-    )  # fmt: skip
+        images=len(rows.ids),
+        computed=rows.computed,
+        seconds=seconds,
+        output=args.output,
+        spaces={
+            name: {"key": spec.key, "columns": rows.blocks.width(name)} for name, spec in rows.specs.items()
+        },
+    )
     skipped = [*images.skipped, *rows.skipped]
     code = show.skipped(
         console, skipped, Path(args.output or "extract").with_suffix(".skipped.csv"), strict=args.strict

@@ -108,6 +108,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         show.plan(console, clf.plan(images))
         return 0
     clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
+    for remark in clf.remarks_:
+        console.log(remark)
     path = clf.save(args.output)
     seconds = time.monotonic() - began
     show.search(console, clf)

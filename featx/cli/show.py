@@ -27,7 +27,8 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
         console.warn(
             f"classes with fewer than {min_per_class} images are left out (--min-per-class): {listed}"
         )
-        images = images.select(np.array([str(label) not in small for label in images.labels]))
+        labels = np.array([str(label) for label in images.labels])  # type: ignore[union-attr]
+        images = images.select(~np.isin(labels, list(small)))
     kept = sorted((n, label) for label, n in counts.items() if label not in small)
     classes = f", {len(kept)} classes" if kept else ""
     if 0 < len(kept) <= MAX_CLASSES_SHOWN:

@@ -31,7 +31,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     height, width = card.input_size
     parameters = f"{card.parameters / 1e6:.1f} M parameters"
     licence = card.licence or "unknown"
-    console.text(f"{card.name}: {parameters}, input {height}x{width}, weights {card.source}, licence {licence}")
+    console.text(
+        f"{card.name}: {parameters}, input {height}x{width}, weights {card.source}, licence {licence}"
+    )
     console.table(
         ["tap", "number", "shape", "stride", "pools"],
         [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from featx.extractor.estimator import Extraction, FeatureExtractor, Plan
+from featx.extractor.estimator import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan
 from featx.extractor.pipeline import Progress
 
-__all__ = ["Extraction", "FeatureExtractor", "Plan", "Progress"]
+__all__ = ["DEFAULT_BACKBONE", "Extraction", "FeatureExtractor", "Plan", "Progress"]

@@ -7,7 +7,7 @@ No torch is imported before a picture is decoded, and then only if the decoder c
 
 from __future__ import annotations
 
-from featx.images.decode import DecodePolicy, decode_picture
+from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture
 from featx.images.decoders import DECODERS, resolve_decoder
 from featx.images.find import ImageSet, Skipped, load_images
 from featx.images.picture import ImageSource, Picture, image_digest, read_picture
@@ -15,6 +15,7 @@ from featx.tables import escape_name
 
 __all__ = [
     "DECODERS",
+    "MAX_PIXELS",
     "DecodePolicy",
     "ImageSet",
     "ImageSource",

@@ -1,0 +1,582 @@
+"""ImageClassifier, the front door: images and labels in, a tuned and calibrated classifier out.
+
+`fit` reads like the walk of one image: turn pictures into rows (most are cached), let the search choose
+representation and head on the rows, keep the calibrated winner. Everything dear is ordered here and done
+below; nothing here decodes, trains or measures by itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, clone
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from featx.evaluation import Evaluation, evaluate
+from featx.exceptions import DataError, DriftWarning, ImageWarning, LabelError, TooManyBadImagesError
+from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan, Progress
+from featx.heads import decision_scores
+from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images
+from featx.rows import RowBlocks
+from featx.search import HeadSearchCV, SearchProgress
+from featx.splits import check_labels, image_groups, stable_test_mask
+from featx.stores.memory import MemoryStore
+
+Images = ImageSet | str | os.PathLike[str] | Sequence[ImageSource] | NDArray[Any]
+"""A folder, a manifest, a list of image sources, a batch (n, H, W, 3), or a loaded `ImageSet`."""
+
+MACHINE_PARAMS = (
+    "checkpoint", "store", "runtime", "device", "batch_size", "max_pixels", "isolate", "n_jobs", "callback",
+)  # fmt: skip
+"""Parameters of the extractor that move no row: a loaded model takes them from where it runs."""
+
+EXTRACTOR_PARAMS = (
+    "backbone", "cut", "pool", "resize", "input_size", "pretrained", "precision", "dtype", "decode",
+    "background", "bit_depth", *MACHINE_PARAMS,
+)  # fmt: skip
+"""Parameters that are handed to `FeatureExtractor` as they are."""
+
+SEARCH_PARAMS = (
+    "heads", "n_trials", "timeout", "cv", "scoring", "class_weight", "storage", "study_name", "n_jobs",
+    "random_state",
+)  # fmt: skip
+"""Parameters that are handed to `HeadSearchCV` as they are."""
+
+GOLDEN_COSINE = 0.995
+"""Smallest cosine of a row with the same picture's when the model was saved; half precision costs 0.002."""
+
+
+class ImageClassifier(ClassifierMixin, BaseEstimator):
+    """Pretrained features and a tuned classical head, as one scikit-learn classifier of images.
+
+    Parameters
+    ----------
+    backbone : str, default "tf_efficientnet_lite0.in1k"
+        Any timm name with its tag. The default's ImageNet weights come with the installation.
+    cut : str, int, list or None, default None
+        Layer whose output is used: None for the whole network without its classifier, a tap's name or
+        number (see ``featx taps``), or a list of them: the search then chooses.
+    pool : str or list, default "avg"
+        How a layer's map becomes a row: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4.
+    resize : {"crop", "squash", "pad"} or list, default "crop"
+        What happens to pictures that are not square.
+    input_size : int or tuple of int, optional
+        Side, or height and width, in pixels fed to the network; default as the weights were trained.
+    checkpoint : path, optional
+        File or folder of weights to load instead of the pretrained ones.
+    pretrained : bool, default True
+        False takes random weights seeded by 0: a baseline, and a way to work without a network.
+    heads : sequence of str, optional
+        Names of `featx.heads.HEADS` to try; default the cheap ones.
+    n_trials : int, default 50
+        Optuna trials beyond the screening grid.
+    timeout : float, optional
+        Seconds for the search.
+    cv : int, default 5
+        Folds; lowered to the smallest class.
+    scoring : str or callable, default "accuracy"
+        Any scikit-learn scorer.
+    class_weight : None, "balanced" or dict
+        As in scikit-learn.
+    store : path, FeatureStore, "memory" or None
+        Where rows are kept. None is the cache folder (``FEATX_CACHE``); "memory" keeps nothing on disk.
+    runtime, device, precision, dtype, batch_size, decode, background, bit_depth, max_pixels, isolate
+        See `FeatureExtractor`.
+    storage, study_name
+        Optuna's storage URL and study name, to watch or resume a search.
+    max_bad : float, default 0.05
+        Fraction of unreadable pictures that `fit` sets aside with a warning; more is an error.
+    n_jobs : int, optional
+        Threads of extraction and search.
+    random_state : int, optional
+        Seed of folds, search and heads.
+    callback : callable, optional
+        Called with every `featx.extractor.Progress` event.
+
+    Attributes
+    ----------
+    classes_ : ndarray of shape (n_classes,)
+        Labels, in their own type.
+    search_ : HeadSearchCV
+        The fitted search (absent in a loaded model).
+    best_params_ : dict
+        Head and settings that won.
+    best_score_ : float
+        Mean cross-validation score that the winner was chosen by: optimistic, being a maximum.
+    study_ : optuna.Study
+        All trials (absent in a loaded model).
+    best_blocks_ : tuple of str
+        Representations that the winner uses, ``cut:pool:resize``.
+    specs_ : dict of str to FeatureSpec
+        Their recipes.
+    best_estimator_ : sklearn.pipeline.Pipeline
+        From rows to decision scores; plain scikit-learn.
+    calibration_ : Calibration
+        From decision scores to probabilities, fitted on out-of-fold scores.
+    oof_evaluation_ : Evaluation
+        Out-of-fold estimate on the training images.
+    evaluation_ : Evaluation
+        Score on the held-out test part; only after `fit_with_test`.
+    assignment_ : dict of str to str
+        Hex digest of each image to "train" or "test".
+    card_ : BackboneCard
+        What is known of the network.
+    remarks_ : tuple of str
+        What the extraction found worth saying, e.g. which field made a new space of rows.
+    skipped_ : list of Skipped
+        Pictures that were set aside, with the reason.
+    n_computed_ : int
+        Pictures that went through the network in the last fit; 0 when all rows were cached.
+    """
+
+    def __init__(
+        self,
+        backbone: str = DEFAULT_BACKBONE,
+        *,
+        cut: str | int | Sequence[str | int] | None = None,
+        pool: str | Sequence[str] = "avg",
+        resize: str | Sequence[str] = "crop",
+        input_size: int | tuple[int, int] | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        pretrained: bool = True,
+        heads: Sequence[str] | None = None,
+        n_trials: int = 50,
+        timeout: float | None = None,
+        cv: int = 5,
+        scoring: str | Callable[..., float] = "accuracy",
+        class_weight: str | Mapping[Any, float] | None = None,
+        store: Any = None,
+        runtime: str = "auto",
+        device: str = "auto",
+        precision: str = "auto",
+        dtype: str = "float16",
+        batch_size: int | str = "auto",
+        decode: str = "exact",
+        background: tuple[int, int, int] = (255, 255, 255),
+        bit_depth: str = "full",
+        max_pixels: int = MAX_PIXELS,
+        isolate: bool = False,
+        storage: Any = None,
+        study_name: str | None = None,
+        max_bad: float = 0.05,
+        n_jobs: int | None = None,
+        random_state: int | None = None,
+        callback: Callable[[Any], None] | None = None,
+    ) -> None:
+        self.backbone = backbone
+        self.cut = cut
+        self.pool = pool
+        self.resize = resize
+        self.input_size = input_size
+        self.checkpoint = checkpoint
+        self.pretrained = pretrained
+        self.heads = heads
+        self.n_trials = n_trials
+        self.timeout = timeout
+        self.cv = cv
+        self.scoring = scoring
+        self.class_weight = class_weight
+        self.store = store
+        self.runtime = runtime
+        self.device = device
+        self.precision = precision
+        self.dtype = dtype
+        self.batch_size = batch_size
+        self.decode = decode
+        self.background = background
+        self.bit_depth = bit_depth
+        self.max_pixels = max_pixels
+        self.isolate = isolate
+        self.storage = storage
+        self.study_name = study_name
+        self.max_bad = max_bad
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+        self.callback = callback
+
+    def fit(
+        self,
+        X: Images,
+        y: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> Self:
+        """Learn from all the images given.
+
+        Parameters
+        ----------
+        X : Images
+            A folder of class folders, a manifest, a list of image sources, or a batch.
+        y : array-like of shape (n_images,), optional
+            Labels; needed unless `X` brings them.
+        groups : array-like of shape (n_images,), optional
+            Images of one group (a patient, a speaker) stay in one fold.
+        sample_weight : array-like of shape (n_images,), optional
+            Weights of the images.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        LabelError
+            If the labels cannot be learnt.
+        TooManyBadImagesError
+            If more than `max_bad` of the images cannot be read.
+        """
+        images = as_images(X, y, groups=groups, sample_weight=sample_weight)
+        check_labels(_labels(images))
+        rows, images = self._extract(images)
+        self._learn(rows.ids, rows.blocks, images)
+        self.assignment_ = _assignment(rows.ids, np.zeros(len(rows.ids), bool))
+        return self
+
+    def fit_with_test(
+        self,
+        X: Images,
+        y: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        test_size: float = 0.2,
+        split_salt: str = "",
+        previous: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Learn from the training part and score on the held-out test part, which nothing else touches.
+
+        The test part is the ``test/`` folder or the manifest's split where the data has one. Else it is a
+        stable, stratified hash split: an image that is test today is test after the set has grown.
+
+        Parameters
+        ----------
+        X, y, groups, sample_weight
+            As in `fit`.
+        test_size : float, default 0.2
+            Fraction of each class that is held out.
+        split_salt : str, default ""
+            Another text draws another split.
+        previous : mapping of str to str, optional
+            An earlier `assignment_`; images in it stay where they were.
+
+        Returns
+        -------
+        self
+        """
+        images = as_images(X, y, groups=groups, sample_weight=sample_weight)
+        check_labels(_labels(images))
+        rows, images = self._extract(images)
+        if images.splits is not None and (images.splits == "test").any():
+            is_test = images.splits == "test"
+            _warn_of_leaks(rows.ids, is_test)
+        else:
+            is_test = stable_test_mask(
+                rows.ids,
+                _labels(images),
+                test_size=test_size,
+                salt=split_salt,
+                groups=images.groups,
+                previous=previous,
+            )
+        train, test = images.select(~is_test), images.select(is_test)
+        _refuse_unseen(_labels(test), np.unique(_labels(train)), what="test images")
+        self._learn(rows.ids[~is_test], rows.blocks.take(~is_test), train)
+        self.assignment_ = _assignment(rows.ids, is_test)
+        self.evaluation_ = self._evaluation(rows.blocks.take(is_test), test)
+        return self
+
+    def predict(self, X: Images) -> NDArray[Any]:
+        """Most probable label of each image, shape (n_images,); the argmax of `predict_proba`.
+
+        Raises
+        ------
+        ImageError
+            If a picture cannot be read; `extract` with ``on_error="skip"`` and `proba_of_rows` set it aside.
+        """
+        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
+        return labels
+
+    def predict_proba(self, X: Images) -> NDArray[np.float64]:
+        """Calibrated probabilities, shape (n_images, n_classes), in the order of `classes_`."""
+        return self.proba_of_rows(self.extract(as_images(X)).blocks)
+
+    def decision_function(self, X: Images) -> NDArray[np.float64]:
+        """Calibrated decision scores, shape (n_images,) for two classes, else (n_images, n_classes)."""
+        return self.calibration_.scores(self._decisions(self.extract(as_images(X)).blocks))
+
+    def score(self, X: Images, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
+        """Accuracy on labelled images.
+
+        Raises
+        ------
+        LabelError
+            If `y` has a class that was not learnt.
+        """
+        images = as_images(X, y)
+        truth = _labels(images)
+        _refuse_unseen(truth, self.classes_, what="labels")
+        right = (self.predict(images) == truth).astype(float)
+        return float(np.average(right, weights=None if sample_weight is None else np.asarray(sample_weight)))
+
+    def evaluate(
+        self,
+        X: Images,
+        y: ArrayLike | None = None,
+        *,
+        groups: ArrayLike | None = None,
+        min_confidence: float | None = None,
+    ) -> Evaluation:
+        """Metrics with intervals, confusion matrix and per-class table on labelled images.
+
+        Unreadable pictures are set aside and listed in ``skipped_``, up to `max_bad` of them.
+
+        Parameters
+        ----------
+        X, y, groups
+            As in `fit`.
+        min_confidence : float, optional
+            Also report coverage and accuracy when less probable answers are withheld.
+        """
+        check_is_fitted(self, "best_estimator_")
+        images = as_images(X, y, groups=groups)
+        _refuse_unseen(_labels(images), self.classes_, what="labels")
+        rows = self.extract(images, on_error="skip")
+        self.skipped_ = _all_skipped(images, rows)
+        _refuse_too_many(self.skipped_, len(images) + len(images.skipped), self.max_bad)
+        return self._evaluation(rows.blocks, images.select(rows.kept), min_confidence=min_confidence)
+
+    def extract(self, X: Images, *, on_error: str = "raise") -> Extraction:
+        """Rows of the representation that won, for new images.
+
+        Parameters
+        ----------
+        X : Images
+            As for `predict`.
+        on_error : {"raise", "skip"}
+            What to do with a picture that cannot be read.
+        """
+        check_is_fitted(self, "best_estimator_")
+        images = as_images(X)
+        rows = self._chosen().extract(images.sources, names=images.names, on_error=on_error)
+        if rows.computed:
+            self._check_network()
+        return rows
+
+    def proba_of_rows(self, blocks: RowBlocks) -> NDArray[np.float64]:
+        """Probabilities, shape (n_rows, n_classes), from rows that `extract` returned."""
+        return self.calibration_.proba(self._decisions(blocks))
+
+    def plan(self, X: Images) -> Plan:
+        """What `fit` would compute for these images, and how long that takes here; keeps nothing."""
+        return self._candidates().plan(as_images(X).sources)
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Write the classifier to one ``.featx`` file, which `featx.load` reads.
+
+        The rows of a few synthetic pictures are computed (or read from the store) to go with it.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+        """
+        from featx.classifier.packing import save
+
+        check_is_fitted(self, "best_estimator_")
+        return save(self, path)
+
+    def _extract(self, images: ImageSet) -> tuple[Extraction, ImageSet]:
+        """Rows of every readable picture, and the image set without the others."""
+        extractor = self._candidates()
+        rows = extractor.extract(images.sources, names=images.names, on_error="skip")
+        self.skipped_ = _all_skipped(images, rows)
+        _refuse_too_many(self.skipped_, len(images) + len(images.skipped), self.max_bad)
+        self.card_ = extractor.card_
+        self.specs_ = rows.specs
+        self.n_computed_ = rows.computed
+        self.remarks_ = rows.remarks
+        return rows, images.select(rows.kept)
+
+    def _candidates(self) -> FeatureExtractor:
+        """An extractor of every representation that the search may choose."""
+        return FeatureExtractor(**{name: getattr(self, name) for name in EXTRACTOR_PARAMS})
+
+    def _learn(self, ids: NDArray[np.uint8], blocks: RowBlocks, images: ImageSet) -> None:
+        y = check_labels(_labels(images))
+        groups = image_groups(ids, images.groups)
+        search = HeadSearchCV(**{name: getattr(self, name) for name in SEARCH_PARAMS}, callback=self._report)
+        search.fit(blocks, y, groups=groups, sample_weight=images.weights)
+        self.search_ = search
+        self.classes_ = search.classes_
+        self.study_ = search.study_
+        self.best_params_ = search.best_params_
+        self.best_score_ = search.best_score_
+        self.best_blocks_ = search.best_blocks_
+        self.best_estimator_ = search.best_estimator_
+        self.calibration_ = search.calibration_
+        self.oof_evaluation_ = evaluate(y, search.oof_proba_, search.classes_, groups=groups)
+        self._golden_rows: NDArray[np.float32] | None = None
+
+    def _report(self, state: SearchProgress) -> None:
+        if self.callback is not None:
+            eta = None if math.isnan(state.eta_s) else state.eta_s
+            self.callback(Progress(state.done, state.total, eta_s=eta, stage=f"search ({state.stage})"))
+
+    def _decisions(self, blocks: RowBlocks) -> NDArray[np.float64]:
+        check_is_fitted(self, "best_estimator_")
+        return decision_scores(self.best_estimator_, blocks.stack(self.best_blocks_))
+
+    def _evaluation(
+        self, blocks: RowBlocks, images: ImageSet, *, min_confidence: float | None = None
+    ) -> Evaluation:
+        proba = self.proba_of_rows(blocks)
+        return evaluate(
+            _labels(images), proba, self.classes_, groups=images.groups, abstain_below=min_confidence
+        )
+
+    def _check_network(self) -> None:
+        """After loading: the network must still give the rows that are kept in the model file."""
+        from featx.classifier.packing import golden_pictures
+
+        expected, self._golden_rows = self._golden_rows, None
+        if expected is None:
+            return
+        rows = self._chosen().extract(golden_pictures(), store=MemoryStore()).blocks.stack(self.best_blocks_)
+        lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
+        cosine = np.einsum("ij,ij->i", rows, expected) / lengths
+        if not cosine.min() >= GOLDEN_COSINE:
+            warnings.warn(
+                f"the network gives other rows than when this model was saved (cosine {cosine.min():.4f}, at "
+                f"least {GOLDEN_COSINE} is expected): another version, "
+                "runtime or processor. Evaluate the model before you trust it, or fit it again.",
+                DriftWarning,
+                stacklevel=4,
+            )
+
+    def _chosen(self) -> FeatureExtractor:
+        """An extractor of just the representations that won."""
+        machine = {name: getattr(self, name) for name in MACHINE_PARAMS}
+        specs = {name: self.specs_[name] for name in self.best_blocks_}
+        return FeatureExtractor.from_specs(specs, self.card_, **machine)
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "best_estimator_")
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = False
+        tags.input_tags.string = True
+        return tags
+
+    def __sklearn_clone__(self) -> ImageClassifier:
+        """An unfitted copy that shares the store, which is no parameter to be copied."""
+        params = self.get_params(deep=False)
+        shared = {name: params.pop(name) for name in ("store", "storage", "callback")}
+        return type(self)(**{name: clone(value, safe=False) for name, value in params.items()}, **shared)
+
+
+def as_images(
+    X: Images,
+    y: ArrayLike | None = None,
+    *,
+    groups: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> ImageSet:
+    """One `ImageSet` from whatever the user holds; what is given beside `X` wins over what `X` brings.
+
+    Raises
+    ------
+    DataError
+        If the lengths differ.
+    """
+    images = X if isinstance(X, ImageSet) else load_images(X)
+    extra = {"labels": y, "groups": groups, "weights": sample_weight}
+    given = {name: _as_array(values) for name, values in extra.items() if values is not None}
+    for name, values in given.items():
+        if len(values) != len(images):
+            raise DataError(f"{len(images)} images but {len(values)} {name}; give one for each image.")
+    return dataclasses.replace(images, **given) if given else images  # type: ignore[arg-type]
+
+
+def _as_array(values: ArrayLike) -> NDArray[Any]:
+    """As NumPy does it, but a list of mixed types stays one: 1 and "1" must not become the same label."""
+    if isinstance(values, list | tuple) and len({type(value) for value in values}) > 1:
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        return array
+    return np.asarray(values)
+
+
+def _labels(images: ImageSet) -> NDArray[Any]:
+    if images.labels is None:
+        raise LabelError(
+            "these images have no labels; give y, a folder of class folders, or a manifest with a column "
+            "'label'."
+        )
+    return images.labels
+
+
+def _refuse_unseen(labels: NDArray[Any], classes: NDArray[Any], *, what: str) -> None:
+    unseen = sorted({str(label) for label in labels} - {str(label) for label in classes})
+    if unseen:
+        raise LabelError(
+            f"the {what} have classes that were not learnt: {', '.join(unseen[:10])}; "
+            f"learnt are {', '.join(str(label) for label in classes[:10])}."
+        )
+
+
+def _all_skipped(images: ImageSet, rows: Extraction) -> list[Skipped]:
+    """What the walk and the extraction set aside, with the labels of the latter."""
+    if images.labels is None:
+        return [*images.skipped, *rows.skipped]
+    lost = np.setdiff1d(np.arange(len(images)), rows.kept)
+    labelled = [
+        dataclasses.replace(picture, label=images.labels[index])
+        for picture, index in zip(rows.skipped, lost, strict=True)
+    ]
+    return [*images.skipped, *labelled]
+
+
+def _refuse_too_many(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
+    if not skipped:
+        return
+    listed = "; ".join(f"{escape_name(s.name)}: {s.reason}" for s in skipped[:10])
+    more = f"; and {len(skipped) - 10} more" if len(skipped) > 10 else ""
+    summary = f"{len(skipped)} of {total} pictures cannot be used: {listed}{more}"
+    if len(skipped) > max_bad * total:
+        raise TooManyBadImagesError(
+            f"{summary}. That is more than the {max_bad:.0%} that max_bad allows; mend or remove them, or "
+            "raise max_bad (--max-bad)."
+        )
+    by_class = Counter(str(s.label) for s in skipped if s.label is not None)
+    per_class = ", ".join(f"{escape_name(label)} {count}" for label, count in by_class.most_common(10))
+    warnings.warn(
+        f"{summary}" + (f" (by class: {per_class})" if per_class else ""), ImageWarning, stacklevel=5
+    )
+
+
+def _warn_of_leaks(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> None:
+    """The given split is the user's, but a picture on both sides makes its score too good."""
+    both = set(map(bytes, ids[is_test])) & set(map(bytes, ids[~is_test]))
+    if both:
+        warnings.warn(
+            f"{len(both)} test pictures are in the training part too (same bytes): the test score is too good. "
+            "Remove them from one side.",
+            ImageWarning,
+            stacklevel=4,
+        )
+
+
+def _assignment(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> dict[str, str]:
+    return {row.tobytes().hex(): "test" if test else "train" for row, test in zip(ids, is_test, strict=True)}

@@ -1,0 +1,210 @@
+"""A fitted ImageClassifier as one safe file, and back.
+
+The archive (see `featx.files`) holds JSON, safetensors and one skops member under a fixed allow-list. The
+outputs for a few synthetic pictures are inside: the head's are checked when the file is loaded, the
+network's when it first runs, so that another version of a library cannot change predictions unnoticed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones.card import BackboneCard
+from featx.classifier.estimator import ImageClassifier
+from featx.evaluation import Calibration, Evaluation
+from featx.exceptions import ModelFileError
+from featx.files import read_archive, read_json, write_archive
+from featx.heads import decision_scores
+from featx.modelfile import dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.spec import FeatureSpec
+from featx.stores.base import DIGEST_BYTES
+
+KIND = "featx-classifier"
+FORMAT = 1
+"""Raise it when a member changes its meaning, and keep reading the older ones."""
+
+MEMBERS = {
+    "model.json": 16 << 20,
+    "golden.safetensors": 64 << 20,
+    "split.safetensors": 256 << 20,
+    "head.skops": 2**31 - 1,
+}
+"""What a file may hold, and how many bytes of each."""
+
+GOLDEN_PICTURES = 8
+GOLDEN_SIDE = 96
+GOLDEN_SEED = 20_260
+
+HEAD_TOLERANCE = 1e-4
+"""Largest difference of a probability that another version of scikit-learn may make unremarked."""
+
+PARAMS = (
+    "backbone", "cut", "pool", "resize", "input_size", "pretrained", "heads", "n_trials", "timeout", "cv",
+    "class_weight", "precision", "dtype", "decode", "background", "bit_depth", "max_bad", "random_state",
+)  # fmt: skip
+"""Constructor parameters that are kept: what is about this machine (store, device, callback, ...) is not."""
+
+PACKAGES = ("featx", "scikit-learn", "numpy", "skops", "timm", "torch")
+
+
+def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
+    """Write a fitted classifier; see `ImageClassifier.save`."""
+    rows = clf.extract(golden_pictures()).blocks.stack(clf.best_blocks_)
+    ids = [bytes.fromhex(digest) for digest in clf.assignment_]
+    members = {
+        "model.json": json.dumps(_describe(clf), sort_keys=True).encode(),
+        "golden.safetensors": dump_arrays({"rows": rows, "proba": _proba(clf, rows)}),
+        "split.safetensors": dump_arrays(
+            {
+                "ids": np.frombuffer(b"".join(ids), np.uint8).reshape(-1, DIGEST_BYTES),
+                "test": np.array([part == "test" for part in clf.assignment_.values()], np.uint8),
+            }
+        ),
+        "head.skops": dump_estimator(clf.best_estimator_),
+    }
+    target = Path(path)
+    write_archive(target, members, kind=KIND, format=FORMAT)
+    return target
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    store: Any = "memory",
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> ImageClassifier:
+    """Read a classifier that `ImageClassifier.save` wrote.
+
+    Needs no training data, no cache and no network, and never runs code from the file. The digests inside
+    prove that the file is whole, not who made it: load only files from people you trust.
+
+    Parameters
+    ----------
+    path : path-like
+        A ``.featx`` file.
+    store : path, FeatureStore or "memory", default "memory"
+        Where rows of predicted images are kept; by default nowhere.
+    checkpoint : path, optional
+        Weights of the backbone, where they cannot be found by its name.
+
+    Returns
+    -------
+    ImageClassifier
+
+    Raises
+    ------
+    ModelFileError
+        If the file is damaged, hostile, of a newer format, or its head now gives other outputs.
+    """
+    archive = read_archive(path, kind=KIND, allowed=MEMBERS, max_format=FORMAT)
+    where = os.fspath(path)
+    missing = [name for name in MEMBERS if name not in archive.members]
+    if missing:
+        raise ModelFileError(f"{where}: has no member {', '.join(missing)}; get the file again.")
+    model = read_json(archive.members["model.json"], where=f"{where}: model.json")
+    try:
+        clf = _restore(model, archive.members, where)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ModelFileError(
+            f"{where}: model.json is not what featx writes ({type(error).__name__}: {error})."
+        ) from None
+    clf.set_params(store=store, checkpoint=checkpoint)
+    shapes = {"rows": (GOLDEN_PICTURES, None), "proba": (GOLDEN_PICTURES, len(clf.classes_))}
+    golden = load_arrays(archive.members["golden.safetensors"], shapes, where=f"{where}: golden.safetensors")
+    _check_head(clf, golden, model, where)
+    clf._golden_rows = golden["rows"]
+    return clf
+
+
+def golden_pictures() -> list[NDArray[np.uint8]]:
+    """Seeded synthetic pictures, each (96, 96, 3) uint8: smooth colour fields with noise; never a user's."""
+    rng = np.random.default_rng(GOLDEN_SEED)
+    across = np.linspace(0, 1, GOLDEN_SIDE)
+    pictures = []
+    for _ in range(GOLDEN_PICTURES):
+        frequency = rng.uniform(1, 12, (2, 3))
+        waves = np.sin(across[:, None, None] * frequency[0] * 6.28) * np.cos(
+            across[None, :, None] * frequency[1] * 6.28
+        )
+        noisy = 127 + 90 * waves + rng.normal(0, 20, waves.shape)
+        pictures.append(noisy.clip(0, 255).astype(np.uint8))
+    return pictures
+
+
+def _describe(clf: ImageClassifier) -> dict[str, Any]:
+    classes = np.asarray(clf.classes_)
+    return {
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "params": {name: getattr(clf, name) for name in PARAMS},
+        "card": json.loads(clf.card_.to_json()),
+        "blocks": list(clf.best_blocks_),
+        "specs": {name: json.loads(clf.specs_[name].to_json()) for name in clf.best_blocks_},
+        "classes": {
+            "dtype": "object" if classes.dtype == object else classes.dtype.str,
+            "values": classes.tolist(),
+        },
+        "calibration": clf.calibration_.to_dict(),
+        "best_params": clf.best_params_,
+        "best_score": clf.best_score_,
+        "oof_evaluation": clf.oof_evaluation_.to_dict(),
+        "evaluation": clf.evaluation_.to_dict() if hasattr(clf, "evaluation_") else None,
+    }
+
+
+def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> ImageClassifier:
+    params = {name: _tupled(value) for name, value in model["params"].items() if name in PARAMS}
+    clf = ImageClassifier(**params)
+    clf.card_ = BackboneCard.from_json(json.dumps(model["card"]))
+    clf.best_blocks_ = tuple(model["blocks"])
+    clf.specs_ = {name: FeatureSpec.from_json(json.dumps(model["specs"][name])) for name in clf.best_blocks_}
+    clf.classes_ = np.array(model["classes"]["values"], dtype=np.dtype(model["classes"]["dtype"]))
+    clf.calibration_ = Calibration.from_dict(model["calibration"])
+    clf.best_params_ = model["best_params"]
+    clf.best_score_ = model["best_score"]
+    clf.oof_evaluation_ = Evaluation.from_dict(model["oof_evaluation"])
+    if model["evaluation"] is not None:
+        clf.evaluation_ = Evaluation.from_dict(model["evaluation"])
+    shapes = {"ids": (None, DIGEST_BYTES), "test": (None,)}
+    split = load_arrays(members["split.safetensors"], shapes, where=f"{where}: split.safetensors")
+    names = ("train", "test")
+    clf.assignment_ = {
+        row.tobytes().hex(): names[int(test)] for row, test in zip(split["ids"], split["test"], strict=True)
+    }
+    clf.best_estimator_ = load_estimator(members["head.skops"], where=f"{where}: head.skops")
+    clf.skipped_ = []
+    clf.remarks_ = ()
+    clf.n_computed_ = 0
+    return clf
+
+
+def _check_head(
+    clf: ImageClassifier, golden: dict[str, NDArray[Any]], model: dict[str, Any], where: str
+) -> None:
+    try:
+        proba = _proba(clf, golden["rows"])
+        off = float(np.abs(proba - golden["proba"]).max())
+    except Exception as error:  # whatever a crafted or incompatible head makes scikit-learn raise
+        raise ModelFileError(f"{where}: its head cannot be used ({type(error).__name__}: {error}).") from None
+    if not off <= HEAD_TOLERANCE:
+        made = ", ".join(f"{name} {version}" for name, version in model["versions"].items())
+        raise ModelFileError(
+            f"{where}: its head now gives probabilities that are off by {off:.2g} on the pictures kept for "
+            f"this check. It was made with {made}; use those versions, or fit it again."
+        )
+
+
+def _proba(clf: ImageClassifier, rows: NDArray[Any]) -> NDArray[np.float64]:
+    return clf.calibration_.proba(decision_scores(clf.best_estimator_, rows))
+
+
+def _tupled(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) and value and isinstance(value[0], int) else value
