@@ -416,6 +416,19 @@ def test_packing_keeps_every_row_and_open_readers_go_on(cache: Path) -> None:
         assert np.array_equal(one.read(KEY, ids_of(*range(500))), rows_of(*range(500)))
 
 
+def test_closing_packs_what_a_long_run_left_in_small_segments(cache: Path) -> None:
+    with HDF5Store(cache) as store:
+        for start in range(0, 70, 10):
+            fill(store, range(start, start + 10))
+            store.commit()
+    assert len(segments(cache)) == 7
+    with HDF5Store(cache) as store:
+        for start in range(70, 150, 10):
+            fill(store, range(start, start + 10))
+            store.commit()
+    assert [path.name.split("-")[2] for path in segments(cache)] == ["150.h5"]
+
+
 def test_packing_drops_rows_that_two_writers_both_made(cache: Path) -> None:
     first, second = HDF5Store(cache), HDF5Store(cache)
     fill(first, range(100))

@@ -24,7 +24,7 @@ import re
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -64,6 +64,9 @@ COMMIT_S = 10.0
 
 PACK_BYTES = 128 << 20
 """Small segments are packed into ones of at most this size (packing holds one twice in memory)."""
+
+PACK_SEGMENTS = 8
+"""Closing packs a space to which at least so many segments were written."""
 
 FORMAT_FILE = "format.json"
 NOTES = "notes"
@@ -289,8 +292,12 @@ class HDF5Store:
         return value
 
     def close(self) -> None:
-        """See `FeatureStore.close`."""
+        """See `FeatureStore.close`; packs the spaces that this process left in many small segments."""
         self.commit()
+        grown = [key for key, buffer in self._buffers.items() if buffer.space.written >= PACK_SEGMENTS]
+        if grown:
+            with contextlib.suppress(StoreWriteError):  # everything is committed; packing wants free space
+                self.pack(keys=grown)
 
     def verify(self) -> Verification:
         """Read every row of every space and check it; bad segments are quarantined.
@@ -316,7 +323,7 @@ class HDF5Store:
             bad += space.bad[before:]
         return Verification(len(folders), segments, rows, tuple(bad))
 
-    def pack(self, *, max_bytes: int = PACK_BYTES) -> Freed:
+    def pack(self, *, keys: Collection[str] | None = None, max_bytes: int = PACK_BYTES) -> Freed:
         """Write small segments together into larger ones, then remove them.
 
         Safe beside other processes: the new one is durable before an old one goes, and a reader that
@@ -324,6 +331,8 @@ class HDF5Store:
 
         Parameters
         ----------
+        keys : collection of str, optional
+            The spaces to pack; all where None.
         max_bytes : int
             Largest size of a packed segment; segments of half of it and more are left alone.
 
@@ -337,7 +346,7 @@ class HDF5Store:
         with _only_one(self._root / "pack.lock") as alone:
             for folder in self._folders() if alone else ():
                 space = self._space_at(folder)
-                if space is None:
+                if space is None or (keys is not None and space.key not in keys):
                     continue
                 sweep_temporaries(folder)
                 space.refresh(force=True)
@@ -346,6 +355,7 @@ class HDF5Store:
                         self._pack_group(space, group)
                         removed += len(group)
                         n_bytes += sum(segment.n_bytes for segment in group)
+                space.written = 0
         return Freed(removed, n_bytes)
 
     def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:

@@ -40,6 +40,8 @@ class DigestIndex:
 
     def add(self, ids: Ids, first_place: int) -> None:
         """Note that the rows of `ids` are numbered from `first_place` on (below 2**32)."""
+        if not len(ids):
+            return
         words = np.ascontiguousarray(ids).view(np.uint64).reshape(-1, WORDS)
         place = np.arange(first_place, first_place + len(words), dtype=np.uint32)
         self._runs.append(_sorted_run(words[:, 0], words[:, 1:], place))
@@ -91,5 +93,5 @@ def _merge(runs: list[_Run]) -> _Run:
 
 
 def _sorted_run(first: NDArray[np.uint64], rest: NDArray[np.uint64], place: NDArray[np.uint32]) -> _Run:
-    order = np.argsort(first, kind="stable")  # stable: a merge of two sorted runs is nearly linear
+    order = np.argsort(first)
     return _Run(first[order], rest[order], place[order])

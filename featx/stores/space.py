@@ -47,6 +47,7 @@ class Space:
         self.key = key
         self.folder = root / key[:KEY_CHARACTERS]
         self.bad: list[tuple[Path, str]] = []
+        self.written = 0
         self._index = DigestIndex()
         self._segments: dict[str, Segment] = {}
         self._firsts: dict[str, int] = {}
@@ -82,8 +83,7 @@ class Space:
             listed = set(_names(self.folder))
             for name in self._segments.keys() - listed:
                 self._forget(name)
-            for name in _oldest_first(self.folder, listed - self._segments.keys() - self._ignored):
-                self._take(name)
+            self._take(_oldest_first(self.folder, listed - self._segments.keys() - self._ignored))
             settled = stamp != _NO_FOLDER and time.time() - stamp / 1e9 > SETTLED_S
             self._stamp = stamp if settled else _UNSETTLED
 
@@ -150,7 +150,8 @@ class Space:
             self._prepare(spec)
             atomic_write(self.folder / name, image)
         with self._lock:
-            self._take(name)
+            self._take([name])
+            self.written += 1
 
     def remove(self, names: list[str]) -> None:
         """Unlink segments whose rows are elsewhere or not wanted any more."""
@@ -216,28 +217,39 @@ class Space:
                 for group in groups
             ]
 
-    def _take(self, name: str) -> None:
-        """Open a segment and index its ids; a bad one is quarantined."""
-        if name in self._segments:
-            return
+    def _take(self, names: list[str]) -> None:
+        """Open segments and index their ids, all at once; bad ones are quarantined afterwards."""
+        first, found, bad = self._next, [], []
         try:
-            segment, ids = open_segment(self.folder / name, self.key)
-            shape = self.row_shape
-            if segment.n_rows != rows_of(name):
-                raise BadSegmentError(f"it holds {segment.n_rows} rows")
-            if shape is not None and segment.row_shape != shape:
-                raise BadSegmentError(f"its rows have shape {segment.row_shape}, those of the space {shape}")
-        except FileNotFoundError:
-            return
-        except BadSegmentError as error:
-            self.quarantine(name, str(error))
-            return
+            for name in names:
+                if name in self._segments:
+                    continue
+                try:
+                    segment, ids = self._open(name)
+                except FileNotFoundError:
+                    continue
+                except BadSegmentError as error:
+                    bad.append((name, str(error)))
+                    continue
+                self._segments[name], self._firsts[name] = segment, self._next
+                self._next += segment.n_rows
+                found.append(ids)
         except OSError as error:
             raise StoreError(f"cannot read {self.folder / name}: {error.strerror or error}") from error
-        self._segments[name] = segment
-        self._firsts[name] = self._next
-        self._index.add(ids, self._next)
-        self._next += segment.n_rows
+        finally:  # whatever is known is in the index
+            if found:
+                self._index.add(np.concatenate(found), first)
+        for name, reason in bad:
+            self.quarantine(name, reason)
+
+    def _open(self, name: str) -> tuple[Segment, Ids]:
+        segment, ids = open_segment(self.folder / name, self.key)
+        shape = self.row_shape
+        if segment.n_rows != rows_of(name):
+            raise BadSegmentError(f"it holds {segment.n_rows} rows")
+        if shape is not None and segment.row_shape != shape:
+            raise BadSegmentError(f"its rows have shape {segment.row_shape}, those of the space {shape}")
+        return segment, ids
 
     def _forget(self, name: str) -> None:
         segment = self._segments.pop(name, None)
