@@ -15,7 +15,7 @@ import numpy as np
 from featx.backbones.runtimes import TOLERANCE
 from featx.exceptions import DriftWarning, FeatxError
 from featx.extractor.forward import Forward
-from featx.extractor.pipeline import Recipe
+from featx.extractor.pipeline import Recipe, spread
 from featx.images import ImageSource, read_picture
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
@@ -81,10 +81,9 @@ def check(
     DriftWarning
         With the numbers and the way out.
     """
-    chosen = np.unique(np.linspace(0, len(ids) - 1, min(CANARIES, len(ids))).astype(int))
-    differences = {spec: 0.0 for spec in recipe.specs}
+    differences = dict.fromkeys(recipe.specs, 0.0)
     canaries = 0
-    for index in chosen:
+    for index in spread(len(ids), CANARIES):
         try:
             picture = read_picture(sources[index])
             if picture.digest != ids[index].tobytes():
@@ -95,7 +94,7 @@ def check(
         canaries += 1
         for one in inputs:
             rows = forward(one.pixels[None], recipe.outputs, [one.name])
-            for number in np.flatnonzero(one.wanted):
+            for number in np.flatnonzero(one.wanted).tolist():
                 spec = recipe.specs[number]
                 new = rows[recipe.outputs[recipe.output_of[number]]].reshape(-1)
                 kept = store.read(spec.key, ids[index][None]).astype(np.float64).reshape(-1)

@@ -24,17 +24,19 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import BackboneCard, load_backbone, open_card
 from featx.backbones.runtimes import environment, resolve_device, resolve_precision, resolve_runtime
-from featx.exceptions import BackboneError, FeatxError, ImageError, ImageWarning, UsageError
+from featx.exceptions import ImageError, ImageWarning, UsageError
 from featx.extractor import canary
 from featx.extractor.forward import BatchSize, Engine, Forward
-from featx.extractor.pipeline import Callback, Progress, Recipe, Run
+from featx.extractor.isolation import CarefulDecoder
+from featx.extractor.pipeline import Callback, Progress, Recipe, Run, spread
 from featx.images import ImageSource, Skipped, load_images, read_picture, resolve_decoder
 from featx.images.decode import MAX_PIXELS
 from featx.images.picture import name_sources
 from featx.rows import RowBlocks
-from featx.spec import LAST, PRECISIONS, FeatureSpec
-from featx.stores import FeatureStore, MemoryStore, open_store
-from featx.stores.base import Ids, as_ids, explain_miss
+from featx.spec import PRECISIONS, FeatureSpec
+from featx.stores import open_store
+from featx.stores.base import FeatureStore, Ids, as_ids, explain_miss
+from featx.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from featx.backbones.network import Backbone
@@ -199,7 +201,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     >>> images = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
     >>> extractor = FeatureExtractor("test_resnet", pretrained=False, store="memory")
     >>> extractor.fit_transform(images).shape
-    (2, 128)
+    (2, 96)
     """
 
     def __init__(
@@ -398,8 +400,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         )
         speed = seconds = 0.0
         if len(lacking):
-            few = lacking[np.linspace(0, len(lacking) - 1, min(SPEED_PICTURES, len(lacking))).astype(int)]
-            trial = [sources[positions[index]] for index in np.unique(few)]
+            trial = [sources[positions[lacking[index]]] for index in spread(len(lacking), SPEED_PICTURES)]
             first = self.extract(trial[:1], on_error="skip", store=MemoryStore())
             rest = self.extract(trial, on_error="skip", store=MemoryStore())
             speed = rest.computed / max(rest.seconds, 1e-9)
@@ -471,7 +472,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         """The store that `store` names, opened once."""
         opened: tuple[Any, FeatureStore] | None = getattr(self, "_opened", None)
         wanted = (self.store, os.environ.get("FEATX_CACHE")) if self.store is None else self.store
-        if opened is None or opened[0] is not wanted and opened[0] != wanted:
+        if opened is None or (opened[0] is not wanted and opened[0] != wanted):
             opened = self._opened = (wanted, open_store(self.store))
         return opened[1]
 
@@ -504,13 +505,13 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         if adopted == precision:
             return specs
         self._remarks.append(
-            f"precision {adopted} is taken from the rows that are kept; this device would compute {precision} "
-            f"(precision={precision!r} computes the rows anew)."
+            f"precision {adopted} is taken from the rows that are kept; this device would compute "
+            f"{precision} (precision={precision!r} computes the rows anew)."
         )
         return self._combinations(adopted)
 
     def _hardware_precision(self, device: str) -> str:
-        """`resolve_precision`, remembered where it takes a look at an accelerator: torch is slow to import."""
+        """`resolve_precision`, remembered where it must ask an accelerator: torch is slow to import."""
         if self.precision != "auto" or device == "cpu":
             return resolve_precision(self.precision, device)
         store = self._store()
@@ -552,7 +553,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         for pool in _as_list(self.pool):
             if all(spec.pool != pool for spec in specs.values()):
                 raise UsageError(
-                    f"pool {pool!r} is possible at none of the cuts {', '.join(map(str, cuts))} of {card.name}."
+                    f"pool {pool!r} is possible at none of the cuts {', '.join(map(str, cuts))} of "
+                    f"{card.name}."
                 )
         return specs
 
@@ -569,8 +571,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         ]
         if not rivals or not len(sources):
             return precision
-        some = np.unique(np.linspace(0, len(sources) - 1, min(PROBE_PICTURES, len(sources))).astype(int))
-        ids, _, _ = _digests([sources[index] for index in some])
+        ids, _, _ = _digests([sources[index] for index in spread(len(sources), PROBE_PICTURES)])
 
         def held(name: str) -> int:
             spaces = [spec.replace(precision=name).key for spec in specs]
@@ -669,17 +670,23 @@ class _Rows:
         )
         batch_size = BatchSize(extractor.batch_size, self._device)
         forward = Forward(engine, specs[0].precision, batch_size)
+        recipe = Recipe(specs, extractor.max_pixels)
+        decoder = CarefulDecoder(recipe, self.store, isolate=extractor.isolate, workers=n_threads)
         run = Run(
-            Recipe(specs, extractor.max_pixels),
+            recipe,
             self.store,
             forward,
             batch_size,
             n_threads=n_threads,
             streams=n_threads if self._device == "cpu" else 2,
             strict=strict,
+            decode=decoder,
             callback=extractor.callback,
         )
-        run(sources, names)
+        try:
+            run(sources, names)
+        finally:
+            decoder.close()
         self.limit = run.limit
         return run, forward
 
@@ -691,7 +698,7 @@ class _Rows:
             try:
                 rows = self.store.read(spec.key, ids)
             except KeyError:  # damaged on disk and set aside, or pruned by another process: compute again
-                lost = self.kept[np.asarray(self.store.missing(spec.key, ids))]
+                lost = self.kept[np.asarray(self.store.missing(spec.key, ids))].tolist()
                 self._run(
                     [spec],
                     [self.sources[index] for index in lost],

@@ -268,14 +268,17 @@ class Forward:
         bad = np.flatnonzero(~finite_rows(rows))
         if not len(bad) or self._precision == "fp32":
             return
-        again = self._run(self._open(outputs, "fp32"), batch[bad], [names[index] for index in bad])
+        again = self._run(self._open(outputs, "fp32"), batch[bad], [names[index] for index in bad.tolist()])
         for part, better in zip(rows, again, strict=True):
             part[bad] = better
 
 
 def finite_rows(rows: Outputs) -> NDArray[np.bool_]:
     """Mask of the pictures, shape (n,), whose rows are finite in every output."""
-    return np.logical_and.reduce([np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in rows])
+    finite: NDArray[np.bool_] = np.logical_and.reduce(
+        [np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in rows]
+    )
+    return finite
 
 
 def _is_out_of_memory(error: BaseException) -> bool:

@@ -286,7 +286,12 @@ class Run:
             "forward", self._compute, workers=streams, depth=streams + 1, max_depth=2 * streams + 1
         )
         self._keeping = Stage[list[Computed], int]("disk", self._keep, workers=1, max_depth=4)
-        self._stages = (self._reading, self._decoding, self._running, self._keeping)
+        self._stages: tuple[Stage[Any, Any], ...] = (
+            self._reading,
+            self._decoding,
+            self._running,
+            self._keeping,
+        )
         self._history: deque[tuple[float, int, dict[str, float]]] = deque()
         self._reported = 0.0
 
@@ -481,6 +486,12 @@ class Run:
         waits = {name: waited_now[name] - waited[name] for name in waited}
         limit = max(waits, key=lambda name: waits[name])
         return (done_now - done) / max(now - began, 1e-9), limit if waits[limit] > 0 else ""
+
+
+def spread(count: int, wanted: int) -> list[int]:
+    """At most `wanted` of the numbers below `count`, evenly spaced, ends included."""
+    chosen: list[int] = np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int)).tolist()
+    return chosen
 
 
 _NO_PIXELS = np.empty((0, 0, 3), np.uint8)

@@ -1,0 +1,363 @@
+"""Pictures that may take the decoder, and with it the process, down.
+
+Which pictures are being decoded is noted on disk while it lasts. A run that finds the note of a process that
+ended abnormally decodes those few in a process of their own, under a time limit, and so finds the culprit,
+which is set aside by name from then on. The note costs two small writes a picture, no process.
+
+`serve` is that process: it reads pickled requests and answers with JSON and raw pixels; what it answers is
+never executed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import pickle
+import queue
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.exceptions import FeatxError, ImageError
+from featx.extractor.pipeline import Input, Recipe
+from featx.images import Picture
+from featx.stores.base import FeatureStore
+
+TIME_LIMIT_S = 60.0
+"""For one picture in a process of its own; a picture within `max_pixels` takes seconds."""
+
+START_LIMIT_S = 120.0
+"""For the process to begin: imports on a busy machine."""
+
+SLOT_BYTES = 1024
+"""Room for one picture's digest and name in the journal."""
+
+FOREIGN_S = 86_400.0
+"""A journal that another machine has not touched for a day is taken for abandoned."""
+
+FOLDER = "decoding"
+NOTE = ("decoding", "suspects")
+
+
+class CarefulDecoder:
+    """`Recipe.prepare` with a journal, and in a process of its own for pictures under suspicion.
+
+    Parameters
+    ----------
+    recipe : Recipe
+        How to decode.
+    store : FeatureStore
+        Whose folder holds the journal (a store in memory has none) and whose notes hold the suspects.
+    isolate : bool
+        Put every picture under suspicion.
+    workers : int
+        Calls at a time.
+    time_limit_s : float
+        For a picture in a process of its own.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        store: FeatureStore,
+        *,
+        isolate: bool,
+        workers: int,
+        time_limit_s: float = TIME_LIMIT_S,
+    ) -> None:
+        path: Path | None = getattr(store, "path", None)
+        self._recipe = recipe
+        self._store = store
+        self._isolate = isolate
+        self._folder = path / "v1" / FOLDER if path is not None else None
+        self._suspects = self._find_suspects()
+        self._cleared: set[str] = set()
+        self._workers = workers
+        self._lock = threading.Lock()
+        self._journal: Journal | None = None
+        self._sandboxes = Sandboxes(recipe, time_limit_s)
+
+    def __call__(
+        self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None]
+    ) -> list[Input]:
+        """As `Recipe.prepare`; a picture that crashes the decoder is an ImageError too."""
+        name = picture.digest.hex()
+        if self._isolate or name in self._suspects:
+            inputs = self._sandboxes.prepare(picture, wanted, warn)
+            self._cleared.add(name)
+            return inputs
+        if self._folder is None:
+            return self._recipe.prepare(picture, wanted, warn)
+        with self._lock:
+            self._journal = self._journal or Journal(self._folder, self._workers)
+        with self._journal.entry(picture):
+            return self._recipe.prepare(picture, wanted, warn)
+
+    def close(self) -> None:
+        """End the processes, remove the journal, and clear the suspects that proved harmless."""
+        self._sandboxes.close()
+        if self._journal is not None:
+            self._journal.close()
+        if self._cleared & set(self._suspects):
+            left = {name: path for name, path in self._suspects.items() if name not in self._cleared}
+            self._store.remember(*NOTE, left)
+
+    def _find_suspects(self) -> dict[str, str]:
+        """Digests (hex) and names of pictures that were being decoded when a process died."""
+        suspects: dict[str, str] = self._store.recall(*NOTE) or {}
+        if self._folder is None:
+            return suspects
+        abandoned = [path for path in self._folder.glob("*.journal") if _is_abandoned(path)]
+        found = {digest: name for path in abandoned for digest, name in _entries(path)}
+        if set(found) - set(suspects):
+            suspects |= found
+            self._store.remember(*NOTE, suspects)
+        for path in abandoned:
+            path.unlink(missing_ok=True)
+        return suspects
+
+
+class Journal:
+    """Pictures that are being decoded now, each in a slot of one small file.
+
+    It survives the death of the process, which is what it is for; it need not survive a power cut, so it is
+    never synced.
+    """
+
+    def __init__(self, folder: Path, slots: int) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / f"{uuid.uuid4().hex}.journal"
+        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115: open for the journal's life
+        self._file.write(_padded(_whoami()))
+        self._lock = threading.Lock()
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(1, slots + 1):
+            self._free.put(slot)
+
+    @contextlib.contextmanager
+    def entry(self, picture: Picture) -> Iterator[None]:
+        """Around the decoding of a picture."""
+        slot = self._free.get()
+        try:
+            self._write(slot, {"digest": picture.digest.hex(), "name": picture.name[:200]})
+            yield
+            self._write(slot, {})
+        except Exception:
+            self._write(slot, {})
+            raise
+        finally:
+            self._free.put(slot)
+
+    def close(self) -> None:
+        """Remove the file: nothing is in the air."""
+        self._file.close()
+        self._path.unlink(missing_ok=True)
+
+    def _write(self, slot: int, entry: dict[str, Any]) -> None:
+        with self._lock, contextlib.suppress(OSError):  # a full disk is reported where rows are lost by it
+            self._file.seek(slot * SLOT_BYTES)
+            self._file.write(_padded(entry))
+
+
+def _padded(entry: dict[str, Any]) -> bytes:
+    return json.dumps(entry).encode()[: SLOT_BYTES - 1].ljust(SLOT_BYTES - 1) + b"\n"
+
+
+def _entries(path: Path) -> list[tuple[str, str]]:
+    found = []
+    with contextlib.suppress(OSError):
+        for line in path.read_bytes().split(b"\n")[1:]:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                found.append((str(entry["digest"]), str(entry["name"])))
+    return found
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that wrote a journal is gone."""
+    try:
+        owner = json.loads(path.read_bytes()[:SLOT_BYTES])
+        age = time.time() - path.stat().st_mtime
+    except (OSError, ValueError):
+        return False
+    if owner.get("host") != socket.gethostname() or os.name == "nt":
+        return age > FOREIGN_S
+    try:
+        os.kill(int(owner["pid"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, KeyError):
+        return False
+    return bool(owner["born"] != _birth(int(owner["pid"])))
+
+
+def _whoami() -> dict[str, Any]:
+    return {"pid": os.getpid(), "host": socket.gethostname(), "born": _birth(os.getpid())}
+
+
+def _birth(pid: int) -> str:
+    """When a process began, in the kernel's ticks: a pid alone is used again. Empty where it is not told."""
+    with contextlib.suppress(OSError, IndexError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    return ""
+
+
+class Sandboxes:
+    """Processes that decode one picture at a time each; one that dies is replaced."""
+
+    def __init__(self, recipe: Recipe, time_limit_s: float) -> None:
+        self._recipe = recipe
+        self._time_limit_s = time_limit_s
+        self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+
+    def prepare(
+        self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None]
+    ) -> list[Input]:
+        """As `Recipe.prepare`.
+
+        Raises
+        ------
+        ImageError
+            If it cannot be decoded, crashes the process, or takes longer than the limit.
+        """
+        process = self._take()
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            process.kill()
+
+        timer = threading.Timer(self._time_limit_s, stop)
+        timer.start()
+        try:
+            _send(process.stdin, (self._recipe, picture, wanted))
+            header, pixels = _receive(process.stdout)
+        except (OSError, EOFError, ValueError):
+            process.kill()
+            code = process.wait()
+            _close_pipes(process)
+            raise ImageError(picture.name, _how_it_ended(code, late.is_set(), self._time_limit_s)) from None
+        finally:
+            timer.cancel()
+        self._idle.put(process)
+        if header["reason"]:
+            raise ImageError(picture.name, str(header["reason"]))
+        for remark in header["remarks"]:
+            warn(str(remark))
+        inputs = [
+            Input(picture.digest, picture.name, one, wanted & (self._recipe.input_of == int(number)))
+            for one, number in zip(pixels, header["numbers"], strict=True)
+        ]
+        inputs[-1].last = True
+        return inputs
+
+    def close(self) -> None:
+        """End the processes."""
+        while not self._idle.empty():
+            process = self._idle.get()
+            process.kill()
+            process.wait()
+            _close_pipes(process)
+
+    def _take(self) -> subprocess.Popen[bytes]:
+        with contextlib.suppress(queue.Empty):
+            return self._idle.get_nowait()
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # a Ctrl-C is the parent's business
+        )
+        timer = threading.Timer(START_LIMIT_S, process.kill)
+        timer.start()
+        try:
+            _receive(process.stdout)  # it is ready: the picture's time limit begins now
+        except (OSError, EOFError, ValueError):
+            code = process.wait()
+            _close_pipes(process)
+            raise RuntimeError(
+                f"the process that decodes suspects did not start (exit code {code})."
+            ) from None
+        finally:
+            timer.cancel()
+        return process
+
+
+def _how_it_ended(code: int, late: bool, limit_s: float) -> str:
+    how = f"it ends the decoder's process (exit code {code})"
+    if late:
+        how = f"decoding it did not end within {limit_s:g} s"
+    elif code < 0:
+        with contextlib.suppress(ValueError):
+            how = f"it crashes the decoder ({signal.Signals(-code).name})"
+    return f"{how}; open it in an editor and save it anew"
+
+
+def _close_pipes(process: subprocess.Popen[bytes]) -> None:
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):
+                pipe.close()
+
+
+def _send(pipe: IO[bytes] | None, request: object) -> None:
+    assert pipe is not None
+    data = pickle.dumps(request)
+    pipe.write(len(data).to_bytes(8, "little") + data)
+    pipe.flush()
+
+
+def _answer(pipe: IO[bytes], header: dict[str, Any], pixels: list[NDArray[np.uint8]]) -> None:
+    text = json.dumps({**header, "shapes": [one.shape for one in pixels]}).encode()
+    pipe.write(len(text).to_bytes(8, "little") + text)
+    for one in pixels:
+        pipe.write(np.ascontiguousarray(one).data)
+    pipe.flush()
+
+
+def _receive(pipe: IO[bytes] | None) -> tuple[dict[str, Any], list[NDArray[np.uint8]]]:
+    assert pipe is not None
+    header = json.loads(_read_exactly(pipe, int.from_bytes(_read_exactly(pipe, 8), "little")))
+    shapes = [tuple(map(int, shape)) for shape in header["shapes"]]
+    pixels = [
+        np.frombuffer(_read_exactly(pipe, int(np.prod(shape))), np.uint8).reshape(shape) for shape in shapes
+    ]
+    return header, pixels
+
+
+def _read_exactly(pipe: IO[bytes], count: int) -> bytes:
+    data = pipe.read(count)
+    if len(data) != count:
+        raise EOFError
+    return data
+
+
+def serve() -> None:
+    """Answer requests until the parent closes the pipe."""
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    _answer(answers, {}, [])
+    while size := requests.read(8):
+        recipe, picture, wanted = pickle.loads(requests.read(int.from_bytes(size, "little")))  # noqa: S301
+        remarks: list[str] = []
+        try:
+            inputs: list[Input] = recipe.prepare(picture, wanted, remarks.append)
+        except (ImageError, MemoryError) as error:
+            reason = error.reason if isinstance(error, ImageError) else "not enough memory to decode it"
+            _answer(answers, {"reason": reason, "remarks": [], "numbers": []}, [])
+            continue
+        numbers = [int(recipe.input_of[one.wanted][0]) for one in inputs]
+        header = {"reason": "", "remarks": remarks, "numbers": numbers}
+        _answer(answers, header, [one.pixels for one in inputs])
