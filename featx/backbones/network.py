@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ from featx.backbones.card import BackboneCard, Tap
 from featx.backbones.pooling import POOL_FUNCTIONS, keep_all
 from featx.exceptions import UsageError
 from featx.spec import LAST, FeatureSpec
+
+if TYPE_CHECKING:
+    from featx.backbones.split import Tail
 
 Network = Any
 """A timm network: a torch.nn.Module whose timm methods have no types."""
@@ -83,6 +86,14 @@ class Backbone:
             )
         return Stem(self.card, self.sized(specs[0].input_size), specs)
 
+    def split(
+        self, cut: str | int | None, *, input_size: int | tuple[int, int] | None = None
+    ) -> tuple[Stem, Tail]:
+        """Stem and trainable tail, ``tail(stem(x)) == network(x)``: see `split_backbone`."""
+        from featx.backbones.split import split_backbone
+
+        return split_backbone(self, cut, input_size=input_size)
+
     def sized(self, input_size: tuple[int, int]) -> Network:
         """The network for an input size: itself, or one built anew from its tensors where sizes are fixed.
 
@@ -140,7 +151,7 @@ class Stem(nn.Module):
         self._joint = self._whole and bool(taps) and card.one_pass
         self._options = _intermediate_options(network, sorted(taps))
         self._layout = _final_layout(network, _scaled_grid(card, self.input_size))
-        self.network = _borrow(network)
+        self.network = borrow_tensors(network)
         if not self._whole:
             self.network.prune_intermediate_layers(sorted(taps), prune_norm=True not in self._norms)
         device = next(network.parameters()).device
@@ -151,8 +162,7 @@ class Stem(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Shape (N, H, W, 3), uint8, to one output for each spec."""
-        x = (images.to(torch.float32) - self.mean) * self.scale
-        x = x.permute(0, 3, 1, 2).to(next(self.network.parameters()).dtype)  # channels-last in memory
+        x = self.normalise(images)
         taken: dict[tuple[str, bool], Output] = {}
         final: Tensor | None = None
         for norm in self._norms:
@@ -167,6 +177,11 @@ class Stem(nn.Module):
         if self._whole and final is None:
             final = self.network.forward_features(x)
         return tuple(self._pool(spec, taken, final) for spec in self.specs)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Shape (N, H, W, 3), uint8, to the network's input (N, 3, H, W), channels-last in memory."""
+        x = (images.to(torch.float32) - self.mean) * self.scale
+        return x.permute(0, 3, 1, 2).to(next(self.network.parameters()).dtype)
 
     def _pool(
         self, spec: FeatureSpec, taken: Mapping[tuple[str, bool], Output], final: Tensor | None
@@ -358,7 +373,7 @@ def _scaled_grid(card: BackboneCard, input_size: tuple[int, int]) -> tuple[int, 
     )
 
 
-def _borrow(module: Network) -> Network:
+def borrow_tensors(module: Network) -> Network:
     """Copy of the structure with own parameters on the same storage: pruning and casting stay in it."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     memo: dict[int, Any] = {

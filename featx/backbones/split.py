@@ -1,0 +1,272 @@
+"""A network in two parts, ``tail(stem(x)) == network(x)``, proven for the very network at hand.
+
+The tail is the network itself with every module that has run by the cut replaced by one that passes its
+input on. So nothing of timm's forward code is repeated here, parameters keep timm's names, and
+whatever the network does after the cut, it does. Where that cannot work (a cut inside a residual block,
+arithmetic between modules before the cut) the outputs differ, and the proof at creation says so.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from featx.backbones.network import Backbone, Network, Stem, borrow_tensors
+from featx.exceptions import UnsupportedCutError
+from featx.spec import LAST
+
+PROBE_PICTURES = 2
+"""Batch of the proof: the least that batch normalisation can train on."""
+
+TOLERANCE = 1e-4
+"""Largest difference that the proof allows, as a fraction of the largest value: float32 kernels may add in
+another order for another memory layout. A wrong tail differs by far more."""
+
+SUGGESTIONS = 2
+"""Cuts that work, named when one does not."""
+
+POSITION_PARAMETERS = {"cls_token", "dist_token", "reg_token", "pos_embed"}
+"""What a transformer's ``_pos_embed`` adds; a tail has no use for it."""
+
+LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "as is": lambda rows: rows,
+    "channels last": lambda rows: rows.permute(0, 2, 3, 1),
+    "tokens": lambda rows: rows.flatten(2).transpose(1, 2),
+}
+"""From a stem's unpooled rows to what the network has at the cut; the first that passes is taken."""
+
+
+class Tail(nn.Module):
+    """The layers above a cut: from a stem's unpooled rows to pre-logits features, (N, d).
+
+    Attributes
+    ----------
+    network : torch.nn.Module
+        The timm network, its tensors its own and trainable, without those up to the cut and without its
+        classifier. Names of modules and parameters are timm's.
+    cut : str
+    """
+
+    def __init__(self, network: Network, cut: str, layout: str) -> None:
+        super().__init__()
+        self.network = network
+        self.cut = cut
+        self.layout = layout
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Rows of shape (N, C, H, W) or (N, L, C), as ``pool="none"`` gives them, to features."""
+        x = rows.clone(memory_format=torch.channels_last if rows.ndim == 4 else torch.contiguous_format)
+        x = LAYOUTS[self.layout](x)  # a clone, since activations in place may follow
+        if self.cut != LAST:
+            x = self.network.forward_features(x)
+        features: Tensor = self.network.forward_head(x, pre_logits=True)
+        return features
+
+
+def split_backbone(
+    backbone: Backbone, cut: str | int | None, *, input_size: int | tuple[int, int] | None = None
+) -> tuple[Stem, Tail]:
+    """Stem and tail of a network at a cut.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    cut : str, int or None
+        As for `BackboneCard.resolve_cut`. At ``"last"`` the tail is the way from the final features to the
+        pre-logits ones (pooling; hidden layers for VGG and MobileNetV3).
+    input_size : int or tuple of int, optional
+        Height and width; the network's own by default.
+
+    Returns
+    -------
+    stem, tail
+        The stem gives one unpooled output. The tail's tensors are copies, free to be trained; in evaluation
+        and in training mode it gives what the whole network gives, and updates its batch statistics alike.
+
+    Raises
+    ------
+    UnknownTapError
+        If there is no such cut.
+    UnsupportedCutError
+        If the network cannot be split there; the message names the nearest cuts that work.
+    """
+    card = backbone.card
+    tap = card.tap(cut)
+    size = card.resolve_input_size(input_size)
+    parts, reason = _try_split(backbone, tap.name, size)
+    if parts is not None:
+        return parts
+    others = sorted(card.taps, key=lambda other: abs(other.index - tap.index))[1:]
+    working = (other.words for other in others if _try_split(backbone, other.name, size)[0] is not None)
+    near = ", ".join(word for word, _ in zip(working, range(SUGGESTIONS), strict=False))
+    raise UnsupportedCutError(
+        f"{card.name} cannot be split at {tap.words}: {reason}. "
+        + (f"Nearest cuts that work: {near}." if near else "None of its cuts works.")
+    )
+
+
+def _try_split(backbone: Backbone, cut: str, size: tuple[int, int]) -> tuple[tuple[Stem, Tail] | None, str]:
+    """Both parts if a layout passes the proof, else why none did."""
+    card = backbone.card
+    if "none" not in card.pools(cut):
+        return None, "its output there is a vector"
+    stem = backbone.stem([card.spec(cut, "none", final_norm=False, input_size=size, decoder="none")])
+    proof = _Proof(backbone.sized(size), cut, stem)
+    reason = ""
+    for layout in LAYOUTS:
+        tail = Tail(proof.cut_network(), cut, layout)
+        reason = proof.fault(tail)
+        if not reason:
+            return (stem, tail), ""
+    return None, reason
+
+
+class Pass(nn.Module):
+    """In place of a module that has run: gives its first input back."""
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The input."""
+        return x
+
+
+class PassPositions:
+    """In place of a transformer's ``_pos_embed``: the tokens have their positions already.
+
+    Parameters
+    ----------
+    rest : tuple
+        What the method returns beside the tokens (rotary embeddings, which depend on the input size alone).
+    """
+
+    def __init__(self, rest: tuple[Any, ...] | None) -> None:
+        self.rest = rest
+
+    def __call__(self, x: Tensor, *args: Any) -> Any:
+        """Tokens of shape (N, L, C), with what belongs to them."""
+        if self.rest is None:
+            return x
+        return (x, *(one.to(x.device) if isinstance(one, Tensor) else one for one in self.rest))
+
+
+class _Proof:
+    """The whole network's answers to a noise batch, and what has run by the cut, to hold tails against."""
+
+    def __init__(self, network: Network, cut: str, stem: Stem) -> None:
+        self.network = network
+        generator = torch.Generator().manual_seed(0)
+        shape = (PROBE_PICTURES, *stem.input_size, 3)
+        pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(stem.mean.device)
+        with torch.no_grad():
+            self.rows = stem(pictures)[0]
+            x = stem.normalise(pictures)
+            self.finished, self.positions = _find_finished(_with_own_buffers(network), cut, x)
+            self.evaluated = _features(_with_own_buffers(network).eval(), x)
+            trained = _with_own_buffers(network).train()
+            for name in self.finished:
+                trained.get_submodule(name).eval()
+            self.trained = _seeded(lambda: _features(trained, x))
+            self.buffers = dict(trained.named_buffers())
+
+    def cut_network(self) -> Network:
+        """A copy of the network without what has run by the cut, its tensors its own."""
+        network = borrow_tensors(self.network)
+        for name in self.finished:
+            network.set_submodule(name, Pass())
+        classifiers = network.get_classifier()
+        classifiers = classifiers if isinstance(classifiers, (tuple, list)) else [classifiers]
+        for name, module in list(network.named_modules()):
+            if any(module is classifier for classifier in classifiers):
+                network.set_submodule(name, nn.Identity())
+        if hasattr(network, "_pos_embed"):
+            network._pos_embed = PassPositions(self.positions)
+            for name in POSITION_PARAMETERS & {name for name, _ in network.named_parameters(recurse=False)}:
+                setattr(network, name, None)
+        return copy.deepcopy(network).requires_grad_(True)
+
+    def fault(self, tail: Tail) -> str:
+        """Empty if the tail does what the network does; else what is wrong with it."""
+        rows = self.rows.clone()
+        trained = copy.deepcopy(tail).train()
+        try:
+            with torch.no_grad():
+                evaluated = tail.eval()(rows)
+                in_training = _seeded(lambda: trained(rows))
+        except (RuntimeError, TypeError, ValueError, AttributeError, IndexError) as error:
+            return f"its layers above do not run alone ({str(error).splitlines()[0]})"
+        if not _same(evaluated, self.evaluated):
+            return "its layers above alone give other features than the whole"
+        if not _same(in_training, self.trained):
+            return "its layers above alone give other features in training than the whole"
+        for name, buffer in trained.network.named_buffers():
+            if not _same(buffer, self.buffers[name]):
+                return f"its layers above alone keep other statistics in training ({name})"
+        return "" if torch.equal(rows, self.rows) else "its layers above write into their input"
+
+
+def _find_finished(network: Network, cut: str, x: Tensor) -> tuple[list[str], tuple[Any, ...] | None]:
+    """Names of the outermost modules that have run for good by the cut, and what ``_pos_embed`` adds."""
+    before: set[str] = set()
+    after: set[str] = set()
+    passed = False
+    positions: tuple[Any, ...] | None = None
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(*_: Any) -> None:
+            nonlocal passed
+            (after if passed else before).add(name)
+            passed = passed or name == cut
+
+        return hook
+
+    def embed(*args: Any) -> Any:
+        nonlocal positions
+        result = original(*args)
+        positions = tuple(result[1:]) if isinstance(result, tuple) else None
+        return result
+
+    for name, module in network.named_modules():
+        module.register_forward_hook(note(name))
+    if hasattr(network, "_pos_embed"):
+        original = network._pos_embed
+        network._pos_embed = embed
+    final = network.forward_features(x)
+    passed = passed or cut == LAST
+    network.forward_head(final, pre_logits=True)
+    finished = before - after if passed else set()
+    return sorted(name for name in finished if not _ancestors(name) & finished), positions
+
+
+def _ancestors(name: str) -> set[str]:
+    parts = name.split(".")
+    return {".".join(parts[:count]) for count in range(1, len(parts))}
+
+
+def _features(network: Network, x: Tensor) -> Tensor:
+    features: Tensor = network.forward_head(network.forward_features(x), pre_logits=True)
+    return features
+
+
+def _with_own_buffers(network: Network) -> Network:
+    """The same parameters, but batch statistics that may change."""
+    own = borrow_tensors(network)
+    for module in own.modules():
+        module._buffers |= {name: one.clone() for name, one in module._buffers.items() if one is not None}
+    return own
+
+
+def _seeded(run: Callable[[], Tensor]) -> Tensor:
+    """Run with a fixed random state, so that dropout drops the same, and leave the caller's alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return run()
+
+
+def _same(found: Tensor, wanted: Tensor) -> bool:
+    if found.shape != wanted.shape:
+        return False
+    difference = (found.to(torch.float32) - wanted.to(torch.float32)).abs().max()
+    return bool(difference <= TOLERANCE * wanted.to(torch.float32).abs().max())
