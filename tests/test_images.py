@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from featx.exceptions import DataError, ImageError, ImageWarning
-from featx.images import image_digest, load_images, read_picture
+from featx.images import image_digest, load_images, load_paths, read_picture
 
 Make = Callable[..., Image.Image]
 
@@ -312,6 +312,33 @@ def test_what_is_no_source_is_an_error_that_lists_the_sources(bad: object) -> No
 def test_an_empty_list_is_an_error() -> None:
     with pytest.raises(DataError, match="empty list"):
         load_images([])
+
+
+def test_several_paths_are_one_set_in_the_order_given(tmp_path: Path, picture: Make) -> None:
+    fill(tmp_path, picture, ["new/b/1.png", "new/a.png", "lone.png"])
+    (tmp_path / "m.csv").write_text("path,label\nlone.png,x\n")
+    paths = [tmp_path / "lone.png", tmp_path / "new", tmp_path / "m.csv"]
+    found = load_paths(paths, labelled=False)
+    assert [os.path.relpath(name, tmp_path) for name in found.names] == [
+        "lone.png",
+        "new/a.png",
+        "new/b/1.png",
+        "lone.png",
+    ]
+    assert [os.fsdecode(source) for source in found.sources] == found.names
+    assert found.labels is None
+
+
+def test_labelled_folders_given_together_keep_their_labels(tmp_path: Path, picture: Make) -> None:
+    fill(tmp_path, picture, ["x/cat/1.png", "y/dog/2.png", "y/stray.png"])
+    found = load_paths([tmp_path / "y", tmp_path / "x"])
+    assert found.labels.tolist() == ["dog", "cat"]
+    assert [each.name for each in found.skipped] == [str(tmp_path / "y" / "stray.png")]
+
+
+def test_no_paths_are_an_error() -> None:
+    with pytest.raises(DataError, match="no paths"):
+        load_paths([])
 
 
 def test_select_takes_pictures_with_all_that_is_known_of_them(tmp_path: Path) -> None:

@@ -31,15 +31,8 @@ def installed(name: str) -> bool:
         return False
 
 
-every_decoder = pytest.mark.parametrize(
-    "decoder",
-    [
-        pytest.param(
-            name, marks=[] if installed(name) else pytest.mark.skip(reason=f"{name} is not installed")
-        )
-        for name in DECODERS
-    ],
-)
+INSTALLED = [name for name in DECODERS if installed(name)]
+every_decoder = pytest.mark.parametrize("decoder", INSTALLED)
 
 
 def encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -183,8 +176,14 @@ def test_a_damaged_exif_block_counts_as_upright(picture: Make) -> None:
 # The decoder table
 
 
+def test_all_decoders_of_the_table_are_tried_here() -> None:
+    missing = [name for name in DECODERS if name not in INSTALLED]
+    if missing:
+        pytest.skip(f"not installed, and so not tried: {', '.join(missing)}")
+
+
 def test_auto_is_the_first_decoder_that_is_installed() -> None:
-    assert resolve_decoder() == next(name for name in DECODERS if installed(name))
+    assert resolve_decoder() == INSTALLED[0]
 
 
 def test_an_unknown_decoder_is_refused_with_the_names() -> None:
@@ -200,18 +199,31 @@ def test_resolving_and_finding_import_no_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_decoder_that_cannot_be_loaded_gives_way_to_pillow_with_a_remark(
-    tmp_path: Path, picture: Make
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        ("raise ImportError('libturbojpeg.so: wrong ELF class')", "wrong ELF class"),
+        (
+            "import io, numpy; from PIL import Image\n"
+            "def decode_jpeg(data, colorspace): return 255 - numpy.asarray(Image.open(io.BytesIO(data)))",
+            "differs from Pillow by",
+        ),
+        ("raise ModuleNotFoundError('No module named simplejpeg')", "No module named simplejpeg"),
+    ],
+)
+def test_a_decoder_that_is_broken_or_disagrees_gives_way_to_pillow_with_a_remark(
+    tmp_path: Path, picture: Make, module: str, reason: str
 ) -> None:
-    (tmp_path / "simplejpeg.py").write_text("raise ImportError('libturbojpeg.so: wrong ELF class')")
+    (tmp_path / "simplejpeg.py").write_text(module)
     (tmp_path / "x.jpg").write_bytes(encode(picture(), "JPEG"))
     code = (
-        "from featx.images import *; r = [];"
-        f"p = read_picture({str(tmp_path / 'x.jpg')!r});"
-        "p = decode_picture(p, DecodePolicy(decoder='simplejpeg'), warn=r.append);"
-        "assert p.shape == (48, 64, 3), p.shape; assert 'wrong ELF class' in r[0] and 'Pillow' in r[0], r"
+        "import numpy, sys; from PIL import Image; from featx.images import *;"
+        "path, reason = sys.argv[1:]; r = [];"
+        "p = decode_picture(read_picture(path), DecodePolicy(decoder='simplejpeg'), warn=r.append);"
+        "assert (p == numpy.asarray(Image.open(path))).all(); assert reason in r[0] and 'Pillow' in r[0], r"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    command = [sys.executable, "-c", code, str(tmp_path / "x.jpg"), reason]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(tmp_path)})
 
 
 @every_decoder
@@ -651,6 +663,7 @@ def test_fast_still_finds_truncation_and_the_limit(picture: Make) -> None:
         ("max_pixels", 0, "at least 1"),
         ("min_side", -1, "at least 1 and 0"),
         ("decoder", "cv2", "choose auto or one of"),
+        ("decoder", "", "choose auto or one of"),
     ],
 )
 def test_a_policy_refuses_what_it_cannot_do(field: str, value: object, message: str) -> None:

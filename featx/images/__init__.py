@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture
 from featx.images.decoders import DECODERS, resolve_decoder
-from featx.images.find import ImageSet, Skipped, load_images
+from featx.images.find import ImageSet, Skipped, load_images, load_paths
 from featx.images.picture import ImageSource, Picture, image_digest, read_picture
 from featx.tables import escape_name
 
@@ -25,6 +25,7 @@ __all__ = [
     "escape_name",
     "image_digest",
     "load_images",
+    "load_paths",
     "read_picture",
     "resolve_decoder",
 ]

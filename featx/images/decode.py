@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featx.exceptions import ImageError, UsageError
-from featx.images.decoders import load_decoder, resolve_decoder
+from featx.images.decoders import DECODERS, load_decoder, resolve_decoder
 from featx.images.picture import Picture, reason_of
 from featx.images.pixels import Pixels, Warn, orientation, rgb_from_pillow, rgb_from_pixels, upright
 from featx.spec import BIT_DEPTHS, DECODES
@@ -83,7 +83,8 @@ class DecodePolicy:
     Parameters
     ----------
     decoder : str
-        A name of `DECODERS`, or ``auto``.
+        A name of `DECODERS`, or ``auto``. One that is not installed here (a model may come from another
+        machine) leaves the work to Pillow, with a remark.
     decode : {'exact', 'fast'}
         ``fast`` lets the JPEG decoder shrink very large photos by 2, 4 or 8 while decoding.
     background : tuple of int
@@ -110,7 +111,8 @@ class DecodePolicy:
     min_side: int = 0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "decoder", resolve_decoder(self.decoder))
+        if self.decoder not in DECODERS:
+            object.__setattr__(self, "decoder", resolve_decoder(self.decoder))
         object.__setattr__(self, "background", tuple(int(channel) for channel in self.background))
         for name, allowed in (("decode", DECODES), ("bit_depth", BIT_DEPTHS)):
             if getattr(self, name) not in allowed:

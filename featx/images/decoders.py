@@ -2,9 +2,10 @@
 
 All of them are libjpeg-turbo underneath, with the same upsampling, DCT and colour conversion: on the
 photos of the tests their pixels are Pillow's, bit for bit. They differ in speed and in what surrounds
-them. Images/s of one thread here (2 AMD cores, 200 photos of about 445 pixels, `benchmarks/decoders.py`):
-simplejpeg 2,690, TorchCodec 2,450, torchvision 2,410 (deprecated since 0.29), Pillow 1,700. All release
-the GIL. What a native decoder refuses is given to Pillow, whose verdict counts.
+them. Against Pillow on 200 photos of about 445 pixels, one thread: simplejpeg 1.6 times as fast,
+TorchCodec and torchvision 1.4 (`benchmarks/decoders.py`, 2 cores of an AMD EPYC). simplejpeg needs no
+torch and is the only one that reports damage instead of printing it; torchvision's is deprecated since
+0.29. All release the GIL. What a native decoder refuses is given to Pillow, whose verdict counts.
 """
 
 from __future__ import annotations
@@ -12,16 +13,21 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import importlib.util
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from featx.exceptions import UsageError
 
 Decode: TypeAlias = Callable[[bytes], NDArray[np.uint8]]
+
+AGREEMENT = 0.5
+"""Most that a decoder may differ from Pillow, in levels of 255 (a fast DCT: 1; plain upsampling: 7)."""
 
 START_OF_SCAN, APP1 = 0xDA, 0xE1  # JPEG markers (ITU T.81, table B.1)
 
@@ -70,12 +76,33 @@ def resolve_decoder(name: str = "auto") -> str:
 
 @functools.cache
 def load_decoder(name: str) -> tuple[Decode | None, str]:
-    """The native function (None: Pillow does it) and, where it cannot be loaded, a remark that says why."""
+    """The native function, or None and a remark that says why Pillow decodes instead.
+
+    A decoder is used only if it agrees here and now: a build on another JPEG library may upsample or
+    convert colours in its own way.
+    """
     try:
-        return DECODERS[name].load(), ""
-    except Exception as error:  # a broken binary raises anything; Pillow gives the same pixels
-        reason = str(error).strip().partition("\n")[0]
-        return None, f"decoder {name} cannot be loaded ({reason}); Pillow decodes instead, to the same pixels"
+        decode = DECODERS[name].load()
+        if decode is None:
+            return None, ""
+        difference = _difference_from_pillow(decode)
+        if difference <= AGREEMENT:
+            return decode, ""
+        reason = f"differs from Pillow by {difference:.1f} of 255"
+    except Exception as error:  # a broken binary raises anything
+        reason = str(error).strip().partition("\n")[0] or type(error).__name__
+    return None, f"decoder {name} is not usable here ({reason}); Pillow decodes instead"
+
+
+def _difference_from_pillow(decode: Decode) -> float:
+    """Mean absolute difference on a steep colour gradient, halved in colour resolution."""
+    y, x = np.mgrid[:96, :128]
+    steep = np.stack([7 * x + 3 * y, 2 * x + 11 * y, 5 * x], axis=-1) % 256
+    buffer = io.BytesIO()
+    Image.fromarray(steep.astype(np.uint8)).save(buffer, "JPEG", quality=90, subsampling="4:2:0")
+    with Image.open(buffer) as image:
+        expected = np.asarray(image.convert("RGB"), dtype=np.float32)
+    return float(np.abs(decode(buffer.getvalue()) - expected).mean())
 
 
 @functools.cache

@@ -159,6 +159,55 @@ def load_images(
     return found
 
 
+def load_paths(
+    paths: Sequence[str | os.PathLike[str]], *, follow_links: bool = False, labelled: bool | None = None
+) -> ImageSet:
+    """Several paths as one set: pictures, folders and manifests in the order given, as a shell gives them.
+
+    Parameters
+    ----------
+    paths : sequence of paths
+        Each as for `load_images`.
+    follow_links, labelled
+        As for `load_images`.
+
+    Returns
+    -------
+    ImageSet
+        Names begin with the path they come from, except where there is only one. What is not known of
+        every picture (labels, splits, ...) is left out.
+
+    Raises
+    ------
+    DataError
+        As `load_images`, or for no paths.
+    """
+    if not paths:
+        raise DataError("no paths were given; name pictures, folders or a manifest.")
+    found = [load_images(path, follow_links=follow_links, labelled=labelled) for path in paths]
+    if len(found) == 1:
+        return found[0]
+
+    def joined(name: str) -> NDArray[Any] | None:
+        columns = [getattr(each, name) for each in found]
+        return None if any(column is None for column in columns) else np.concatenate(columns)
+
+    sources = [source for each in found for source in each.sources]
+    return ImageSet(
+        sources,
+        name_sources(sources),
+        joined("labels"),
+        joined("splits"),
+        joined("groups"),
+        joined("weights"),
+        [
+            Skipped(os.path.join(each.root or "", skipped.name), skipped.reason, skipped.label)
+            for each in found
+            for skipped in each.skipped
+        ],
+    )
+
+
 def _load_path(path: str, follow_links: bool, labelled: bool | None) -> ImageSet:
     try:
         mode = os.stat(path).st_mode
