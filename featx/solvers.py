@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,6 @@ from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 from sklearn.svm import SVC
-from threadpoolctl import threadpool_limits
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -44,6 +42,9 @@ TOLERANCE = 1e-4
 MAX_ITERATIONS = 150
 HISTORY = 8
 """Pairs that L-BFGS remembers."""
+
+CHUNK_ROWS = 4096
+"""Rows that are converted, scaled or compared at a time."""
 
 DOUBLE_BELOW = 200_000
 """Matrices of fewer values are solved in double precision: it costs nothing there."""
@@ -109,16 +110,63 @@ def class_weights(kind: ClassWeights, y: Indices, weight: Floats, n_classes: int
     return balanced if kind == "balanced" else np.sqrt(balanced)
 
 
+class Block:
+    """The rows of one block, centred on their common mean: the base of every scaling.
+
+    Parameters
+    ----------
+    rows : array of shape (n, d)
+        Any floating type; also a memory map.
+    dtype : numpy dtype
+        Of the computation.
+    streamed : bool
+        Whether rows are converted chunk by chunk whenever they are needed, instead of once.
+    """
+
+    def __init__(self, rows: Floats, dtype: Any, *, streamed: bool = False) -> None:
+        self.n, self.d = rows.shape
+        self.dtype = dtype
+        self.source = rows
+        total = np.zeros(self.d)
+        for _, part in _chunks(rows):
+            total += part.sum(axis=0, dtype=np.float64)
+        self.center = (total / self.n).astype(dtype)
+        self._base = None if streamed else self._centered(rows)
+
+    def chunks(self) -> Iterator[tuple[slice, Floats]]:
+        """Centred rows, with their place: all at once, or chunk by chunk where they are streamed."""
+        if self._base is not None:
+            yield slice(0, self.n), self._base
+            return
+        for where, part in _chunks(self.source):
+            yield where, self._centered(part)
+
+    def take(self, rows: Indices | slice) -> Floats:
+        """Some centred rows."""
+        return self._base[rows] if self._base is not None else self._centered(self.source[rows])
+
+    def lengths(self) -> Floats:
+        """Euclidean length of each row before centring, 1 for rows of zeros."""
+        squares = np.empty(self.n)
+        for where, part in _chunks(self.source):
+            squares[where] = np.einsum("ij,ij->i", part, part, dtype=np.float64)
+        return _or_one(np.sqrt(squares))
+
+    def _centered(self, rows: Floats) -> Floats:
+        return np.subtract(rows, self.center, dtype=self.dtype, casting="unsafe")
+
+
 class ScaledRows:
     """The rows of one representation as each fold would scale them, without a copy for each fold.
 
     A scaling fitted on a fold's training rows is affine in each block, up to a factor for each row:
-    ``z = norm * (x - shift) * scale``. So one base matrix serves all folds: products with it are corrected
-    by the fold's `shift`, `scale` and `norm`, and every fold's fits share one matrix product.
+    ``z = (x - shift) * scale * norm``. So one base matrix serves all scalings and folds: products with it
+    are corrected by the fold's `shift` and `scale` (of columns) and `norm` (of rows), and every fold's fits
+    share one matrix product.
 
     Parameters
     ----------
-    blocks : sequence of arrays of shape (n, d_b)
+    blocks : sequence of arrays of shape (n, d_b), or of Block
         Blocks side by side; each is scaled on its own.
     scaling : {'standard', 'l2', 'center_l2', 'none'}
         What is done to each block.
@@ -126,176 +174,222 @@ class ScaledRows:
         Training parts of which the scaling is learnt.
     kept : sequence of bool arrays of shape (d_b, n_folds), optional
         For each block the columns that each fold uses, if not all.
+    memory : int
+        Distance matrices are kept while they take less than this many bytes.
     """
 
     def __init__(
         self,
-        blocks: Sequence[Floats],
+        blocks: Sequence[Floats | Block],
         scaling: str,
         folds: Folds,
         *,
         kept: Sequence[NDArray[np.bool_]] | None = None,
+        memory: int = DEFAULT_MEMORY // 2,
     ) -> None:
         self.folds = folds
         self.scaling = scaling
-        self.n = len(blocks[0])
-        self.d = sum(block.shape[1] for block in blocks)
-        double = self.n * self.d < DOUBLE_BELOW and all(block.dtype == np.float64 for block in blocks)
-        self.dtype: Any = np.float64 if double else np.float32
-        self.blocks = [
-            _ScaledBlock(block, scaling, folds, self.dtype, None if kept is None else kept[number])
-            for number, block in enumerate(blocks)
+        self.memory = memory
+        own = [block if isinstance(block, Block) else Block(block, _dtype(block)) for block in blocks]
+        self.n = own[0].n
+        self.d = sum(block.d for block in own)
+        self.dtype = own[0].dtype
+        self.shared = scaling in ("none", "l2") and kept is None
+        self.parts = [
+            _ScaledBlock(block, scaling, folds, None if kept is None else kept[number])
+            for number, block in enumerate(own)
         ]
-        self._squares: dict[int, Floats] = {}
+        self._squares: dict[int, tuple[Floats, Floats]] = {}
 
-    @property
-    def shared(self) -> bool:
-        """Whether all folds scale alike, so that fold-wise matrices are the same for all."""
-        return all(block.shift is None and block.scale is None for block in self.blocks)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held."""
-        held = sum(block.base.nbytes for block in self.blocks)
-        return held + sum(squares.nbytes for squares in self._squares.values())
-
-    def of_fold(self, fold: int) -> Floats:
-        """All rows as a fold scales them, shape (n, d)."""
-        parts = [block.of_fold(fold) for block in self.blocks]
+    def of_fold(self, fold: int, rows: Indices | slice = slice(None)) -> Floats:
+        """Rows as a fold scales them, shape (n, d)."""
+        parts = [part.of_fold(fold, rows) for part in self.parts]
         return parts[0] if len(parts) == 1 else np.hstack(parts)
 
-    def squared_distances(self, fold: int) -> Floats:
-        """Squared Euclidean distances of all rows to all rows, shape (n, n), as a fold scales them."""
-        key = 0 if self.shared else fold
-        if key not in self._squares:
-            rows = self.of_fold(fold)
-            length = np.einsum("ij,ij->i", rows, rows)
-            squares = rows @ rows.T
-            squares *= -2
-            squares += length[:, None]
-            squares += length[None, :]
-            self._squares[key] = np.maximum(squares, 0, out=squares)
-        return self._squares[key]
+    def squared_distances(self, fold: int, left: Indices, right: Indices) -> Floats:
+        """Squared Euclidean distances between rows as a fold scales them, shape (len(left), len(right))."""
+        if (full := self._full(fold)) is not None:
+            return full[0][np.ix_(left, right)]
+        return _squared_distances(self.of_fold(fold, left), self.of_fold(fold, right))[0]
+
+    def cosine_distances(self, fold: int, left: Indices, right: Indices) -> Floats:
+        """1 - cosine between rows as a fold scales them, shape (len(left), len(right))."""
+        if (full := self._full(fold)) is not None:
+            squares, length = full[0][np.ix_(left, right)], full[1]
+            across = np.outer(length[left], length[right])  # of squared lengths
+            similarity = (length[left][:, None] + length[right] - squares) / 2
+            similarity /= np.sqrt(across, out=across)
+        else:
+            a, b = self.of_fold(fold, left), self.of_fold(fold, right)
+            similarity = (a / _lengths(a)) @ (b / _lengths(b)).T
+        return np.asarray(np.clip(1 - similarity, 0, 2))
+
+    def keep_distances(self, folds: Sequence[int], n_jobs: int) -> None:
+        """Compute the distance matrices of some folds side by side, as far as they may be kept."""
+        wanted = [0] if self.shared else list(folds)
+        _threads(n_jobs, [(self._full, (fold,)) for fold in wanted])
 
     def forget_distances(self) -> None:
         """Free the distance matrices."""
         self._squares.clear()
 
+    def _full(self, fold: int) -> tuple[Floats, Floats] | None:
+        """All distances of a fold and the squared lengths, if the matrices of all folds may be kept."""
+        key = 0 if self.shared else fold
+        copies = 1 if self.shared else len(self.folds.splits)
+        if copies * self.n**2 * np.dtype(self.dtype).itemsize > self.memory:
+            return None
+        if key not in self._squares:
+            rows = self.of_fold(fold)
+            self._squares[key] = _squared_distances(rows, rows)
+        return self._squares[key]
+
     def times(self, weights: Floats, fold: Indices) -> Floats:
-        """Scores (n, k, b) of weights (d + 1, k, b), intercepts last; `fold` (b,) is whose scaling each uses."""
+        """Scores (n, k, b) of weights (d + 1, k, b), intercepts last; `fold` (b,) is whose scaling."""
+        scores = np.zeros((self.n, *weights.shape[1:]), self.dtype)
         start = 0
-        scores: Floats | None = None
-        for block in self.blocks:
-            own = block.times(weights[start : start + block.d], fold)
-            scores = own if scores is None else scores + own
-            start += block.d
-        assert scores is not None
+        for part in self.parts:
+            part.add_scores(scores, weights[start : start + part.d], fold)
+            start += part.d
         scores += weights[-1]
         return scores
 
     def transposed_times(self, residuals: Floats, fold: Indices) -> Floats:
         """Gradients (d + 1, k, b) of residuals (n, k, b)."""
-        gradient = np.empty((self.d + 1, *residuals.shape[1:]), self.dtype)
-        start = 0
-        for block in self.blocks:
-            gradient[start : start + block.d] = block.transposed_times(residuals, fold)
-            start += block.d
-        gradient[-1] = _column_sums(residuals)
-        return gradient
+        parts = [part.gradient(residuals, fold) for part in self.parts]
+        return np.concatenate([*parts, _column_sums(residuals)[None]])
 
 
 class _ScaledBlock:
-    """One block's base matrix and what each fold does to it."""
+    """What each fold does to one block: arrays whose last axis counts folds (of length 1 if all do the same)."""
 
-    def __init__(
-        self, rows: Floats, scaling: str, folds: Folds, dtype: Any, kept: NDArray[np.bool_] | None
-    ) -> None:
-        self.d = rows.shape[1]
-        self.shift: Floats | None = None  # (d, n_folds)
+    def __init__(self, block: Block, scaling: str, folds: Folds, kept: NDArray[np.bool_] | None) -> None:
+        self.block, self.d = block, block.d
+        self.shift: Floats = -block.center[:, None]  # (d, n_folds)
         self.scale: Floats | None = None  # (d, n_folds)
         self.norm: Floats | None = None  # (n, n_folds)
         factor = 1 / math.sqrt(self.d)
         if scaling == "none":
-            self.base = np.multiply(rows, factor, dtype=dtype)
+            self.scale = np.full((self.d, 1), factor)
         elif scaling == "l2":
-            length = np.sqrt(np.einsum("ij,ij->i", rows, rows, dtype=np.float64))
-            self.base = np.divide(rows, _or_one(length)[:, None], dtype=dtype, casting="unsafe")
+            self.norm = 1 / block.lengths()[:, None]
+        elif scaling == "standard":
+            self._standardise(folds, factor)
         else:
-            center = rows.mean(axis=0, dtype=np.float64)
-            self.base = np.subtract(rows, center, dtype=dtype, casting="unsafe")
-            if scaling == "standard":
-                # A column that does not vary is left at its size, as StandardScaler does.
-                spread = np.sqrt(np.einsum("ij,ij->j", self.base, self.base, dtype=np.float64) / len(rows))
-                spread = np.where(spread <= 1e-6 * np.abs(center), 1.0, _or_one(spread))
-                self.base /= spread.astype(dtype)
-                self._standardise(folds, spread, factor)
-            else:
-                self._center(folds)
+            self._center(folds)
         if kept is not None:
-            scale = np.ones((self.d, len(folds.splits)), dtype) if self.scale is None else self.scale
-            self.scale = scale * kept
+            self.scale = kept if self.scale is None else self.scale * kept
+        self.shift = self.shift.astype(block.dtype)
+        self.scale = None if self.scale is None else self.scale.astype(block.dtype)
+        self.norm = None if self.norm is None else self.norm.astype(block.dtype)
 
-    def _standardise(self, folds: Folds, spread: Floats, factor: float) -> None:
+    def _standardise(self, folds: Folds, factor: float) -> None:
         share = _training_shares(folds)
-        mean = _weighted_sums(self.base, share)
-        square = _weighted_sums(self.base, share, squared=True)
+        mean, square = np.zeros((2, self.d, share.shape[1]))
+        for where, part in _doubled(self.block):
+            mean += part.T @ share[where]
+            square += np.square(part, out=part).T @ share[where]
         variance = square - mean**2
-        alike = variance <= 1e-6 * mean**2 + 1e-12
-        own = np.where(alike, 1 / spread[:, None], np.sqrt(np.where(alike, 1.0, variance)))
-        self.shift = mean.astype(self.base.dtype)
-        self.scale = (factor / own).astype(self.base.dtype)
+        # A column that does not vary keeps its size, as in StandardScaler.
+        alike = variance <= 1e-10 * (mean**2 + self.block.center[:, None].astype(np.float64) ** 2)
+        self.shift = mean
+        self.scale = factor / np.sqrt(np.where(alike, 1.0, variance))
 
     def _center(self, folds: Folds) -> None:
-        mean = _weighted_sums(self.base, _training_shares(folds))
-        length = np.einsum("ij,ij->i", self.base, self.base, dtype=np.float64)[:, None]
-        length = length - 2 * (self.base @ mean.astype(self.base.dtype)) + (mean**2).sum(axis=0)
-        self.shift = mean.astype(self.base.dtype)
-        self.norm = (1 / _or_one(np.sqrt(np.maximum(length, 0)))).astype(self.base.dtype)
+        share = _training_shares(folds)
+        mean = np.zeros((self.d, share.shape[1]))
+        for where, part in _doubled(self.block):
+            mean += part.T @ share[where]
+        squares = np.empty((self.block.n, share.shape[1]))
+        for where, part in _doubled(self.block):
+            own = np.einsum("ij,ij->i", part, part)[:, None]
+            squares[where] = own - 2 * (part @ mean) + (mean**2).sum(axis=0)
+        self.shift = mean
+        self.norm = 1 / _or_one(np.sqrt(np.maximum(squares, 0)))
 
-    def of_fold(self, fold: int) -> Floats:
-        rows = self.base
-        if self.shift is not None:
-            rows = rows - self.shift[:, fold]
+    def of_fold(self, fold: int, rows: Indices | slice) -> Floats:
+        scaled = self.block.take(rows) - _column(self.shift, fold)
         if self.scale is not None:
-            rows = rows * self.scale[:, fold]
+            scaled *= _column(self.scale, fold)
         if self.norm is not None:
-            rows = rows * self.norm[:, fold, None]
-        return rows
+            scaled *= _column(self.norm, fold)[rows, None]
+        return scaled
 
-    def times(self, weights: Floats, fold: Indices) -> Floats:
+    def add_scores(self, scores: Floats, weights: Floats, fold: Indices) -> None:
         if self.scale is not None:
-            weights = weights * self.scale[:, None, fold]
-        scores = (self.base @ weights.reshape(self.d, -1)).reshape(-1, *weights.shape[1:])
-        if self.shift is not None:
-            scores -= np.einsum("db,dkb->kb", self.shift[:, fold], weights)
-        if self.norm is not None:
-            scores *= self.norm[:, None, fold]
-        return np.asarray(scores)
+            weights = weights * _columns(self.scale, fold)[:, None]
+        offset = np.einsum(
+            "db,dkb->kb", np.broadcast_to(_columns(self.shift, fold), weights[:, 0].shape), weights
+        )
+        flat = weights.reshape(self.d, -1)
+        norm = None if self.norm is None else _columns(self.norm, fold)[:, None]
+        for where, part in self.block.chunks():
+            own = (part @ flat).reshape(-1, *weights.shape[1:])
+            own -= offset
+            if norm is not None:
+                own *= norm[where]
+            scores[where] += own
 
-    def transposed_times(self, residuals: Floats, fold: Indices) -> Floats:
+    def gradient(self, residuals: Floats, fold: Indices) -> Floats:
         if self.norm is not None:
-            residuals = residuals * self.norm[:, None, fold]
-        gradient = (self.base.T @ residuals.reshape(len(residuals), -1)).reshape(-1, *residuals.shape[1:])
-        if self.shift is not None:
-            gradient -= self.shift[:, None, fold] * _column_sums(residuals)
+            residuals = residuals * _columns(self.norm, fold)[:, None]
+        flat = residuals.reshape(len(residuals), -1)
+        total = np.zeros((self.d, flat.shape[1]), self.block.dtype)
+        for where, part in self.block.chunks():
+            total += part.T @ flat[where]
+        gradient = total.reshape(-1, *residuals.shape[1:])
+        gradient -= _columns(self.shift, fold)[:, None] * _column_sums(residuals)
         if self.scale is not None:
-            gradient *= self.scale[:, None, fold]
-        return np.asarray(gradient)
+            gradient *= _columns(self.scale, fold)[:, None]
+        return gradient
+
+
+def _dtype(rows: Floats) -> Any:
+    """Small problems in double precision are solved so; all others in single."""
+    return np.float64 if rows.dtype == np.float64 and rows.size < DOUBLE_BELOW else np.float32
+
+
+def _chunks(rows: Floats) -> Iterator[tuple[slice, Floats]]:
+    for start in range(0, len(rows), CHUNK_ROWS):
+        where = slice(start, min(start + CHUNK_ROWS, len(rows)))
+        yield where, rows[where]
+
+
+def _doubled(block: Block) -> Iterator[tuple[slice, Floats]]:
+    """Centred rows in double precision, chunk by chunk; the caller may overwrite them."""
+    for start in range(0, block.n, CHUNK_ROWS):
+        where = slice(start, min(start + CHUNK_ROWS, block.n))
+        yield where, block.take(where).astype(np.float64)
+
+
+def _column(values: Floats, fold: int) -> Floats:
+    """Return a fold's column, or the only one."""
+    return values[:, fold if values.shape[1] > 1 else 0]
+
+
+def _columns(values: Floats, fold: Indices) -> Floats:
+    """Return the columns of some problems' folds: (m, b), or (m, 1) if all folds are alike."""
+    return values[:, fold] if values.shape[1] > 1 else values
+
+
+def _squared_distances(left: Floats, right: Floats) -> tuple[Floats, Floats]:
+    """Squared distances, and the squared lengths of the left rows."""
+    length = np.einsum("ij,ij->i", left, left)
+    squares = left @ right.T
+    squares *= -2
+    squares += length[:, None]
+    squares += length if left is right else np.einsum("ij,ij->i", right, right)
+    return np.maximum(squares, 0, out=squares), length
+
+
+def _lengths(rows: Floats) -> Floats:
+    return _or_one(np.sqrt(np.einsum("ij,ij->i", rows, rows)))[:, None]
 
 
 def _training_shares(folds: Folds) -> Floats:
     """The user's weight of each row in each fold's training part, as shares of 1: (n, n_folds)."""
     mass = folds.masses(None)
     return np.asarray(mass / mass.sum(axis=0))
-
-
-def _weighted_sums(rows: Floats, share: Floats, *, squared: bool = False) -> Floats:
-    """``rows.T @ share`` in double precision, by chunks of rows: (d, n_folds)."""
-    total = np.zeros((rows.shape[1], share.shape[1]))
-    for start in range(0, len(rows), 4096):
-        part = rows[start : start + 4096].astype(np.float64)
-        total += (np.square(part, out=part) if squared else part).T @ share[start : start + 4096]
-    return total
 
 
 def _column_sums(values: Floats) -> Floats:
@@ -305,7 +399,7 @@ def _column_sums(values: Floats) -> Floats:
 
 
 def _or_one(values: Floats) -> Floats:
-    return np.where(values == 0, 1.0, values)
+    return np.where(values == 0, values.dtype.type(1), values)
 
 
 # --- linear models: one L-BFGS for all folds and all values of C -------------------------------------
@@ -375,16 +469,23 @@ def _linear(task: Task, loss: str) -> Iterator[Answer]:
     folds = task.folds
     order = sorted(range(len(task.params)), key=lambda i: float(task.params[i]["C"]))
     problems = [(i, fold) for i in order for fold in range(len(folds.splits))]
-    for part in _parts(problems, _columns_at_once(task)):
+    mass = folds.masses(task.class_weight)
+
+    def solve(part: Sequence[tuple[int, int]]) -> list[Answer] | None:
         which = np.array([fold for _, fold in part])
         strength = np.array([1 / float(task.params[i]["C"]) for i, _ in part])
-        mass = folds.masses(task.class_weight)
         solved = solve_linear(task.rows, loss, which, strength, mass, stop=task.stop)
         if solved is None:
-            return
-        for column, (i, fold) in enumerate(part):
-            scores = solved.scores[folds.splits[fold][1], :, column]
-            yield i, fold, scores[:, 0] if folds.n_classes == 2 else scores
+            return None
+        held_out = [solved.scores[folds.splits[fold][1], :, b] for b, fold in enumerate(which)]
+        return [(i, fold, _scores(own)) for (i, fold), own in zip(part, held_out, strict=True)]
+
+    for part in _parts(problems, _columns_at_once(task)):
+        threads = min(task.n_jobs, len(part))
+        for answers in _threads(threads, [(solve, (part[k::threads],)) for k in range(threads)]):
+            if answers is None:
+                return
+            yield from answers
 
 
 def _columns_at_once(task: Task) -> int:
@@ -673,13 +774,12 @@ FoldSolver = Callable[[Task, int], list[Floats]]
 
 
 def _by_fold(task: Task, solve: FoldSolver) -> Iterator[Answer]:
-    """Folds side by side in threads of one BLAS thread each; all configurations of a fold together."""
+    """Folds side by side in threads; all configurations of a fold together."""
     folds = range(len(task.folds.splits))
     for part in _parts(list(folds), max(1, task.n_jobs)):
         if task.stop():
             return
-        with _single_blas_thread(task.n_jobs):
-            solved = _threads(task.n_jobs, [(solve, (task, fold)) for fold in part])
+        solved = _threads(task.n_jobs, [(solve, (task, fold)) for fold in part])
         for fold, answers in zip(part, solved, strict=True):
             for i, scores in enumerate(answers):
                 yield i, fold, scores
@@ -754,15 +854,20 @@ def _neighbours_fold(task: Task, fold: int) -> list[Floats]:
 def _nearest(rows: ScaledRows, fold: int, metric: str, k: int) -> tuple[Indices, Floats]:
     """The k nearest training rows of each test row, nearest first: indices into train, distances."""
     train, test = rows.folds.splits[fold]
+    found = [_nearest_of(rows, fold, metric, k, train, part) for part in _parts(test, CHUNK_ROWS)]
+    return np.concatenate([index for index, _ in found]), np.concatenate([distance for _, distance in found])
+
+
+def _nearest_of(
+    rows: ScaledRows, fold: int, metric: str, k: int, train: Indices, test: Indices
+) -> tuple[Indices, Floats]:
     if metric == "cosine":
-        scaled = rows.of_fold(fold)
-        length = _or_one(np.sqrt(np.einsum("ij,ij->i", scaled, scaled)))[:, None]
-        scaled = scaled / length
-        distance = np.clip(1 - scaled[test] @ scaled[train].T, 0, 2)
+        distance = rows.cosine_distances(fold, test, train)
     else:
-        distance = np.sqrt(rows.squared_distances(fold)[np.ix_(test, train)])
-    index = np.argpartition(distance, k - 1, axis=1)[:, :k] if k < len(train) else None
-    if index is None:
+        distance = np.sqrt(rows.squared_distances(fold, test, train))
+    if k < len(train):
+        index = np.argpartition(distance, k - 1, axis=1)[:, :k]
+    else:
         index = np.broadcast_to(np.arange(len(train)), distance.shape)
     own = np.take_along_axis(distance, index, axis=1)
     order = np.argsort(own, axis=1, kind="stable")
@@ -829,16 +934,17 @@ def rbf_svm(task: Task) -> Iterator[Answer]:
     by_gamma: dict[float, list[int]] = {}
     for i, params in enumerate(task.params):
         by_gamma.setdefault(float(params["gamma"]), []).append(i)
-    for fold in range(len(task.folds.splits)):
+    folds = range(len(task.folds.splits))
+    for fold in folds:
         train = kernel_sample(task.folds, fold, task.kernel_rows, task.random_state)
         workers = max(1, min(task.n_jobs, int(task.memory // (12 * len(train) * task.rows.n + 1))))
-        squares = task.rows.squared_distances(fold)
+        task.rows.keep_distances(folds[fold : fold + task.n_jobs], task.n_jobs)
         groups = [[i for i in own if task.alive(i)] for own in by_gamma.values()]
         groups = _spread([group for group in groups if group], workers)
         for part in _parts(groups, workers):
             if task.stop():
                 return
-            solved = _threads(workers, [(_svm_fits, (task, squares, fold, train, group)) for group in part])
+            solved = _threads(workers, [(_svm_fits, (task, fold, train, group)) for group in part])
             for answers in solved:
                 for i, scores in answers:
                     yield i, fold, scores
@@ -868,13 +974,11 @@ def _spread(groups: list[list[int]], workers: int) -> list[list[int]]:
     return groups
 
 
-def _svm_fits(
-    task: Task, squares: Floats, fold: int, train: Indices, group: list[int]
-) -> list[tuple[int, Floats]]:
+def _svm_fits(task: Task, fold: int, train: Indices, group: list[int]) -> list[tuple[int, Floats]]:
     test = task.folds.splits[fold][1]
     gamma = float(task.params[group[0]]["gamma"])
-    kernel = np.exp(squares[np.ix_(train, train)] * -gamma).astype(np.float64)
-    held_out = np.exp(squares[np.ix_(test, train)] * -gamma).astype(np.float64)
+    kernel = _rbf(task.rows, fold, train, train, gamma)
+    held_out = _rbf(task.rows, fold, test, train, gamma)
     own = task.folds.row_weights(train)
     y = task.folds.y[train]
     weight = own * class_weights(task.class_weight, y, own, task.folds.n_classes)[y]
@@ -888,6 +992,12 @@ def _svm_fits(
     return answers
 
 
+def _rbf(rows: ScaledRows, fold: int, left: Indices, right: Indices, gamma: float) -> Floats:
+    kernel = rows.squared_distances(fold, left, right)
+    kernel *= -gamma
+    return np.exp(kernel, out=kernel).astype(np.float64)
+
+
 def estimator(task: Task) -> Iterator[Answer]:
     """Any scikit-learn classifier, fold by fold, so that hopeless configurations can be pruned."""
     assert task.make is not None
@@ -897,8 +1007,7 @@ def estimator(task: Task) -> Iterator[Answer]:
         for part in _parts(wanted, max(1, task.n_jobs)):
             if task.stop():
                 return
-            with _single_blas_thread(task.n_jobs):
-                solved = _threads(task.n_jobs, [(_estimator_fit, (task, rows, fold, i)) for i in part])
+            solved = _threads(task.n_jobs, [(_estimator_fit, (task, rows, fold, i)) for i in part])
             for i, scores in zip(part, solved, strict=True):
                 yield i, fold, scores
 
@@ -934,16 +1043,6 @@ def _threads(n_jobs: int, calls: Sequence[tuple[Callable[..., Any], tuple[Any, .
     if n_jobs == 1 or len(calls) == 1:
         return [function(*arguments) for function, arguments in calls]
     return list(Parallel(n_jobs=n_jobs, prefer="threads")(delayed(f)(*a) for f, a in calls))
-
-
-@contextmanager
-def _single_blas_thread(n_jobs: int) -> Iterator[None]:
-    """One BLAS thread each where several fits run side by side (small fits lose time with more)."""
-    if n_jobs == 1:
-        yield
-        return
-    with threadpool_limits(limits=1):
-        yield
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from joblib import effective_n_jobs
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from featx.exceptions import SearchError, SearchWarning, UsageError
 from featx.rows import RowBlocks
@@ -117,7 +118,9 @@ class Search:
 
     def run(self) -> None:
         """Evaluate default, grid and TPE trials as far as the budget goes."""
-        with studies.quiet():
+        # Threads over fits, one BLAS thread in each: small fits lose time with more, and collapse when
+        # others use the machine.
+        with studies.quiet(), threadpool_limits(limits=1):
             default = self.grid[0]
             self._evaluate([default], "grid")
             self._evaluate(self.grid[1:], "grid", self.deadline)
