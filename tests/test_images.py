@@ -336,6 +336,12 @@ def test_labelled_folders_given_together_keep_their_labels(tmp_path: Path, pictu
     assert [each.name for each in found.skipped] == [str(tmp_path / "y" / "stray.png")]
 
 
+def test_numbers_and_texts_given_together_stay_different_labels(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("path,label\nx.jpg,1\n")
+    (tmp_path / "b.csv").write_text("path,label\nx.jpg,one\n")
+    assert load_paths([tmp_path / "a.csv", tmp_path / "b.csv"]).labels.tolist() == [1, "one"]
+
+
 def test_no_paths_are_an_error() -> None:
     with pytest.raises(DataError, match="no paths"):
         load_paths([])

@@ -479,7 +479,7 @@ def test_of_an_animation_the_first_frame_is_used_with_a_remark(picture: Make, ki
     ("data", "reason"),
     [
         (b"hello, I am text", r"not an image \(starts with b'hello, I am text'\)"),
-        (b"\0" * 100, "not an image"),
+        (b"\0" * 9, "not an image"),
         (b"<!DOCTYPE html><p>404", "a web page, not an image; the download failed"),
         (b"  <HTML><p>404", "a web page"),
         (b"<svg xmlns=''/>", "an SVG drawing; convert it to PNG"),
@@ -569,6 +569,12 @@ many = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert many < 1.6 * one, (one, many)
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_photo_with_a_film_behind_it_is_decoded(picture: Make) -> None:
+    film = np.random.default_rng(0).bytes(20_000_000)  # has hundreds of byte pairs that look like scans
+    data = encode(picture(), "JPEG", progressive=True)
+    np.testing.assert_array_equal(decode(data + film)[0], expected_rgb(data))
 
 
 def test_a_jpeg_of_thousands_of_scans_is_refused(picture: Make) -> None:

@@ -10,6 +10,7 @@ can count them; nothing is printed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import os
 import struct
@@ -215,8 +216,7 @@ def _decode_jpeg(data: bytes, image: Image.Image, policy: DecodePolicy, warn: Wa
 
 def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
     """Read the header, as `Image.open` does but without its size limit, which is a global."""
-    if "TIFF" not in Image.OPEN:
-        Image.init()
+    _register_formats()
     prefix = data[:16]
     refusal = ""
     for kind in FORMATS:
@@ -232,6 +232,12 @@ def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
         except Exception as error:  # another format may yet take it
             refusal = f"a damaged or unsupported {kind} file: {reason_of(error)}"
     raise ValueError(refusal or _not_an_image(data))
+
+
+@functools.cache
+def _register_formats() -> None:
+    """Import Pillow's plugins; a thread that comes second waits until all are there."""
+    Image.init()
 
 
 def _not_an_image(data: bytes) -> str:
@@ -268,7 +274,7 @@ def _check_size(size: tuple[int, int], policy: DecodePolicy) -> None:
 
 
 def _check_scans(data: bytes) -> None:
-    scans = data.count(b"\xff\xda")
+    scans = data.count(b"\xff\xda\x00")  # the marker and the high byte of its length: chance has it in 16 MB
     if scans > MAX_JPEG_SCANS:
         raise ValueError(f"a JPEG of {scans:,} scans (at most {MAX_JPEG_SCANS}); save it anew")
 

@@ -190,7 +190,10 @@ def load_paths(
 
     def joined(name: str) -> NDArray[Any] | None:
         columns = [getattr(each, name) for each in found]
-        return None if any(column is None for column in columns) else np.concatenate(columns)
+        if any(column is None for column in columns):
+            return None
+        kinds = {column.dtype.kind for column in columns}  # 1 and "1" stay two labels
+        return np.concatenate([column.astype(object) for column in columns] if len(kinds) > 1 else columns)
 
     sources = [source for each in found for source in each.sources]
     return ImageSet(
