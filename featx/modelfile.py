@@ -333,7 +333,7 @@ def _check_npy(data: bytes, where: str) -> None:
             np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         )
         shape, _, dtype = read(file)
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError) as error:
+    except Exception as error:  # NumPy parses the header as Python text, with many ways to fail
         raise ModelFileError(f"{where}: is no array ({str(error)[:80]!a}).") from None
     if dtype.hasobject or dtype.kind not in "biufUV":
         raise ModelFileError(f"{where}: holds {dtype}, not numbers or text.")
