@@ -14,7 +14,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -126,19 +126,17 @@ def dump_estimator(estimator: Any) -> bytes:
                 node["file"] = names.setdefault(data, f"{len(names)}.npy")
     arrays = {name: data for data, name in names.items()}
     text = json.dumps(schema, separators=(",", ":")).encode()
-    _check_schema(schema, arrays, ESTIMATORS, "this head")
+    _check_schema(schema, arrays, "this head")
     return pack_members({SCHEMA: text, **arrays}, where="this head", max_members=MAX_ARRAYS)
 
 
-def load_estimator(data: bytes, trusted: Collection[str] = (), *, where: str = "head") -> Any:
+def load_estimator(data: bytes, *, where: str = "head") -> Any:
     """Read what `dump_estimator` wrote, as a hostile file.
 
     Parameters
     ----------
     data : bytes
         The bytes.
-    trusted : collection of str
-        Full names of further types that the caller vouches for (their code runs when they are made).
     where : str
         Name of the file and member, for messages.
 
@@ -157,11 +155,9 @@ def load_estimator(data: bytes, trusted: Collection[str] = (), *, where: str = "
     text = members.pop(SCHEMA, b"")
     if len(text) > SCHEMA_BYTES:
         raise ModelFileError(f"{where}: its {SCHEMA} has {len(text):,} bytes; at most {SCHEMA_BYTES:,}.")
-    allowed = ESTIMATORS | set(trusted)
-    _check_schema(read_json(text, where=f"{where}: {SCHEMA}"), members, allowed, where)
+    _check_schema(read_json(text, where=f"{where}: {SCHEMA}"), members, where)
     try:
-        every = allowed.union(*NODES.values())
-        estimator = _skops().loads(data, trusted=sorted(every))
+        estimator = _skops().loads(data, trusted=sorted(frozenset().union(*NODES.values())))
         _check_values(estimator)
     except ModelFileError as error:
         raise ModelFileError(f"{where}: {error}") from None
@@ -275,7 +271,7 @@ def _children(node: Node) -> list[Node]:
     return []
 
 
-def _check_schema(schema: Any, arrays: Mapping[str, bytes], objects: Collection[str], where: str) -> None:
+def _check_schema(schema: Any, arrays: Mapping[str, bytes], where: str) -> None:
     """Hold skops' JSON against the list: types, fields, arrays. Nothing is imported or made here."""
     unread = set(arrays)
     for name, data in arrays.items():
@@ -289,7 +285,7 @@ def _check_schema(schema: Any, arrays: Mapping[str, bytes], objects: Collection[
         waiting = [schema]
         while waiting:
             node = waiting.pop()
-            _check_node(node, objects, where)
+            _check_node(node, where)
             if node["__loader__"] == "NdArrayNode" and node["type"] == "numpy":
                 unread.discard(node["file"])
                 if node["file"] not in arrays:
@@ -301,10 +297,9 @@ def _check_schema(schema: Any, arrays: Mapping[str, bytes], objects: Collection[
         raise ModelFileError(f"{where}: holds arrays that nothing refers to: {sorted(unread)[:10]}.")
 
 
-def _check_node(node: Node, objects: Collection[str], where: str) -> None:
+def _check_node(node: Node, where: str) -> None:
     loader, kind = node["__loader__"], f"{node['__module__']}.{node['__class__']}"
-    allowed = objects if loader == "ObjectNode" else NODES.get(loader, ())
-    if kind not in allowed:
+    if kind not in NODES.get(loader, ()):
         raise ModelFileError(
             f"{where}: holds a {kind[:80]!a} ({str(loader)[:40]}), which no head of featx is made of. It was "
             "not opened; if the file came from someone else, do not trust it."
