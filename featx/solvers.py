@@ -792,11 +792,11 @@ def _ridge_fold(task: Task, fold: int) -> list[Floats]:
     target = np.where(np.arange(task.folds.n_classes) == task.folds.y[train, None], 1.0, -1.0)
     target = target[:, 1:] if task.folds.n_classes == 2 else target
     share = weight / weight.sum()
-    center, offset = share @ rows[train], share @ target
-    root = np.sqrt(weight)[:, None]
-    solutions = penalised_solutions(
-        (rows[train] - center) * root, [float(p["alpha"]) for p in task.params], (target - offset) * root
-    )
+    center = (share @ rows[train]).astype(rows.dtype)
+    offset = share @ target
+    root = np.sqrt(weight)[:, None].astype(rows.dtype)
+    inner = (rows[train] - center) * root
+    solutions = penalised_solutions(inner, [float(p["alpha"]) for p in task.params], (target - offset) * root)
     held_out = rows[test] - center
     return [_scores(held_out @ weights + offset) for weights in solutions]
 
@@ -806,7 +806,7 @@ def _lda_fold(task: Task, fold: int) -> list[Floats]:
     rows = task.rows.of_fold(fold)
     y, classes = task.folds.y[train], task.folds.n_classes
     count = np.bincount(y, minlength=classes)
-    means = _class_sums(rows[train], y, classes) / count[:, None]
+    means = _class_means(rows[train], y, classes)
     spread = rows[train] - means[y]
     trace = float(np.einsum("ij,ij->", spread, spread)) / len(train) / rows.shape[1]
     answers = []
@@ -825,7 +825,7 @@ def _nearest_mean_fold(task: Task, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     rows = task.rows.of_fold(fold)
     y, classes = task.folds.y[train], task.folds.n_classes
-    means = _class_sums(rows[train], y, classes) / np.bincount(y, minlength=classes)[:, None]
+    means = _class_means(rows[train], y, classes)
     own = np.einsum("ij,ij->i", rows[test], rows[test])[:, None]
     scores = 2 * rows[test] @ means.T - np.einsum("ij,ij->i", means, means) - own
     scores = scores[:, 1:] - scores[:, :1] if classes == 2 else scores
@@ -890,7 +890,7 @@ def penalised_solutions(rows: Floats, strengths: Sequence[float], target: Floats
         yield from _solves(rows.T @ rows, strengths, rows.T @ target)
         return
     for dual in _solves(rows @ rows.T, strengths, target):
-        yield rows.T @ dual
+        yield rows.T @ dual.astype(rows.dtype)
 
 
 def penalised_inverses(rows: Floats, strengths: Sequence[float], target: Floats) -> Iterator[Floats]:
@@ -900,7 +900,7 @@ def penalised_inverses(rows: Floats, strengths: Sequence[float], target: Floats)
         yield from _solves(rows.T @ rows, strengths, target)
         return
     for strength, dual in zip(strengths, _solves(rows @ rows.T, strengths, rows @ target), strict=True):
-        yield (target - rows.T @ dual) / strength
+        yield (target - rows.T @ dual.astype(rows.dtype)) / strength
 
 
 def _solves(gram: Floats, strengths: Sequence[float], target: Floats) -> Iterator[Floats]:
@@ -913,9 +913,9 @@ def _solves(gram: Floats, strengths: Sequence[float], target: Floats) -> Iterato
         yield cho_solve(cho_factor(gram, lower=True, check_finite=False), target, check_finite=False)
 
 
-def _class_sums(rows: Floats, y: Indices, classes: int) -> Floats:
-    member = (np.arange(classes)[:, None] == y).astype(rows.dtype)
-    return np.asarray(member @ rows)
+def _class_means(rows: Floats, y: Indices, classes: int) -> Floats:
+    member = np.arange(classes)[:, None] == y
+    return np.asarray((member / member.sum(axis=1, keepdims=True)).astype(rows.dtype) @ rows)
 
 
 def _scores(scores: Floats) -> Floats:
@@ -939,12 +939,16 @@ def rbf_svm(task: Task) -> Iterator[Answer]:
         train = kernel_sample(task.folds, fold, task.kernel_rows, task.random_state)
         workers = max(1, min(task.n_jobs, int(task.memory // (12 * len(train) * task.rows.n + 1))))
         task.rows.keep_distances(folds[fold : fold + task.n_jobs], task.n_jobs)
+        squares = (
+            task.rows.squared_distances(fold, train, train),
+            task.rows.squared_distances(fold, task.folds.splits[fold][1], train),
+        )
         groups = [[i for i in own if task.alive(i)] for own in by_gamma.values()]
         groups = _spread([group for group in groups if group], workers)
         for part in _parts(groups, workers):
             if task.stop():
                 return
-            solved = _threads(workers, [(_svm_fits, (task, fold, train, group)) for group in part])
+            solved = _threads(workers, [(_svm_fits, (task, squares, train, group)) for group in part])
             for answers in solved:
                 for i, scores in answers:
                     yield i, fold, scores
@@ -974,11 +978,11 @@ def _spread(groups: list[list[int]], workers: int) -> list[list[int]]:
     return groups
 
 
-def _svm_fits(task: Task, fold: int, train: Indices, group: list[int]) -> list[tuple[int, Floats]]:
-    test = task.folds.splits[fold][1]
+def _svm_fits(
+    task: Task, squares: tuple[Floats, Floats], train: Indices, group: list[int]
+) -> list[tuple[int, Floats]]:
     gamma = float(task.params[group[0]]["gamma"])
-    kernel = _rbf(task.rows, fold, train, train, gamma)
-    held_out = _rbf(task.rows, fold, test, train, gamma)
+    kernel, held_out = (np.exp(own * np.asarray(-gamma, own.dtype)).astype(np.float64) for own in squares)
     own = task.folds.row_weights(train)
     y = task.folds.y[train]
     weight = own * class_weights(task.class_weight, y, own, task.folds.n_classes)[y]
@@ -990,12 +994,6 @@ def _svm_fits(task: Task, fold: int, train: Indices, group: list[int]) -> list[t
             svm.fit(kernel, y, None if plain else weight)
             answers.append((i, svm.decision_function(held_out)))
     return answers
-
-
-def _rbf(rows: ScaledRows, fold: int, left: Indices, right: Indices, gamma: float) -> Floats:
-    kernel = rows.squared_distances(fold, left, right)
-    kernel *= -gamma
-    return np.exp(kernel, out=kernel).astype(np.float64)
 
 
 def estimator(task: Task) -> Iterator[Answer]:

@@ -263,12 +263,8 @@ class Search:
         return exact
 
     def _hopeless(self, scores: Sequence[float]) -> bool:
-        """Whether a configuration's folds so far are worse than what Optuna's pruner lets go on."""
-        complete = [result for result in self.results.values() if result.state == COMPLETE]
-        if self.study.pruner is None or len(complete) < PRUNE_AFTER:
-            return False
-        means = [np.mean(result.scores[: len(scores)]) for result in complete]
-        return bool(np.mean(scores) < np.median(means))
+        """Whether the study's pruner gives a configuration up after its folds so far."""
+        return studies.should_prune(self.study, scores)
 
     def _rank(self, result: Result) -> tuple[float, float, int]:
         loss = result.log_loss if np.isfinite(result.log_loss) else np.inf

@@ -1,11 +1,11 @@
-"""Where trials are kept: an Optuna study of one space and one data set, in memory, a journal or a database."""
+"""Where trials are kept: an Optuna study of one space and data set, in memory, a journal or a database."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -171,6 +171,14 @@ def tell_result(study: Any, trial: Any, result: Result) -> None:
         study.tell(trial, result.score)
     else:
         study.tell(trial, state=TrialState.PRUNED if result.state == PRUNED else TrialState.FAIL)
+
+
+def should_prune(study: Any, scores: Sequence[float]) -> bool:
+    """Ask the study's pruner about a configuration that has these scores of its first folds."""
+    from optuna.trial import TrialState, create_trial
+
+    trial = create_trial(state=TrialState.RUNNING, intermediate_values=dict(enumerate(scores)))
+    return bool(study.pruner.prune(study, trial))
 
 
 def data_key(blocks: Mapping[str, NDArray[Any]], *arrays: Any) -> str:
