@@ -226,7 +226,7 @@ def test_a_saved_model_predicts_the_same_without_cache_and_training_data(
     fitted.save(tmp_path / "m.featx")
     monkeypatch.setenv("FEATX_CACHE", str(tmp_path / "another-cache"))
     loaded = featx.load(tmp_path / "m.featx")
-    np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=1e-4)
+    np.testing.assert_allclose(loaded.predict_proba(paths), expected, atol=2e-3)  # a float16 step of a row
     assert loaded.predict(paths).tolist() == fitted.predict(paths).tolist()
     assert loaded.classes_.dtype == fitted.classes_.dtype
     assert loaded.best_params_ == fitted.best_params_

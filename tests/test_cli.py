@@ -155,9 +155,9 @@ def test_skipped_pictures_are_listed_and_exit_3(
     (class_folders / "red" / "broken.jpg").write_bytes(b"")
     code, document = _json(capsys, "fit", str(class_folders), "-o", str(tmp_path / "m.featx"), *FAST)
     assert code == 3
-    assert [s["reason"] for s in document["skipped"]] == ["empty file"]
+    assert [s["reason"] for s in document["skipped"]] == ["empty file (0 bytes); copy or download it again"]
     with (tmp_path / "m.skipped.csv").open(newline="", encoding="utf-8") as file:
-        assert [(row["label"], row["reason"]) for row in csv.DictReader(file)] == [("red", "empty file")]
+        assert [(row["label"], row["reason"]) for row in csv.DictReader(file)] == [("red", document["skipped"][0]["reason"])]
 
 
 def test_strict_stops_at_a_bad_picture(
@@ -190,7 +190,7 @@ def test_the_cache_is_listed_verified_packed_exported_and_pruned(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, listing = _json(capsys, "cache", "ls")
-    assert [space["rows"] for space in listing["spaces"]] == [24]
+    assert [space["rows"] for space in listing["spaces"]] == [24 + 8]  # and the model file's own pictures
     key = listing["spaces"][0]["key"]
     assert _json(capsys, "cache", "verify")[1]["bad_segments"] == 0
     assert _json(capsys, "cache", "pack")[0] == 0

@@ -304,8 +304,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         ImageError
             If a picture cannot be read; `extract` with ``on_error="skip"`` and `proba_of_rows` set it aside.
         """
-        labels: NDArray[Any] = self.classes_[self.predict_proba(X).argmax(1)]
-        return labels
+        proba = self.predict_proba(X)
+        return np.asarray(self.classes_[proba.argmax(1)])
 
     def predict_proba(self, X: Images) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n_images, n_classes), in the order of `classes_`."""
@@ -323,6 +323,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         LabelError
             If `y` has a class that was not learnt.
         """
+        check_is_fitted(self, "best_estimator_")
         images = as_images(X, y)
         truth = _labels(images)
         _refuse_unseen(truth, self.classes_, what="labels")
@@ -571,8 +572,8 @@ def _warn_of_leaks(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> None:
     both = set(map(bytes, ids[is_test])) & set(map(bytes, ids[~is_test]))
     if both:
         warnings.warn(
-            f"{len(both)} test pictures are in the training part too (same bytes): the test score is too good. "
-            "Remove them from one side.",
+            f"{len(both)} test pictures are in the training part too (same bytes), so the test score is too "
+            "good. Remove them from one side.",
             ImageWarning,
             stacklevel=4,
         )

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from featx.cli import arguments, show
+from featx.cli import arguments
 from featx.cli.console import Console
 
 
@@ -68,6 +68,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, test, save; say each."""
     arguments.check_writable(args.output)
     from featx.classifier import ImageClassifier
+    from featx.cli import show
     from featx.images import load_images
 
     began = time.monotonic()
