@@ -429,6 +429,15 @@ def test_closing_packs_what_a_long_run_left_in_small_segments(cache: Path) -> No
     assert [path.name.split("-")[2] for path in segments(cache)] == ["150.h5"]
 
 
+def test_a_long_run_never_has_more_than_some_small_segments(cache: Path) -> None:
+    store = HDF5Store(cache)
+    for start in range(0, 400, 10):
+        fill(store, range(start, start + 10))
+        store.commit()
+        assert len(segments(cache)) < 32
+    assert np.array_equal(HDF5Store(cache).read(KEY, ids_of(*range(400))), rows_of(*range(400)))
+
+
 def test_packing_drops_rows_that_two_writers_both_made(cache: Path) -> None:
     first, second = HDF5Store(cache), HDF5Store(cache)
     fill(first, range(100))

@@ -62,11 +62,11 @@ COMMIT_BYTES = 64 << 20
 COMMIT_S = 10.0
 """Buffered rows are committed at the first of these: what a crash can cost at most."""
 
-PACK_BYTES = 128 << 20
-"""Small segments are packed into ones of at most this size (packing holds one twice in memory)."""
+PACK_BYTES = 64 << 20
+"""Small segments are packed into ones of at most this size; packing holds one twice in memory."""
 
-PACK_SEGMENTS = 8
-"""Closing packs a space to which at least so many segments were written."""
+PACK_SEGMENTS, CLOSE_SEGMENTS = 32, 8
+"""A commit packs a space with so many small segments; closing does so at fewer."""
 
 FORMAT_FILE = "format.json"
 NOTES = "notes"
@@ -202,7 +202,7 @@ class HDF5Store:
             self.commit()
 
     def commit(self) -> None:
-        """See `FeatureStore.commit`.
+        """See `FeatureStore.commit`; packs a space where many small segments have gathered.
 
         Raises
         ------
@@ -210,21 +210,8 @@ class HDF5Store:
             If the disk is full or cannot be written. Everything committed before stays valid, the rows at
             hand stay buffered.
         """
-        with self._commit_lock:
-            with self._lock:
-                buffers = [buffer for buffer in self._buffers.values() if buffer.pending]
-                for buffer in buffers:
-                    buffer.writing, buffer.pending = buffer.pending, {}
-                self._buffered_bytes = 0
-            try:
-                for buffer in buffers:
-                    self._write(buffer)
-            finally:
-                with self._lock:
-                    for buffer in buffers:  # empty, or what an error left
-                        self._buffered_bytes += sum(row.nbytes for row in buffer.writing.values())
-                        buffer.pending = {**buffer.writing, **buffer.pending}
-                        buffer.writing = {}
+        self._commit()
+        self._pack_where(PACK_SEGMENTS)
 
     def read(self, key: str, ids: Ids) -> NDArray[np.float32]:
         """See `FeatureStore.read`; the digest of every block that is read is checked.
@@ -292,12 +279,9 @@ class HDF5Store:
         return value
 
     def close(self) -> None:
-        """See `FeatureStore.close`; packs the spaces that this process left in many small segments."""
-        self.commit()
-        grown = [key for key, buffer in self._buffers.items() if buffer.space.written >= PACK_SEGMENTS]
-        if grown:
-            with contextlib.suppress(StoreWriteError):  # everything is committed; packing wants free space
-                self.pack(keys=grown)
+        """See `FeatureStore.close`; packs small segments. The store may be used again."""
+        self._commit()
+        self._pack_where(CLOSE_SEGMENTS)
 
     def verify(self) -> Verification:
         """Read every row of every space and check it; bad segments are quarantined.
@@ -341,7 +325,7 @@ class HDF5Store:
         Freed
             The small segments that are gone.
         """
-        self.commit()
+        self._commit()
         removed = n_bytes = 0
         with _only_one(self._root / "pack.lock") as alone:
             for folder in self._folders() if alone else ():
@@ -355,7 +339,6 @@ class HDF5Store:
                         self._pack_group(space, group)
                         removed += len(group)
                         n_bytes += sum(segment.n_bytes for segment in group)
-                space.written = 0
         return Freed(removed, n_bytes)
 
     def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
@@ -446,6 +429,12 @@ class HDF5Store:
                 export_table(table, Path(path))
             except BadSegmentError as error:
                 raise StoreError(f"{error} (and was set aside); export again for the rest.") from error
+            except FileNotFoundError as error:
+                if Path(path).parent.is_dir():
+                    raise StoreError(
+                        f"{space.folder} was packed or pruned meanwhile; export again."
+                    ) from error
+                raise
         return table.n_rows
 
     def __enter__(self) -> HDF5Store:
@@ -486,6 +475,33 @@ class HDF5Store:
                 return {}
             found = ((position, buffer.get(digest.tobytes())) for position, digest in enumerate(ids))
             return {position: row for position, row in found if row is not None}
+
+    def _commit(self) -> None:
+        with self._commit_lock:
+            with self._lock:
+                buffers = [buffer for buffer in self._buffers.values() if buffer.pending]
+                for buffer in buffers:
+                    buffer.writing, buffer.pending = buffer.pending, {}
+                    buffer.space.written = True
+                self._buffered_bytes = 0
+            try:
+                for buffer in buffers:
+                    self._write(buffer)
+            finally:
+                with self._lock:
+                    for buffer in buffers:  # empty, or what an error left
+                        self._buffered_bytes += sum(row.nbytes for row in buffer.writing.values())
+                        buffer.pending = {**buffer.writing, **buffer.pending}
+                        buffer.writing = {}
+
+    def _pack_where(self, n_segments: int) -> None:
+        """Pack the spaces written by this process that have so many small segments."""
+        with self._lock:
+            spaces = [buffer.space for buffer in self._buffers.values() if buffer.space.written]
+        crowded = [space.key for space in spaces if len(_small(space.segments, PACK_BYTES)) >= n_segments]
+        if crowded:
+            with contextlib.suppress(StoreWriteError):  # everything is committed; packing wants free space
+                self.pack(keys=crowded)
 
     def _write(self, buffer: _Buffer) -> None:
         """Write the buffer's rows as segments; each is taken out of it when it is durable."""
@@ -635,8 +651,8 @@ def _groups(segments: list[Segment], max_bytes: int) -> list[list[Segment]]:
     groups: list[list[Segment]] = []
     for dtype in sorted({segment.dtype for segment in segments}, key=str):
         size = max_bytes  # so that the first opens a group
-        for segment in segments:
-            if segment.dtype != dtype or 2 * segment.n_bytes >= max_bytes:
+        for segment in _small(segments, max_bytes):
+            if segment.dtype != dtype:
                 continue
             if size + segment.n_bytes > max_bytes:
                 groups.append([])
@@ -644,6 +660,10 @@ def _groups(segments: list[Segment], max_bytes: int) -> list[list[Segment]]:
             groups[-1].append(segment)
             size += segment.n_bytes
     return [group for group in groups if len(group) > 1]
+
+
+def _small(segments: list[Segment], max_bytes: int) -> list[Segment]:
+    return [segment for segment in segments if 2 * segment.n_bytes < max_bytes]
 
 
 def _last_used(folder: Path) -> float:

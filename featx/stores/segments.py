@@ -262,7 +262,12 @@ def _read_blocks(file: io.FileIO, segment: Segment, first: int, last: int) -> ND
     view = slab.data.cast("B")
     file.seek(segment.offset + start * segment.row_bytes)
     while len(view):
-        count = file.readinto(view)
+        try:
+            count = file.readinto(view)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            raise BadSegmentError(f"the disk cannot read it: {error.strerror}") from error
         if not count:
             raise BadSegmentError(f"it ends at byte {file.tell()}")
         view = view[count:]

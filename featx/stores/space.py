@@ -8,6 +8,7 @@ is gone when it is read means that the folder must be listed again, never that a
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -37,6 +38,9 @@ SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]+)\.h5")
 SETTLED_S = 2.0
 """A folder's time stamp is trusted when it is older than this; stamps are as coarse as 2 s (FAT)."""
 
+GONE = (errno.ENOENT, errno.ESTALE)
+"""No such file, in the words of a disk and of a network."""
+
 _UNSETTLED, _NO_FOLDER = -1, 0
 
 
@@ -47,7 +51,7 @@ class Space:
         self.key = key
         self.folder = root / key[:KEY_CHARACTERS]
         self.bad: list[tuple[Path, str]] = []
-        self.written = 0
+        self.written = False
         self._index = DigestIndex()
         self._segments: dict[str, Segment] = {}
         self._firsts: dict[str, int] = {}
@@ -102,10 +106,12 @@ class Space:
                     for part, values in read_rows(segment, rows):
                         out[positions[asked[part]]] = values
                 return
-            except FileNotFoundError:  # packed or pruned by another process
-                self.refresh(force=True)
             except BadSegmentError as error:
                 self.quarantine(segment.path.name, str(error))
+            except OSError as error:
+                if error.errno not in GONE:
+                    raise StoreError(f"cannot read {segment.path}: {error.strerror or error}") from error
+                self.refresh(force=True)  # packed or pruned by another process
 
     def scan(self, segment: Segment) -> Iterator[NDArray[Any]]:
         """All rows of a segment in slabs, checked, in the stored dtype."""
@@ -151,7 +157,6 @@ class Space:
             atomic_write(self.folder / name, image)
         with self._lock:
             self._take([name])
-            self.written += 1
 
     def remove(self, names: list[str]) -> None:
         """Unlink segments whose rows are elsewhere or not wanted any more."""
@@ -226,16 +231,18 @@ class Space:
                     continue
                 try:
                     segment, ids = self._open(name)
-                except FileNotFoundError:
-                    continue
                 except BadSegmentError as error:
                     bad.append((name, str(error)))
+                    continue
+                except OSError as error:
+                    if error.errno not in GONE:
+                        raise StoreError(
+                            f"cannot read {self.folder / name}: {error.strerror or error}"
+                        ) from error
                     continue
                 self._segments[name], self._firsts[name] = segment, self._next
                 self._next += segment.n_rows
                 found.append(ids)
-        except OSError as error:
-            raise StoreError(f"cannot read {self.folder / name}: {error.strerror or error}") from error
         finally:  # whatever is known is in the index
             if found:
                 self._index.add(np.concatenate(found), first)
