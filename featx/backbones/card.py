@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -291,7 +291,7 @@ class BackboneCard:
         """
         if input_size is None:
             return self.input_size
-        pair = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
+        pair = tuple(input_size) if isinstance(input_size, Sequence) else (input_size, input_size)
         if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
             raise UsageError(
                 f"input_size {input_size!r} is not a number of pixels or a pair (height, width) of them."
