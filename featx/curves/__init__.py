@@ -1,0 +1,44 @@
+"""How the score grows with the labels: curves measured on cached rows, and what the next labels would bring.
+
+Every fit here is one of many on the same rows, so a curve is one task for the batched solvers: all sizes,
+folds and repeats are its splits. No torch, no optuna.
+"""
+
+from __future__ import annotations
+
+from featx.curves.law import (
+    BAND,
+    ClassForecast,
+    Forecast,
+    PowerLaw,
+    fit_power_law,
+    forecast,
+    gain_if_last_doubling_again,
+    gain_if_no_change,
+    interval_score,
+)
+from featx.curves.learning import CURVE_HEADS, LearningCurve, curve_head, fold_repeats, learning_curve
+from featx.curves.noise import LabelNoise, label_noise
+from featx.curves.shots import FewShot, ShotScore, few_shot
+
+__all__ = [
+    "BAND",
+    "CURVE_HEADS",
+    "ClassForecast",
+    "FewShot",
+    "Forecast",
+    "LabelNoise",
+    "LearningCurve",
+    "PowerLaw",
+    "ShotScore",
+    "curve_head",
+    "few_shot",
+    "fit_power_law",
+    "fold_repeats",
+    "forecast",
+    "gain_if_last_doubling_again",
+    "gain_if_no_change",
+    "interval_score",
+    "label_noise",
+    "learning_curve",
+]

@@ -1,0 +1,358 @@
+"""A learning curve on cached rows: the out-of-fold error at n/16 ... n labels, with what its points share.
+
+The same images are scored at every size, so that the points' errors go up and down together; the covariance
+over images is kept beside the means. Without it the slope of a curve looks far less certain than it is.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
+from featx.evaluation import CONFIDENCE, Metric
+from featx.exceptions import DataError, SearchWarning, UsageError
+from featx.heads import HEADS
+from featx.rows import RowBlocks
+from featx.solvers import SOLVERS, Folds, ScaledRows, Task
+from featx.splits import check_labels, make_folds
+
+Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Split = tuple[Indices, Indices]
+Rows = RowBlocks | NDArray[Any]
+
+CURVE_HEADS: dict[str, str] = {
+    "logistic": "ridge",
+    "logistic_ovr": "ridge",
+    "linear_svm": "ridge",
+    "rbf_svm": "ridge",
+    "ridge": "ridge",
+    "lda": "lda",
+    "knn": "knn",
+    "nearest_mean": "nearest_mean",
+    "tree": "ridge",
+    "forest": "ridge",
+    "boosting": "ridge",
+}
+"""The cheap head whose curve stands for that of a winner: what counts is the slope, and hundreds of fits
+must take seconds."""
+
+FOLDS = 5
+
+SMALLEST = 16
+"""The curve begins at n / 16 labels."""
+
+FEWEST_POINTS = 4
+"""With few images per class halving gives fewer points than this; then steps of sqrt(2) are taken."""
+
+ANSWERS_WANTED = 1500
+"""Out-of-fold answers for each size: repeats make up for few images ..."""
+
+MAX_REPEATS = 8
+
+ONE_SPLIT_ABOVE = 10_000
+"""... and above as many images one fold of five is test enough."""
+
+
+@dataclass(frozen=True)
+class LearningCurve:
+    """Error by number of training images, measured out of fold on the same images.
+
+    Parameters
+    ----------
+    n : int
+        Labelled images at hand; a model refitted on all of them is what `forecast` starts from.
+    classes : tuple
+        Labels.
+    class_counts : array of shape (C,), int
+        Images of each class.
+    head : str
+        Head that was fitted, a key of `featx.heads.HEADS`.
+    sizes : array of shape (J,)
+        Mean number of training images, from few to many; the last is below `n` by the part held out.
+    error : array of shape (J,)
+        Share of wrong answers.
+    covariance : array of shape (J, J)
+        Of `error`, over images (over groups, where they were given).
+    class_error : array of shape (J, C)
+        Share of wrong answers for each class: 1 - recall.
+    class_covariance : array of shape (C, J, J)
+        Of `class_error`.
+    n_fits : int
+        Models that were fitted.
+    """
+
+    n: int
+    classes: tuple[Any, ...]
+    class_counts: NDArray[np.intp]
+    head: str
+    sizes: Floats
+    error: Floats
+    covariance: Floats
+    class_error: Floats
+    class_covariance: Floats
+    n_fits: int
+
+    @property
+    def chance(self) -> float:
+        """Error of always answering the largest class."""
+        return float(1 - self.class_counts.max() / self.class_counts.sum())
+
+    @property
+    def accuracy(self) -> tuple[Metric, ...]:
+        """Accuracy at each size with its 95 % interval over images."""
+        half = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(np.diag(self.covariance))
+        value = 1 - self.error
+        return tuple(
+            Metric(float(v), max(float(v - h), 0.0), min(float(v + h), 1.0))
+            for v, h in zip(value, half, strict=True)
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, ready for JSON."""
+        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
+        return {**plain, "classes": list(self.classes)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> LearningCurve:
+        """Read what `to_dict` gave, also after a trip through JSON."""
+        values: dict[str, Any] = dict(plain)
+        for name in ("sizes", "error", "covariance", "class_error", "class_covariance"):
+            values[name] = np.asarray(plain[name], np.float64)
+        values["classes"] = tuple(plain["classes"])
+        values["class_counts"] = np.asarray(plain["class_counts"], np.intp)
+        return cls(**values)
+
+
+def learning_curve(
+    X: Rows,
+    y: ArrayLike,
+    *,
+    head: str = "ridge",
+    params: Sequence[Mapping[str, Any]] | None = None,
+    scaling: str = "standard",
+    groups: ArrayLike | None = None,
+    n_splits: int = FOLDS,
+    n_repeats: int | None = None,
+    n_jobs: int = 1,
+    random_state: int = 0,
+) -> LearningCurve:
+    """Measure the error at n/16, n/8 ... n labels by cross-validation.
+
+    In every fold the training part is thinned to stratified, nested subsets, and the same test part is
+    scored after each. Of several `params` the best at each size counts, as a tuned model would have it.
+
+    Parameters
+    ----------
+    X : RowBlocks or array of shape (n, d)
+        Rows; blocks are scaled on their own and stand side by side.
+    y : array of shape (n,)
+        Labels.
+    head : str
+        A key of ``featx.heads.HEADS``; see `curve_head` for a cheap one of the winner's kind.
+    params : sequence of dict, optional
+        Values to choose from at each size; the head's coarse grid by default.
+    scaling : {'standard', 'l2', 'center_l2', 'none'}
+        What is done to each block.
+    groups : array of shape (n,), optional
+        Images of a group stay in one fold. More labels then means more images of the same groups.
+    n_splits : int
+        Folds.
+    n_repeats : int, optional
+        How often folds and subsets are drawn anew; more for small sets by default.
+    n_jobs : int
+        Threads.
+    random_state : int
+        Seed.
+
+    Returns
+    -------
+    LearningCurve
+
+    Raises
+    ------
+    LabelError
+        If the labels cannot be learnt, or a class has a single image.
+    DataError
+        If there are too few images of each class for a curve of two points.
+    """
+    if head not in HEADS:
+        raise UsageError(f"head {head!r} is not known; choose from {', '.join(HEADS)}.")
+    labels = check_labels(y)
+    classes, codes = np.unique(labels, return_inverse=True)
+    blocks = [X[name] for name in X] if isinstance(X, RowBlocks) else [np.asarray(X)]
+    if len(blocks[0]) != len(codes):
+        raise DataError(f"{len(blocks[0])} rows, but {len(codes)} labels; give one for each row.")
+    repeats = n_repeats or _repeats(len(codes), head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SearchWarning)  # fewer folds for a small class: the sizes say so
+        folds = make_folds(
+            codes, n_splits=n_splits, groups=groups, n_repeats=repeats, random_state=random_state
+        )
+    folds = folds[:1] if len(codes) > ONE_SPLIT_ABOVE else folds
+    fractions = _fractions(codes, folds)
+    splits = _thinned(codes, folds, fractions, np.random.default_rng(random_state))
+    wrong = _wrong_answers(blocks, codes, splits, head, params, scaling, n_jobs, random_state)
+
+    points = len(fractions)
+    n = len(codes)
+    count = np.zeros((points, n))
+    total = np.zeros((wrong.shape[0], points, n))
+    for number, (_, test) in enumerate(splits):
+        count[number % points, test] += 1
+        total[:, number % points, test] += wrong[:, number, test]
+    tuned = total.sum(axis=2).argmin(axis=0)  # the params that are best at each size
+    scored = count[0] > 0
+    share = (total[tuned, np.arange(points)] / np.maximum(count, 1))[:, scored]
+    units = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    sizes = np.array([np.mean([len(s[0]) for s in splits[j::points]]) for j in range(points)])
+    of_class = [codes[scored] == c for c in range(len(classes))]
+    return LearningCurve(
+        n=n,
+        classes=tuple(classes.tolist()),
+        class_counts=np.bincount(codes, minlength=len(classes)),
+        head=head,
+        sizes=sizes,
+        error=share.mean(axis=1),
+        covariance=_covariance_of_mean(share, units[scored]),
+        class_error=np.stack([share[:, own].mean(axis=1) for own in of_class], axis=1),
+        class_covariance=np.stack(
+            [_covariance_of_mean(share[:, own], units[scored][own]) for own in of_class]
+        ),
+        n_fits=len(splits) * wrong.shape[0],
+    )
+
+
+def curve_head(head: str) -> str:
+    """Name the cheap head whose curve stands for that of `head`."""
+    return CURVE_HEADS.get(head, "ridge")
+
+
+def fold_repeats(n: int) -> int:
+    """How often folds should be drawn anew: once from 500 images on, more the fewer there are.
+
+    Below 500 images the spread between drawings of the folds (a point or two of accuracy) is as large as
+    what is to be chosen between.
+    """
+    if n >= 500:
+        return 1
+    return max(2, min(10, math.ceil(500 / max(n, 1))))
+
+
+def _repeats(n: int, head: str) -> int:
+    if HEADS[head].solver == "estimator":  # one fit at a time
+        return 1
+    return max(1 if n > ANSWERS_WANTED else 2, min(MAX_REPEATS, round(ANSWERS_WANTED / n)))
+
+
+def _fractions(codes: Indices, folds: Sequence[Split]) -> list[float]:
+    """Parts of the training part, from small to whole; every class is in each."""
+    train = folds[0][0]
+    rarest = int(np.bincount(codes[train])[np.unique(codes[train])].min())
+    least = max(1 / SMALLEST, len(np.unique(codes)) / len(train), 1 / rarest if rarest < SMALLEST else 0.0)
+    for step in (2.0, math.sqrt(2.0)):
+        deepest = math.floor(math.log(1 / least, step) + 1e-9)
+        fractions = [step**-k for k in range(deepest, -1, -1)]
+        if len(fractions) >= FEWEST_POINTS:
+            break
+    if len(fractions) < 2:
+        raise DataError(
+            f"the smallest class has {rarest} images to learn from: too few for a learning curve, which "
+            "needs at least two in each fold. Label more of it."
+        )
+    return fractions
+
+
+def _thinned(
+    codes: Indices, folds: Sequence[Split], fractions: Sequence[float], rng: np.random.Generator
+) -> list[Split]:
+    """For each fold its training part thinned to each fraction, nested; fractions vary fastest."""
+    splits = []
+    for train, test in folds:
+        place = np.empty(len(train))
+        for c in np.unique(codes[train]):
+            own = rng.permutation(np.flatnonzero(codes[train] == c))
+            place[own] = (np.arange(len(own)) + rng.random()) / len(own)
+            place[own[0]] = 0.0  # one of each class in every subset
+        order = train[np.argsort(place, kind="stable")]
+        splits += [(np.sort(order[: round(part * len(train))]), test) for part in fractions]
+    return splits
+
+
+def _wrong_answers(
+    blocks: Sequence[NDArray[Any]],
+    codes: Indices,
+    splits: Sequence[Split],
+    head: str,
+    params: Sequence[Mapping[str, Any]] | None,
+    scaling: str,
+    n_jobs: int,
+    random_state: int,
+) -> NDArray[np.bool_]:
+    """Rows that each split's model got wrong, shape (n_params, n_splits, n); False where it was not asked."""
+    grid = tuple(params) if params is not None else HEADS[head].grid
+    wrong = np.zeros((len(grid), len(splits), len(codes)), dtype=bool)
+    for i, number, answer in predictions(
+        blocks,
+        codes,
+        splits,
+        head=head,
+        params=grid,
+        scaling=scaling,
+        n_jobs=n_jobs,
+        random_state=random_state,
+    ):
+        test = splits[number][1]
+        wrong[i, number, test] = answer != codes[test]
+    return wrong
+
+
+def predictions(
+    blocks: Sequence[NDArray[Any]],
+    codes: Indices,
+    splits: Sequence[Split],
+    *,
+    head: str,
+    params: Sequence[Mapping[str, Any]],
+    scaling: str,
+    n_jobs: int = 1,
+    random_state: int = 0,
+) -> Iterator[tuple[int, int, Indices]]:
+    """Class indices that models of one head predict: (params, split, answers for the split's test rows)."""
+    folds = Folds(tuple(splits), codes, int(codes.max()) + 1)
+    made = HEADS[head]
+    task = Task(
+        ScaledRows(blocks, scaling, folds),
+        _neighbours_at_hand(params, splits),
+        n_jobs=n_jobs,
+        make=lambda own: made.make(own, random_state, (len(codes), sum(b.shape[1] for b in blocks))),
+        random_state=random_state,
+    )
+    for i, number, scores in SOLVERS[made.solver](task):
+        yield i, number, (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
+
+
+def _neighbours_at_hand(
+    params: Sequence[Mapping[str, Any]], splits: Sequence[Split]
+) -> list[Mapping[str, Any]]:
+    """No more neighbours than the smallest training part has rows."""
+    least = min(len(train) for train, _ in splits)
+    return [{**p, "n_neighbors": min(p["n_neighbors"], least)} if "n_neighbors" in p else p for p in params]
+
+
+def _covariance_of_mean(share: Floats, units: Indices) -> Floats:
+    """Covariance of the mean over images of shares (J, n), by whole units (clusters)."""
+    n = share.shape[1]
+    deviation = share - share.mean(axis=1, keepdims=True)
+    _, member = np.unique(units, return_inverse=True)
+    n_units = int(member.max()) + 1
+    sums = np.zeros((n_units, len(share)))
+    np.add.at(sums, member, deviation.T)
+    return np.asarray(sums.T @ sums / n**2 * (n_units / max(n_units - 1, 1)))

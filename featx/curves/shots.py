@@ -1,0 +1,209 @@
+"""The few-shot protocol: k images of each class to learn from, many draws, mean and interval.
+
+One draw of five images a class says little: draws differ by ten points and more. So many are made, all as
+splits of one task for the batched solvers, and what is reported is the mean with its interval over draws
+and the spread of single draws beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import t as student
+
+from featx.curves.learning import Indices, Rows, Split, predictions
+from featx.evaluation import CONFIDENCE, Metric
+from featx.exceptions import DataError, UsageError
+from featx.heads import HEADS
+from featx.rows import RowBlocks
+from featx.splits import check_labels
+
+SHOTS = (1, 2, 5, 10, 20)
+DRAWS = 100
+
+TEST_IMAGES = 1000
+"""Each draw is scored on at most as many of the images that it leaves: its own chance dwarfs theirs."""
+
+
+@dataclass(frozen=True)
+class ShotScore:
+    """Score with k labelled images of each class.
+
+    Parameters
+    ----------
+    k : int
+        Images of each class.
+    accuracy : Metric
+        Mean over draws of the mean recall of the classes, with the 95 % interval of that mean.
+    spread : tuple of float
+        2.5 % and 97.5 % quantiles over single draws: what a person who labels k images may get.
+    draws : int
+        Number of draws.
+    """
+
+    k: int
+    accuracy: Metric
+    spread: tuple[float, float]
+    draws: int
+
+
+@dataclass(frozen=True)
+class FewShot:
+    """The few-shot protocol's result, as plain data.
+
+    Parameters
+    ----------
+    n, n_classes : int
+        Images and classes that were drawn from.
+    head : str
+        Head that was fitted.
+    scores : tuple of ShotScore
+        By k.
+    left_out : tuple of int
+        Values of k that the smallest class is too small for.
+    """
+
+    n: int
+    n_classes: int
+    head: str
+    scores: tuple[ShotScore, ...]
+    left_out: tuple[int, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and lists, ready for JSON."""
+        rows = [
+            {"k": s.k, "accuracy": dict(vars(s.accuracy)), "spread": list(s.spread), "draws": s.draws}
+            for s in self.scores
+        ]
+        return {**vars(self), "scores": rows, "left_out": list(self.left_out)}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> FewShot:
+        """Read what `to_dict` gave, also after a trip through JSON."""
+        scores = tuple(
+            ShotScore(s["k"], Metric(**s["accuracy"]), (s["spread"][0], s["spread"][1]), s["draws"])
+            for s in plain["scores"]
+        )
+        return cls(**{**plain, "scores": scores, "left_out": tuple(plain["left_out"])})
+
+
+def few_shot(
+    X: Rows,
+    y: ArrayLike,
+    *,
+    shots: Sequence[int] = SHOTS,
+    n_draws: int = DRAWS,
+    head: str = "ridge",
+    params: Mapping[str, Any] | None = None,
+    scaling: str = "center_l2",
+    groups: ArrayLike | None = None,
+    n_jobs: int = 1,
+    random_state: int = 0,
+) -> FewShot:
+    """Score a head that learns from k images of each class, for several k and many draws.
+
+    Parameters
+    ----------
+    X : RowBlocks or array of shape (n, d)
+        Rows; blocks are scaled on their own and stand side by side.
+    y : array of shape (n,)
+        Labels.
+    shots : sequence of int
+        Values of k.
+    n_draws : int
+        Draws for each k.
+    head : str
+        A key of ``featx.heads.HEADS``.
+    params : dict, optional
+        Its parameters; its known-good point by default. Nothing is tuned on the test images.
+    scaling : {'center_l2', 'l2', 'standard', 'none'}
+        What is done to each block. With few images a variance for each column is noise, hence the default.
+    groups : array of shape (n,), optional
+        No test image is of a group that was learnt from.
+    n_jobs : int
+        Threads.
+    random_state : int
+        Seed.
+
+    Returns
+    -------
+    FewShot
+
+    Raises
+    ------
+    DataError
+        If no k leaves every class an image to test on.
+    """
+    if head not in HEADS:
+        raise UsageError(f"head {head!r} is not known; choose from {', '.join(HEADS)}.")
+    if not shots or min(shots) < 1 or n_draws < 2:
+        raise UsageError(f"shots {tuple(shots)} must be 1 or more, and draws ({n_draws}) at least 2.")
+    labels = check_labels(y)
+    classes, codes = np.unique(labels, return_inverse=True)
+    blocks = [X[name] for name in X] if isinstance(X, RowBlocks) else [np.asarray(X)]
+    units = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    smallest = int(np.bincount(codes).min())
+    usable = sorted({k for k in shots if k < smallest})
+    if not usable:
+        raise DataError(
+            f"the smallest class has {smallest} images: {min(shots)} to learn from leave none to test on. "
+            "Label more of it."
+        )
+    rng = np.random.default_rng(random_state)
+    splits = [_draw(codes, k, units, rng) for k in usable for _ in range(n_draws)]
+    recall = np.empty(len(splits))
+    point = [dict(params) if params is not None else HEADS[head].grid[0]]
+    for _, number, answer in predictions(
+        blocks,
+        codes,
+        splits,
+        head=head,
+        params=point,
+        scaling=scaling,
+        n_jobs=n_jobs,
+        random_state=random_state,
+    ):
+        recall[number] = _mean_recall(codes[splits[number][1]], answer)
+    scores = [_score(k, own) for k, own in zip(usable, recall.reshape(len(usable), n_draws), strict=True)]
+    left_out = tuple(sorted(set(shots) - set(usable)))
+    return FewShot(len(codes), len(classes), head, tuple(scores), left_out)
+
+
+def _draw(codes: Indices, k: int, units: Indices | None, rng: np.random.Generator) -> Split:
+    """Draw k images of each class to learn from, and others (of other groups) to test on."""
+    train = np.concatenate(
+        [rng.choice(np.flatnonzero(codes == c), k, replace=False) for c in np.unique(codes)]
+    )
+    free = np.ones(len(codes), dtype=bool)
+    free[train] = False
+    if units is not None:
+        free &= ~np.isin(units, units[train])
+    test = np.flatnonzero(free)
+    if not len(test):
+        raise DataError(f"{k} images of each class touch every group: no image is left to test on; lower k.")
+    if len(test) > TEST_IMAGES:
+        test = rng.choice(test, TEST_IMAGES, replace=False)
+    return np.sort(train), np.sort(test)
+
+
+def _mean_recall(truth: Indices, answer: Indices) -> float:
+    """Mean over classes, since what is left of each class is not balanced."""
+    count = np.bincount(truth)
+    right = np.bincount(truth[truth == answer], minlength=len(count))
+    present = count > 0
+    return float((right[present] / count[present]).mean())
+
+
+def _score(k: int, recall: NDArray[np.float64]) -> ShotScore:
+    draws = len(recall)
+    mean = float(recall.mean())
+    half = float(student.ppf((1 + CONFIDENCE) / 2, draws - 1) * recall.std(ddof=1) / math.sqrt(draws))
+    low, high = np.quantile(recall, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    return ShotScore(
+        k, Metric(mean, max(mean - half, 0.0), min(mean + half, 1.0)), (float(low), float(high)), draws
+    )
