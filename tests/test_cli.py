@@ -18,7 +18,21 @@ import pytest
 from featx.cli import VERBS, main
 
 TINY = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch"]
-FAST = [*TINY, "--trials", "2", "--cv", "3"]
+FAST = [
+    *TINY,
+    "--cut",
+    "last",
+    "--pool",
+    "avg",
+    "--resize",
+    "crop",
+    "--heads",
+    "logistic",
+    "--trials",
+    "2",
+    "--cv",
+    "3",
+]
 
 
 @pytest.fixture
@@ -157,7 +171,9 @@ def test_skipped_pictures_are_listed_and_exit_3(
     assert code == 3
     assert [s["reason"] for s in document["skipped"]] == ["empty file (0 bytes); copy or download it again"]
     with (tmp_path / "m.skipped.csv").open(newline="", encoding="utf-8") as file:
-        assert [(row["label"], row["reason"]) for row in csv.DictReader(file)] == [("red", document["skipped"][0]["reason"])]
+        assert [(row["label"], row["reason"]) for row in csv.DictReader(file)] == [
+            ("red", document["skipped"][0]["reason"])
+        ]
 
 
 def test_strict_stops_at_a_bad_picture(

@@ -19,17 +19,19 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
-from sklearn.utils import Tags
+from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from featx.classifier.representation import AUTO, choose, widest
 from featx.evaluation import Evaluation, evaluate
 from featx.exceptions import DataError, DriftWarning, ImageWarning, LabelError, TooManyBadImagesError
 from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan, Progress
 from featx.heads import decision_scores
-from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images
+from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
 from featx.rows import RowBlocks
 from featx.search import HeadSearchCV, SearchProgress
 from featx.splits import check_labels, image_groups, stable_test_mask
+from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
 
 Images = ImageSet | str | os.PathLike[str] | Sequence[ImageSource] | NDArray[Any]
@@ -40,11 +42,11 @@ MACHINE_PARAMS = (
 )  # fmt: skip
 """Parameters of the extractor that move no row: a loaded model takes them from where it runs."""
 
-EXTRACTOR_PARAMS = (
+RECIPE_PARAMS = (
     "backbone", "cut", "pool", "resize", "input_size", "pretrained", "precision", "dtype", "decode",
-    "background", "bit_depth", *MACHINE_PARAMS,
+    "background", "bit_depth",
 )  # fmt: skip
-"""Parameters that are handed to `FeatureExtractor` as they are."""
+"""Parameters of the extractor that a row depends on."""
 
 SEARCH_PARAMS = (
     "heads", "n_trials", "timeout", "cv", "scoring", "class_weight", "storage", "study_name", "n_jobs",
@@ -63,13 +65,16 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     ----------
     backbone : str, default "tf_efficientnet_lite0.in1k"
         Any timm name with its tag. The default's ImageNet weights come with the installation.
-    cut : str, int, list or None, default None
+    cut : str, int, list or None, default "auto"
         Layer whose output is used: None for the whole network without its classifier, a tap's name or
-        number (see ``featx taps``), or a list of them: the search then chooses.
-    pool : str or list, default "avg"
-        How a layer's map becomes a row: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4.
-    resize : {"crop", "squash", "pad"} or list, default "crop"
-        What happens to pictures that are not square.
+        number (see ``featx taps``), a list of them, or "auto" for all: the search then chooses one, or
+        several side by side.
+    pool : str or list, default "auto"
+        How a layer's map becomes a row: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4; several, or
+        "auto" for all that the layer allows, are chosen from.
+    resize : {"crop", "squash", "pad"} or list, default "auto"
+        What happens to pictures that are not square: the centre, all of it squeezed, or all of it with
+        bars. "auto" tries each on a few hundred training images and keeps the best.
     input_size : int or tuple of int, optional
         Side, or height and width, in pixels fed to the network; default as the weights were trained.
     checkpoint : path, optional
@@ -143,9 +148,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self,
         backbone: str = DEFAULT_BACKBONE,
         *,
-        cut: str | int | Sequence[str | int] | None = None,
-        pool: str | Sequence[str] = "avg",
-        resize: str | Sequence[str] = "crop",
+        cut: str | int | Sequence[str | int] | None = AUTO,
+        pool: str | Sequence[str] = AUTO,
+        resize: str | Sequence[str] = AUTO,
         input_size: int | tuple[int, int] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         pretrained: bool = True,
@@ -238,7 +243,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """
         images = as_images(X, y, groups=groups, sample_weight=sample_weight)
         check_labels(_labels(images))
-        rows, images = self._extract(images)
+        rows, images = self._extract(images, training=images)
         self._learn(rows.ids, rows.blocks, images)
         self.assignment_ = _assignment(rows.ids, np.zeros(len(rows.ids), bool))
         return self
@@ -276,19 +281,22 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """
         images = as_images(X, y, groups=groups, sample_weight=sample_weight)
         check_labels(_labels(images))
-        rows, images = self._extract(images)
         if images.splits is not None and (images.splits == "test").any():
             is_test = images.splits == "test"
-            _warn_of_leaks(rows.ids, is_test)
         else:
+            ids, images = _read_digests(images)
             is_test = stable_test_mask(
-                rows.ids,
+                ids,
                 _labels(images),
                 test_size=test_size,
                 salt=split_salt,
                 groups=images.groups,
                 previous=previous,
             )
+        train = images.select(~is_test)
+        rows, images = self._extract(images, training=train)
+        is_test = is_test[rows.kept]
+        _warn_of_leaks(rows.ids, is_test)
         train, test = images.select(~is_test), images.select(is_test)
         _refuse_unseen(_labels(test), np.unique(_labels(train)), what="test images")
         self._learn(rows.ids[~is_test], rows.blocks.take(~is_test), train)
@@ -380,7 +388,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def plan(self, X: Images) -> Plan:
         """What `fit` would compute for these images, and how long that takes here; keeps nothing."""
-        return self._candidates().plan(as_images(X).sources)
+        params = {name: getattr(self, name) for name in RECIPE_PARAMS}
+        if params["resize"] == AUTO:  # the others are tried on a few hundred images only
+            params["resize"] = "crop"
+        images = as_images(X)
+        return widest(params, self._machine(), images.sources).plan(images.sources)
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the classifier to one ``.featx`` file, which `featx.load` reads.
@@ -397,9 +409,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "best_estimator_")
         return save(self, path)
 
-    def _extract(self, images: ImageSet) -> tuple[Extraction, ImageSet]:
-        """Rows of every readable picture, and the image set without the others."""
-        extractor = self._candidates()
+    def _extract(self, images: ImageSet, *, training: ImageSet) -> tuple[Extraction, ImageSet]:
+        """Rows of every readable picture, and the image set without the others.
+
+        Which representations are extracted is chosen on the `training` part alone.
+        """
+        extractor = self._candidates(training)
         rows = extractor.extract(images.sources, names=images.names, on_error="skip")
         self.skipped_ = _all_skipped(images, rows)
         _refuse_too_many(self.skipped_, len(images) + len(images.skipped), self.max_bad)
@@ -409,9 +424,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.remarks_ = rows.remarks
         return rows, images.select(rows.kept)
 
-    def _candidates(self) -> FeatureExtractor:
+    def _candidates(self, training: ImageSet) -> FeatureExtractor:
         """An extractor of every representation that the search may choose."""
-        return FeatureExtractor(**{name: getattr(self, name) for name in EXTRACTOR_PARAMS})
+        params = {name: getattr(self, name) for name in RECIPE_PARAMS}
+        extractor = widest(params, self._machine(), training.sources)
+        codes = np.unique(np.array([str(label) for label in _labels(training)]), return_inverse=True)[1]
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        return choose(extractor, training, codes, machine=self._machine(), random_state=seed)
 
     def _learn(self, ids: NDArray[np.uint8], blocks: RowBlocks, images: ImageSet) -> None:
         y = check_labels(_labels(images))
@@ -467,9 +486,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _chosen(self) -> FeatureExtractor:
         """An extractor of just the representations that won."""
-        machine = {name: getattr(self, name) for name in MACHINE_PARAMS}
         specs = {name: self.specs_[name] for name in self.best_blocks_}
-        return FeatureExtractor.from_specs(specs, self.card_, **machine)
+        return FeatureExtractor.from_specs(specs, self.card_, **self._machine())
+
+    def _machine(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in MACHINE_PARAMS}
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "best_estimator_")
@@ -568,7 +589,7 @@ def _refuse_too_many(skipped: Sequence[Skipped], total: int, max_bad: float) -> 
 
 
 def _warn_of_leaks(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> None:
-    """The given split is the user's, but a picture on both sides makes its score too good."""
+    """A hash split keeps equal pictures together; a given one may not, and its score is then too good."""
     both = set(map(bytes, ids[is_test])) & set(map(bytes, ids[~is_test]))
     if both:
         warnings.warn(
@@ -577,6 +598,16 @@ def _warn_of_leaks(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> None:
             ImageWarning,
             stacklevel=4,
         )
+
+
+def _read_digests(images: ImageSet) -> tuple[NDArray[np.uint8], ImageSet]:
+    """Digests of the pictures whose files can be read, and the image set without the others."""
+    digests, errors = read_digests(images.sources, images.names)
+    labels = _labels(images)
+    lost = [Skipped(error.name, error.reason, labels[position]) for position, error in sorted(errors.items())]
+    readable = images.select([position for position, digest in enumerate(digests) if digest])
+    readable.skipped = [*images.skipped, *lost]
+    return as_ids(digest for digest in digests if digest), readable
 
 
 def _assignment(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> dict[str, str]:

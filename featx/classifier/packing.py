@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from featx.backbones.card import BackboneCard
 from featx.classifier.estimator import ImageClassifier
 from featx.evaluation import Calibration, Evaluation
-from featx.exceptions import ModelFileError
+from featx.exceptions import FeatxError, ModelFileError
 from featx.files import read_archive, read_json, write_archive
 from featx.heads import decision_scores
-from featx.modelfile import dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
 
@@ -45,6 +45,9 @@ GOLDEN_SEED = 20_260
 
 HEAD_TOLERANCE = 1e-4
 """Largest difference of a probability that another version of scikit-learn may make unremarked."""
+
+MAX_INPUT_SIDE = 8192
+"""Pixels. No network eats larger pictures; a crafted file could ask for any number of gigabytes."""
 
 PARAMS = (
     "backbone", "cut", "pool", "resize", "input_size", "pretrained", "heads", "n_trials", "timeout", "cv",
@@ -112,7 +115,9 @@ def load(
     model = read_json(archive.members["model.json"], where=f"{where}: model.json")
     try:
         clf = _restore(model, archive.members, where)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except ModelFileError:
+        raise
+    except (FeatxError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelFileError(
             f"{where}: model.json is not what featx writes ({type(error).__name__}: {error})."
         ) from None
@@ -183,7 +188,24 @@ def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> Im
     clf.skipped_ = []
     clf.remarks_ = ()
     clf.n_computed_ = 0
+    _check_description(clf)
     return clf
+
+
+def _check_description(clf: ImageClassifier) -> None:
+    """Refuse types and sizes that fit neither the network nor the head, before something is made of them."""
+    for record in (clf.card_, clf.calibration_, clf.oof_evaluation_, *clf.specs_.values()):
+        check_fields(record)
+    for spec in clf.specs_.values():
+        if (spec.architecture, spec.weights) != (clf.card_.architecture, clf.card_.weights):
+            raise ValueError("a spec is of another network than the card")
+        if spec.pool not in clf.card_.pools(spec.cut):
+            raise ValueError(f"pool {spec.pool!r} is not possible at {spec.cut!r}")
+        if not all(0 < side <= MAX_INPUT_SIDE for side in spec.input_size) or not 0 < spec.crop_pct <= 4:
+            raise ValueError(f"an input size of {spec.input_size} pixels, cropped to {spec.crop_pct}")
+    classes = clf.classes_
+    if classes.ndim != 1 or len(np.unique(classes)) != len(classes) or len(classes) < 2:
+        raise ValueError(f"the classes {classes.tolist()!r:.80}")
 
 
 def _check_head(

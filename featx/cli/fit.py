@@ -57,7 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--jobs", type=int, metavar="N", help="threads of the search")
     arguments.add_backbone(parser)
     parser.add_argument(
-        "--cut", "--taps", dest="cut", metavar="TAP[,TAP...]", help="layers to choose from (see `featx taps`)"
+        "--cut",
+        "--taps",
+        dest="cut",
+        metavar="TAP[,TAP...]|auto",
+        help="layers to choose from (default auto: all; `last` is the whole network; see `featx taps`)",
     )
     arguments.add_precision(parser)
     arguments.add_skipping(parser)
@@ -76,9 +80,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     images = show.data_set(console, images, min_per_class=args.min_per_class)
     clf = ImageClassifier(
         args.backbone,
-        cut=arguments.one_or_list(args.cut, "last") if args.cut else None,
-        pool=arguments.one_or_list(args.pool, "avg"),
-        resize=arguments.one_or_list(args.resize, "crop"),
+        cut=arguments.one_or_list(args.cut, "auto"),
+        pool=arguments.one_or_list(args.pool, "auto"),
+        resize=arguments.one_or_list(args.resize, "auto"),
         input_size=args.input_size,
         checkpoint=args.checkpoint,
         pretrained=not args.random_weights,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture
 from featx.images.decoders import DECODERS, resolve_decoder
 from featx.images.find import ImageSet, Skipped, load_images, load_paths
-from featx.images.picture import ImageSource, Picture, image_digest, read_picture
+from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
 from featx.tables import escape_name
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "image_digest",
     "load_images",
     "load_paths",
+    "read_digests",
     "read_picture",
     "resolve_decoder",
 ]
