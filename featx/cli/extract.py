@@ -36,10 +36,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         arguments.check_writable(args.output)
     from featx.cli import show
     from featx.extractor import FeatureExtractor
-    from featx.images import load_images
+    from featx.images import load_paths
 
     began = time.monotonic()
-    images = load_images(args.data if len(args.data) > 1 else args.data[0], follow_links=args.follow_links)
+    images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
     show.data_set(console, images)
     extractor = FeatureExtractor(
         args.backbone,

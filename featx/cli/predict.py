@@ -38,16 +38,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from featx.classifier import load
     from featx.cli import show
-    from featx.images import load_images
+    from featx.images import load_paths
     from featx.tables import write_csv
 
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
     clf.set_params(
         device=args.device, runtime=args.runtime, batch_size=args.batch_size, callback=console.progress
     )
-    images = load_images(
-        args.images if len(args.images) > 1 else args.images[0], follow_links=args.follow_links
-    )
+    images = load_paths(args.images, follow_links=args.follow_links, labelled=False)
     rows = clf.extract(images, on_error="raise" if args.strict else "skip")
     proba = clf.proba_of_rows(rows.blocks)
     names = [images.names[index] for index in rows.kept]
