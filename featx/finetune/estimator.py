@@ -497,6 +497,7 @@ class _Opened:
         return Job(
             backbone=backbone,
             cut=self.cut(unfreeze),
+            input_size=self.spec(unfreeze).input_size,
             rows=rows if rows is not None else ArrayRows(np.empty((0, 0), np.float32)),
             y=codes,
             n_classes=n_classes,
@@ -547,7 +548,8 @@ class _Opened:
     def _rows(self, unfreeze: int | str) -> RowSource | None:
         if self.rows is not None:
             cut = self.cut(unfreeze)
-            wanted = (3, *self.card.input_size) if cut is None else self.row_shape(self.spec(unfreeze))
+            spec = self.spec(unfreeze)
+            wanted = (3, *spec.input_size) if cut is None else self.row_shape(spec)
             if self.rows.shape != wanted:
                 raise DataError(
                     f"rows have shape {self.rows.shape}, and {self.card.name} at {cut or 'its input'} gives "

@@ -54,6 +54,8 @@ class Job:
     backbone : Backbone
     cut : str or None
         None trains the whole network on pictures.
+    input_size : tuple of int
+        Height and width of the pictures.
     rows : RowSource
         Rows at the cut, of all the images.
     y : ndarray of shape (n,), int
@@ -72,6 +74,7 @@ class Job:
 
     backbone: Backbone
     cut: str | None
+    input_size: tuple[int, int]
     rows: RowSource
     y: NDArray[np.intp]
     n_classes: int
@@ -184,7 +187,7 @@ class Job:
     @cached_property
     def tail(self) -> nn.Module:
         """The layers above the cut, as pretrained."""
-        return open_tail(self.backbone, self.cut).to(self.device)
+        return open_tail(self.backbone, self.cut, self.input_size)
 
     @cached_property
     def features(self) -> NDArray[np.float32]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featx.backbones.network import Backbone
+from featx.backbones.split import split_backbone
 from featx.exceptions import UsageError
 from featx.finetune.phases import Phase
 
@@ -95,8 +96,8 @@ class WholeNetwork(nn.Module):
         return features
 
 
-def open_tail(backbone: Backbone, cut: str | None) -> nn.Module:
-    """A copy of the layers above the cut, in evaluation mode; of the whole network if there is no cut.
+def open_tail(backbone: Backbone, cut: str | None, input_size: tuple[int, int]) -> nn.Module:
+    """The layers above the cut, in evaluation mode, free to be trained; the whole network if there is no cut.
 
     Raises
     ------
@@ -104,10 +105,13 @@ def open_tail(backbone: Backbone, cut: str | None) -> nn.Module:
         If the network cannot be split there.
     """
     if cut is None:
-        tail: nn.Module = WholeNetwork(copy.deepcopy(backbone.module), backbone.card.mean, backbone.card.std)
+        network = copy.deepcopy(backbone.sized(input_size))
+        network.reset_classifier(0)
+        tail: nn.Module = WholeNetwork(network, backbone.card.mean, backbone.card.std)
     else:
-        tail = copy.deepcopy(backbone.split(cut)[1])
-    return tail.eval().requires_grad_(True).to(next(backbone.module.parameters()).device)
+        tail = split_backbone(backbone, cut, input_size=input_size)[1]
+    device = next(backbone.module.parameters()).device
+    return tail.eval().requires_grad_(True).to(device)
 
 
 def make_head(kind: str, width: int, n_classes: int) -> nn.Module:

@@ -124,11 +124,21 @@ class FineTunedNetwork:
         from featx.finetune.network import network_of
 
         backbone, trained = self._open()
-        network = copy.deepcopy(backbone.module)
+        network = copy.deepcopy(backbone.sized(self.spec.input_size))
         state = network.state_dict()
         state |= {k: v for k, v in network_of(trained.tail).state_dict().items() if k in state}
         network.load_state_dict(state)
         return network.eval().requires_grad_(False)
+
+    def trained_part(self) -> TailClassifier:
+        """The layers that were trained, and the head."""
+        return self._open()[1]
+
+    def export_onnx(self, path: str | os.PathLike[str]) -> float:
+        """Write one ONNX graph; see `featx.finetune.export.export_onnx`."""
+        from featx.finetune.export import export_onnx
+
+        return export_onnx(self, path)
 
     def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write the whole network as safetensors, for ``FeatureExtractor(name, checkpoint=path)``."""
@@ -202,7 +212,7 @@ class FineTunedNetwork:
         from featx.finetune.network import TailClassifier, make_head, open_tail
 
         backbone = load_backbone(self.card, checkpoint=self.checkpoint, device=self.device)
-        tail = open_tail(backbone, None if self.whole else self.spec.cut)
+        tail = open_tail(backbone, None if self.whole else self.spec.cut, self.spec.input_size)
         module = TailClassifier(tail, make_head(self.head, self.card.num_features, len(self.classes)))
         try:
             module.load_state_dict({name: torch.from_numpy(np.array(t)) for name, t in self.tensors.items()})

@@ -83,23 +83,18 @@ def tune(
         trial.set_user_attr("stops", trained.run.stops)
         return accuracy + 1e-4 * negative_loss
 
-    study = optuna.create_study(
-        direction="maximize",
-        sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
-    )
-    last = phases[-1]
-    study.enqueue_trial(
-        {
-            "unfreeze": 0,
-            "lr": _within(last.lr, LR_RANGE),
-            "weight_decay": _within(last.weight_decay, WEIGHT_DECAY_RANGE),
-            "layer_decay": _within(last.layer_decay, LAYER_DECAY_RANGE),
-            "dropout": min(last.dropout, DROPOUT_MAX),
-            "batch_norm": last.batch_norm,
-        }
-    )
-    study.optimize(objective, n_trials=n_trials, timeout=timeout)
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a library call is silent
+    try:
+        study = optuna.create_study(
+            direction="maximize",
+            sampler=optuna.samplers.TPESampler(seed=seed, n_startup_trials=STARTUP_TRIALS),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
+        )
+        study.enqueue_trial({"unfreeze": 0, **_first(phases[-1])})
+        study.optimize(objective, n_trials=n_trials, timeout=timeout)
+    finally:
+        optuna.logging.set_verbosity(before)
     best = study.best_trial
     return study, unfreezes[best.params["unfreeze"]], _suggested(best, phases)
 
@@ -114,6 +109,17 @@ def _suggested(trial: Any, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
         batch_norm=trial.suggest_categorical("batch_norm", BATCH_NORMS),
     )
     return (*phases[:-1], last)
+
+
+def _first(last: Phase) -> dict[str, Any]:
+    """The phase as it is given, within the ranges that are searched."""
+    return {
+        "lr": _within(last.lr, LR_RANGE),
+        "weight_decay": _within(last.weight_decay, WEIGHT_DECAY_RANGE),
+        "layer_decay": _within(last.layer_decay, LAYER_DECAY_RANGE),
+        "dropout": min(last.dropout, DROPOUT_MAX),
+        "batch_norm": last.batch_norm,
+    }
 
 
 def _value(record: dict[str, Any]) -> float:

@@ -6,6 +6,7 @@ A group (a speaker, a patient, copies of one picture) is never parted.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.evaluation import Comparison, compare
+from featx.exceptions import SearchWarning
 from featx.finetune.rows import Index
 from featx.splits import make_folds
 
@@ -77,7 +79,8 @@ def make_parts(
     ----------
     y : ndarray of shape (n,)
     validation, verdict : float
-        Share of the images to stop by (of what is left) and to judge on; 0 for none.
+        Share of the images to stop by (of what is left) and to judge on; 0 for none. Small classes get
+        larger shares: each class is in each part.
     n_verdicts : int
         How many disjoint parts judge, each with a training of its own; at most ``1 / verdict``.
     groups : array of shape (n,), optional
@@ -85,18 +88,20 @@ def make_parts(
     """
     everything = np.arange(len(y))
     units = everything if groups is None else np.asarray(groups)
-    if verdict:
-        folds = make_folds(y, n_splits=_folds(verdict), groups=groups, random_state=random_state)[:n_verdicts]
-    else:
-        folds = [(everything, everything[:0])]
-    parts = []
-    for inner, judge in folds:
-        fit, stop = inner, inner[:0]
-        if validation:
-            local = make_folds(
-                y[inner], n_splits=_folds(validation), groups=units[inner], random_state=random_state + 1
+
+    def deal(index: Index, share: float, seed: int) -> list[tuple[Index, Index]]:
+        if not share:
+            return [(index, index[:0])]
+        with warnings.catch_warnings():  # fewer folds are larger shares, which is what small classes need
+            warnings.simplefilter("ignore", SearchWarning)
+            folds = make_folds(
+                y[index], n_splits=max(2, round(1 / share)), groups=units[index], random_state=seed
             )
-            fit, stop = inner[local[0][0]], inner[local[0][1]]
+        return [(index[rest], index[part]) for rest, part in folds]
+
+    parts = []
+    for inner, judge in deal(everything, verdict, random_state)[:n_verdicts]:
+        fit, stop = deal(inner, validation, random_state + 1)[0]
         parts.append(Parts(fit, stop, judge))
     return parts
 
@@ -131,7 +136,3 @@ def decide(
         "not distinguishable": "the two cannot be told apart, so the cheaper probe stays",
     }[found.verdict]
     return Verdict(kept, len(y), found, minutes, probe_minutes, f"{scores}: {ending}.")
-
-
-def _folds(share: float) -> int:
-    return max(2, round(1 / share))

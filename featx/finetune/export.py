@@ -1,0 +1,131 @@
+"""A fine-tuned network as one ONNX graph, checked against onnxruntime before it is called done.
+
+The graph takes pictures that are resized already (RGB, scale 0 to 255), and holds normalisation, network,
+head and calibration. Decoding and resizing stay outside; the file's metadata say how they must be done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from featx.exceptions import FeatxError, UsageError
+from featx.files import atomic_write
+from featx.finetune.network import WholeNetwork
+
+if TYPE_CHECKING:
+    from featx.finetune.tuned import FineTunedNetwork
+
+TOLERANCE = 1e-3
+"""Greatest difference of a probability between torch and onnxruntime."""
+GOLDEN_PICTURES = 4
+OPSET = 18
+
+
+class Deployed(nn.Module):
+    """Pictures (n, 3, H, W), float32, 0 to 255, to calibrated probabilities (n, classes)."""
+
+    def __init__(self, tuned: FineTunedNetwork) -> None:
+        super().__init__()
+        network = tuned.module()
+        network.reset_classifier(0)
+        self.network = WholeNetwork(network, tuned.card.mean, tuned.card.std)
+        self.head = tuned.trained_part().head
+        self.slope, self.shift = tuned.calibration.a, tuned.calibration.b
+        self.binary = tuned.calibration.kind == "sigmoid"
+        self.cpu().eval().requires_grad_(False)
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        """Probabilities as `FineTunedNetwork.predict_proba` gives them."""
+        logits = self.head(self.network(pictures))
+        if self.binary:
+            score = self.slope * (logits[:, 1:] - logits[:, :1]) + self.shift
+            return torch.cat([torch.sigmoid(-score), torch.sigmoid(score)], 1)
+        return torch.softmax(self.slope * logits, 1)
+
+
+def export_onnx(tuned: FineTunedNetwork, path: str | os.PathLike[str]) -> float:
+    """Write the graph and check it.
+
+    Parameters
+    ----------
+    tuned : FineTunedNetwork
+    path : path
+        The ``.onnx`` file.
+
+    Returns
+    -------
+    float
+        Greatest difference of a probability between torch and onnxruntime on seeded noise pictures.
+
+    Raises
+    ------
+    UsageError
+        If onnx, onnxscript or onnxruntime is not installed.
+    FeatxError
+        If onnxruntime does not agree; nothing is written then.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (torch needs it to export)
+    except ImportError as error:
+        raise UsageError(f"{error.name} is not installed: pip install 'featx[onnx]'.") from error
+    model = Deployed(tuned)
+    golden = golden_pictures(tuned.spec.input_size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter speaks of its own internals
+        program: Any = torch.onnx.export(
+            model,
+            (torch.from_numpy(golden),),
+            input_names=["pictures"],
+            output_names=["probabilities"],
+            dynamic_shapes={"pictures": {0: torch.export.Dim("n", min=1)}},
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
+    proto = program.model_proto
+    onnx.helper.set_model_props(proto, _metadata(tuned))
+    content = proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    worst = 0.0
+    for pictures in (golden, golden[:1]):
+        found = session.run(None, {"pictures": pictures})[0]
+        with torch.inference_mode():
+            expected = model(torch.from_numpy(pictures)).numpy()
+        worst = max(worst, float(np.abs(found - expected).max()))
+    if not worst <= TOLERANCE:
+        raise FeatxError(
+            f"onnxruntime's probabilities differ from torch's by {worst:.2g} (allowed {TOLERANCE:g}); nothing was "
+            "written."
+        )
+    atomic_write(Path(path), content)
+    return worst
+
+
+def golden_pictures(input_size: tuple[int, int]) -> NDArray[np.float32]:
+    """Seeded pictures to check an exported graph with, shape (4, 3, H, W), scale 0 to 255."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (GOLDEN_PICTURES, 3, *input_size)).astype(np.float32)
+
+
+def _metadata(tuned: FineTunedNetwork) -> dict[str, str]:
+    """What a user of the graph must know and cannot see in it."""
+    spec = json.loads(tuned.spec.to_json())
+    steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "bit_depth")
+    return {
+        "classes": json.dumps(tuned.classes.tolist()),
+        "input": "RGB pictures, upright, resized as 'preprocessing' says, float32 from 0 to 255, (n, 3, H, W)",
+        "output": "calibrated probabilities, (n, classes); normalisation is inside the graph",
+        "preprocessing": json.dumps({name: spec[name] for name in steps}),
+        "backbone": tuned.card.name,
+    }

@@ -1,0 +1,453 @@
+"""FineTuner: the plan, the probe's head, the verdict, what is left, on a tiny real network."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.base import clone
+from sklearn.dummy import DummyClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import Normalizer, StandardScaler
+from sklearn.svm import SVC, LinearSVC
+
+from featx.evaluation import Calibration
+from featx.exceptions import DataError, ModelFileError, UnknownTapError, UsageError
+from featx.extractor import FeatureExtractor, Progress
+from featx.finetune import FineTunedNetwork, FineTuner, Phase, Probe
+from featx.finetune.probe import fold_linear
+from featx.finetune.verdict import decide, make_parts
+from featx.stores.memory import MemoryStore
+
+torch = pytest.importorskip("torch")
+
+QUICK = (Phase(trainable="head", epochs=0), Phase(epochs=1, batch_size=16, lr=1e-3, warmup=0))
+STILL = (Phase(epochs=0),)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def pictures(n: int = 40, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
+    """Noise tinted red or blue."""
+    rng = np.random.default_rng(seed)
+    y = np.array(["blue", "red"] * (n // 2))
+    tint = {"red": (60, -40, -40), "blue": (-40, -40, 60)}
+    noise = rng.integers(0, 256, (n, 48, 64, 3)).astype(np.int16)
+    return [(x + tint[label]).clip(0, 255).astype(np.uint8) for x, label in zip(noise, y, strict=True)], y
+
+
+def extractor(name: str = "test_resnet", **params: Any) -> FeatureExtractor:
+    return FeatureExtractor(
+        name,
+        **({"pretrained": False, "store": MemoryStore(), "precision": "fp32", "input_size": 64} | params),
+    )
+
+
+@pytest.fixture(scope="module")
+def fitted() -> FineTuner:
+    x, y = pictures()
+    return FineTuner(extractor(), phases=QUICK, random_state=0).fit(x, y)
+
+
+def test_it_learns_and_predicts_images_and_rows_alike(fitted: FineTuner) -> None:
+    x, y = pictures(20, seed=9)
+    assert fitted.score(x, y) == 1.0
+    rows = extractor(cut="layer3", pool="none", dtype="float32", final_norm=False).fit_transform(x)
+    shaped = rows.reshape(20, *fitted.plan_.row_shape)
+    assert np.allclose(fitted.predict_proba(shaped), fitted.predict_proba(x), atol=1e-3)
+
+
+def test_the_plan_tells_the_size_on_disk_beforehand() -> None:
+    x, _ = pictures()
+    plan = FineTuner(extractor(), unfreeze=1, views=2).plan(x)
+    assert (plan.cut, plan.row_shape) == ("layer3", (192, 4, 4))
+    assert plan.row_bytes == 192 * 4 * 4 * 2
+    assert plan.disk_bytes == 40 * 3 * plan.row_bytes
+    assert not plan.streams
+    assert "kept in the store" in plan.reason
+
+
+def test_above_the_limit_it_streams_and_says_so() -> None:
+    x, y = pictures(20)
+    tuner = FineTuner(extractor(), phases=QUICK, disk_limit=1000, view_policy="none", random_state=0)
+    plan = tuner.plan(x)
+    assert plan.streams
+    assert "disk_limit" in plan.reason
+    streamed = tuner.fit(x, y).predict_proba(x)
+    cached = FineTuner(extractor(dtype="float32"), phases=QUICK, random_state=0).fit(x, y).predict_proba(x)
+    assert np.allclose(streamed, cached, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("unfreeze", "cut"), [(1, "layer3"), ("2", "layer2"), ("layer1", "layer1"), ("all", None), (99, None)]
+)
+def test_stages_are_counted_from_the_top(unfreeze: int | str, cut: str | None) -> None:
+    assert FineTuner(extractor(), unfreeze=unfreeze).plan(pictures(2)[0]).cut == cut
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"unfreeze": 0}, "number of stages from 1, a tap or 'all'"),
+        ({"unfreeze": "last"}, "nothing lies above 'last'"),
+        ({"unfreeze": "layer9"}, "layer9.*layer1.*layer4"),
+        ({"head": "svm"}, "probe, linear, mlp"),
+        ({"verdict": 0.9}, "verdict is 0.9"),
+        ({"precision": "fp8"}, "auto, fp32, bf16, fp16"),
+        ({"phases": (Phase(trainable=("layer1",)),)}, "no parameters under 'layer1'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(settings: dict[str, Any], words: str) -> None:
+    x, y = pictures(20)
+    with pytest.raises((UsageError, UnknownTapError), match=words):
+        FineTuner(extractor(), **({"phases": QUICK} | settings)).fit(x, y)
+
+
+def test_lengths_and_rows_of_another_cut_are_refused() -> None:
+    x, y = pictures(20)
+    with pytest.raises(DataError, match="20 images but 19 labels"):
+        FineTuner(extractor()).fit(x, y[:-1])
+    with pytest.raises(DataError, match=r"rows have shape \(3, 4, 4\).*\(192, 4, 4\).*cut='layer3'"):
+        FineTuner(extractor()).fit(np.zeros((20, 3, 4, 4), np.float32), y)
+
+
+def probe_for(x: list[np.ndarray], estimator: Any, **params: Any) -> Probe:
+    return Probe(estimator, extractor(**params).fit_transform(x), Calibration("sigmoid", 0.7, 0.1))
+
+
+@pytest.mark.parametrize("head", [LogisticRegression(C=0.1), LinearSVC(C=0.01)])
+def test_the_head_starts_as_the_tuned_probe_scaling_and_calibration_included(head: Any) -> None:
+    x, y = pictures()
+    probe = probe_for(x, make_pipeline(StandardScaler(), head), dtype="float32")
+    settings = {"phases": STILL, "verdict": 0, "validation": 0, "random_state": 0}
+    tuner = FineTuner(extractor(dtype="float32"), **settings).fit(x, y, probe=probe)
+    codes = (y == "red").astype(int)
+    expected = probe.fit(codes, np.arange(40)).proba(probe.rows)
+    assert np.allclose(tuner.predict_proba(x), expected, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "params"),
+    [
+        (make_pipeline(Normalizer(), SVC(gamma=5.0)), {}),  # not linear
+        (LogisticRegression(), {"cut": "layer1"}),  # linear, on other features of another width
+        (LogisticRegression(), {"resize": "squash"}),  # of the same width
+    ],
+)
+def test_a_probe_that_is_not_linear_in_the_last_features_gives_way_to_a_logistic_one(
+    estimator: Any, params: dict[str, Any]
+) -> None:
+    x, y = pictures()
+    tuner = FineTuner(extractor(), phases=STILL, verdict=0, random_state=0)
+    tuner.fit(x, y, probe=probe_for(x, estimator, **params))
+    assert tuner.score(x, y) == 1.0
+
+
+def test_folding_finds_weights_of_many_classes_and_refuses_curves() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(60, 5)), np.arange(60) % 3
+    linear = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
+    folded = fold_linear(linear.decision_function, x)
+    assert folded is not None
+    assert np.allclose(x @ folded[0].T + folded[1], linear.decision_function(x))
+    assert fold_linear(SVC(decision_function_shape="ovr").fit(x, y).decision_function, x) is None
+
+
+def test_parts_are_disjoint_cover_everything_and_never_part_a_group() -> None:
+    y = np.arange(120) % 3
+    groups = np.arange(120) // 4
+    parts = make_parts(y, validation=0.2, verdict=0.25, n_verdicts=4, groups=groups)
+    assert sorted(np.concatenate([part.judge for part in parts])) == list(range(120))
+    for part in parts:
+        every = [part.fit, part.stop, part.judge]
+        assert sorted(np.concatenate(every)) == list(range(120))
+        named = [set(groups[index]) for index in every]
+        assert not (named[0] & named[1] or named[0] & named[2] or named[1] & named[2])
+
+
+def test_a_verdict_keeps_only_a_winner_beyond_chance() -> None:
+    y = np.arange(100) % 2
+    right, coin = np.eye(2)[y], np.eye(2)[(np.arange(100) // 2) % 2]
+    slightly = right.copy()
+    slightly[:2] = slightly[:2, ::-1]
+    judge = {"groups": None, "minutes": 3.0, "probe_minutes": 0.1}
+    better, worse, same = (
+        decide(y, right, coin, **judge),
+        decide(y, coin, right, **judge),
+        decide(y, right, slightly, **judge),
+    )
+    assert [better.kept, worse.kept, same.kept] == [True, False, False]
+    assert "fine-tuned network is kept" in better.reason
+    assert "the probe is better and stays" in worse.reason
+    assert "cannot be told apart" in same.reason
+    assert "100.0% fine-tuned against 50.0% for the probe on 100" in better.reason
+    assert "3.0 minutes" in better.reason
+
+
+def test_the_network_is_kept_and_trained_on_everything_if_it_beats_the_probe() -> None:
+    x, y = pictures()
+    useless = Probe(DummyClassifier(strategy="prior"), np.zeros((40, 3), np.float32))
+    tuner = FineTuner(extractor(), phases=QUICK, n_verdicts=2, random_state=0).fit(x, y, probe=useless)
+    assert tuner.verdict_ is not None
+    assert tuner.verdict_.kept
+    assert tuner.verdict_.n == 16
+    assert tuner.network_.verdict == tuner.verdict_.to_dict()
+    assert "stop_loss" not in tuner.history_[0]  # the last training had no validation part: it took all
+
+
+def test_on_shuffled_labels_the_probe_stays() -> None:
+    x, y = pictures(60)
+    y = np.random.default_rng(3).permutation(y)
+    tuner = FineTuner(extractor(), phases=QUICK, random_state=0).fit(x, y)
+    assert not tuner.verdict_.kept
+    assert tuner.verdict_.comparison.low <= 0
+
+
+def test_what_each_phase_trains_is_told() -> None:
+    tuner = FineTuner(extractor(), head="mlp", unfreeze=1)
+    head, tail = tuner.describe(n_classes=5)
+    width = 96
+    assert sum(group.parameters for group in head) == width * 512 + 512 + 512 * 5 + 5
+    names = {name.split(".")[0] for group in tail for name in group.names}
+    assert names == {"layer4", "head"}
+
+
+def test_the_tutorials_head_is_trained_first_on_frozen_layers() -> None:
+    x, y = pictures()
+    phases = (Phase(trainable="head", epochs=3, batch_size=8, lr=1e-3), Phase(epochs=1, batch_size=16))
+    tuner = FineTuner(extractor(), head="mlp", phases=phases, verdict=0, refit=False, random_state=0).fit(
+        x, y
+    )
+    assert [record["phase"] for record in tuner.history_] == [0, 0, 0, 1]
+    assert tuner.network_.head == "mlp"
+    assert tuner.score(x, y) == 1.0
+
+
+@pytest.mark.parametrize("labels", [[3, 7], [False, True], ["a", "ä b"], [1.0, 2.0]])
+def test_what_is_left_travels_as_bytes_with_labels_in_their_type(labels: list[Any]) -> None:
+    x, y = pictures(20)
+    y = np.array([labels[int(label == "red")] for label in y])
+    tuner = FineTuner(extractor(), phases=STILL, verdict=0, random_state=0).fit(x, y)
+    read = FineTunedNetwork.from_members(tuner.network_.to_members())
+    assert np.array_equal(read.predict_proba(x), tuner.predict_proba(x))
+    assert read.classes.tolist() == tuner.classes_.tolist()
+    assert type(read.classes.tolist()[0]) is type(tuner.classes_.tolist()[0])
+
+
+def test_damaged_bytes_are_refused(fitted: FineTuner) -> None:
+    members = fitted.network_.to_members()
+    name, tensors = sorted(members)
+    for broken in (
+        {name: members[name]},
+        {**members, tensors: members[tensors][:-9]},
+        {**members, name: members[name][:-9]},
+        {**members, name: members[name].replace(b'"format": 1', b'"format": 9')},
+    ):
+        with pytest.raises(ModelFileError):
+            FineTunedNetwork.from_members(broken)
+
+
+def test_tensors_of_another_shape_are_refused_before_they_predict(fitted: FineTuner) -> None:
+    read = FineTunedNetwork.from_members(fitted.network_.to_members())
+    read.tensors["head.weight"] = np.zeros((2, 3), np.float32)
+    with pytest.raises(ModelFileError, match="not those of test_resnet above layer3"):
+        read.predict_proba(pictures(2)[0])
+
+
+def test_the_fine_tuned_network_is_a_backbone_with_spaces_of_its_own(
+    fitted: FineTuner, tmp_path: Path
+) -> None:
+    x, _ = pictures(6)
+    store = MemoryStore()
+    before = extractor(store=store).fit(x)
+    plain = before.transform(x)
+    tuned = FeatureExtractor(fitted.network_.to_backbone(), store=store, precision="fp32", input_size=64).fit(
+        x
+    )
+    rows = tuned.transform(x)
+    assert rows.shape == plain.shape
+    assert not np.allclose(rows, plain, atol=1e-3)
+    assert before.specs_["last:avg:crop"].differing(tuned.specs_["last:avg:crop"]).keys() == {"weights"}
+    fitted.network_.save_checkpoint(tmp_path / "tuned.safetensors")
+    again = extractor(checkpoint=tmp_path / "tuned.safetensors", pretrained=True).fit_transform(x)
+    assert np.allclose(again, rows, atol=1e-3)
+
+
+def test_heads_on_the_fine_tuned_backbone_see_what_its_own_head_sees(fitted: FineTuner) -> None:
+    x, _ = pictures(6)
+    rows = FeatureExtractor(
+        fitted.network_.to_backbone(), store="memory", precision="fp32", dtype="float32", input_size=64
+    ).fit_transform(x)
+    head = fitted.network_.trained_part().head
+    with torch.inference_mode():
+        logits = head(torch.from_numpy(rows)).numpy()
+    assert np.allclose(fitted.network_.calibration.proba(logits), fitted.predict_proba(x), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_it_exports_to_one_graph_that_onnxruntime_agrees_with(fitted: FineTuner, tmp_path: Path) -> None:
+    pytest.importorskip("onnxscript", reason="pip install 'featx[onnx]'")
+    runtime = pytest.importorskip("onnxruntime", reason="pip install 'featx[onnx]'")
+    path = tmp_path / "net.onnx"
+    assert fitted.network_.export_onnx(path) < 1e-4
+    side = fitted.network_.spec.input_size
+    x = [np.random.default_rng(n).integers(0, 256, (*side, 3)).astype(np.uint8) for n in range(3)]
+    session = runtime.InferenceSession(path.read_bytes())
+    planes = np.stack(x).transpose(0, 3, 1, 2).astype(np.float32)
+    network = fitted.network_
+    spec = network.spec.replace(crop_pct=1.0)  # pictures of the input's own size pass unchanged
+    same = FineTunedNetwork(**{**_parts(network), "spec": spec})
+    assert np.allclose(session.run(None, {"pictures": planes})[0], same.predict_proba(x), atol=1e-4)
+
+
+def _parts(network: FineTunedNetwork) -> dict[str, Any]:
+    names = ("card", "spec", "whole", "head", "classes", "tensors", "calibration")
+    return {name: getattr(network, name) for name in names}
+
+
+class Stopped(Exception):
+    pass
+
+
+def test_an_interrupted_fit_goes_on_to_the_same_network(tmp_path: Path) -> None:
+    x, y = pictures()
+    phases = (Phase(trainable="head", epochs=0), Phase(epochs=3, batch_size=8, dropout=0.2))
+    settings = {"phases": phases, "random_state": 4}
+    whole = FineTuner(extractor(), **settings).fit(x, y)
+
+    def stop(progress: Progress) -> None:
+        if "epoch 3" in progress.stage:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        FineTuner(extractor(), checkpoints=tmp_path, callback=stop, **settings).fit(x, y)
+    assert len(list(tmp_path.iterdir())) == 1
+    events: list[Progress] = []
+    resumed = FineTuner(extractor(), checkpoints=tmp_path, callback=events.append, **settings).fit(x, y)
+    for name, value in whole.network_.tensors.items():
+        assert np.array_equal(value, resumed.network_.tensors[name]), name
+    assert not any("epoch 2 " in event.stage for event in events[:3])
+    assert not list(tmp_path.iterdir())  # nothing is left when the fit is done
+
+
+def test_progress_is_told_in_rows() -> None:
+    x, y = pictures()
+    events: list[Progress] = []
+    FineTuner(extractor(), phases=QUICK, verdict=0, refit=False, random_state=0, callback=events.append).fit(
+        x, y
+    )
+    trained = [event for event in events if event.stage.startswith("fine-tuning: phase 2 of 2, epoch 1 of 1")]
+    assert trained[-1].done == trained[-1].total == 34
+    assert [event.done for event in trained] == sorted(event.done for event in trained)
+
+
+def test_tuning_chooses_cut_and_phase_and_prunes_by_epoch() -> None:
+    x, y = pictures()
+    phases = (Phase(trainable="head", epochs=0), Phase(epochs=2, batch_size=16, lr=1e-3))
+    tuner = FineTuner(extractor(), phases=phases, n_trials=5, verdict=0, refit=False, random_state=0).fit(
+        x, y
+    )
+    first = tuner.study_.trials[0]
+    assert first.params["lr"] == pytest.approx(1e-3)
+    assert len(tuner.study_.trials) == 5
+    assert set(first.intermediate_values) == {1, 2}
+    assert tuner.phases_[-1].lr == tuner.study_.best_params["lr"]
+    assert tuner.unfreeze_ in (1, 2)
+
+
+def test_views_are_cached_beside_the_plain_rows() -> None:
+    x, y = pictures(20)
+    store = MemoryStore()
+    FineTuner(extractor(store=store), views=2, phases=QUICK, verdict=0, refit=False, random_state=0).fit(x, y)
+    views = {(spec.view, spec.view_policy) for spec in store.keys().values() if spec.pool == "none"}
+    assert views == {(0, "none"), (1, "light"), (2, "light")}
+
+
+def test_fresh_augmentation_streams_when_everything_is_trained() -> None:
+    x, y = pictures(20)
+    phases = (Phase(epochs=2, batch_size=8, mixup=0.2),)
+    tuner = FineTuner(extractor(), unfreeze="all", phases=phases, verdict=0, refit=False, random_state=0)
+    tuner.fit(x, y)
+    assert tuner.network_.whole
+    assert len(tuner.history_) == 2
+    assert tuner.predict_proba(x).shape == (20, 2)
+
+
+def test_weights_are_taken_as_scikit_learn_takes_them() -> None:
+    y = pictures(20)[1]
+    flat = [np.full((32, 32, 3), 128, np.uint8)] * 20  # nothing to tell the classes apart by
+    phase = Phase(trainable="head", epochs=40, lr=0.05, batch_size=16, warmup=0)
+    settings = {"head": "linear", "phases": (phase,), "verdict": 0, "validation": 0, "random_state": 0}
+    weighted = FineTuner(extractor(), **settings).fit(flat, y, sample_weight=np.where(y == "red", 3.0, 1.0))
+    assert weighted.predict_proba(flat[:1])[0] == pytest.approx([0.25, 0.75], abs=0.1)
+    named = FineTuner(extractor(), class_weight={"red": 3.0, "blue": 1.0}, **settings).fit(flat, y)
+    assert named.predict_proba(flat[:1])[0] == pytest.approx([0.25, 0.75], abs=0.1)
+
+
+def test_it_clones_pickles_and_cross_validates_like_any_classifier(fitted: FineTuner) -> None:
+    x, y = pictures(20)
+    assert clone(fitted).get_params()["phases"] == QUICK
+    assert "unfreeze=2" in repr(FineTuner(unfreeze=2))
+    read = pickle.loads(pickle.dumps(fitted))
+    assert np.array_equal(read.predict_proba(x), fitted.predict_proba(x))
+    rows = extractor(cut="layer3", pool="none", final_norm=False).fit_transform(x).reshape(20, 192, 4, 4)
+    quick = FineTuner(extractor(), phases=QUICK, verdict=0, refit=False, random_state=0)
+    assert cross_val_score(quick, rows, y, cv=2).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["test_vit", "test_efficientnet", "test_convnext", "test_mambaout"])
+def test_families_train_above_a_cut(name: str) -> None:
+    x, y = pictures(20)
+    tuner = FineTuner(
+        extractor(name, input_size=None), phases=QUICK, verdict=0, refit=False, random_state=0
+    ).fit(x, y)
+    assert np.isfinite(tuner.predict_proba(x)).all()
+    assert {group.lr for group in tuner.trained_[1]} == {1e-3}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "unfreeze", "trained"),
+    [
+        (
+            "vgg16",
+            1,
+            {"features.24", "features.26", "features.28", "pre_logits.fc1", "pre_logits.fc2", "head"},
+        ),
+        ("inception_v3", 1, {"Mixed_7a", "Mixed_7b", "Mixed_7c", "head"}),
+    ],
+)
+def test_large_classics_run_through_both_phases(name: str, unfreeze: int, trained: set[str]) -> None:
+    x, y = pictures(12)
+    phases = (Phase(trainable="head", epochs=2, batch_size=4), Phase(epochs=1, batch_size=4, lr=1e-5))
+    tuner = FineTuner(
+        extractor(name, input_size=None),
+        unfreeze=unfreeze,
+        head="mlp",
+        phases=phases,
+        verdict=0,
+        refit=False,
+        random_state=0,
+    ).fit(x, y)
+    assert [record["phase"] for record in tuner.history_] == [0, 0, 1]
+    head, tail = tuner.trained_
+    assert {name.split(".")[0] for group in head for name in group.names} == {"head"}
+    parts = {
+        name if name.startswith("head") else name.rpartition(".")[0] for group in tail for name in group.names
+    }
+    for module in trained:
+        assert any(part.startswith(module) for part in parts), module
+    assert all(any(part.startswith(module) for module in trained) for part in parts)
+    assert tuner.predict_proba(x[:2]).shape == (2, 2)
