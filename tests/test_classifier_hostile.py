@@ -1,0 +1,127 @@
+"""A whole model file whose description was changed by someone who also wrote a fitting manifest."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import featx
+from featx.classifier import packing
+from featx.exceptions import FeatxError, ModelFileError
+from featx.files import read_archive, write_archive
+
+Node = dict[str, Any]
+PICTURE = np.zeros((40, 40, 3), np.uint8)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fitted and saved classifier of a tiny random network."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) // (1 + number % 2) for number in range(12)]
+    fitted = featx.ImageClassifier(
+        "test_resnet.r160_in1k",
+        pretrained=False,
+        heads=["logistic"],
+        n_trials=1,
+        store="memory",
+        runtime="torch",
+    ).fit(pictures, ["a", "b"] * 6)
+    return Path(fitted.save(tmp_path_factory.mktemp("model") / "good.featx"))
+
+
+def rewrite(path: Path, target: Path, change: Callable[[Node], None]) -> Path:
+    """The same file with a changed model.json and a manifest that fits: what an attacker can always make."""
+    archive = read_archive(path, kind=packing.KIND, allowed=packing.MEMBERS, max_format=packing.FORMAT)
+    model = json.loads(archive["model.json"])
+    change(model)
+    members = {**archive.members, "model.json": json.dumps(model).encode()}
+    write_archive(target, members, kind=packing.KIND, format=packing.FORMAT)
+    return target
+
+
+STRANGE_NAMES = [
+    "hf-hub:evil/model",
+    "local-dir:/tmp/evil",
+    "../../evil",
+    "/etc/passwd",
+    "x.featx",
+    "",
+    "a\0b",
+    5,
+]
+
+
+@pytest.mark.parametrize("name", [*STRANGE_NAMES, None, [], ["resnet18", "local-dir:/tmp/evil"]])
+def test_a_backbone_that_is_no_registered_name_is_never_loaded(
+    classifier: Path, tmp_path: Path, name: Any
+) -> None:
+    def change(model: Node) -> None:
+        model["params"]["backbone"] = model["card"]["name"] = model["card"]["architecture"] = name
+
+    with pytest.raises(FeatxError):
+        featx.load(rewrite(classifier, tmp_path / "x.featx", change)).predict(
+            [np.zeros((40, 40, 3), np.uint8)]
+        )
+
+
+@pytest.mark.parametrize("dtype", ["|V9999999999", "<U9999999999", "<M8[s]", "evil", "<f8,<i4", 3, None])
+def test_classes_of_a_strange_type_are_refused(classifier: Path, tmp_path: Path, dtype: Any) -> None:
+    target = rewrite(classifier, tmp_path / "x.featx", lambda model: model["classes"].update(dtype=dtype))
+    with pytest.raises(ModelFileError):
+        featx.load(target)
+
+
+@pytest.mark.parametrize(
+    "values", [[], ["a"], ["a", "a"], ["a", "b", "c"], [["a"], ["b"]], "ab", None]
+)
+def test_classes_that_do_not_fit_the_head_are_refused(classifier: Path, tmp_path: Path, values: Any) -> None:
+    target = rewrite(classifier, tmp_path / "x.featx", lambda model: model["classes"].update(values=values))
+    with pytest.raises(ModelFileError):
+        featx.load(target)
+
+
+@pytest.mark.parametrize("size", [[10**9, 10**9], [0, 0], [-1, 5], [1.5, 2], "ab", None])
+def test_an_input_size_that_no_network_has_is_refused(classifier: Path, tmp_path: Path, size: Any) -> None:
+    def change(model: Node) -> None:
+        model["card"]["input_size"] = model["params"]["input_size"] = size
+        for spec in model["specs"].values():
+            spec["input_size"] = size
+
+    with pytest.raises(FeatxError):
+        featx.load(rewrite(classifier, tmp_path / "x.featx", change)).predict(
+            [np.zeros((40, 40, 3), np.uint8)]
+        )
+
+
+def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield above
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, below in items:
+        yield from paths(below, (*above, key))
+
+
+@settings(max_examples=150, deadline=None)
+@given(data=st.data())
+def test_any_change_of_the_description_is_refused_in_words_or_harmless(
+    classifier: Path, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    def change(model: Node) -> None:
+        *above, key = data.draw(st.sampled_from([path for path in paths(model) if path]))
+        owner: Any = model
+        for step in above:
+            owner = owner[step]
+        odd = [None, -1, 0, 1e308, 10**30, "", "x", "../x", [], {}, [[]], {"a": 1}, True]
+        owner[key] = data.draw(st.sampled_from(odd))
+
+    target = tmp_path_factory.mktemp("fuzz") / "x.featx"
+    with contextlib.suppress(ModelFileError):
+        featx.load(rewrite(classifier, target, change))
