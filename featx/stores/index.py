@@ -19,14 +19,13 @@ WORDS = DIGEST_BYTES // 8
 
 @dataclass(frozen=True)
 class _Run:
-    """Digests as 64-bit words in the machine's byte order, sorted by the first."""
+    """Digests as 64-bit words in the machine's byte order, sorted by the first, and their row numbers."""
 
-    first: NDArray[np.uint64]  # (n,)
-    rest: NDArray[np.uint64]  # (n, 3)
+    words: NDArray[np.uint64]  # (n, 4)
     place: NDArray[np.uint32]  # (n,)
 
     def __len__(self) -> int:
-        return len(self.first)
+        return len(self.place)
 
 
 class DigestIndex:
@@ -42,9 +41,8 @@ class DigestIndex:
         """Note that the rows of `ids` are numbered from `first_place` on (below 2**32)."""
         if not len(ids):
             return
-        words = np.ascontiguousarray(ids).view(np.uint64).reshape(-1, WORDS)
-        place = np.arange(first_place, first_place + len(words), dtype=np.uint32)
-        self._runs.append(_sorted_run(words[:, 0], words[:, 1:], place))
+        place = np.arange(first_place, first_place + len(ids), dtype=np.uint32)
+        self._runs.append(_sorted_run(_words(ids), place))
         while len(self._runs) > 1 and 2 * len(self._runs[-1]) >= len(self._runs[-2]):
             self._runs[-2:] = [_merge(self._runs[-2:])]
 
@@ -54,12 +52,12 @@ class DigestIndex:
         for run in self._runs:
             mask = (run.place < first_place) | (run.place >= last_place)
             if mask.any():
-                kept.append(run if mask.all() else _Run(run.first[mask], run.rest[mask], run.place[mask]))
+                kept.append(run if mask.all() else _Run(run.words[mask], run.place[mask]))
         self._runs = kept
 
     def find(self, ids: Ids) -> NDArray[np.int64]:
         """Row number of each digest, shape (n,); -1 where there is none."""
-        words = np.ascontiguousarray(ids).view(np.uint64).reshape(-1, WORDS)
+        words = _words(ids)
         places = np.full(len(words), -1, np.int64)
         for run in reversed(self._runs):
             open_ = np.flatnonzero(places < 0)
@@ -71,27 +69,28 @@ class DigestIndex:
 
 def _find(run: _Run, words: NDArray[np.uint64]) -> NDArray[np.int64]:
     places = np.full(len(words), -1, np.int64)
-    at = np.searchsorted(run.first, words[:, 0])
+    at = np.searchsorted(run.words[:, 0], words[:, 0])
     asked = np.arange(len(words))
     while len(asked):  # once, and again only for digests that share 8 bytes with another one
         inside = at < len(run)
         asked, at = asked[inside], at[inside]
-        alike = run.first[at] == words[asked, 0]
+        alike = run.words[at, 0] == words[asked, 0]
         asked, at = asked[alike], at[alike]
-        same = (run.rest[at] == words[asked, 1:]).all(axis=1)
+        same = (run.words[at] == words[asked]).all(axis=1)
         places[asked[same]] = run.place[at[same]]
         asked, at = asked[~same], at[~same] + 1
     return places
 
 
 def _merge(runs: list[_Run]) -> _Run:
-    return _sorted_run(
-        np.concatenate([run.first for run in runs]),
-        np.concatenate([run.rest for run in runs]),
-        np.concatenate([run.place for run in runs]),
-    )
+    words, places = [run.words for run in runs], [run.place for run in runs]
+    return _sorted_run(np.concatenate(words), np.concatenate(places))
 
 
-def _sorted_run(first: NDArray[np.uint64], rest: NDArray[np.uint64], place: NDArray[np.uint32]) -> _Run:
-    order = np.argsort(first)
-    return _Run(first[order], rest[order], place[order])
+def _sorted_run(words: NDArray[np.uint64], place: NDArray[np.uint32]) -> _Run:
+    order = np.argsort(words[:, 0])
+    return _Run(words[order], place[order])
+
+
+def _words(ids: Ids) -> NDArray[np.uint64]:
+    return np.ascontiguousarray(ids).view(np.uint64).reshape(-1, WORDS)

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from featx.exceptions import StoreError, StoreWarning
 from featx.files import atomic_write, make_folder, sweep_temporaries, sync_folder
 from featx.spec import FeatureSpec
-from featx.stores.base import Ids
+from featx.stores.base import DIGEST_BYTES, Ids
 from featx.stores.index import DigestIndex
 from featx.stores.segments import BadSegmentError, Segment, build_segment, open_segment, read_rows
 
@@ -224,7 +224,8 @@ class Space:
 
     def _take(self, names: list[str]) -> None:
         """Open segments and index their ids, all at once; bad ones are quarantined afterwards."""
-        first, found, bad = self._next, [], []
+        first, bad = self._next, []
+        found = np.empty((sum(map(rows_of, names)), DIGEST_BYTES), np.uint8)
         try:
             for name in names:
                 if name in self._segments:
@@ -241,11 +242,10 @@ class Space:
                         ) from error
                     continue
                 self._segments[name], self._firsts[name] = segment, self._next
+                found[self._next - first :][: len(ids)] = ids
                 self._next += segment.n_rows
-                found.append(ids)
         finally:  # whatever is known is in the index
-            if found:
-                self._index.add(np.concatenate(found), first)
+            self._index.add(found[: self._next - first], first)
         for name, reason in bad:
             self.quarantine(name, reason)
 
