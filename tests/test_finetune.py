@@ -51,7 +51,16 @@ def pictures(n: int = 40, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
 def extractor(name: str = "test_resnet", **params: Any) -> FeatureExtractor:
     return FeatureExtractor(
         name,
-        **({"pretrained": False, "store": MemoryStore(), "precision": "fp32", "input_size": 64} | params),
+        **(
+            {
+                "pretrained": False,
+                "store": MemoryStore(),
+                "precision": "fp32",
+                "input_size": 64,
+                "runtime": "torch",
+            }
+            | params
+        ),
     )
 
 
@@ -273,9 +282,9 @@ def test_the_fine_tuned_network_is_a_backbone_with_spaces_of_its_own(
     store = MemoryStore()
     before = extractor(store=store).fit(x)
     plain = before.transform(x)
-    tuned = FeatureExtractor(fitted.network_.to_backbone(), store=store, precision="fp32", input_size=64).fit(
-        x
-    )
+    tuned = FeatureExtractor(
+        fitted.network_.to_backbone(), store=store, precision="fp32", input_size=64, runtime="torch"
+    ).fit(x)
     rows = tuned.transform(x)
     assert rows.shape == plain.shape
     assert not np.allclose(rows, plain, atol=1e-3)
@@ -288,7 +297,12 @@ def test_the_fine_tuned_network_is_a_backbone_with_spaces_of_its_own(
 def test_heads_on_the_fine_tuned_backbone_see_what_its_own_head_sees(fitted: FineTuner) -> None:
     x, _ = pictures(6)
     rows = FeatureExtractor(
-        fitted.network_.to_backbone(), store="memory", precision="fp32", dtype="float32", input_size=64
+        fitted.network_.to_backbone(),
+        store="memory",
+        precision="fp32",
+        dtype="float32",
+        input_size=64,
+        runtime="torch",
     ).fit_transform(x)
     head = fitted.network_.trained_part().head
     with torch.inference_mode():
