@@ -398,7 +398,10 @@ def test_weights_are_downloaded_once_and_then_found_offline(tmp_path: Path) -> N
     Hub.content = save_checkpoint(tmp_path / "model.safetensors", seed=4).read_bytes()
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    script = f"from featx.backbones import download, open_card; download({HUB_NAME!r}); print(open_card({HUB_NAME!r}).weights)"
+    script = (
+        "from featx.backbones import download, open_card\n"
+        f"download({HUB_NAME!r}); print(open_card({HUB_NAME!r}).weights)"
+    )
     environment = {"HF_HOME": str(tmp_path / "hf"), "PATH": "", "HOME": str(tmp_path)}
     online = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "no_proxy": "*"}
     try:
@@ -466,5 +469,5 @@ def test_the_card_of_a_network_is_plain_data(resnet: BackboneCard) -> None:
 
 
 def test_an_unknown_device_is_refused_with_those_allowed() -> None:
-    with pytest.raises(UsageError, match="device 'gpu' cannot be used here.*auto, cpu"):
+    with pytest.raises(UsageError, match=r"device 'gpu' cannot be used here.*auto, cpu"):
         load_backbone("test_resnet", pretrained=False, device="gpu")

@@ -9,7 +9,6 @@ releases the GIL and runs on the calling thread alone. Normalisation is the stem
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,14 +88,21 @@ def _resize(
     picture: Picture, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
 ) -> Picture:
     """The part `kept` (top, left, bottom, right) of the picture resized to `size`."""
-    top, left, bottom, right = kept
     if interpolation not in PILLOW_MODES:
         raise UsageError(f"interpolation {interpolation!r} is not one of {', '.join(PILLOW_MODES)}.")
-    wasteful = size[0] * size[1] > WASTE_LIMIT * (bottom - top) * (right - left)
-    if wasteful or interpolation not in TORCH_MODES:
-        return _resize_by_pillow(picture, size, kept, interpolation)
+    top, left, bottom, right = kept
+    if size[0] * size[1] > WASTE_LIMIT * (bottom - top) * (right - left):
+        return _resize_part(picture, size, kept, interpolation)
     if picture.shape[:2] == size:
-        return np.ascontiguousarray(picture[top:bottom, left:right])
+        resized = picture
+    elif interpolation in TORCH_MODES:
+        resized = _resize_by_torch(picture, size, interpolation)
+    else:
+        resized = _resize_by_pillow(picture, size, interpolation)
+    return np.ascontiguousarray(resized[top:bottom, left:right])
+
+
+def _resize_by_torch(picture: Picture, size: tuple[int, int], interpolation: str) -> Picture:
     import torch
     from torch.nn.functional import interpolate
 
@@ -104,24 +110,28 @@ def _resize(
     batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # a view, channels last
     with torch.inference_mode():
         resized = interpolate(batch, size=size, mode=interpolation, antialias=True)
-    part: Picture = resized[0, :, top:bottom, left:right].permute(1, 2, 0).numpy()
-    return np.ascontiguousarray(part)
+    result: Picture = resized[0].permute(1, 2, 0).numpy()
+    return result
 
 
 def _resize_by_pillow(
-    picture: Picture, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
+    picture: Picture,
+    size: tuple[int, int],
+    interpolation: str,
+    box: tuple[float, float, float, float] | None = None,
 ) -> Picture:
-    """The same grid by Pillow, which computes the kept pixels alone."""
     from PIL import Image
 
+    filter_ = Image.Resampling[interpolation.upper()]
+    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), filter_, box=box))
+
+
+def _resize_part(
+    picture: Picture, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
+) -> Picture:
+    """The same grid, but only its kept pixels, from the part of the picture that lies under them."""
     top, left, bottom, right = kept
-    step_y, step_x = picture.shape[0] / size[0], picture.shape[1] / size[1]
-    box = (
-        left * step_x,
-        top * step_y,
-        min(right * step_x, picture.shape[1]),
-        min(bottom * step_y, picture.shape[0]),
-    )
-    filter_: Any = Image.Resampling[interpolation.upper()]
-    resized = Image.fromarray(picture).resize((right - left, bottom - top), filter_, box=box)
-    return np.asarray(resized)
+    height, width = picture.shape[:2]
+    step_y, step_x = height / size[0], width / size[1]
+    box = (left * step_x, top * step_y, min(right * step_x, width), min(bottom * step_y, height))
+    return _resize_by_pillow(picture, (bottom - top, right - left), interpolation, box)
