@@ -118,8 +118,9 @@ def stable_test_mask(
     mask: NDArray[np.bool_] = np.where(side >= 0, side == 1, is_test[unit])
     if not mask.any():
         raise DataError(
-            f"{_count(len(digests), 'image')} ({n_units:,} apart from copies and groups) leave none for a test part (each class keeps "
-            f"{MIN_TRAIN_UNITS} for training); add images, or evaluate on images of your own."
+            f"{_count(len(digests), 'image')} ({n_units:,} apart from copies and groups) leave none for a "
+            f"test part (each class keeps {MIN_TRAIN_UNITS} for training); add images, or evaluate on images "
+            "of your own."
         )
     bare = np.setdiff1d(np.arange(len(classes)), y[mask])
     if len(bare):

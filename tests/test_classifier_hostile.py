@@ -80,9 +80,7 @@ def test_classes_of_a_strange_type_are_refused(classifier: Path, tmp_path: Path,
         featx.load(target)
 
 
-@pytest.mark.parametrize(
-    "values", [[], ["a"], ["a", "a"], ["a", "b", "c"], [["a"], ["b"]], "ab", None]
-)
+@pytest.mark.parametrize("values", [[], ["a"], ["a", "a"], ["a", "b", "c"], [["a"], ["b"]], "ab", None])
 def test_classes_that_do_not_fit_the_head_are_refused(classifier: Path, tmp_path: Path, values: Any) -> None:
     target = rewrite(classifier, tmp_path / "x.featx", lambda model: model["classes"].update(values=values))
     with pytest.raises(ModelFileError):
