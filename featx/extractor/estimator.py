@@ -78,6 +78,8 @@ class Extraction:
         Wall-clock time, and how much of it passed while the network was loaded or converted.
     runtime, limit : str
         What computed (empty if nothing was computed), and the stage that the others waited for.
+    batch_size : int
+        What was found best, or what memory allowed.
     """
 
     ids: Ids
@@ -93,6 +95,7 @@ class Extraction:
     loading_s: float = 0.0
     runtime: str = ""
     limit: str = ""
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -602,6 +605,7 @@ class _Rows:
         self.computed = self.canaries = 0
         self.loading_s = 0.0
         self.runtime = self.limit = ""
+        self.batch_size = 0
         self._extractor = extractor
         self._device = resolve_device(extractor.device)
         self._environment = environment(resolve_runtime(extractor.runtime, self._device), self._device)
@@ -648,6 +652,7 @@ class _Rows:
             loading_s=self.loading_s,
             runtime=self.runtime if self.computed else "",
             limit=self.limit,
+            batch_size=self.batch_size,
         )
 
     def _run(
@@ -687,7 +692,7 @@ class _Rows:
             run(sources, names)
         finally:
             decoder.close()
-        self.limit = run.limit
+        self.limit, self.batch_size = run.limit, batch_size.value
         return run, forward
 
     def _loader(self, spec: FeatureSpec) -> Callable[[], NDArray[Any]]:

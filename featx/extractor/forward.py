@@ -231,35 +231,41 @@ class Forward:
         return compiled
 
     def _run(self, compiled: Compiled, batch: Batch, names: Sequence[str]) -> Outputs:
+        """Rows of a batch, in halves of halves if memory does not suffice."""
+        rows = self._try(compiled, batch)
+        if rows is not None:
+            return rows
+        done: list[Outputs] = []
+        todo = [slice(0, len(batch))]
+        with self._retry:  # one at a time: others may have taken what was missing
+            while todo:
+                part = todo.pop()
+                rows = self._try(compiled, batch[part])
+                if rows is not None:
+                    done.append(rows)
+                    continue
+                size = part.stop - part.start
+                if size == 1:
+                    height, width = batch.shape[1:3]
+                    raise BackboneError(
+                        f"{names[part.start]}: not enough memory for this one picture at {height}×{width} "
+                        "pixels; choose a smaller backbone or input_size, or free memory. "
+                        "What is done is kept."
+                    )
+                self._batch_size.forbid(size)
+                middle = part.start + size // 2
+                todo += [slice(middle, part.stop), slice(part.start, middle)]
+        return [np.concatenate(rows) for rows in zip(*done, strict=True)]
+
+    def _try(self, compiled: Compiled, batch: Batch) -> Outputs | None:
+        """Rows, or None if memory ran out; what the attempt held is free again when this returns."""
         try:
             return compiled(batch)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
         _free_device_memory()
-        self._batch_size.forbid(len(batch))
-        with self._retry:  # one at a time: others may have taken what was missing
-            return self._run_halved(compiled, batch, names)
-
-    def _run_halved(self, compiled: Compiled, batch: Batch, names: Sequence[str]) -> Outputs:
-        half = max(1, len(batch) // 2)
-        parts = []
-        for start in range(0, len(batch), half):
-            part = batch[start : start + half]
-            try:
-                parts.append(compiled(part))
-            except (MemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
-                    raise
-                if len(part) == 1:
-                    height, width = part.shape[1:3]
-                    raise BackboneError(
-                        f"{names[start]}: not enough memory for this one picture at {height}×{width} pixels; "
-                        "choose a smaller backbone or input_size, or free memory. What is done is kept."
-                    ) from error
-                self._batch_size.forbid(len(part))
-                parts.append(self._run_halved(compiled, part, names[start : start + half]))
-        return [np.concatenate(rows) for rows in zip(*parts, strict=True)]
+        return None
 
     def _mend(
         self, rows: Outputs, outputs: Sequence[FeatureSpec], batch: Batch, names: Sequence[str]

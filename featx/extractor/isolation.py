@@ -63,8 +63,8 @@ class CarefulDecoder:
         Put every picture under suspicion.
     workers : int
         Calls at a time.
-    time_limit_s : float
-        For a picture in a process of its own.
+    time_limit_s : float, optional
+        For a picture in a process of its own; default `TIME_LIMIT_S`.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CarefulDecoder:
         *,
         isolate: bool,
         workers: int,
-        time_limit_s: float = TIME_LIMIT_S,
+        time_limit_s: float | None = None,
     ) -> None:
         path: Path | None = getattr(store, "path", None)
         self._recipe = recipe
@@ -86,7 +86,7 @@ class CarefulDecoder:
         self._workers = workers
         self._lock = threading.Lock()
         self._journal: Journal | None = None
-        self._sandboxes = Sandboxes(recipe, time_limit_s)
+        self._sandboxes = Sandboxes(recipe, time_limit_s or TIME_LIMIT_S)
 
     def __call__(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None]
@@ -138,7 +138,7 @@ class Journal:
     def __init__(self, folder: Path, slots: int) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._path = folder / f"{uuid.uuid4().hex}.journal"
-        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115: open for the journal's life
+        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115
         self._file.write(_padded(_whoami()))
         self._lock = threading.Lock()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -287,8 +287,8 @@ class Sandboxes:
         except (OSError, EOFError, ValueError):
             code = process.wait()
             _close_pipes(process)
-            raise RuntimeError(
-                f"the process that decodes suspects did not start (exit code {code})."
+            raise FeatxError(
+                f"the process that decodes suspect pictures did not start (exit code {code})."
             ) from None
         finally:
             timer.cancel()

@@ -125,7 +125,7 @@ class Recipe:
             background=spec.background,
             bit_depth=spec.bit_depth,
             max_pixels=self.max_pixels,
-            min_side=max(math.floor(side / spec.crop_pct) for side in spec.input_size),
+            min_side=_resized_side(spec) if spec.decode == "fast" else 0,
         )
 
     def prepare(
@@ -486,6 +486,11 @@ class Run:
         waits = {name: waited_now[name] - waited[name] for name in waited}
         limit = max(waits, key=lambda name: waits[name])
         return (done_now - done) / max(now - began, 1e-9), limit if waits[limit] > 0 else ""
+
+
+def _resized_side(spec: FeatureSpec) -> int:
+    """Pixels of the longer side that a square picture is resized to, before the crop."""
+    return max(math.floor(side / spec.crop_pct) for side in spec.input_size)
 
 
 def spread(count: int, wanted: int) -> list[int]:

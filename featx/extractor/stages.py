@@ -9,6 +9,7 @@ processes: decoding, hashing and the forward pass all release the GIL.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -44,7 +45,7 @@ class Stage(Generic[In, Out]):
     workers : int
         Threads.
     depth : int, optional
-        Look-ahead to begin with; it doubles whenever the workers ran dry.
+        Look-ahead to begin with; it doubles when the workers ran dry while the caller was elsewhere.
     max_depth : int
         Largest look-ahead.
     size_of : callable, optional
@@ -80,16 +81,26 @@ class Stage(Generic[In, Out]):
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"featx-{name}")
 
     def run(self, items: Iterable[In]) -> Iterator[Out]:
-        """Results in the order of the items, each as soon as it and those before it are done."""
+        """Results in the order of the items, with as many more in work as there is room for."""
         pending: deque[tuple[In, Future[Out]]] = deque()
-        for item in items:
-            if pending and pending[-1][1].done():  # the workers ran dry while the caller was elsewhere
+        source, exhausted, pull_s = iter(items), False, 0.0
+        while True:
+            while not exhausted and len(pending) < self._room():
+                began = time.monotonic()
+                for item in itertools.islice(source, 1):
+                    pending.append((item, self._pool.submit(self._run_one, item)))
+                    break
+                else:
+                    exhausted = True
+                pull_s = time.monotonic() - began
+            if not pending:
+                return
+            result = self._take(*pending.popleft())
+            left = time.monotonic()
+            yield result
+            ran_dry = bool(pending) and pending[-1][1].done()
+            if ran_dry and time.monotonic() - left > pull_s:  # not for want of items
                 self.depth = min(2 * self.depth, self._max_depth)
-            pending.append((item, self._pool.submit(self._run_one, item)))
-            while pending and (len(pending) >= self._room() or pending[0][1].done()):
-                yield self._take(*pending.popleft())
-        while pending:
-            yield self._take(*pending.popleft())
 
     def close(self, *, drop: bool = True, wait: bool = True) -> None:
         """End the workers: what has not begun is dropped or done; what has begun (a read may be stuck for

@@ -1,0 +1,395 @@
+"""The pipeline behind the extractor: order, bounds, memory that runs out, interrupts, decoders that crash."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx import FeatureExtractor
+from featx.extractor import Progress
+from featx.extractor.forward import MAX_BATCH, BatchSize
+from featx.extractor.pipeline import Recipe
+from featx.extractor.stages import Stage
+from featx.stores import open_store
+from featx.stores.base import as_ids
+
+TINY: dict[str, Any] = {"pretrained": False, "input_size": 64, "precision": "fp32", "runtime": "torch"}
+
+
+@pytest.fixture
+def paths(class_folders: Path) -> list[str]:
+    return sorted(map(str, class_folders.rglob("*.png")))
+
+
+# --- a stage ---
+
+
+def test_a_stage_hands_results_on_in_order_whoever_is_first() -> None:
+    def work(number: int) -> int:
+        time.sleep(0.02 if number % 5 == 0 else 0)
+        return number * number
+
+    stage = Stage("square", work, workers=4)
+    assert list(stage.run(range(40))) == [number * number for number in range(40)]
+    stage.close()
+
+
+def test_a_stage_takes_no_more_ahead_than_its_bounds() -> None:
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(200):
+            taken.append(number)
+            yield number
+
+    stage = Stage("slow", lambda number: number, workers=2, depth=4, max_depth=16)
+    for result in stage.run(items()):
+        assert len(taken) - result <= 17
+        time.sleep(0.001)
+    stage.close()
+
+
+def test_large_results_narrow_the_look_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featx.extractor.stages.STAGE_BYTES", 100)
+    alive: list[int] = []
+    most = 0
+
+    def work(number: int) -> int:
+        nonlocal most
+        alive.append(number)
+        most = max(most, len(alive))
+        return number
+
+    stage = Stage("large", work, workers=2, depth=4, max_depth=64, size_of=lambda _: 50)
+    for result in stage.run(range(100)):
+        time.sleep(0.001)
+        alive.remove(result)
+    stage.close()
+    assert most <= 4 + 1
+
+
+def test_a_stage_whose_workers_run_dry_looks_further_ahead() -> None:
+    stage = Stage("fast", lambda number: number, workers=1, depth=2, max_depth=64)
+    for _ in stage.run(range(50)):
+        time.sleep(0.002)
+    stage.close()
+    assert stage.depth > 2
+
+
+def test_an_error_in_a_stage_comes_out_where_it_is_pulled() -> None:
+    stage = Stage("divide", lambda number: 1 // number, workers=2)
+    with pytest.raises(ZeroDivisionError):
+        list(stage.run([2, 1, 0, 3]))
+    stage.close()
+
+
+def test_what_takes_long_is_named() -> None:
+    named: list[tuple[str, float]] = []
+    stage = Stage(
+        "read",
+        lambda name: time.sleep(0.4) if name == "stuck.jpg" else None,
+        workers=1,
+        patience_s=0.1,
+        on_stuck=lambda name, seconds: named.append((name, seconds)),
+    )
+    list(stage.run(["a.jpg", "stuck.jpg", "b.jpg"]))
+    stage.close()
+    assert {name for name, _ in named} == {"stuck.jpg"}
+    assert named[0][1] >= 0.1
+
+
+# --- batch size ---
+
+
+def test_the_batch_grows_while_that_is_faster() -> None:
+    size = BatchSize("auto", "cpu")
+    cost = {2: 1.0, 4: 0.8, 8: 0.6, 16: 0.6, 32: 0.5}  # seconds an image
+    for _ in range(200):
+        size.observe(size.value, cost[size.value] * size.value)
+    assert size.value == 8
+
+
+def test_a_batch_size_that_was_asked_for_stays() -> None:
+    size = BatchSize(5, "cpu")
+    for _ in range(50):
+        size.observe(5, 0.001)
+    assert size.value == 5
+
+
+def test_memory_that_ran_out_is_a_ceiling_for_good() -> None:
+    size = BatchSize("auto", "cuda")
+    assert size.value == 32
+    size.forbid(32)
+    for _ in range(100):
+        size.observe(size.value, 1e-3)
+    assert size.value == 16
+    assert BatchSize("auto", "cuda")._ceiling == MAX_BATCH
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
+def test_a_batch_that_does_not_fit_is_halved_and_no_image_is_lost(tmp_path: Path) -> None:
+    """The limit is set when the network is loaded: 64 pictures of 224 pixels need some 400 MB in a layer."""
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        import numpy as np
+        from featx import FeatureExtractor
+        rng = np.random.default_rng(0)
+        images = [rng.integers(0, 256, (224, 224, 3), dtype=np.uint8) for _ in range(64)]
+        settings = dict(pretrained=False, input_size=224, precision="fp32", runtime="torch", n_jobs=1)
+        exact = FeatureExtractor("resnet18", store="memory", batch_size=4, **settings)
+        right = exact.fit_transform(images)
+        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (200 << 20), resource.RLIM_INFINITY))
+        extractor = FeatureExtractor("resnet18", store="memory", batch_size=64, **settings)
+        result = extractor.extract(images)
+        assert result.computed == 64, result.computed
+        difference = abs(result.blocks["last:avg:crop"] - right).max() / abs(right).max()
+        assert difference < 1e-3, difference
+        print("batch", result.batch_size)
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert 1 <= int(done.stdout.split()[-1]) < 64
+
+
+# --- progress ---
+
+
+def test_progress_counts_up_to_all_images_and_names_what_limits(paths: list[str], tmp_path: Path) -> None:
+    events: list[Progress] = []
+    extractor = FeatureExtractor("test_resnet", store=tmp_path, callback=events.append, **TINY)
+    (tmp_path / "broken.jpg").write_bytes(b"no")
+    extractor.extract([*paths, str(tmp_path / "broken.jpg"), paths[0]], on_error="skip")
+    last = events[-1]
+    assert (last.done, last.total, last.computed, last.skipped) == (26, 26, 24, 1)
+    assert last.images_per_s > 0
+    assert last.eta_s == 0
+    assert last.limit in ("read", "decode", "forward", "disk")
+    assert [event.done for event in events] == sorted(event.done for event in events)
+    events.clear()
+    extractor.extract(paths)
+    assert (events[-1].cached, events[-1].computed) == (24, 0)
+
+
+def test_a_run_leaves_threads_and_torchs_setting_as_they_were(paths: list[str], tmp_path: Path) -> None:
+    import torch
+
+    torch.set_num_threads(2)
+    before = threading.active_count()
+    FeatureExtractor("test_resnet", store=tmp_path, n_jobs=3, **TINY).extract(paths)
+    assert threading.active_count() == before
+    assert torch.get_num_threads() == 2
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    assert found == [2]
+
+
+# --- interrupts and crashes ---
+
+EXTRACT = textwrap.dedent(
+    """
+    import sys
+    from featx import FeatureExtractor
+    cache, decoder, batch, *paths = sys.argv[1:]
+    extractor = FeatureExtractor(
+        "test_resnet", store=cache, pretrained=False, input_size=64, precision="fp32", runtime="torch",
+        decoder=decoder, batch_size=int(batch), n_jobs=2,
+        callback=lambda event: print(event.computed, flush=True) if event.computed else None,
+    )
+    result = extractor.extract(paths, on_error="skip")
+    for one in result.skipped:
+        print("skipped", one.name, one.reason)
+    print("computed", result.computed)
+    """
+)
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> list[str]:
+    """300 pictures: a run of some seconds."""
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    names = [str(folder / f"{number:03d}.png") for number in range(300)]
+    for name in names:
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(name)
+    return names
+
+
+def run(
+    cache: Path, paths: list[str], decoder: str = "pillow", **options: Any
+) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", EXTRACT, str(cache), decoder, "2", *paths]
+    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, many: list[str], number: int) -> None:
+    cache = tmp_path / "cache"
+    command = [sys.executable, "-c", EXTRACT, str(cache), "pillow", "2", *many]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    computed = 0
+    while computed < 128:
+        computed = int(process.stdout.readline())
+    process.send_signal(number)
+    output, errors = process.communicate()
+    assert "computed" not in output
+    assert process.returncode != 0
+    again = run(cache, many)
+    left = int(again.stdout.split()[-1])
+    assert again.returncode == 0, again.stderr
+    if number == signal.SIGINT:
+        assert "KeyboardInterrupt" in errors
+        assert left <= 300 - 128 + 64  # what was ready is committed, but for the batches in the air
+    else:
+        assert left <= 300  # fewer than 1,024 rows: no commit was due
+
+
+CRASHING = textwrap.dedent(
+    '''
+    """A JPEG decoder in the place of another, that a comment in the file brings down."""
+    import ctypes, io, time
+    import numpy as np
+    from PIL import Image
+
+    def decode_jpeg(data, colorspace="RGB"):
+        if b"CRASH" in data:
+            ctypes.string_at(0)
+        if b"HANG" in data:
+            time.sleep(3600)
+        return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    '''
+)
+
+
+@pytest.fixture
+def crashing_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Puts a decoder that crashes where simplejpeg would be, for this process's children."""
+    folder = tmp_path / "modules"
+    folder.mkdir()
+    (folder / "simplejpeg.py").write_text(CRASHING)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    return "simplejpeg"
+
+
+@pytest.fixture
+def jpegs(tmp_path: Path, picture: Any) -> list[str]:
+    names = [str(tmp_path / f"{number:02d}.jpg") for number in range(12)]
+    for number, name in enumerate(names):
+        picture(number).save(name, comment=b"CRASH" if number == 7 else b"")
+    return names
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_the_picture_that_crashed_a_run_is_found_by_the_next(
+    tmp_path: Path, jpegs: list[str], crashing_decoder: str
+) -> None:
+    cache = tmp_path / "cache"
+    first = run(cache, jpegs, crashing_decoder)
+    assert first.returncode == -signal.SIGSEGV
+    second = run(cache, jpegs, crashing_decoder)
+    assert second.returncode == 0, second.stderr
+    (skipped,) = [line for line in second.stdout.splitlines() if line.startswith("skipped")]
+    assert jpegs[7] in skipped
+    assert "it crashes the decoder (SIGSEGV)" in skipped
+    third = run(cache, jpegs, crashing_decoder)
+    assert third.stdout.split()[-1] == "0"
+    assert jpegs[7] in third.stdout
+    assert not list((cache / "v1" / "decoding").glob("*.journal"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_isolated_pictures_crash_and_hang_alone(
+    tmp_path: Path, jpegs: list[str], crashing_decoder: str, picture: Any
+) -> None:
+    picture(3).save(jpegs[3], comment=b"HANG")
+    script = EXTRACT.replace("n_jobs=2", "n_jobs=2, isolate=True")
+    script = "import featx.extractor.isolation as isolation\nisolation.TIME_LIMIT_S = 5\n" + script
+    command = [sys.executable, "-c", script, str(tmp_path / "cache"), crashing_decoder, "2", *jpegs]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped")]
+    assert len(skipped) == 2
+    assert "did not end within 5 s" in skipped[0]
+    assert "SIGSEGV" in skipped[1]
+    assert done.stdout.split()[-1] == "10"
+
+
+def test_isolated_rows_are_the_same_rows(paths: list[str], tmp_path: Path) -> None:
+    params: dict[str, Any] = {"resize": ["crop", "pad"], "store": "memory", "n_jobs": 1, **TINY}
+    apart = FeatureExtractor("test_resnet", isolate=True, **params).fit_transform(paths[:3])
+    here = FeatureExtractor("test_resnet", **params).fit_transform(paths[:3])
+    np.testing.assert_array_equal(apart, here)
+
+
+# --- the recipe ---
+
+
+def test_a_recipe_shares_what_its_specs_share() -> None:
+    extractor = FeatureExtractor(
+        "test_resnet", cut=["layer1", "last"], resize=["crop", "squash", "pad"], store="memory", **TINY
+    ).fit()
+    recipe = Recipe(list(extractor.specs_.values()), 10**8)
+    assert len(recipe.specs) == 6
+    assert len(recipe.inputs) == 3
+    assert len(recipe.outputs) == 2
+    assert len(set(recipe.policies)) == 1
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
+    """20,000 small pictures; the store in memory is replaced by one on disk, so only the index grows."""
+    script = textwrap.dedent(
+        """
+        import resource, sys
+        import numpy as np
+        from featx import FeatureExtractor
+
+        def images(start, n):
+            rng = np.random.default_rng(start)
+            return [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) for _ in range(n)]
+
+        extractor = FeatureExtractor("test_resnet", store=sys.argv[1], pretrained=False, input_size=64,
+                                     precision="fp32", batch_size=16)
+        extractor.extract(images(0, 500))
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        many = images(1, 20_000)
+        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert extractor.extract(many).computed == 20_000
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        print((after - max(before, held)) // 1024)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 150  # MB: buffers of a commit and the queues
+
+
+def test_notes_on_suspects_do_not_touch_rows(paths: list[str], tmp_path: Path) -> None:
+    extractor = FeatureExtractor("test_resnet", store=tmp_path, **TINY)
+    result = extractor.extract(paths)
+    open_store(tmp_path).remember("decoding", "suspects", {result.ids[0].tobytes().hex(): paths[0]})
+    again = FeatureExtractor("test_resnet", store=tmp_path, **{**TINY, "input_size": 96}).extract(paths)
+    assert again.computed == 24  # the suspect was decoded apart, and proved harmless
+    assert open_store(tmp_path).recall("decoding", "suspects") == {}
+    assert not again.store.missing(again.specs["last:avg:crop"].key, as_ids([again.ids[0].tobytes()])).any()
