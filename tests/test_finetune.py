@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 from sklearn.base import clone
 from sklearn.dummy import DummyClassifier
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_score
+from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
@@ -23,6 +25,7 @@ from featx.extractor import FeatureExtractor, Progress
 from featx.finetune import FineTunedNetwork, FineTuner, Phase, Probe
 from featx.finetune.probe import fold_linear
 from featx.finetune.verdict import decide, make_parts
+from featx.search import HeadSearchCV
 from featx.stores.memory import MemoryStore
 
 torch = pytest.importorskip("torch")
@@ -147,6 +150,15 @@ def test_the_head_starts_as_the_tuned_probe_scaling_and_calibration_included(hea
     assert np.allclose(tuner.predict_proba(x), expected, atol=2e-3)
 
 
+def test_the_winner_of_a_search_is_a_probe() -> None:
+    x, y = pictures()
+    blocks = extractor(dtype="float32").extract(x).blocks
+    search = HeadSearchCV(["logistic"], n_trials=1, scalings=["standard"], random_state=0).fit(blocks, y)
+    tuner = FineTuner(extractor(dtype="float32"), phases=STILL, verdict=0, validation=0, random_state=0)
+    tuner.fit(x, y, probe=Probe.of_search(search, blocks))
+    assert np.allclose(tuner.predict_proba(x), search.predict_proba(blocks), atol=0.02)
+
+
 @pytest.mark.parametrize(
     ("estimator", "params"),
     [
@@ -170,7 +182,12 @@ def test_folding_finds_weights_of_many_classes_and_refuses_curves() -> None:
     linear = make_pipeline(StandardScaler(), LogisticRegression()).fit(x, y)
     folded = fold_linear(linear.decision_function, x)
     assert folded is not None
-    assert np.allclose(x @ folded[0].T + folded[1], linear.decision_function(x))
+    assert np.allclose(softmax(x @ folded[0].T + folded[1], 1), linear.predict_proba(x))
+    means = make_pipeline(StandardScaler(), NearestCentroid()).fit(x, y)
+    distances = lambda rows: -np.square(means[0].transform(rows)[:, None] - means[1].centroids_).sum(2)  # noqa: E731
+    folded = fold_linear(distances, x)
+    assert folded is not None
+    assert np.array_equal((x @ folded[0].T + folded[1]).argmax(1), means.predict(x))
     assert fold_linear(SVC(decision_function_shape="ovr").fit(x, y).decision_function, x) is None
 
 
@@ -183,7 +200,7 @@ def test_parts_are_disjoint_cover_everything_and_never_part_a_group() -> None:
         every = [part.fit, part.stop, part.judge]
         assert sorted(np.concatenate(every)) == list(range(120))
         named = [set(groups[index]) for index in every]
-        assert not (named[0] & named[1] or named[0] & named[2] or named[1] & named[2])
+        assert sum(len(names) for names in named) == len(set.union(*named)) == 30
 
 
 def test_a_verdict_keeps_only_a_winner_beyond_chance() -> None:

@@ -105,8 +105,8 @@ def export_onnx(tuned: FineTunedNetwork, path: str | os.PathLike[str]) -> float:
         worst = max(worst, float(np.abs(found - expected).max()))
     if not worst <= TOLERANCE:
         raise FeatxError(
-            f"onnxruntime's probabilities differ from torch's by {worst:.2g} (allowed {TOLERANCE:g}); nothing was "
-            "written."
+            f"onnxruntime's probabilities differ from torch's by {worst:.2g} (allowed {TOLERANCE:g}); "
+            "nothing was written."
         )
     atomic_write(Path(path), content)
     return worst
@@ -124,7 +124,7 @@ def _metadata(tuned: FineTunedNetwork) -> dict[str, str]:
     steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "bit_depth")
     return {
         "classes": json.dumps(tuned.classes.tolist()),
-        "input": "RGB pictures, upright, resized as 'preprocessing' says, float32 from 0 to 255, (n, 3, H, W)",
+        "input": "upright RGB pictures, resized as 'preprocessing' says: float32, 0 to 255, (n, 3, H, W)",
         "output": "calibrated probabilities, (n, classes); normalisation is inside the graph",
         "preprocessing": json.dumps({name: spec[name] for name in steps}),
         "backbone": tuned.card.name,

@@ -9,24 +9,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.evaluation import Calibration
 from featx.finetune.rows import Index
-from featx.rows import Rows
+from featx.heads import decision_scores, vote_scores
+from featx.rows import RowBlocks, Rows
 from featx.splits import make_folds
+
+if TYPE_CHECKING:
+    from featx.search import HeadSearchCV
 
 AFFINE_TOLERANCE = 1e-3
 """Greatest relative deviation from the folded weights at which scores still count as linear."""
-LOGISTIC_C = (1e-3, 1e-2, 1e-1, 1.0)
+LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse penalties tried on standardised features; 0.01 was best or near it on all sets looked at."""
 
 
@@ -48,12 +52,26 @@ class Probe:
     rows: Rows
     calibration: Calibration = Calibration("identity")  # noqa: RUF009  (frozen)
 
+    @classmethod
+    def of_search(cls, search: HeadSearchCV, blocks: RowBlocks) -> Probe:
+        """The winner of a search, with the rows that it was fitted on.
+
+        Parameters
+        ----------
+        search : HeadSearchCV
+            Fitted.
+        blocks : RowBlocks
+            Of the same images, in the order in which they are fine-tuned.
+        """
+        return cls(search.best_estimator_, blocks.stack(search.best_blocks_), search.calibration_)
+
     def fit(self, y: NDArray[np.intp], index: Index, weights: ArrayLike | None = None) -> FittedProbe:
         """Fit a copy on some of the images; `y` and `weights` are those of all."""
         estimator = clone(self.estimator)
-        options = {} if weights is None else {"sample_weight": np.asarray(weights)[index]}
-        if options and hasattr(estimator, "steps"):
-            options = {f"{estimator.steps[-1][0]}__sample_weight": options["sample_weight"]}
+        name = "sample_weight"
+        if hasattr(estimator, "steps"):
+            name = f"{estimator.steps[-1][0]}__sample_weight"
+        options = {} if weights is None else {name: np.asarray(weights)[index]}
         estimator.fit(self.rows[index], y[index], **options)
         return FittedProbe(estimator, self.calibration)
 
@@ -67,16 +85,18 @@ class FittedProbe:
 
     def scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Calibrated logits, shape (n,) for two classes, else (n, C)."""
-        if hasattr(self.estimator, "decision_function"):
-            return np.asarray(self.calibration.scores(self.estimator.decision_function(rows)), np.float64)
-        proba = np.asarray(self.estimator.predict_proba(rows), np.float64)
-        return np.asarray(np.log(np.maximum(proba, np.finfo(np.float32).tiny)))
+        return np.asarray(self.calibration.scores(self._decisions(rows)), np.float64)
 
     def proba(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Probabilities of shape (n, C)."""
+        return np.asarray(self.calibration.proba(self._decisions(rows)), np.float64)
+
+    def _decisions(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        if isinstance(self.estimator, Pipeline) and "head" in self.estimator.named_steps:
+            return decision_scores(self.estimator, rows)
         if hasattr(self.estimator, "decision_function"):
-            return np.asarray(self.calibration.proba(self.estimator.decision_function(rows)), np.float64)
-        return np.asarray(self.estimator.predict_proba(rows), np.float64)
+            return np.asarray(self.estimator.decision_function(rows), np.float64)
+        return vote_scores(self.estimator.predict_proba(rows))
 
 
 def logistic_probe(
@@ -87,7 +107,9 @@ def logistic_probe(
         y, n_splits=min(3, int(np.bincount(y).min())), groups=groups, random_state=random_state
     )
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
-    search = GridSearchCV(pipeline, {"logisticregression__C": list(LOGISTIC_C)}, cv=folds, refit=False)
+    search = GridSearchCV(
+        pipeline, {"logisticregression__C": list(LOGISTIC_C)}, scoring="neg_log_loss", cv=folds, refit=False
+    )
     search.fit(rows, y)
     return Probe(pipeline.set_params(**search.best_params_), rows)
 
@@ -97,8 +119,9 @@ def fold_linear(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Weights and bias of scores that are linear in the rows, or None if they are not.
 
-    The scores of the origin and of the unit vectors (times the features' own size) give the map; the
-    rows then prove it.
+    What all classes of a row have in common is taken off first, since no probability depends on it: the
+    distances to class means are linear then. The scores of the origin and of the unit vectors (times the
+    features' own size) give the map; the rows then prove it.
 
     Parameters
     ----------
@@ -113,11 +136,16 @@ def fold_linear(
         For two classes with one score, two rows of opposite signs whose logits have the same softmax.
     bias : ndarray of shape (C,)
     """
+
+    def relative(points: NDArray[Any]) -> NDArray[np.float64]:
+        found = scores(points)
+        return found - found.mean(1, keepdims=True) if found.ndim == 2 else found
+
     size = float(np.abs(rows).max()) or 1.0
     width = rows.shape[1]
-    origin = scores(np.zeros((1, width)))[0]
-    slopes = (scores(np.eye(width) * size) - origin) / size
-    truth = scores(np.asarray(rows, np.float64))
+    origin = relative(np.zeros((1, width)))[0]
+    slopes = (relative(np.eye(width) * size) - origin) / size
+    truth = relative(np.asarray(rows, np.float64))
     deviation = np.abs(rows.astype(np.float64) @ slopes + origin - truth).max()
     if not deviation <= AFFINE_TOLERANCE * max(1.0, float(np.abs(truth).max())):
         return None
