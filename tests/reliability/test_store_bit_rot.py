@@ -16,14 +16,14 @@ import workload
 from featx.exceptions import StoreWarning
 from featx.stores.hdf5 import HDF5Store
 
-N_ROWS = 150
+N_ROWS = 100
 WIDTH = 8
 KEY = workload.spec_of().key
 
 
 @pytest.fixture(scope="module")
 def segment(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, bytes]:
-    """Name and bytes of a segment with three blocks of rows."""
+    """Name and bytes of a segment with two blocks of rows."""
     cache = tmp_path_factory.mktemp("whole")
     workload.write_rows(cache, range(N_ROWS), width=WIDTH, append=N_ROWS)
     (path,) = cache.glob("v1/*/seg-*.h5")
@@ -99,6 +99,7 @@ def test_lost_pages_and_tails_are_never_served(segment: tuple[str, bytes], memor
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_every_single_byte_flipped_is_never_served(segment: tuple[str, bytes], memory_folder: Path) -> None:
     name, data = segment
     outcome = damage_and_read(memory_folder, name, flips(data, range(len(data)), random.Random(1)))

@@ -38,6 +38,7 @@ def test_40_power_cuts_lose_nothing(calls: list[Call], memory_folder: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("seed", range(1, 6))
 def test_500_power_cuts_lose_nothing(calls: list[Call], memory_folder: Path, seed: int) -> None:
     count, found = examine(power_cut_states(calls, 500, seed=seed), memory_folder / "state")

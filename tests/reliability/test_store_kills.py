@@ -74,5 +74,6 @@ def test_15_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_200_kills_at_random_moments_lose_nothing(tmp_path: Path) -> None:
     kill_often(tmp_path, 200)

@@ -69,6 +69,7 @@ def run(*arguments: str) -> dict[str, object]:
     return result
 
 
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("n_rows", [50_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
 def test_the_index_takes_36_bytes_a_row_and_handles_return(memory_folder: Path, n_rows: int) -> None:
     if sys.platform != "linux":

@@ -65,6 +65,7 @@ def test_writers_at_once_are_all_right(memory_folder: Path, n_writers: int) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("n_writers", [2, 4, 8])
 def test_writers_at_once_are_all_right_for_long(tmp_path: Path, n_writers: int) -> None:
     run_at_once(tmp_path / "cache", n_writers, 12_000)

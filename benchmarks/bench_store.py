@@ -1,0 +1,229 @@
+"""The store against .npy, one HDF5 dataset per image, and SQLite: append, whole and scattered reads.
+
+``python benchmarks/bench_store.py [--rows 20000] [--million] [--rounds 5] [--folder DIR]``; prints one JSON
+object a line: bench, what, how, n, width, seconds (median), low and high quartile, rows_per_s, bytes.
+
+Equal work: float16 rows of 1,280 numbers under 32-byte digests, durable when an append returns (fsync at
+the end of each batch of 1,024), found by digest, handed out as float32. ``.npy`` has no digests, commits
+or checks: it is the floor. The page cache is warm in all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sqlite3
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.spec import FeatureSpec
+from featx.stores.hdf5 import HDF5Store
+
+WIDTH = 1280
+BATCH = 1024
+SCATTERED = 1400
+SPEC = FeatureSpec(
+    architecture="tf_efficientnet_lite0",
+    weights="0" * 64,
+    input_size=(224, 224),
+    crop_pct=0.875,
+    interpolation="bicubic",
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    decoder="pillow",
+)
+
+Ids = NDArray[np.uint8]
+Rows = NDArray[np.float16]
+
+
+class Featx:
+    """Immutable checked segments, packed at the end."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, batches: Iterator[tuple[Ids, Rows]]) -> None:
+        """Keep rows, durable after each batch."""
+        with HDF5Store(self.folder) as store:
+            for ids, rows in batches:
+                store.append(SPEC.key, ids, rows, SPEC)
+
+    def read(self, ids: Ids, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Open, and read rows by digest (or, where there are none, by place)."""
+        return HDF5Store(self.folder).read(SPEC.key, ids)
+
+
+class Npy:
+    """One file, rows in a known order: no digests, no commits, no checks."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "rows.npy"
+
+    def write(self, batches: Iterator[tuple[Ids, Rows]]) -> None:
+        """Keep rows, durable after each batch."""
+        with open(self.path, "wb") as file:
+            for _, rows in batches:
+                file.write(rows.tobytes())
+                file.flush()
+                os.fsync(file.fileno())
+
+    def read(self, ids: Ids, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Open, and read rows by digest (or, where there are none, by place)."""
+        rows = np.memmap(self.path, np.float16, "r").reshape(-1, WIDTH)
+        return rows[places].astype(np.float32)
+
+
+class DatasetPerImage:
+    """What many feature extractors do: one HDF5 dataset for each image, named by its digest."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "rows.h5"
+
+    def write(self, batches: Iterator[tuple[Ids, Rows]]) -> None:
+        """Keep rows, durable after each batch."""
+        with h5py.File(self.path, "w") as file, open(self.path, "rb+") as raw:
+            for ids, rows in batches:
+                for digest, row in zip(ids, rows, strict=True):
+                    file.create_dataset(digest.tobytes().hex(), data=row)
+                file.flush()
+                os.fsync(raw.fileno())
+
+    def read(self, ids: Ids, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Open, and read rows by digest (or, where there are none, by place)."""
+        with h5py.File(self.path) as file:
+            return np.stack([file[digest.tobytes().hex()][:] for digest in ids]).astype(np.float32)
+
+
+class SQLite:
+    """One blob for each image, WAL, synchronous=FULL."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / "rows.db"
+
+    def write(self, batches: Iterator[tuple[Ids, Rows]]) -> None:
+        """Keep rows, durable after each batch."""
+        database = sqlite3.connect(self.path, isolation_level=None)
+        database.execute("pragma journal_mode=wal")
+        database.execute("pragma synchronous=full")
+        database.execute("create table if not exists kept (id blob primary key, x blob) without rowid")
+        for ids, rows in batches:
+            database.execute("begin")
+            pairs = ((digest.tobytes(), row.tobytes()) for digest, row in zip(ids, rows, strict=True))
+            database.executemany("insert or ignore into kept values (?, ?)", pairs)
+            database.execute("commit")
+        database.close()
+
+    def read(self, ids: Ids, places: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Open, and read rows by digest (or, where there are none, by place)."""
+        database = sqlite3.connect(self.path)
+        ask = "select x from kept where id = ?"
+        found = [database.execute(ask, (digest.tobytes(),)).fetchone()[0] for digest in ids]
+        database.close()
+        return np.frombuffer(b"".join(found), np.float16).reshape(-1, WIDTH).astype(np.float32)
+
+
+KEEPERS = {"featx": Featx, "npy": Npy, "hdf5 dataset per image": DatasetPerImage, "sqlite": SQLite}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--million", action="store_true", help="a million rows too (5 GB of disk, minutes)")
+    parser.add_argument("--folder", type=Path, help="where to write; default the temporary folder")
+    arguments = parser.parse_args()
+    compare(arguments.rows, arguments.rounds, list(KEEPERS), arguments.folder)
+    if arguments.million:
+        compare(1_000_000, min(arguments.rounds, 3), ["featx", "npy"], arguments.folder)
+
+
+def compare(n_rows: int, rounds: int, names: list[str], where: Path | None) -> None:
+    """Alternate over the keepers, so that a busy machine is busy for all of them."""
+    ids, rows = digests(n_rows), pattern()
+    picks = np.random.default_rng(1).choice(n_rows, min(SCATTERED, n_rows), replace=False)
+    run = np.arange(min(5000, n_rows // 2), min(5000, n_rows // 2) + min(SCATTERED, n_rows // 2))
+    jobs = {"scattered": picks, "contiguous": run}
+    if n_rows <= 100_000:
+        jobs["whole"] = np.random.default_rng(2).permutation(n_rows)
+    seconds: dict[tuple[str, str], list[float]] = {}
+    sizes: dict[str, int] = {}
+    with tempfile.TemporaryDirectory(dir=where, prefix="bench-store-") as base:
+        for number in range(rounds):
+            for name in names:
+                folder = Path(base, name.replace(" ", "-"))
+                if number == 0 or n_rows <= 100_000:  # a million rows are written once
+                    shutil.rmtree(folder, ignore_errors=True)
+                    folder.mkdir()
+                    keeper = KEEPERS[name](folder)
+                    spent = timed(lambda k=keeper: k.write(batches(ids, rows)))  # type: ignore[misc]
+                    seconds.setdefault((name, "append"), []).append(spent)
+                    sizes[name] = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+                keeper = KEEPERS[name](folder)
+                for what, places in jobs.items():
+                    expected = rows[places % BATCH] + (places // BATCH % 100)[:, None].astype(np.float16)
+                    if not np.array_equal(keeper.read(ids[places], places), expected.astype(np.float32)):
+                        raise AssertionError(f"{name} gives other rows")
+                    spent = timed(lambda k=keeper, p=places: k.read(ids[p], p))  # type: ignore[misc]
+                    seconds.setdefault((name, what), []).append(spent)
+                if name == "featx":
+                    spent = timed(lambda f=folder: HDF5Store(f).missing(SPEC.key, ids[picks]))  # type: ignore[misc]
+                    seconds.setdefault((name, "open and find"), []).append(spent)
+    for (name, what), measured in seconds.items():
+        count = n_rows if what in ("append", "whole") else len(picks)
+        low, middle, high = quartiles(measured)
+        row = {"bench": "store", "what": what, "how": name, "n": n_rows, "width": WIDTH, "rows": count}
+        row |= {"seconds": middle, "low": low, "high": high, "rows_per_s": count / middle}
+        print(json.dumps(row | {"bytes": sizes[name], "peak_bytes": peak()}), flush=True)
+
+
+def digests(n_rows: int) -> Ids:
+    """As random as sha256's."""
+    return np.random.default_rng(0).integers(0, 256, (n_rows, 32), dtype=np.uint8)
+
+
+def pattern() -> Rows:
+    """Rows of one batch; whole numbers, so that every batch's are exact in float16."""
+    return np.random.default_rng(3).integers(0, 1900, (BATCH, WIDTH)).astype(np.float16)
+
+
+def batches(ids: Ids, rows: Rows) -> Iterator[tuple[Ids, Rows]]:
+    """Batches of 1,024 rows that differ."""
+    for number, start in enumerate(range(0, len(ids), BATCH)):
+        some = ids[start : start + BATCH]
+        yield some, rows[: len(some)] + np.float16(number % 100)
+
+
+def timed(job: Callable[[], object]) -> float:
+    """Wall-clock seconds."""
+    began = time.perf_counter()
+    job()
+    return time.perf_counter() - began
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def peak() -> int:
+    """Most memory that this process has held, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""SIGKILL at random moments of a real extraction: decoding, network, commits and all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import struct
+import time
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx import FeatureExtractor
+from featx.extractor.pipeline import Progress
+from featx.stores.base import as_ids
+from featx.stores.hdf5 import HDF5Store
+
+N_PICTURES = 600
+COMMIT = 32
+IN_FLIGHT = 3 * COMMIT
+"""Pictures that may be computed and told as done while a commit of the ones before them goes on."""
+
+SERVER = multiprocessing.get_context("forkserver")  # has torch and timm loaded, and no threads yet
+SERVER.set_forkserver_preload(["torch", "timm", "featx.extractor.estimator", "featx.backbones.network"])
+
+
+def extract(pictures: Path, cache: Path, pipe: Connection | None) -> int:
+    """Extract all pictures, telling through the pipe how many are done; how many were computed."""
+    import torch
+
+    import featx.stores.hdf5
+
+    torch.set_num_threads(1)
+    featx.stores.hdf5.COMMIT_ROWS = COMMIT  # a run of some seconds commits often, as one of hours does
+
+    def tell(progress: Progress) -> None:
+        if pipe is not None:
+            os.write(pipe.fileno(), struct.pack("<q", progress.done))
+
+    extractor = FeatureExtractor(
+        "test_resnet",
+        pretrained=False,
+        store=cache,
+        runtime="torch",
+        precision="fp32",
+        batch_size=8,
+        cut=["layer1", None],
+        pool="avg",
+        callback=tell,
+    )
+    if pipe is not None:
+        os.write(pipe.fileno(), struct.pack("<q", 0))
+    found = extractor.extract(sorted(map(str, pictures.iterdir())))
+    for name in found.specs:
+        found.blocks[name]
+    return found.computed
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for number in range(N_PICTURES):
+        Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f"{number:04d}.png")
+    return folder
+
+
+def rows_in(cache: Path) -> dict[str, dict[bytes, bytes]]:
+    """Every row of every space, checked on the way."""
+    store = HDF5Store(cache)
+    assert store.verify().bad == ()
+    found: dict[str, dict[bytes, bytes]] = {}
+    for key in store.keys():  # noqa: SIM118
+        space = store._buffer(key).space
+        digests = [digest.tobytes() for ids, _ in space.distinct() for digest in ids]
+        rows = store.read(key, as_ids(digests))
+        found[key] = {digest: row.tobytes() for digest, row in zip(digests, rows, strict=True)}
+    return found
+
+
+def kill_and_go_on(pictures: Path, cache: Path, kills: int, seed: int) -> None:
+    rng, before, killed = random.Random(seed), {}, 0
+    while killed < kills:
+        reader, writer = SERVER.Pipe(duplex=False)
+        child = SERVER.Process(target=extract, args=(pictures, cache, writer))
+        child.start()
+        writer.close()
+        kept = min((len(rows) for rows in before.values()), default=0)
+        told = b""
+        while part := os.read(reader.fileno(), 65536):  # ends when the child does
+            told += part
+            if struct.unpack("<q", told[-8:])[0] >= rng.uniform(kept, min(kept + 3 * COMMIT, N_PICTURES)):
+                time.sleep(rng.uniform(0, 0.1))
+                child.kill()
+        child.join()
+        reader.close()
+        done = struct.unpack("<q", told[-8:])[0] if told else 0
+        after = rows_in(cache)
+        for key, rows in before.items():
+            assert rows.items() <= after[key].items(), "a committed row is gone or has changed"
+        kept = min((len(rows) for rows in after.values()), default=0)
+        assert done - kept <= COMMIT + IN_FLIGHT, "more than a commit is to be done again"
+        killed, before = killed + 1, after
+        if child.exitcode != -signal.SIGKILL:
+            break
+    least = min((len(rows) for rows in before.values()), default=0) if len(before) == 2 else 0
+    most = max((len(rows) for rows in before.values()), default=0)
+    computed = extract(pictures, cache, None)
+    assert N_PICTURES - most <= computed <= N_PICTURES - least
+    assert [len(rows) for rows in rows_in(cache).values()] == [N_PICTURES, N_PICTURES]
+    spared = N_PICTURES - computed
+    print(f"\n{killed} kills of an extraction: {spared} of {N_PICTURES} pictures were not done again")
+
+
+def test_a_killed_extraction_goes_on_where_it_stopped(pictures: Path, tmp_path: Path) -> None:
+    kill_and_go_on(pictures, tmp_path / "cache", 2, seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_100_kills_of_extractions_lose_nothing(pictures: Path, tmp_path: Path) -> None:
+    for run in range(10):
+        kill_and_go_on(pictures, tmp_path / f"cache{run}", 10, seed=run)
