@@ -222,7 +222,7 @@ class HDF5Store:
         buffer = self._buffer(key)
         buffer.space.touch()
         held = self._held(buffer, ids)
-        on_disk = np.array([position for position in range(len(ids)) if position not in held], np.int64)
+        on_disk = np.setdiff1d(np.arange(len(ids)), np.fromiter(held, np.int64, len(held)))
         if len(on_disk) and buffer.space.find(ids[on_disk]).sum() < len(on_disk):
             buffer.space.refresh(force=True)
         out = np.empty((len(ids), *(self.row_shape(key) or (0,))), np.float32)
