@@ -447,6 +447,16 @@ def test_a_checkpoint_that_changed_gives_another_card(tmp_path: Path) -> None:
     assert open_card("test_resnet", checkpoint=path, store=store).weights != first.weights
 
 
+def test_rows_stay_usable_when_the_weights_are_gone(tmp_path: Path) -> None:
+    store = MemoryStore()
+    path = save_checkpoint(tmp_path / "model.safetensors", seed=1)
+    card = open_card("test_resnet", checkpoint=path, store=store)
+    path.unlink()
+    assert open_card("test_resnet", checkpoint=path, store=store) == card
+    with pytest.raises(WeightsNotFoundError):
+        load_backbone(card, checkpoint=path)
+
+
 def test_a_network_is_loaded_by_its_card_only_with_the_cards_weights(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "model.safetensors", seed=1)
     card = open_card("test_resnet", checkpoint=path)

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featx.backbones.views import ViewPolicy, name_policy
 from featx.exceptions import UnknownTapError, UsageError
 from featx.spec import LAST, FeatureSpec
 
@@ -224,7 +225,7 @@ class BackboneCard:
         background: tuple[int, int, int] = (255, 255, 255),
         bit_depth: str = "full",
         view: int = 0,
-        view_policy: str = "none",
+        view_policy: str | ViewPolicy = "none",
         precision: str = "fp32",
         dtype: str = "float16",
     ) -> FeatureSpec:
@@ -243,6 +244,10 @@ class BackboneCard:
         final_norm : bool
             Whether a transformer's final norm is applied to an intermediate cut. It makes no difference
             elsewhere, and the spec then says True, so that equal rows share a space.
+
+        view_policy : str or ViewPolicy
+            A name (``light``, ``photo``, ``document``, ``medical``) or a custom policy or its text, for
+            `view` from 1.
 
         Other parameters are those of `FeatureSpec`.
 
@@ -276,7 +281,7 @@ class BackboneCard:
             decoder=decoder,
             decode=decode,
             view=view,
-            view_policy=view_policy,
+            view_policy=name_policy(view_policy),
             precision=precision,
             dtype=dtype,
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from featx.backbones import sources
 from featx.backbones.card import BackboneCard
-from featx.exceptions import BackboneError, UnknownModelError
+from featx.exceptions import BackboneError, UnknownModelError, WeightsNotFoundError
 
 if TYPE_CHECKING:
     from featx.backbones.network import Backbone
@@ -54,14 +54,18 @@ def open_card(
     UnknownModelError
         If timm has no such name or tag; the message names the nearest ones.
     WeightsNotFoundError
-        If no source has the weights; the message says how to get them.
+        If no source has the weights and the store knows no card; the message says how to get them.
     """
     note = _note_name(name, checkpoint, pretrained=pretrained, seed=seed)
-    if store is not None:
-        remembered = store.recall("backbones", note)
-        if remembered is not None and _is_current(remembered, name, checkpoint, pretrained=pretrained):
-            return BackboneCard.from_json(remembered["card"])
-    backbone, stamp = _load(name, checkpoint=checkpoint, pretrained=pretrained, seed=seed)
+    remembered = store.recall("backbones", note) if store is not None else None
+    if remembered is not None and _is_current(remembered, name, checkpoint, pretrained=pretrained):
+        return BackboneCard.from_json(remembered["card"])
+    try:
+        backbone, stamp = _load(name, checkpoint=checkpoint, pretrained=pretrained, seed=seed)
+    except WeightsNotFoundError:
+        if remembered is None:
+            raise
+        return BackboneCard.from_json(remembered["card"])  # the weights are gone; rows made with them are not
     if store is not None:
         store.remember("backbones", note, {"card": backbone.card.to_json(), "stamp": stamp})
     return backbone.card

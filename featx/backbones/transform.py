@@ -47,7 +47,24 @@ def prepare(picture: Picture, spec: FeatureSpec, *, digest: bytes | None = None)
     -------
     array of shape (h, w, 3), uint8, contiguous
         Of `spec.input_size`.
+
+    Raises
+    ------
+    UsageError
+        If the spec names an interpolation that there is not, or a view without a digest.
     """
+    if spec.view == 0:
+        return _fit(picture, spec)
+    if digest is None:
+        raise UsageError(f"view {spec.view} of a picture is drawn by its digest; none was given.")
+    from featx.backbones.views import draw_view
+
+    view = draw_view(spec.view_policy, spec.view, digest)
+    return view.finish(_fit(view.crop(picture), spec), spec.background)
+
+
+def _fit(picture: Picture, spec: FeatureSpec) -> Picture:
+    """The plain picture on the network's grid."""
     height, width = spec.input_size
     size = _resized(picture.shape[:2], spec)
     top, left = _centre(size[0], height), _centre(size[1], width)
