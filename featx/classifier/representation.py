@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from featx.exceptions import ImageError
 from featx.extractor import FeatureExtractor
-from featx.images import ImageSet, ImageSource, read_picture
+from featx.images import ImageSet, ImageSource, picture_size, read_picture
 from featx.search.representations import Screened, screen_representations, shortlist
 from featx.spec import RESIZES, FeatureSpec
 
@@ -144,20 +143,12 @@ def _any_oblong(sources: Sequence[ImageSource]) -> bool:
     """Whether a picture is not square; only headers are looked at."""
     for source in sources:
         try:
-            data = read_picture(source).data
-            width, height = data.shape[1::-1] if isinstance(data, np.ndarray) else _size(data)
-        except (ImageError, OSError):
+            width, height = picture_size(read_picture(source))
+        except ImageError:
             continue  # set aside where it is decoded
         if max(width, height) > SQUARE * min(width, height):
             return True
     return False
-
-
-def _size(data: bytes) -> tuple[int, int]:
-    import io
-
-    with Image.open(io.BytesIO(data)) as image:
-        return image.size
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -9,6 +9,8 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from featx.tables import escape_name
+
 LINE_EVERY_S = 10.0
 """Without a terminal progress is a plain line now and then instead of a bar."""
 
@@ -31,6 +33,7 @@ class Console:
         self._bar: Any = None
         self._stage = ""
         self._last_line = 0.0
+        self._said: set[str] = set()
         terminal = sys.stderr.isatty()
         self._bars = terminal and not quiet
         self._color = terminal and "NO_COLOR" not in os.environ
@@ -39,7 +42,7 @@ class Console:
         """Print a result for people."""
         if not self.json:
             self._end_bar()
-            print(text, flush=True)
+            print(_printable(text), flush=True)
 
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()
@@ -65,18 +68,20 @@ class Console:
         self._document.update(fields)
 
     def log(self, text: str) -> None:
-        """Say on stderr what is being done."""
-        if not self.quiet:
-            self._to_stderr(text)
+        """Say on stderr what is being done; the same words once."""
+        if not self.quiet and self._is_new(text):
+            self._to_stderr(_printable(text))
 
     def warn(self, text: str) -> None:
-        """Say on stderr what deserves attention."""
-        self._to_stderr(f"{self._paint('warning:', 33)} {text}")
+        """Say on stderr what deserves attention; the same words once."""
+        if self._is_new(text):
+            self._to_stderr(f"{self._paint('warning:', 33)} {_printable(text)}")
 
     def error(self, error: BaseException, code: int) -> None:
         """Say on stderr why the run ends, and in the JSON document too."""
         text = str(error) or type(error).__name__
-        self._to_stderr(f"{self._paint('error:', 31)} {text}" if code < 128 else text)
+        shown = _printable(text)
+        self._to_stderr(f"{self._paint('error:', 31)} {shown}" if code < 128 else shown)
         if self.json:
             self.data(error={"type": type(error).__name__, "message": text, "exit_code": code})
             self.flush()
@@ -90,6 +95,9 @@ class Console:
 
     def progress(self, event: Any) -> None:
         """Draw a `featx.extractor.Progress`, or anything with its fields, as a bar or a line."""
+        if event.message:
+            self.log(event.message)
+            return
         if self.quiet:
             return
         if event.stage != self._stage:
@@ -128,8 +136,18 @@ class Console:
         self._end_bar()
         print(text, file=sys.stderr, flush=True)
 
+    def _is_new(self, text: str) -> bool:
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
     def _paint(self, text: str, color: int) -> str:
         return f"\x1b[{color}m{text}\x1b[0m" if self._color else text
+
+
+def _printable(text: str) -> str:
+    """Names come from strangers, and a terminal obeys escape sequences: only line breaks pass."""
+    return "\n".join(map(escape_name, text.split("\n")))
 
 
 def _plain(value: Any) -> Any:

@@ -79,18 +79,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.data(
         images=len(rows.ids),
         computed=rows.computed,
+        remarks=list(rows.remarks),
         seconds=seconds,
         output=args.output,
         spaces={
             name: {"key": spec.key, "columns": rows.blocks.width(name)} for name, spec in rows.specs.items()
         },
     )
-    skipped = [*images.skipped, *rows.skipped]
-    code = show.skipped(
-        console, skipped, Path(args.output or "extract").with_suffix(".skipped.csv"), strict=args.strict
+    return show.skipped(
+        console,
+        [*images.skipped, *rows.skipped],
+        Path(args.output or "extract").with_suffix(".skipped.csv"),
+        strict=args.strict,
+        total=len(images) + len(images.skipped),
+        max_bad=args.max_bad,
     )
-    bad = len(skipped) / max(len(images) + len(images.skipped), 1)
-    return 1 if bad > args.max_bad else code
 
 
 def _write_npz(path: str | os.PathLike[str], names: list[str], rows: object) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from featx.cli import arguments
 from featx.cli.console import Console
+from featx.exceptions import TooManyBadImagesError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -112,7 +113,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.dry_run:
         show.plan(console, clf.plan(images))
         return 0
-    clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
+    skipped_csv = Path(args.output).with_suffix(".skipped.csv")
+    try:
+        clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
+    except TooManyBadImagesError:
+        show.skipped(console, clf.skipped_, skipped_csv)
+        raise
     for remark in clf.remarks_:
         console.log(remark)
     path = clf.save(args.output)
@@ -120,7 +126,5 @@ def run(args: argparse.Namespace, console: Console) -> int:
     show.search(console, clf)
     show.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
     show.saved(console, path, seconds)
-    console.data(seconds=seconds, data=os.fspath(args.data))
-    return show.skipped(
-        console, clf.skipped_, Path(args.output).with_suffix(".skipped.csv"), strict=args.strict
-    )
+    console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
+    return show.skipped(console, clf.skipped_, skipped_csv, strict=args.strict)

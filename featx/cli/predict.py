@@ -64,7 +64,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         write_csv(sys.stdout, header, (_csv_row(p) for p in predictions))
     console.data(predictions=predictions, output=args.output)
     target = Path(args.output or "predictions").with_suffix(".skipped.csv")
-    return show.skipped(console, [*images.skipped, *rows.skipped], target, strict=args.strict)
+    return show.skipped(
+        console,
+        [*images.skipped, *rows.skipped],
+        target,
+        strict=args.strict,
+        total=len(images) + len(images.skipped),
+        max_bad=args.max_bad,
+    )
 
 
 def _prediction(

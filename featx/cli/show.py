@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from featx.cli.console import Console
+from featx.exceptions import TooManyBadImagesError
 from featx.images import ImageSet, Skipped
 from featx.tables import escape_name, write_csv
 
@@ -111,8 +112,22 @@ def saved(console: Console, path: Path, seconds: float) -> None:
     console.data(output=str(path), output_bytes=size)
 
 
-def skipped(console: Console, pictures: list[Skipped], path: Path, *, strict: bool = False) -> int:
-    """List what was set aside on stderr and in a CSV file; the exit code that follows from it."""
+def skipped(
+    console: Console,
+    pictures: list[Skipped],
+    path: Path,
+    *,
+    strict: bool = False,
+    total: int = 0,
+    max_bad: float = 1.0,
+) -> int:
+    """List what was set aside on stderr and in a CSV file; the exit code that follows from it.
+
+    Raises
+    ------
+    TooManyBadImagesError
+        If more than `max_bad` of `total` pictures were set aside.
+    """
     console.data(skipped=[{"path": s.name, "reason": s.reason, "label": s.label} for s in pictures])
     if not pictures:
         return 0
@@ -124,6 +139,11 @@ def skipped(console: Console, pictures: list[Skipped], path: Path, *, strict: bo
         ["path", "label", "reason"],
         [[s.name, "" if s.label is None else s.label, s.reason] for s in pictures],
     )
+    if len(pictures) > max_bad * max(total, len(pictures)):
+        raise TooManyBadImagesError(
+            f"{len(pictures):,} of {total:,} pictures cannot be used, more than the {max_bad:.0%} that "
+            "--max-bad allows; mend or remove them, or raise it. The others are done and kept."
+        )
     return 1 if strict else 3
 
 

@@ -7,7 +7,7 @@ No torch is imported before a picture is decoded, and then only if the decoder c
 
 from __future__ import annotations
 
-from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture
+from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture, picture_size
 from featx.images.decoders import DECODERS, resolve_decoder
 from featx.images.find import ImageSet, Skipped, load_images, load_paths
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
@@ -26,6 +26,7 @@ __all__ = [
     "image_digest",
     "load_images",
     "load_paths",
+    "picture_size",
     "read_digests",
     "read_picture",
     "resolve_decoder",

@@ -175,6 +175,23 @@ def decode_picture(
     return pixels
 
 
+def picture_size(picture: Picture) -> tuple[int, int]:
+    """Width and height as the file stores them (before any turn), from the header alone.
+
+    Raises
+    ------
+    ImageError
+        Not an image.
+    """
+    if isinstance(picture.data, np.ndarray):
+        return picture.data.shape[1], picture.data.shape[0]
+    try:
+        image, _ = _open(picture.data, DecodePolicy())
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise ImageError(picture.name, escape_name(reason_of(error))) from error
+    return image.size
+
+
 def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
     image, kind = _open(data, policy)
     _check_size(image.size, policy)
