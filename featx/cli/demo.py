@@ -51,11 +51,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
             str(cache),
         ],
     ]
-    codes = [_step(console, step) for step in steps]
-    if not any(codes):
-        _say_what_next(console, folder)
-    console.data(folder=str(folder), codes=codes)
-    return max(codes)
+    for step in steps:
+        if code := _step(console, step):
+            return code
+    _say_what_next(console, folder)
+    console.data(folder=str(folder))
+    return 0
 
 
 def write_digits(folder: Path) -> None:
