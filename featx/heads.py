@@ -8,7 +8,6 @@ pipeline; how many of them are fitted at once is the solvers' matter.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +39,7 @@ PCA_COMPONENTS = 64
 """Boosting bins every column for every split: on 1,280 columns and 10 classes one fit takes minutes."""
 
 VOTE_FLOOR = 1e-3
-"""Smallest class share whose logarithm is a decision score: five neighbours all voting against is not -inf."""
+"""Smallest class share that counts: five neighbours all voting against are not a score of -inf."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +69,8 @@ class Head:
         Scalings of the coarse grid; Optuna may draw any.
     min_classes : int
         3 where the head is another one for two classes.
+    quick : bool
+        Whether it is in closed form, so that it can be tried on every representation first.
     votes : bool
         Whether its answers are class shares (neighbours, trees) rather than decision scores.
     """
@@ -85,6 +86,7 @@ class Head:
     scalings: tuple[str, ...] = ("standard", "l2")
     min_classes: int = 2
     votes: bool = False
+    quick: bool = False
 
 
 class ExponentialWeights:
@@ -119,7 +121,7 @@ def make_pipeline(
     widths: Sequence[int],
     *,
     n_rows: int,
-    columns: Sequence[Sequence[int]] | None = None,
+    columns: Sequence[int] | None = None,
     random_state: int | None = None,
 ) -> Pipeline:
     """Build the unfitted pipeline of a configuration: each block's scaler, then the head.
@@ -136,8 +138,8 @@ def make_pipeline(
         Columns of each block, in the order in which they stand side by side.
     n_rows : int
         Rows it will be fitted on.
-    columns : sequence of sequences of int, optional
-        For each block the columns to keep (counted within the block), if not all.
+    columns : sequence of int, optional
+        The columns to keep (counted over all blocks), if not all; they are scaled as one block.
     random_state : int, optional
         Seed of heads that draw.
 
@@ -146,32 +148,27 @@ def make_pipeline(
     sklearn.pipeline.Pipeline
         Steps ``"scale"`` and ``"head"``.
     """
-    kept = [len(own) for own in columns] if columns is not None else list(widths)
-    classifier = HEADS[head].make(params, random_state, (n_rows, sum(kept)))
+    width = sum(widths) if columns is None else len(columns)
+    classifier = HEADS[head].make(params, random_state, (n_rows, width))
     return Pipeline([("scale", make_scaler(scaling, widths, columns=columns)), ("head", classifier)])
 
 
-def make_scaler(
-    scaling: str, widths: Sequence[int], *, columns: Sequence[Sequence[int]] | None = None
-) -> Any:
+def make_scaler(scaling: str, widths: Sequence[int], *, columns: Sequence[int] | None = None) -> Any:
     """Build the transformer that scales blocks side by side, each on its own, to about unit length."""
     if scaling not in SCALINGS:
         raise UsageError(f"scaling {scaling!r} is not known; choose one of {', '.join(SCALINGS)}.")
     if len(widths) == 1 and columns is None and scaling in ("l2", "center_l2"):
         return _block_scaler(scaling)
-    starts = np.concatenate([[0], np.cumsum(widths)]).tolist()
-    steps: list[tuple[str, Any, Any]] = []
-    weights = {}
-    for number, (start, end) in enumerate(itertools.pairwise(starts)):
-        where: Any = slice(start, end)
-        if columns is not None:
-            where = [start + int(column) for column in columns[number]]
-            if not where:
-                continue
-        name = f"block{number}"
-        steps.append((name, _block_scaler(scaling), where))
-        weights[name] = block_weight(scaling, widths[number])
-    return ColumnTransformer(steps, transformer_weights=weights)
+    if columns is not None:
+        places: list[Any] = [[int(column) for column in columns]]
+        widths = [len(columns)]
+    else:
+        ends = np.cumsum(widths).tolist()
+        places = [slice(end - width, end) for end, width in zip(ends, widths, strict=True)]
+    return ColumnTransformer(
+        [(f"block{number}", _block_scaler(scaling), place) for number, place in enumerate(places)],
+        transformer_weights={f"block{number}": block_weight(scaling, w) for number, w in enumerate(widths)},
+    )
 
 
 def block_weight(scaling: str, width: int) -> float:
@@ -418,9 +415,9 @@ HEADS: dict[str, Head] = {
              solver="neighbours", cost=4, takes_weights=False, votes=True,
              scalings=("standard", "l2", "center_l2", "none")),
         Head("ridge", make_ridge, suggest_ridge, _product(alpha=[1.0, 0.1, 10.0]),
-             solver="ridge", cost=1, streams=True),
+             solver="ridge", cost=1, streams=True, quick=True),
         Head("lda", make_lda, suggest_lda, _product(shrinkage=[0.3, 0.1, 0.7]),
-             solver="lda", cost=1, takes_weights=False, streams=True, scalings=("standard",)),
+             solver="lda", cost=1, takes_weights=False, streams=True, quick=True, scalings=("standard",)),
         Head("nearest_mean", make_nearest_mean, suggest_nothing, ({},),
              solver="nearest_mean", cost=0, takes_weights=False, streams=True, scalings=SCALINGS),
         Head("tree", make_tree, suggest_tree, _product(max_depth=[8], min_samples_leaf=[4, 1]),

@@ -11,7 +11,6 @@ caller can score, prune and stop between two answers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,7 @@ import numpy as np
 import sklearn
 from joblib import Parallel, delayed
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, cholesky
 from sklearn.svm import SVC
 
 Floats = NDArray[Any]
@@ -84,7 +83,8 @@ class Folds:
         """Weights of a fold's training rows: the user's times their class's."""
         train = self.splits[fold][0]
         own = self.row_weights(train)
-        return own * class_weights(class_weight, self.y[train], own, self.n_classes)[self.y[train]]
+        of_class = class_weights(class_weight, self.y[train], own, self.n_classes)
+        return np.asarray(own * of_class[self.y[train]])
 
     def masses(self, class_weight: ClassWeights) -> Floats:
         """Weights of all rows in all folds, shape (n, n_folds): 0 where a row does not train."""
@@ -107,7 +107,7 @@ def class_weights(kind: ClassWeights, y: Indices, weight: Floats, n_classes: int
     count = np.bincount(y, weight, minlength=n_classes)
     balanced = weight.sum() / (n_classes * np.maximum(count, np.finfo(float).tiny))
     balanced[count == 0] = 0
-    return balanced if kind == "balanced" else np.sqrt(balanced)
+    return np.asarray(balanced if kind == "balanced" else np.sqrt(balanced))
 
 
 class Block:
@@ -153,7 +153,7 @@ class Block:
         return _or_one(np.sqrt(squares))
 
     def _centered(self, rows: Floats) -> Floats:
-        return np.subtract(rows, self.center, dtype=self.dtype, casting="unsafe")
+        return np.asarray(np.subtract(rows, self.center, dtype=self.dtype, casting="unsafe"))
 
 
 class ScaledRows:
@@ -173,7 +173,7 @@ class ScaledRows:
     folds : Folds
         Training parts of which the scaling is learnt.
     kept : sequence of bool arrays of shape (d_b, n_folds), optional
-        For each block the columns that each fold uses, if not all.
+        For each block the columns that each fold uses, if not all (then `scaling` is 'standard').
     memory : int
         Distance matrices are kept while they take less than this many bytes.
     """
@@ -261,14 +261,14 @@ class ScaledRows:
 
 
 class _ScaledBlock:
-    """What each fold does to one block: arrays whose last axis counts folds (of length 1 if all do the same)."""
+    """What each fold does to one block: the last axis counts folds, and has length 1 if all do the same."""
 
     def __init__(self, block: Block, scaling: str, folds: Folds, kept: NDArray[np.bool_] | None) -> None:
         self.block, self.d = block, block.d
         self.shift: Floats = -block.center[:, None]  # (d, n_folds)
         self.scale: Floats | None = None  # (d, n_folds)
         self.norm: Floats | None = None  # (n, n_folds)
-        factor = 1 / math.sqrt(self.d)
+        factor = 1 / np.sqrt(self.d if kept is None else kept.sum(axis=0))
         if scaling == "none":
             self.scale = np.full((self.d, 1), factor)
         elif scaling == "l2":
@@ -283,7 +283,7 @@ class _ScaledBlock:
         self.scale = None if self.scale is None else self.scale.astype(block.dtype)
         self.norm = None if self.norm is None else self.norm.astype(block.dtype)
 
-    def _standardise(self, folds: Folds, factor: float) -> None:
+    def _standardise(self, folds: Folds, factor: Floats) -> None:
         share = _training_shares(folds)
         mean, square = np.zeros((2, self.d, share.shape[1]))
         for where, part in _doubled(self.block):
@@ -468,21 +468,30 @@ def squared_hinge(task: Task) -> Iterator[Answer]:
 def _linear(task: Task, loss: str) -> Iterator[Answer]:
     folds = task.folds
     order = sorted(range(len(task.params)), key=lambda i: float(task.params[i]["C"]))
-    problems = [(i, fold) for i in order for fold in range(len(folds.splits))]
     mass = folds.masses(task.class_weight)
 
-    def solve(part: Sequence[tuple[int, int]]) -> list[Answer] | None:
+    def solve(rows: LinearRows, part: Sequence[tuple[int, int]]) -> list[Answer] | None:
         which = np.array([fold for _, fold in part])
         strength = np.array([1 / float(task.params[i]["C"]) for i, _ in part])
-        solved = solve_linear(task.rows, loss, which, strength, mass, stop=task.stop)
+        solved = solve_linear(rows, loss, which, strength, mass, stop=task.stop)
         if solved is None:
             return None
         held_out = [solved.scores[folds.splits[fold][1], :, b] for b, fold in enumerate(which)]
         return [(i, fold, _scores(own)) for (i, fold), own in zip(part, held_out, strict=True)]
 
-    for part in _parts(problems, _columns_at_once(task)):
-        threads = min(task.n_jobs, len(part))
-        for answers in _threads(threads, [(solve, (part[k::threads],)) for k in range(threads)]):
+    def solve_fold(fold: int) -> list[Answer] | None:
+        return solve(CompactRows(task.rows, fold), [(i, fold) for i in order])
+
+    if task.rows.d > task.rows.n:  # fewer rows than columns: each fold's rows in as many dimensions
+        calls: list[Any] = [(solve_fold, (fold,)) for fold in range(len(folds.splits))]
+    else:
+        problems = [(i, fold) for i in order for fold in range(len(folds.splits))]
+        calls = []
+        for part in _parts(problems, _columns_at_once(task)):
+            threads = min(task.n_jobs, len(part))
+            calls += [(solve, (task.rows, part[k::threads])) for k in range(threads)]
+    for some in _parts(calls, task.n_jobs):
+        for answers in _threads(task.n_jobs, some):
             if answers is None:
                 return
             yield from answers
@@ -492,7 +501,44 @@ def _columns_at_once(task: Task) -> int:
     """Problems whose arrays fit the memory: about 8 of scores' size and 2 m + 6 of weights' size."""
     rows, outputs = task.rows, task.folds.n_outputs
     each = outputs * np.dtype(rows.dtype).itemsize * (8 * rows.n + (2 * HISTORY + 6) * (rows.d + 1))
-    return max(len(task.folds.splits), task.memory // each)
+    return int(max(len(task.folds.splits), task.memory // each))
+
+
+class CompactRows:
+    """A fold's rows in as many dimensions as there are rows: a linear model sees no difference.
+
+    The factor of the rows' Gram matrix has the same inner products; what a penalised linear model can reach
+    is spanned by the rows.
+
+    Parameters
+    ----------
+    rows : ScaledRows
+        More columns than rows.
+    fold : int
+        Whose scaling.
+    """
+
+    def __init__(self, rows: ScaledRows, fold: int) -> None:
+        self.folds, self.n, self.d, self.dtype = rows.folds, rows.n, rows.n, rows.dtype
+        scaled = rows.of_fold(fold)
+        gram = (scaled @ scaled.T).astype(np.float64)
+        diagonal = gram.ravel()[:: self.n + 1]
+        # The Gram matrix has one rank less than rows where they are centred: rounding must not matter.
+        diagonal += 10 * np.finfo(self.dtype).eps * float(diagonal.mean())
+        self.base = cholesky(gram, lower=True, overwrite_a=True, check_finite=False).astype(self.dtype)
+
+    def times(self, weights: Floats, fold: Indices) -> Floats:
+        """Scores (n, k, b) of weights (d + 1, k, b), intercepts last."""
+        scores = (self.base @ weights[:-1].reshape(self.d, -1)).reshape(-1, *weights.shape[1:])
+        return np.asarray(scores + weights[-1])
+
+    def transposed_times(self, residuals: Floats, fold: Indices) -> Floats:
+        """Gradients (d + 1, k, b) of residuals (n, k, b)."""
+        gradient = (self.base.T @ residuals.reshape(self.n, -1)).reshape(-1, *residuals.shape[1:])
+        return np.concatenate([gradient, _column_sums(residuals)[None]])
+
+
+LinearRows = ScaledRows | CompactRows
 
 
 @dataclass(frozen=True)
@@ -505,7 +551,7 @@ class LinearSolution:
 
 
 def solve_linear(
-    rows: ScaledRows,
+    rows: LinearRows,
     loss: str,
     fold: Indices,
     strength: Floats,
@@ -523,7 +569,7 @@ def solve_linear(
 
     Parameters
     ----------
-    rows : ScaledRows
+    rows : ScaledRows or CompactRows
         The rows, shape (n, d).
     loss : {'softmax', 'logistic', 'squared_hinge'}
         `squared_hinge` penalises the intercept, as LinearSVC does; the others do not.
@@ -550,7 +596,7 @@ def solve_linear(
 class _BatchedLBFGS:
     """State of the problems that still run; the last axis of every array counts them."""
 
-    def __init__(self, rows: ScaledRows, loss: str, fold: Indices, strength: Floats, mass: Floats) -> None:
+    def __init__(self, rows: LinearRows, loss: str, fold: Indices, strength: Floats, mass: Floats) -> None:
         dtype, outputs, b = rows.dtype, rows.folds.n_outputs, len(fold)
         self.rows, self.fold, self.id = rows, fold, np.arange(b)
         self.loss = _LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)
@@ -671,6 +717,7 @@ class _Loss:
     def __init__(self, folds: Folds, mass: Floats, dtype: Any) -> None:
         self.mass = mass[:, None, :]
         self.y = folds.y
+        self._last: Floats = np.empty(0)
         signs = np.where(np.arange(folds.n_classes) == folds.y[:, None], 1, -1).astype(dtype)
         self.sign = (signs[:, 1:] if folds.n_classes == 2 else signs)[:, :, None]  # (n, k, 1)
 
@@ -804,21 +851,43 @@ def _ridge_fold(task: Task, fold: int) -> list[Floats]:
 def _lda_fold(task: Task, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     rows = task.rows.of_fold(fold)
-    y, classes = task.folds.y[train], task.folds.n_classes
-    count = np.bincount(y, minlength=classes)
-    means = _class_means(rows[train], y, classes)
-    spread = rows[train] - means[y]
-    trace = float(np.einsum("ij,ij->", spread, spread)) / len(train) / rows.shape[1]
-    answers = []
-    # (1 - s) * spread' spread / n + s * trace * I, divided by (1 - s) / n
     shrinkages = [float(p["shrinkage"]) for p in task.params]
-    strengths = [s * trace * len(train) / (1 - s) for s in shrinkages]
+    solved = solve_lda(rows[train], task.folds.y[train], task.folds.n_classes, shrinkages)
+    scores = (rows[test] @ weights + offset for _, weights, offset in solved)
+    return [_scores(own[:, 1:] - own[:, :1] if task.folds.n_classes == 2 else own) for own in scores]
+
+
+def solve_lda(
+    rows: Floats, y: Indices, n_classes: int, shrinkages: Sequence[float]
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Linear discriminant analysis with the within-class covariance shrunk towards a sphere.
+
+    Parameters
+    ----------
+    rows : array of shape (n, d)
+        Training rows.
+    y : array of shape (n,), int
+        Class indices.
+    n_classes : int
+        Number of classes, each with a row.
+    shrinkages : sequence of float
+        Shares of the sphere, between 0 and 1 (excluded).
+
+    Yields
+    ------
+    (means, weights, offset), arrays of shapes (n_classes, d), (d, n_classes), (n_classes,)
+        For each shrinkage; scores are ``rows @ weights + offset``.
+    """
+    n, d = rows.shape
+    count = np.bincount(y, minlength=n_classes)
+    means = _class_means(rows, y, n_classes)
+    spread = rows - means[y]
+    trace = float(np.einsum("ij,ij->", spread, spread)) / n / d
+    # (1 - s) * spread' spread / n + s * trace * I, divided by (1 - s) / n
+    strengths = [s * trace * n / (1 - s) for s in shrinkages]
     for shrinkage, inverse in zip(shrinkages, penalised_inverses(spread, strengths, means.T), strict=True):
-        weights = inverse * len(train) / (1 - shrinkage)
-        offset = np.log(count / len(train)) - 0.5 * np.einsum("cd,dc->c", means, weights)
-        scores = rows[test] @ weights + offset
-        answers.append(_scores(scores[:, 1:] - scores[:, :1] if classes == 2 else scores))
-    return answers
+        weights = inverse * n / (1 - shrinkage)
+        yield means, weights, np.log(count / n) - 0.5 * np.einsum("cd,dc->c", means, weights)
 
 
 def _nearest_mean_fold(task: Task, fold: int) -> list[Floats]:
@@ -854,7 +923,10 @@ def _neighbours_fold(task: Task, fold: int) -> list[Floats]:
 def _nearest(rows: ScaledRows, fold: int, metric: str, k: int) -> tuple[Indices, Floats]:
     """The k nearest training rows of each test row, nearest first: indices into train, distances."""
     train, test = rows.folds.splits[fold]
-    found = [_nearest_of(rows, fold, metric, k, train, part) for part in _parts(test, CHUNK_ROWS)]
+    found = [
+        _nearest_of(rows, fold, metric, k, train, part)
+        for part in np.split(test, range(CHUNK_ROWS, len(test), CHUNK_ROWS))
+    ]
     return np.concatenate([index for index, _ in found]), np.concatenate([distance for _, distance in found])
 
 

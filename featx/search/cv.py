@@ -16,16 +16,25 @@ import numpy as np
 import sklearn
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+from threadpoolctl import threadpool_limits
 
 from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
-from featx.heads import DEFAULT_HEADS, HEADS, decision_scores, make_pipeline
+from featx.heads import DEFAULT_HEADS, HEADS, SCALINGS, decision_scores, make_pipeline
 from featx.rows import RowBlocks
-from featx.search.loop import SIDE_BY_SIDE, Search, SearchProgress
-from featx.search.scoring import decided
-from featx.search.space import Space, identity
-from featx.solvers import DEFAULT_MEMORY, KERNEL_ROWS, Folds, class_weights
+from featx.search.loop import Search, SearchProgress, n_threads
+from featx.search.representations import (
+    RELEVANT_COUNTS,
+    SIDE_BY_SIDE,
+    Screened,
+    screen_representations,
+    shortlist,
+)
+from featx.search.scoring import Scorer, decided
+from featx.search.space import RELEVANT, Space, identity
+from featx.solvers import DEFAULT_MEMORY, KERNEL_ROWS, Folds, class_weights, solve_lda
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[Any]
@@ -76,6 +85,8 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         Threads; by default all cores.
     refit : bool
         Whether the winner is fitted on all rows.
+    one_se : bool
+        Among several representations take the simplest that is within one standard error of the best.
     random_state : int, RandomState or None
         Seed of folds, sampler and heads.
     callback : callable, optional
@@ -108,6 +119,8 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         One entry for each configuration, as in scikit-learn; also `origin`, `state`, `approximate`.
     study_ : optuna.Study
         All trials.
+    screening_ : list of featx.search.representations.Screened
+        Leave-one-out scores of blocks and combinations, best first; empty where nothing was screened.
     left_out_ : dict
         Heads that could not be used, with the reason.
     n_features_in_ : int
@@ -138,6 +151,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         study_name: str | None = None,
         n_jobs: int | None = None,
         refit: bool = True,
+        one_se: bool = True,
         random_state: Any = None,
         callback: Callable[[SearchProgress], None] | None = None,
         pruner: Any = "median",
@@ -158,6 +172,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         self.study_name = study_name
         self.n_jobs = n_jobs
         self.refit = refit
+        self.one_se = one_se
         self.random_state = random_state
         self.callback = callback
         self.pruner = pruner
@@ -203,7 +218,14 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 sample_weight, np.empty((blocks.n_rows, 1)), ensure_non_negative=True
             )
         folds = Folds(self._split(blocks, codes, groups, view, seed), codes, len(self.classes_), weight)
-        space = self._space(folds, blocks, weight)
+        heads, scalings = self._heads(folds, weight), self._scalings()
+        space = Space(
+            heads,
+            self._representations(blocks, folds, groups, seed, begun),
+            CLASS_WEIGHTS if self.class_weight == "search" else (self._class_weight(),),
+            min(len(train) for train, _ in folds.splits),
+            scalings,
+        )
         search = Search(self, blocks, folds, space, seed, begun)
         search.run()
 
@@ -212,8 +234,8 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         choice = space.read(winner.config)
         self.best_params_ = dict(winner.config)
         self.best_score_ = winner.score
-        names = search.blocks_named(choice.representation)
-        self.best_blocks_ = () if isinstance(X, RowBlocks) is False else names
+        names, columns = search.representation(choice.representation)
+        self.best_blocks_ = names if isinstance(X, RowBlocks) else ()
         self.cv_results_ = search.table()
         self.best_index_ = int(
             np.argmax([identity(p) == identity(winner.config) for p in self.cv_results_["params"]])
@@ -226,8 +248,9 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         self.oof_proba_ = self.calibration_.proba(self.oof_decision_)
         if self.refit:
             search.report("refit")
+            widths = [blocks.width(name) for name in names]
             self.best_estimator_ = self._refit(
-                blocks.stack(names), codes, choice, [blocks.width(n) for n in names], weight, seed
+                blocks.stack(names), codes, choice, widths, columns, weight, seed
             )
         return self
 
@@ -336,14 +359,10 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
             full.append((np.sort(np.concatenate([plain[train], views[~away]])), plain[test]))
         return tuple(full)
 
-    def _space(self, folds: Folds, blocks: RowBlocks, weight: Floats | None) -> Space:
+    def _heads(self, folds: Folds, weight: Floats | None) -> tuple[str, ...]:
         asked = DEFAULT_HEADS if self.heads is None else tuple(self.heads)
-        if isinstance(self.heads, str) or not asked or (unknown := [h for h in asked if h not in HEADS]):
+        if isinstance(self.heads, str) or not asked or not set(asked) <= set(HEADS):
             raise UsageError(f"heads {self.heads!r} are not known; choose from {', '.join(HEADS)}.")
-        scalings = tuple(self.scalings) if self.scalings is not None else Space.scalings
-        if not scalings or not set(scalings) <= set(Space.scalings):
-            raise UsageError(f"scalings {self.scalings!r}: choose from {', '.join(Space.scalings)}.")
-        searched = isinstance(self.class_weight, str) and self.class_weight == "search"
         self.left_out_: dict[str, str] = {}
         for name in asked:
             head = HEADS[name]
@@ -351,22 +370,53 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 self.left_out_[name] = "for two classes it is the same as another head"
             elif weight is not None and not head.takes_weights:
                 self.left_out_[name] = "it cannot use sample weights"
-            elif self.class_weight is not None and not searched and not head.takes_weights:
+            elif self.class_weight not in (None, "search") and not head.takes_weights:
                 self.left_out_[name] = "it cannot use class weights"
         heads = tuple(name for name in dict.fromkeys(asked) if name not in self.left_out_)
-        told = {name: why for name, why in self.left_out_.items() if "weights" in why}
+        told = "; ".join(f"{name}: {why}" for name, why in self.left_out_.items())
         if not heads:
-            raise SearchError(f"no head is left: {self.left_out_}; choose another of {', '.join(HEADS)}.")
-        if self.heads is not None and told:
-            named = "; ".join(f"{name}: {why}" for name, why in told.items())
-            warnings.warn(f"heads left out: {named}.", SearchWarning, stacklevel=3)
-        return Space(
-            heads,
-            tuple(_representations(self.representations, blocks)),
-            CLASS_WEIGHTS if searched else (self._class_weight(),),
-            min(len(train) for train, _ in folds.splits),
-            scalings,
-        )
+            raise SearchError(f"no head is left ({told}); choose another of {', '.join(HEADS)}.")
+        if self.heads is not None and "weights" in told:
+            warnings.warn(f"heads left out: {told}.", SearchWarning, stacklevel=3)
+        return heads
+
+    def _scalings(self) -> tuple[str, ...]:
+        scalings = SCALINGS if self.scalings is None else tuple(self.scalings)
+        if not scalings or not set(scalings) <= set(SCALINGS):
+            raise UsageError(f"scalings {self.scalings!r} are not known; choose from {', '.join(SCALINGS)}.")
+        return scalings
+
+    def _representations(
+        self, blocks: RowBlocks, folds: Folds, groups: Any, seed: int, begun: float
+    ) -> tuple[str, ...]:
+        """Names of what is searched, most promising first; screened where the user names none."""
+        self.screening_: list[Screened] = []
+        if len(blocks) == 1:
+            return tuple(blocks)
+        if not isinstance(self.representations, str):
+            return _named(self.representations, blocks)
+        if self.representations != "auto":
+            raise UsageError(
+                f"representations {self.representations!r}: pass 'auto' or tuples of block names."
+            )
+        scored = np.unique(np.concatenate([test for _, test in folds.splits]))
+        scorer = Scorer(self.scoring, self.classes_)
+        with threadpool_limits(limits=1):
+            self.screening_ = screen_representations(
+                blocks.take(scored) if len(scored) < len(folds.y) else blocks,
+                folds.y[scored],
+                folds.n_classes,
+                score=None if scorer.of_probabilities else scorer,
+                groups=None if groups is None else np.asarray(groups)[scored],
+                random_state=seed,
+                n_jobs=n_threads(self.n_jobs),
+                deadline=float("inf") if self.timeout is None else begun + self.timeout / 2,
+            )
+        names = [one.name for one in shortlist(self.screening_)]
+        width = sum(blocks.width(name) for name in blocks)
+        if width * blocks.n_rows * 4 <= self.memory:  # all blocks are held while features are picked
+            names += [f"{RELEVANT}{count}" for count in RELEVANT_COUNTS if count < width]
+        return tuple(names)
 
     def _class_weight(self) -> Any:
         if self.class_weight is None or self.class_weight in ("balanced", "sqrt"):
@@ -387,11 +437,18 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         codes: NDArray[np.intp],
         choice: Any,
         widths: Sequence[int],
+        columns: NDArray[np.intp] | None,
         weight: Floats | None,
         seed: int,
     ) -> Any:
         pipeline = make_pipeline(
-            choice.head.name, choice.params, choice.scaling, widths, n_rows=len(rows), random_state=seed
+            choice.head.name,
+            choice.params,
+            choice.scaling,
+            widths,
+            n_rows=len(rows),
+            columns=None if columns is None else columns.tolist(),
+            random_state=seed,
         )
         own = np.ones(len(rows)) if weight is None else weight
         of_class = class_weights(choice.class_weight, codes, own, len(self.classes_))
@@ -402,7 +459,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
 def fit_pipeline(
     pipeline: Any, rows: Floats, y: NDArray[Any], *, scale_weight: Floats | None, head_weight: Floats | None
 ) -> Any:
-    """Fit a pipeline of `make_pipeline`, the scaler with the user's weights, the head with class weights too."""
+    """Fit a pipeline of `make_pipeline`; the scaler sees the user's weights, the head class weights too."""
     scaler, head = pipeline.named_steps["scale"], pipeline.named_steps["head"]
     if scale_weight is None:
         scaled = scaler.fit_transform(rows)
@@ -410,6 +467,9 @@ def fit_pipeline(
         with sklearn.config_context(enable_metadata_routing=True):
             _route_weights(scaler)
             scaled = scaler.fit(rows, sample_weight=scale_weight).transform(rows)
+    if isinstance(head, LinearDiscriminantAnalysis):
+        _fit_lda(head, scaled, y)
+        return pipeline
     if head_weight is None:
         head.fit(scaled, y)
         return pipeline
@@ -417,6 +477,26 @@ def fit_pipeline(
         _route_weights(head)
         head.fit(scaled, y, sample_weight=head_weight)
     return pipeline
+
+
+def _fit_lda(head: Any, rows: Floats, y: NDArray[Any]) -> None:
+    """Fit what `LinearDiscriminantAnalysis` fits, from the smaller Gram matrix.
+
+    Its own least-squares solution of a (d, d) system takes minutes on some thousand columns, and it keeps
+    the covariance, which predictions do not need.
+    """
+    head.classes_, codes = np.unique(y, return_inverse=True)
+    n_classes = len(head.classes_)
+    solved = solve_lda(rows.astype(np.float64), codes, n_classes, [head.shrinkage])
+    head.means_, weights, offset = next(solved)
+    head.priors_ = np.bincount(codes) / len(codes)
+    head.coef_, head.intercept_ = weights.T, offset
+    if n_classes == 2:
+        head.coef_, head.intercept_ = (
+            head.coef_[1:] - head.coef_[:1],
+            head.intercept_[1:] - head.intercept_[:1],
+        )
+    head.n_features_in_ = rows.shape[1]
 
 
 def _route_weights(estimator: Any) -> None:
@@ -443,17 +523,14 @@ def _is_column(y: Any) -> bool:
     return isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1
 
 
-def _representations(wanted: Any, blocks: RowBlocks) -> list[str]:
-    if isinstance(wanted, str) and wanted == "auto":
-        return [SIDE_BY_SIDE.join((name,)) for name in blocks]
-    if isinstance(wanted, str):
-        raise UsageError(f"representations {wanted!r}: pass 'auto' or tuples of block names.")
+def _named(wanted: Any, blocks: RowBlocks) -> tuple[str, ...]:
+    """Names of the representations that the user lists."""
     found = []
     for names in wanted:
         own = (names,) if isinstance(names, str) else tuple(names)
-        if not own or not set(own) <= set(blocks):
+        if own == (RELEVANT,) or not own or not set(own) <= set(blocks):
             raise UsageError(f"representation {own!r}: choose blocks from {', '.join(blocks)}.")
         found.append(SIDE_BY_SIDE.join(own))
     if not found:
         raise UsageError("representations is empty; pass 'auto' or tuples of block names.")
-    return found
+    return tuple(dict.fromkeys(found))

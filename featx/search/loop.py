@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,14 +17,15 @@ from featx.exceptions import SearchError, SearchWarning, UsageError
 from featx.rows import RowBlocks
 from featx.search import study as studies
 from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Result
+from featx.search.representations import SIDE_BY_SIDE, pick_relevant
 from featx.search.scoring import Scorer
-from featx.search.space import Config, Space, group_configs, identity, unique
+from featx.search.space import RELEVANT, Config, Space, group_configs, identity, unique
 from featx.solvers import Folds
 
 Floats = NDArray[Any]
 
-SIDE_BY_SIDE = " + "
-"""Joins the names of blocks in a representation's name."""
+USUAL = "last:avg"
+"""What everybody uses, and so the simplest of single blocks."""
 
 TPE_BATCH = 10
 """Trials that are drawn together, so that those of one head share their computation."""
@@ -100,21 +101,24 @@ class Search:
             pruner=_pruner(settings.pruner),
         )
         self.results = studies.known_results(self.study)
+        self._picked: dict[int, list[NDArray[np.intp]]] = {}
         self.evaluator = Evaluator(
-            lambda name: ([blocks[block] for block in self.blocks_named(name)], None),
+            self._rows_of,
             space,
             folds,
             self.scorer,
             prune=self._hopeless,
             options={
                 "random_state": seed,
-                "n_jobs": effective_n_jobs(-1 if settings.n_jobs is None else settings.n_jobs),
+                "n_jobs": n_threads(settings.n_jobs),
                 "memory": settings.memory,
                 "kernel_rows": settings.kernel_rows,
             },
         )
         self.grid = self._grid()
         self.total = len(self.grid) + settings.n_trials
+        if len(self.grid) > 1 and isinstance(settings.grid, str) and len(space.representations) > 1:
+            self.total += len(space.quick_points()) + len(space.heads)
 
     def run(self) -> None:
         """Evaluate default, grid and TPE trials as far as the budget goes."""
@@ -123,7 +127,8 @@ class Search:
         with studies.quiet(), threadpool_limits(limits=1):
             default = self.grid[0]
             self._evaluate([default], "grid")
-            self._evaluate(self.grid[1:], "grid", self.deadline)
+            for stage in self._stages():
+                self._evaluate(stage, "grid", self.deadline)
             self._refine()
         if not any(result.state == COMPLETE for result in self.results.values()):
             self._evaluate(self.space.known_good(), "grid")
@@ -154,9 +159,28 @@ class Search:
             f"{causes[0] if causes else 'time was up before one was done'}."
         )
 
-    def blocks_named(self, representation: str) -> tuple[str, ...]:
-        """Blocks of a representation, in order."""
-        return tuple(representation.split(SIDE_BY_SIDE))
+    def representation(self, name: str) -> tuple[tuple[str, ...], NDArray[np.intp] | None]:
+        """Blocks of a representation, in order, and the columns of these that it keeps, if not all.
+
+        Features are picked on all rows here, as the winner is fitted on all.
+        """
+        if not name.startswith(RELEVANT):
+            return tuple(name.split(SIDE_BY_SIDE)), None
+        count = int(name.removeprefix(RELEVANT))
+        every = np.arange(self.blocks.n_rows)
+        columns = pick_relevant(
+            self.blocks, self.folds.y, self.folds.n_classes, [every], [count], random_state=self.seed
+        )[count][0]
+        widths = np.array([self.blocks.width(block) for block in self.blocks])
+        starts = np.cumsum(widths) - widths
+        inside = [
+            columns[(columns >= a) & (columns < a + w)] - a for a, w in zip(starts, widths, strict=True)
+        ]
+        used = [number for number, own in enumerate(inside) if len(own)]
+        offsets = np.cumsum(widths[used]) - widths[used]
+        kept = np.concatenate([inside[number] + offset for number, offset in zip(used, offsets, strict=True)])
+        names = list(self.blocks)
+        return tuple(names[number] for number in used), kept
 
     def table(self) -> dict[str, Any]:
         """`cv_results_`: one entry for each configuration."""
@@ -202,6 +226,28 @@ class Search:
             )
         )
 
+    def _rows_of(self, name: str) -> tuple[list[Floats], list[NDArray[np.bool_]] | None]:
+        """Arrays of a representation, and the columns that each fold keeps of them, if not all."""
+        if not name.startswith(RELEVANT):
+            return [self.blocks[block] for block in name.split(SIDE_BY_SIDE)], None
+        if not self._picked:
+            counts = [
+                int(n.removeprefix(RELEVANT)) for n in self.space.representations if n.startswith(RELEVANT)
+            ]
+            parts = [train for train, _ in self.folds.splits]
+            self._picked = pick_relevant(
+                self.blocks, self.folds.y, self.folds.n_classes, parts, counts, random_state=self.seed
+            )
+        own = self._picked[int(name.removeprefix(RELEVANT))]
+        union = np.unique(np.concatenate(own))
+        widths = [self.blocks.width(block) for block in self.blocks]
+        ends = np.cumsum(widths)
+        columns = [
+            self.blocks[block][:, union[(union >= end - width) & (union < end)] - (end - width)]
+            for block, width, end in zip(self.blocks, widths, ends, strict=True)
+        ]
+        return [np.hstack(columns)], [np.column_stack([np.isin(union, one) for one in own])]
+
     def _grid(self) -> list[Config]:
         wanted = self.settings.grid
         if isinstance(wanted, str) and wanted == "auto":
@@ -221,6 +267,27 @@ class Search:
         if not configs:
             raise UsageError("grid is empty; pass configurations as in best_params_, or 'none'.")
         return configs
+
+    def _stages(self) -> Iterator[list[Config]]:
+        """The grid in an order that spends little on hopeless representations.
+
+        Closed-form heads first on all of them; the best one then gets the whole grid, the runner-up the
+        known-good points.
+        """
+        names = self.space.representations
+        if len(names) == 1 or not isinstance(self.settings.grid, str) or len(self.grid) == 1:
+            yield self.grid
+            return
+        yield self.space.quick_points()
+        best: dict[str, float] = {}
+        for result in self.results.values():
+            if result.state == COMPLETE:
+                name = self.space.read(result.config).representation
+                best[name] = max(best.get(name, -np.inf), result.score)
+        order = sorted(best, key=best.__getitem__, reverse=True)
+        yield self.space.grid(order[0])
+        for name in order[1:2]:
+            yield self.space.known_good(name)
 
     def _evaluate(self, configs: Sequence[Config], origin: str, deadline: float = float("inf")) -> None:
         new = [config for config in configs if identity(config) not in self.results]
@@ -251,6 +318,33 @@ class Search:
                 done += 1
             self.report("tpe")
 
+    def _simplest(self, best: Result, ranked: Sequence[Result]) -> Result:
+        """Return the best of the simplest representation that is not worse by more than one standard error.
+
+        The error is that of the difference over the same folds, so folds that are hard for both do not count.
+        """
+        first: dict[str, Result] = {}
+        for result in ranked:
+            if not result.approximate:
+                first.setdefault(self.space.read(result.config).representation, result)
+        for name in sorted(first, key=self._complexity):
+            worse = np.subtract(best.scores, first[name].scores)
+            error = np.std(worse, ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
+            if np.mean(worse) <= error + ROUNDING:
+                return first[name]
+        return best
+
+    def _complexity(self, name: str) -> tuple[int, int, int]:
+        """Few blocks are simpler than many, picked features the least simple; then by columns."""
+        if name.startswith(RELEVANT):
+            return (len(self.blocks), int(name.removeprefix(RELEVANT)), 0)
+        names = name.split(SIDE_BY_SIDE)
+        return (
+            len(names),
+            0 if name.startswith(USUAL) else 1,
+            sum(self.blocks.width(block) for block in names),
+        )
+
     def _confirm(self, result: Result) -> Result:
         """Evaluate an approximately scored configuration on all rows."""
         options = dict(self.evaluator.options)
@@ -274,7 +368,10 @@ class Search:
         if self.settings.n_trials == 0 and len(self.grid) == 1:
             why = "n_trials is 0"
         elif time.monotonic() > self.deadline and len(self.results) < len(self.grid):
-            why = f"the time budget of {self.settings.timeout:g} s ended the search after {len(self.results)} of {self.total} configurations"
+            why = (
+                f"the time budget of {self.settings.timeout:g} s ended the search after "
+                f"{len(self.results)} of {self.total} configurations"
+            )
         else:
             return
         what = "default parameters were fitted" if len(self.results) == 1 else "the best of these was fitted"
@@ -287,6 +384,11 @@ class Search:
         weight = np.empty(0) if self.folds.weight is None else self.folds.weight
         scoring = np.array([str(self.settings.scoring)])
         return studies.data_key(self.blocks, self.folds.y, weight, scoring, *splits)
+
+
+def n_threads(n_jobs: int | None) -> int:
+    """Return the number of threads: all cores by default."""
+    return int(effective_n_jobs(-1 if n_jobs is None else n_jobs))
 
 
 def _pruner(wanted: Any) -> Any:

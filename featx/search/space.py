@@ -16,8 +16,10 @@ from featx.heads import HEADS, SCALINGS, Head
 
 Config = dict[str, Any]
 
-REDUCED_GRID = 2
-"""Coarse values of each head that representations beyond the first start with."""
+RELEVANT = "relevant:"
+"""Begins the name of a representation of features picked over all blocks; the number kept follows."""
+
+PICKED_SCALING = "standard"
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,9 @@ class Space:
         if len(self.representations) > 1:
             config["representation"] = trial.suggest_categorical("representation", list(self.representations))
         config["head"] = trial.suggest_categorical("head", list(self.heads))
-        config["scaling"] = trial.suggest_categorical("scaling", list(self.scalings))
         head = HEADS[config["head"]]
+        if not _is_picked(config.get("representation", self.representations[0])):
+            config["scaling"] = trial.suggest_categorical("scaling", list(self.scalings))
         if len(self.class_weights) > 1 and head.takes_weights:
             config["class_weight"] = trial.suggest_categorical("class_weight", list(self.class_weights))
         own = head.suggest(trial, head.name + "__", self.n_rows)
@@ -83,26 +86,38 @@ class Space:
         default = self.class_weights[0] if len(self.class_weights) == 1 else None
         return Choice(
             config.get("representation", self.representations[0]),
-            config["scaling"],
+            config.get("scaling", PICKED_SCALING),
             head,
             params,
             config.get("class_weight", default) if head.takes_weights else None,
         )
 
-    def known_good(self) -> list[Config]:
-        """Each head's known-good point on the first representation: what is tried before all else."""
-        return [self._config(0, HEADS[name], 0, HEADS[name].scalings[0]) for name in self.heads]
+    def known_good(self, representation: str | None = None) -> list[Config]:
+        """Each head's known-good point on a representation (the first): what is tried before all else."""
+        name = representation or self.representations[0]
+        return [
+            self._config(name, HEADS[head], HEADS[head].grid[0], self._scalings(head)[0])
+            for head in self.heads
+        ]
 
-    def grid(self) -> list[Config]:
-        """Return the coarse grid, known-good first; representations beyond the first get less of it."""
-        points = self.known_good()
-        for number in range(len(self.representations)):
-            for name in self.heads:
-                head = HEADS[name]
-                scalings = head.scalings if number == 0 else head.scalings[:1]
-                values = range(len(head.grid) if number == 0 else min(REDUCED_GRID, len(head.grid)))
-                points += [self._config(number, head, v, s) for s in scalings for v in values]
-        return list(unique(point for point in points if self._fits(point)))
+    def grid(self, representation: str | None = None) -> list[Config]:
+        """Return the coarse grid on a representation (the first), known-good points first."""
+        name = representation or self.representations[0]
+        points = self.known_good(name)
+        for head in self.heads:
+            for scaling in self._scalings(head):
+                points += [self._config(name, HEADS[head], point, scaling) for point in HEADS[head].grid]
+        return unique(points)
+
+    def quick_points(self) -> list[Config]:
+        """Points of the quickest heads (the first one, if none is quick) on every representation."""
+        quick = [head for head in self.heads if HEADS[head].quick] or [self.heads[0]]
+        return unique(
+            self._config(name, HEADS[head], point, self._scalings(head)[0])
+            for name in self.representations
+            for head in quick
+            for point in HEADS[head].grid
+        )
 
     def distributions(self, config: Config) -> dict[str, Any]:
         """Optuna's distributions of a configuration's parameters."""
@@ -119,22 +134,28 @@ class Space:
         plain = [self.heads, self.representations, self.class_weights, self.scalings, self.n_rows, ranges]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:12]
 
-    def _config(self, representation: int, head: Head, value: int, scaling: str) -> Config:
-        config: Config = {
-            "head": head.name,
-            "scaling": scaling if scaling in self.scalings else self.scalings[0],
-        }
+    def _scalings(self, head: str) -> tuple[str, ...]:
+        """Scalings of a head's coarse grid that the space has."""
+        known = tuple(scaling for scaling in HEADS[head].scalings if scaling in self.scalings)
+        return known or self.scalings[:1]
+
+    def _config(self, representation: str, head: Head, point: Mapping[str, Any], scaling: str) -> Config:
+        config: Config = {"head": head.name}
+        if not _is_picked(representation):
+            config["scaling"] = scaling
         if len(self.representations) > 1:
-            config["representation"] = self.representations[representation]
+            config["representation"] = representation
         if len(self.class_weights) > 1 and head.takes_weights:
             config["class_weight"] = None
-        own = dict(head.grid[value])
+        own = dict(point)
         if "n_neighbors" in own:
             own["n_neighbors"] = min(own["n_neighbors"], self.n_rows)
-        return config | {f"{head.name}__{name}": v for name, v in own.items()}
+        return config | {f"{head.name}__{key}": value for key, value in own.items()}
 
-    def _fits(self, config: Config) -> bool:
-        return config["scaling"] in self.scalings
+
+def _is_picked(representation: str) -> bool:
+    """Whether single features were picked: these are always standardised, as they were when picked."""
+    return representation.startswith(RELEVANT)
 
 
 def identity(config: Config) -> str:
