@@ -66,14 +66,8 @@ class State:
 
 def record_run(tmp_path: Path, *arguments: str, n_rows: int) -> list[Call]:
     """Run the workload under the recorder; its calls, with paths relative to its folder."""
-    if sys.platform != "linux":
-        pytest.skip("the recorder needs LD_PRELOAD")
-    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-    if compiler is None:
-        pytest.skip("no C compiler for the recorder")
-    library, folder, log = tmp_path / "recorder.so", tmp_path / "run", tmp_path / "log"
-    build = [compiler, "-O1", "-shared", "-fPIC", "-o", library, HERE / "recorder.c", "-ldl", "-lpthread"]
-    subprocess.run(build, check=True)
+    library = build_library(HERE / "recorder.c", tmp_path)
+    folder, log = tmp_path / "run", tmp_path / "log"
     folder.mkdir()
     environment = {"LD_PRELOAD": library, "RECORD_FOLDER": folder, "RECORD_LOG": log}
     command = [sys.executable, HERE / "workload.py", folder / "cache", folder / ACK, str(n_rows), *arguments]
@@ -81,6 +75,19 @@ def record_run(tmp_path: Path, *arguments: str, n_rows: int) -> list[Call]:
         command, check=True, env=os.environ | {name: str(value) for name, value in environment.items()}
     )
     return list(_read_log(log.read_bytes(), str(folder)))
+
+
+def build_library(source: Path, tmp_path: Path) -> Path:
+    """Compile a library for LD_PRELOAD; the test is skipped where that cannot be done."""
+    if sys.platform != "linux":
+        pytest.skip("needs LD_PRELOAD")
+    compiler = shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    library = tmp_path / f"{source.stem}.so"
+    command = [compiler, "-O1", "-shared", "-fPIC", "-o", library, source, "-ldl", "-lpthread"]
+    subprocess.run(command, check=True)
+    return library
 
 
 def kill_states(calls: list[Call]) -> Iterator[State]:

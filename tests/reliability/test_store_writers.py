@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import workload
+from crashes import build_library
 
 from featx.stores.hdf5 import HDF5Store
 
+HERE = Path(__file__).parent
 FORK = multiprocessing.get_context("fork")
 KEY = workload.spec_of().key
 
@@ -53,10 +58,23 @@ def run_at_once(cache: Path, n_writers: int, n_rows: int) -> None:
         writer.join()
     assert [writer.exitcode for writer in writers] == [0] * n_writers, failures.get(timeout=1)
     assert failures.empty()
-    assert workload.complaints(cache, range(n_rows)) == []
+    assert workload.complaints(cache, range(n_rows), noted=False) == []
     store = HDF5Store(cache)
     store.pack()
     assert sum(usage.rows for usage in store.usage()) >= n_rows
+
+
+def test_a_disk_without_locks_will_do(memory_folder: Path, tmp_path: Path) -> None:
+    library = build_library(HERE / "no_locks.c", tmp_path)
+    probe = "import fcntl, sys; fcntl.flock(sys.stdin, fcntl.LOCK_SH)"
+    environment = os.environ | {"LD_PRELOAD": str(library)}
+    failed = subprocess.run(
+        [sys.executable, "-c", probe], env=environment, capture_output=True, text=True, check=False
+    )
+    assert "No locks available" in failed.stderr  # as some network disks say (errno 37)
+    command = [sys.executable, HERE / "workload.py", memory_folder / "cache", memory_folder / "ack", "1024"]
+    subprocess.run([*command, "--pack-every", "4"], env=environment, check=True)
+    assert workload.complaints(memory_folder / "cache", range(1024)) == []
 
 
 @pytest.mark.parametrize("n_writers", [2, 4])

@@ -24,6 +24,9 @@ WIDTH = 64
 REPORT = struct.Struct("<QQ")
 """Rows that are durable, rows that were appended."""
 
+NOTE = ("progress", "rows")
+"""After each commit, and before it is reported, the number of durable rows is noted in the store."""
+
 SABOTAGES: dict[str, Callable[[], None]] = {}
 
 
@@ -81,6 +84,8 @@ def write_rows(
         if (start + append) % COMMIT == 0 or start + append >= len(numbers):
             store.commit()
             commits += 1
+            noted = (store.recall(*NOTE) or {"rows": 0})["rows"]
+            store.remember(*NOTE, {"rows": max(noted, min(commits * COMMIT, len(numbers)))})
             report(min(commits * COMMIT, len(numbers)), start + len(some))
             if pack_every and commits % pack_every == 0:
                 store.pack()
@@ -89,7 +94,7 @@ def write_rows(
 
 
 def complaints(
-    cache: Path, durable: Sequence[int], appended: Sequence[int] = (), width: int = WIDTH
+    cache: Path, durable: Sequence[int], appended: Sequence[int] = (), *, noted: bool = True
 ) -> list[str]:
     """What is wrong with a cache after a fault, in which the rows `durable` had been reported as kept.
 
@@ -99,14 +104,14 @@ def complaints(
     from featx.exceptions import FeatxError, FeatxWarning
     from featx.stores.hdf5 import HDF5Store
 
-    found = complaints_before_next_run(cache, durable, appended, width)
+    found = complaints_before_next_run(cache, durable, appended, noted=noted)
     everything = sorted({*durable, *appended})
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FeatxWarning)
-            write_rows(cache, everything, width=width, append=COMMIT * 64)
+            write_rows(cache, everything, append=COMMIT * 64)
             rows = HDF5Store(cache).read(spec_of().key, ids_of(everything))
-            if everything and not np.array_equal(rows, rows_of(everything, width)):
+            if everything and not np.array_equal(rows, rows_of(everything)):
                 found.append("the next run does not complete the set")
     except (FeatxError, OSError, KeyError, ValueError) as error:
         found.append(f"next run: {type(error).__name__}: {error}")
@@ -114,7 +119,7 @@ def complaints(
 
 
 def complaints_before_next_run(
-    cache: Path, durable: Sequence[int], appended: Sequence[int] = (), width: int = WIDTH
+    cache: Path, durable: Sequence[int], appended: Sequence[int] = (), *, noted: bool = True
 ) -> list[str]:
     """The part of `complaints` that changes nothing."""
     from featx.exceptions import FeatxError, FeatxWarning
@@ -131,8 +136,11 @@ def complaints_before_next_run(
             lost = set(durable) - set(there)
             if lost:
                 found.append(f"{len(lost)} durable rows are lost")
-            if there and not np.array_equal(store.read(key, ids_of(there)), rows_of(there, width)):
+            if there and not np.array_equal(store.read(key, ids_of(there)), rows_of(there)):
                 found.append("a row is wrong")
+            note = store.recall(*NOTE)
+            if noted and durable and (note is None or note["rows"] < len(durable)):
+                found.append(f"the note says {note}, not {len(durable)} rows or more")
             found += [f"segment {path.name} is bad: {reason}" for path, reason in store.verify().bad]
         found += [str(warning.message) for warning in caught]
     except (FeatxError, OSError, KeyError, ValueError) as error:
