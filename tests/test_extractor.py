@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 import shutil
 import subprocess
@@ -27,6 +28,7 @@ from featx.backbones.runtimes import agree
 from featx.backbones.transform import prepare
 from featx.exceptions import DriftWarning, ImageError, ImageWarning, StoreWarning, UsageError
 from featx.images import decode_picture, image_digest, read_picture
+from featx.spec import FeatureSpec
 from featx.stores import open_store
 from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
@@ -228,6 +230,47 @@ def test_a_changed_field_is_a_new_space_and_the_remark_names_it(
     assert result.computed == 4
     assert any(field in remark for remark in result.remarks)
     assert set(result.remarks) <= set(told)
+
+
+OTHER_VALUES: dict[str, dict[str, Any]] = {
+    "architecture": {"architecture": "resnet18"},
+    "weights": {"weights": "0" * 64},
+    "cut": {"cut": "layer1"},
+    "pool": {"pool": "max"},
+    "final_norm": {"final_norm": False},
+    "input_size": {"input_size": (64, 96)},
+    "resize": {"resize": "pad"},
+    "crop_pct": {"crop_pct": 0.5},
+    "interpolation": {"interpolation": "lanczos"},
+    "mean": {"mean": (0.1, 0.2, 0.3)},
+    "std": {"std": (0.1, 0.2, 0.3)},
+    "background": {"background": (0, 0, 0)},
+    "bit_depth": {"bit_depth": "minmax"},
+    "decoder": {"decoder": "another"},
+    "decode": {"decode": "fast"},
+    "view": {"view": 1, "view_policy": "light"},
+    "view_policy": {"view": 1, "view_policy": "light"},
+    "precision": {"precision": "fp16"},
+    "dtype": {"dtype": "float32"},
+    "format": {"format": 0},
+}
+"""For each field of a spec, another value (a policy comes with a view)."""
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(FeatureSpec)])
+def test_every_field_that_differs_alone_is_a_miss_that_names_it(
+    make: Make, paths: list[str], field: str
+) -> None:
+    store = MemoryStore()
+    extractor = make(store=store).fit()
+    (spec,) = extractor.specs_.values()
+    other = spec.replace(**OTHER_VALUES[field])
+    wrong = np.full((1, WIDTH), 7.0, np.float32)
+    store.append(other.key, as_ids([image_digest(paths[0])]), wrong, other)
+    result = extractor.extract(paths[:1])
+    assert result.computed == 1
+    assert (result.blocks["last:avg:crop"] != wrong).any()
+    assert any(f" {field} (kept: " in remark for remark in result.remarks)
 
 
 def test_a_warm_call_imports_no_network_library(paths: list[str], tmp_path: Path) -> None:

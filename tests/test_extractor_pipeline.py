@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 from PIL import Image
 
 from featx import FeatureExtractor
+from featx.exceptions import ImageWarning
 from featx.extractor import Progress
 from featx.extractor.forward import MAX_BATCH, BatchSize
 from featx.extractor.pipeline import Recipe
@@ -198,6 +200,28 @@ def test_a_run_leaves_threads_and_torchs_setting_as_they_were(paths: list[str], 
     thread.start()
     thread.join()
     assert found == [2]
+
+
+class SlowFile(io.BytesIO):
+    """A file on a disk that does not answer for a while."""
+
+    name = "slow.png"
+
+    def read(self, size: int | None = -1) -> bytes:
+        time.sleep(0.3)
+        return super().read(size)
+
+
+def test_a_stuck_read_is_named(paths: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("featx.extractor.pipeline.STUCK_S", 0.1)
+    slow = Image.open(SlowFile(Path(paths[0]).read_bytes()))
+    told: list[str] = []
+    extractor = FeatureExtractor(
+        "test_resnet", store="memory", callback=lambda event: told.append(event.message), **TINY
+    )
+    with pytest.warns(ImageWarning, match=r"still reading slow\.png after"):
+        assert extractor.extract([*paths[1:3], slow], names=["a.png", "b.png", "slow.png"]).computed == 3
+    assert any("slow.png" in message for message in told)
 
 
 # --- interrupts and crashes ---

@@ -140,6 +140,13 @@ def test_fp32_rows_do_not_depend_on_the_batch(runtime: str, size: int, batch: np
     assert np.abs(reversed_rows - whole).max() <= limit
 
 
+@pytest.mark.skipif(not cpu_flags(), reason="this CPU does not compute bf16")
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_bf16_rows_of_openvino_do_not_depend_on_the_batch_either(size: int, batch: np.ndarray) -> None:
+    compiled = compile_stem(make("test_efficientnet"), specs("bf16"), runtime="openvino", device="cpu")
+    np.testing.assert_array_equal(in_batches(compiled, batch, size), compiled(batch)[0])
+
+
 def test_a_converted_model_is_kept_and_runs_without_the_network(tmp_path: Path, batch: np.ndarray) -> None:
     first = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
     again = compile_stem(forbidden, specs(), runtime="openvino", model_cache=tmp_path)(batch)

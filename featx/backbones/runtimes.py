@@ -14,6 +14,7 @@ import ctypes.util
 import hashlib
 import importlib
 import json
+import os
 import platform
 import queue
 import sys
@@ -45,6 +46,9 @@ Batch = NDArray[np.uint8]
 AUTO = "auto"
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 """In order of preference. Only cpu was run by the project's own tests; cuda has tests that need one."""
+
+ACCELERATOR_FILES = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd")
+"""Signs of CUDA, WSL or ROCm on Linux. Cheaper than asking torch, which must be imported."""
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 1e-2}
 """Largest difference between two runtimes' rows, relative to the row's largest value."""
@@ -186,7 +190,7 @@ def resolve_device(name: str) -> str:
     if name.partition(":")[0] not in (AUTO, *DEVICES):
         raise UsageError(f"device {name!r} is not known; choose one of auto, {', '.join(DEVICES)}.")
     if name == AUTO:
-        return _best_device() if _accelerator_likely() else "cpu"
+        return _best_device() if accelerator_likely() else "cpu"
     if name != "cpu" and not _has_device(name):
         raise UsageError(
             f"device {name!r} is not available to torch here; device='auto' takes what is there."
@@ -242,11 +246,23 @@ def _version(package: str) -> str:
         return ""
 
 
-@cache
-def _accelerator_likely() -> bool:
+def accelerator_likely(device: str = AUTO) -> bool:
+    """Whether torch must be asked what a device is: False where there is no sign of an accelerator."""
+    if device != AUTO:
+        return device != "cpu"
+    if _version("torch").endswith("+cpu"):
+        return False
     if sys.platform == "darwin":
         return platform.machine() == "arm64"
-    return any(ctypes.util.find_library(name) for name in ("cuda", "nvcuda", "ze_loader", "amdhip64"))
+    if sys.platform == "win32":
+        return ctypes.util.find_library("nvcuda") is not None
+    return "+xpu" in _version("torch") or any(Path(path).exists() for path in ACCELERATOR_FILES)
+
+
+def accelerator_name(device: str, precision: str) -> str:
+    """What an answer of torch about a device depends on, as one text."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return " ".join((platform.node(), _version("torch"), visible, device, precision))
 
 
 @cache
@@ -535,6 +551,8 @@ __all__ = [
     "RUNTIMES",
     "TOLERANCE",
     "Compiled",
+    "accelerator_likely",
+    "accelerator_name",
     "agree",
     "can_run",
     "compile_stem",

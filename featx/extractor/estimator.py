@@ -7,6 +7,7 @@ when nothing is missing it imports neither torch nor timm nor OpenVINO.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import warnings
@@ -23,7 +24,14 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import BackboneCard, load_backbone, open_card
-from featx.backbones.runtimes import environment, resolve_device, resolve_precision, resolve_runtime
+from featx.backbones.runtimes import (
+    accelerator_likely,
+    accelerator_name,
+    environment,
+    resolve_device,
+    resolve_precision,
+    resolve_runtime,
+)
 from featx.exceptions import ImageError, ImageWarning, UsageError
 from featx.extractor import canary
 from featx.extractor.forward import BatchSize, Engine, Forward
@@ -47,6 +55,10 @@ PROBE_PICTURES = 64
 """Pictures that are looked up to see whether a space of another precision holds them."""
 SPEED_PICTURES = 32
 """Pictures that `FeatureExtractor.plan` computes to tell the speed here."""
+
+
+FEW_FIELDS = 4
+"""A space that differs in more fields is another matter, not a near miss to be explained."""
 
 
 @dataclass(frozen=True)
@@ -381,7 +393,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         names = list(names) if names is not None else name_sources(sources)
         if not hasattr(self, "specs_"):
             self.fit(sources)
-        rows = _Rows(self, store or self._store(), sources, names, strict=on_error == "raise")
+        rows = _Rows(
+            self, store or self._store(), sources, names, strict=on_error == "raise", callback=self.callback
+        )
         rows.compute()
         return rows.extraction(began)
 
@@ -404,8 +418,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         speed = seconds = 0.0
         if len(lacking):
             trial = [sources[positions[lacking[index]]] for index in spread(len(lacking), SPEED_PICTURES)]
-            first = self.extract(trial[:1], on_error="skip", store=MemoryStore())
-            rest = self.extract(trial, on_error="skip", store=MemoryStore())
+            first, rest = self._try_out(trial[:1]), self._try_out(trial)
             speed = rest.computed / max(rest.seconds, 1e-9)
             seconds = first.seconds + (len(lacking) / speed if speed else 0.0)
         return Plan(
@@ -417,6 +430,13 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             images_per_s=speed,
             seconds=seconds,
         )
+
+    def _try_out(self, sources: Sequence[ImageSource]) -> Extraction:
+        """Compute rows for the clock alone."""
+        began = time.monotonic()
+        rows = _Rows(self, MemoryStore(), sources, name_sources(sources), strict=False, callback=None)
+        rows.compute()
+        return rows.extraction(began)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Names of `transform`'s columns, ``cut:pool:resize:number``.
@@ -498,9 +518,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         )
 
     def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[str, FeatureSpec]:
-        device = resolve_device(self.device)
+        device, precision = self._hardware()
         resolve_runtime(self.runtime, device)  # refuses what cannot be used before anything is read
-        precision = self._hardware_precision(device)
         specs = self._combinations(precision)
         if self.precision != "auto":
             return specs
@@ -513,17 +532,19 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         )
         return self._combinations(adopted)
 
-    def _hardware_precision(self, device: str) -> str:
-        """`resolve_precision`, remembered where it must ask an accelerator: torch is slow to import."""
-        if self.precision != "auto" or device == "cpu":
-            return resolve_precision(self.precision, device)
-        store = self._store()
-        place = f"{os.uname().nodename if hasattr(os, 'uname') else ''} {device}"
+    def _hardware(self) -> tuple[str, str]:
+        """Device and precision that are meant here; an accelerator is remembered: asking imports torch."""
+        if not accelerator_likely(self.device):
+            device = resolve_device(self.device)
+            return device, resolve_precision(self.precision, device)
+        store, place = self._store(), accelerator_name(self.device, self.precision)
         note = store.recall("hardware", place)
         if note is None:
-            note = {"precision": resolve_precision(self.precision, device)}
-            store.remember("hardware", place, note)
-        return str(note["precision"])
+            device = resolve_device(self.device)
+            note = {"device": device, "precision": resolve_precision(self.precision, device)}
+            if device != "cpu":
+                store.remember("hardware", place, note)
+        return str(note["device"]), str(note["precision"])
 
     def _combinations(self, precision: str) -> dict[str, FeatureSpec]:
         """A spec for each combination of cut, pool, resize and view that the network allows."""
@@ -595,6 +616,7 @@ class _Rows:
         names: Sequence[str],
         *,
         strict: bool,
+        callback: Callback | None,
     ) -> None:
         self.store = store
         self.specs = dict(extractor.specs_)
@@ -607,7 +629,10 @@ class _Rows:
         self.runtime = self.limit = ""
         self.batch_size = 0
         self._extractor = extractor
-        self._device = resolve_device(extractor.device)
+        self._callback = self._listen if callback is not None else None
+        self._listener = callback
+        self._last = Progress(0, len(sources))
+        self._device, _ = extractor._hardware()
         self._environment = environment(resolve_runtime(extractor.runtime, self._device), self._device)
 
     def compute(self) -> None:
@@ -669,7 +694,7 @@ class _Rows:
         engine = Engine(
             extractor._open_backbone,
             extractor.runtime,
-            self._device,
+            extractor.device,
             n_threads,
             path / "v1" / "models" if path is not None else None,
         )
@@ -686,7 +711,7 @@ class _Rows:
             streams=n_threads if self._device == "cpu" else 2,
             strict=strict,
             decode=decoder,
-            callback=extractor.callback,
+            callback=self._callback,
         )
         try:
             run(sources, names)
@@ -719,18 +744,14 @@ class _Rows:
         return self.unread.get(index) or (self.bad.get(self.ids[index].tobytes(), "") if self.bad else "")
 
     def _explain_misses(self, specs: Sequence[FeatureSpec]) -> None:
-        """Say of each new space which field keeps it apart from the nearest one of another call."""
+        """Say of a new space which field keeps it apart from the nearest one of another call."""
         own = {spec.key for spec in specs}
-        for spec in specs:
-            if self.store.row_shape(spec.key) is not None:
-                continue
-            nearest = self.store.nearest(spec)
-            if (
-                nearest is not None
-                and nearest[0].key not in own
-                and nearest[0].architecture == spec.architecture
-            ):
-                self._say(explain_miss(spec, nearest[1]))
+        new = [spec for spec in specs if self.store.row_shape(spec.key) is None]
+        nearest = self.store.nearest(new[0]) if new else None
+        if nearest is None or nearest[0].key in own or len(nearest[1]) > FEW_FIELDS:
+            return
+        others = f" ({len(new) - 1} other blocks are new as well.)" if len(new) > 1 else ""
+        self._say(explain_miss(new[0], nearest[1]) + others)
 
     def _remark_on_pictures(self, run: Run) -> None:
         for remark, count in run.remarks.items():
@@ -742,8 +763,8 @@ class _Rows:
         if not suspects or not len(self.ids):
             return
         present = np.logical_and.reduce([~self.store.missing(spec.key, self.ids) for spec in suspects])
-        positions = np.flatnonzero(present)
-        if not len(positions):
+        positions = np.flatnonzero(present).tolist()
+        if not positions:
             return
         recipe = Recipe(suspects, self._extractor.max_pixels)
         found = canary.check(
@@ -758,8 +779,13 @@ class _Rows:
 
     def _say(self, words: str) -> None:
         self.remarks.append(words)
-        if self._extractor.callback is not None:
-            self._extractor.callback(Progress(0, len(self.sources), message=words))
+        if self._callback is not None:
+            self._callback(dataclasses.replace(self._last, message=words))
+
+    def _listen(self, event: Progress) -> None:
+        assert self._listener is not None
+        self._last = dataclasses.replace(event, message="")
+        self._listener(event)
 
 
 def as_sources(X: Any) -> Sequence[ImageSource]:
@@ -832,9 +858,12 @@ def _is_int(value: object) -> bool:
 
 
 def _n_threads(n_jobs: int | None) -> int:
-    if n_jobs is None:
-        return int(cpu_count())
-    return int(n_jobs) if n_jobs > 0 else max(1, int(cpu_count()) + 1 + int(n_jobs))
+    if n_jobs is not None and n_jobs > 0:
+        return int(n_jobs)
+    cores = int(cpu_count())
+    share = os.environ.get("OMP_NUM_THREADS", "")  # joblib's workers are told their share of the cores so
+    cores = min(cores, int(share)) if share.isdecimal() and int(share) else cores
+    return max(1, cores + 1 + (n_jobs or -1))
 
 
 __all__ = ["Extraction", "FeatureExtractor", "Plan", "as_sources"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.transform import prepare
-from featx.exceptions import ImageError
+from featx.exceptions import ImageError, ImageWarning
 from featx.extractor.forward import BatchSize, Forward, finite_rows
 from featx.extractor.stages import TORCH_THREADS, Stage
 from featx.images import DecodePolicy, ImageSource, Picture, decode_picture, read_picture
@@ -33,6 +34,9 @@ LOOK_UP_BYTES = 32 << 20
 
 APPEND_ROWS = 64
 """Pictures whose rows go to the store at once: its own cost is then small beside the forward pass."""
+
+APPEND_BYTES = 16 << 20
+"""Rows of an unpooled layer are large: fewer of them go at once."""
 
 READERS = 4
 """Threads that read and hash: enough to keep a disk's queue filled."""
@@ -271,6 +275,7 @@ class Run:
         self._callback = callback
         self._in_flight: set[bytes] = set()
         self._done = 0
+        self._stuck: set[str] = set()
         self._ready: list[Computed] = []
         self._names: Sequence[str] = ()
         self._sources: Sequence[ImageSource] = ()
@@ -426,13 +431,14 @@ class Run:
 
     def _portions(self, computed: Iterable[Computed]) -> Iterator[list[Computed]]:
         """Some batches at a time; what is ready stays in `_ready` until it is handed on."""
-        rows = 0
+        rows = n_bytes = 0
         for batch in computed:
             self._ready.append(batch)
             self.computed += sum(one.last for one in batch.inputs)
             rows += len(batch.inputs)
-            if rows >= APPEND_ROWS:
-                portion, self._ready, rows = self._ready, [], 0
+            n_bytes += sum(part.nbytes for part in batch.rows.values())
+            if rows >= APPEND_ROWS or n_bytes >= APPEND_BYTES:
+                portion, self._ready, rows, n_bytes = self._ready, [], 0, 0
                 yield portion
         if self._ready:
             portion, self._ready = self._ready, []
@@ -448,7 +454,11 @@ class Run:
     def _name_stuck(self, item: Any, seconds: float) -> None:
         name = self._names[item] if isinstance(item, int) else item[0].name
         work = "reading" if isinstance(item, int) else "decoding"
-        self._tell(f"still {work} {name} after {seconds:.0f} s")
+        words = f"still {work} {name} after {seconds:.0f} s"
+        if name not in self._stuck:
+            self._stuck.add(name)
+            warnings.warn(words, ImageWarning, stacklevel=2)
+        self._tell(words)
 
     def _report(self, *, final: bool = False) -> None:
         now = time.monotonic()
