@@ -350,3 +350,10 @@ def test_training_draws_views_evenly_and_validation_sees_the_plain_row() -> None
     assert np.array_equal(plain, np.arange(400))
     drawn = (rows.read(np.arange(400), epoch=1)[:, 0, 0] - np.arange(400)) * 4
     assert np.bincount(drawn.astype(int), minlength=4).min() > 60
+
+
+def test_rows_that_overflow_float16_are_held_as_they_are() -> None:
+    one, store, ids = spec(0), MemoryStore(), np.arange(64, dtype=np.uint8).reshape(2, 32)
+    values = np.array([[1.0], [2e5]], np.float32)
+    store.append(one.key, ids, values, one)
+    assert np.array_equal(StoredRows(store, [one.key], ids).read(np.arange(2)), values)

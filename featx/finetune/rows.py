@@ -121,7 +121,10 @@ class StoredRows:
             held = np.empty((len(self), *self.shape), self._dtype)
             for start in range(0, len(self), READ_ROWS):
                 part = slice(start, start + READ_ROWS)
-                held[part] = self._store.read(self._keys[view], self._ids[part])
+                rows = self._store.read(self._keys[view], self._ids[part])
+                if not np.abs(rows).max() <= np.finfo(held.dtype).max:
+                    held = held.astype(np.float32)  # the store keeps what overflows float16 as float32
+                held[part] = rows
             self._held[view] = held
         return self._held[view][index]
 
