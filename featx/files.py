@@ -7,6 +7,7 @@ rename, fsync of the folder. A reader sees the old bytes or the new ones, after 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -102,12 +103,15 @@ def _is_alive(process: str) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and unlinks in `folder` durable (a no-op where folders cannot be opened: Windows)."""
+    """Make renames and unlinks in `folder` durable, where the disk can (Windows and some shares cannot)."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 
