@@ -160,7 +160,7 @@ class HDF5Store:
         buffer.space.refresh()
         absent = ~buffer.space.find(ids)
         with self._lock:
-            for position in np.flatnonzero(absent):
+            for position in np.flatnonzero(absent) if buffer.pending or buffer.writing else ():
                 absent[position] = buffer.get(ids[position].tobytes()) is None
         # A commit may have moved rows from the buffer to the disk between the two looks.
         if absent.any():

@@ -64,8 +64,10 @@ def run_at_once(cache: Path, n_writers: int, n_rows: int) -> None:
     assert sum(usage.rows for usage in store.usage()) >= n_rows
 
 
-def test_a_disk_without_locks_will_do(memory_folder: Path, tmp_path: Path) -> None:
-    library = build_library(HERE / "no_locks.c", tmp_path)
+def test_a_disk_without_locks_whose_folders_cannot_be_synced_will_do(
+    memory_folder: Path, tmp_path: Path
+) -> None:
+    library = build_library(HERE / "network_disk.c", tmp_path)
     probe = "import fcntl, sys; fcntl.flock(sys.stdin, fcntl.LOCK_SH)"
     environment = os.environ | {"LD_PRELOAD": str(library)}
     failed = subprocess.run(
