@@ -342,6 +342,11 @@ def test_offline_without_weights_says_how_to_get_them() -> None:
         assert word in str(caught.value)
 
 
+def test_a_network_that_was_never_trained_is_told_from_one_that_is_not_here() -> None:
+    with pytest.raises(WeightsNotFoundError, match="timm knows of no pretrained weights of test_mambaout"):
+        open_card("test_mambaout")
+
+
 HUB_NAME = "test_resnet.r160_in1k"
 
 

@@ -58,9 +58,9 @@ def open_card(
     """
     note = _note_name(name, checkpoint, pretrained=pretrained, seed=seed)
     remembered = store.recall("backbones", note) if store is not None else None
-    if remembered is not None and _is_current(remembered, name, checkpoint, pretrained=pretrained):
-        return BackboneCard.from_json(remembered["card"])
     try:
+        if remembered is not None and _is_current(remembered, name, checkpoint, pretrained=pretrained):
+            return BackboneCard.from_json(remembered["card"])
         backbone, stamp = _load(name, checkpoint=checkpoint, pretrained=pretrained, seed=seed)
     except WeightsNotFoundError:
         if remembered is None:

@@ -146,7 +146,8 @@ class Stem(nn.Module):
         self.input_size = specs[0].input_size
         taps = {card.tap(spec.cut).index: spec.cut for spec in specs if spec.cut != LAST}
         self._cuts = [taps[index] for index in sorted(taps)]
-        self._norms = sorted({spec.final_norm for spec in specs if spec.cut != LAST})
+        normed = {spec.final_norm for spec in specs if card.tap(spec.cut).has_norm}
+        self._norms = sorted(normed or {False}) if taps else []  # one pass for each; mostly one
         self._whole = any(spec.cut == LAST for spec in specs)
         self._joint = self._whole and bool(taps) and card.one_pass
         self._options = _intermediate_options(network, sorted(taps))
@@ -187,7 +188,8 @@ class Stem(nn.Module):
         self, spec: FeatureSpec, taken: Mapping[tuple[str, bool], Output], final: Tensor | None
     ) -> Tensor:
         if spec.cut != LAST:
-            return POOL_FUNCTIONS[spec.pool](*taken[spec.cut, spec.final_norm])
+            norm = spec.final_norm if spec.final_norm in self._norms else self._norms[0]
+            return POOL_FUNCTIONS[spec.pool](*taken[spec.cut, norm])
         assert final is not None
         if spec.pool == "avg":
             features: Tensor = self.network.forward_head(final, pre_logits=True)
@@ -232,7 +234,7 @@ def describe(name: str, source: str, module: Network) -> BackboneCard:
         licence=None if source.startswith("random:") else module.pretrained_cfg.get("license"),
         input_size=(height, width),
         fixed_input_size=fixed,
-        resizable=not fixed or "img_size" in _arguments(type(module)),
+        resizable=not fixed or any("img_size" in _arguments(one) for one in type(module).__mro__[:-1]),
         multiple_of=_patch_side(module) if fixed else 1,
         crop_pct=float(config["crop_pct"]),
         crop_mode=config["crop_mode"],
@@ -280,6 +282,7 @@ def digest_tensors(state: Mapping[str, Tensor]) -> str:
 def _measure_taps(module: Network, input_size: tuple[int, int]) -> tuple[tuple[Tap, ...], int, bool]:
     """Taps from a dummy run on seeded noise, the width of the pre-logits features, and `one_pass`."""
     noise = torch.randn(1, 3, *input_size, generator=torch.Generator().manual_seed(0))
+    noise = noise.to(next(module.parameters()).device)
     names, reductions = _feature_info(module)
     options = _intermediate_options(module, list(range(len(names))))
     with torch.inference_mode():

@@ -276,9 +276,14 @@ def load_random(name: str, seed: int) -> Any:
 
 def explain_missing(name: str, error: BaseException | None = None) -> str:
     """Why there are no weights, and what to do."""
-    offline = os.environ.get("HF_HUB_OFFLINE", "")
+    if not hub_files(name):
+        return (
+            f"timm knows of no pretrained weights of {name}; name a file of weights (--checkpoint FILE, "
+            "checkpoint= in Python), or ask for random ones (pretrained=False)."
+        )
     reason = f" ({_first_lines(error, 1)})" if error else ""
-    switch = f" HF_HUB_OFFLINE={offline} is set, so no download was tried." if offline and not error else ""
+    offline = os.environ.get("HF_HUB_OFFLINE", "")
+    switch = "" if error else f" HF_HUB_OFFLINE={offline} is set, so no download was tried."
     return (
         f"no weights of {name} on this machine, and they could not be downloaded{reason}.{switch} "
         f"Where there is a network: featx download {name}; or name a file of weights: --checkpoint FILE "
