@@ -277,6 +277,18 @@ def test_the_baselines_say_nothing_and_the_same_again() -> None:
     )
 
 
+def test_a_small_test_part_widens_the_band_by_its_own_chance() -> None:
+    # Gain of the last doubling: standard error 0.001 sqrt(2) on 400 images, so 0.0283 an image.
+    law = fit_power_law(exact_curve(400, a=0.0, s=60, c=1.0))
+    alone, measured = law.gain(800), law.gain(800, n_test=4)
+    chance = 1.645 * 0.0283 / np.sqrt(4)
+    assert measured.value == alone.value
+    assert measured.high - measured.value == pytest.approx(
+        np.hypot(alone.high - alone.value, chance), rel=1e-2
+    )
+    assert law.gain(800, n_test=10**9).low == pytest.approx(alone.low, abs=1e-4)
+
+
 def test_a_forecast_survives_json(digits_curve: LearningCurve) -> None:
     found = forecast(digits_curve)
     assert found.confidence == BAND

@@ -13,7 +13,7 @@ prior instead of picking one. No random numbers, nothing that fails to converge.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -67,6 +67,8 @@ class PowerLaw:
         Parameters a, c and s of each point of the grid.
     weight : array of shape (P,)
         Their posterior probabilities; points of no weight are left out.
+    flips : float
+        Variance over images of the difference that the last doubling made to each.
     """
 
     n: int
@@ -75,6 +77,7 @@ class PowerLaw:
     exponent: Floats
     scale: Floats
     weight: Floats
+    flips: float = 0.0
 
     def errors(self, m: float) -> Floats:
         """Error at m images for every parameter point, shape (P,)."""
@@ -84,10 +87,21 @@ class PowerLaw:
         """Accuracy at m images with its band."""
         return _weighted(1 - self.errors(m), self.weight, confidence)
 
-    def gain(self, m: float, *, confidence: float = BAND, cap: float = 1.0) -> Metric:
-        """Accuracy at m images less that at `n`, where no accuracy is above `cap`."""
+    def gain(
+        self, m: float, *, confidence: float = BAND, cap: float = 1.0, n_test: int | None = None
+    ) -> Metric:
+        """Accuracy at m images less that at `n`, where no accuracy is above `cap`.
+
+        The band is that of the expected gain. With `n_test` it is that of what both models differ by on a
+        test part of so many images, whose own chance comes on top.
+        """
         now, then = np.minimum(1 - self.errors(self.n), cap), np.minimum(1 - self.errors(m), cap)
-        return _weighted(then - now, self.weight, confidence)
+        gain = _weighted(then - now, self.weight, confidence)
+        if n_test is None:
+            return gain
+        chance = float(norm.ppf((1 + confidence) / 2)) * np.sqrt(self.flips / n_test)
+        low, high = np.hypot(gain.value - gain.low, chance), np.hypot(gain.high - gain.value, chance)
+        return Metric(gain.value, float(gain.value - low), float(gain.value + high))
 
     @property
     def typical(self) -> tuple[float, float, float]:
@@ -240,18 +254,20 @@ def fit_power_law(curve: LearningCurve) -> PowerLaw:
         + ASYMPTOTE_PRIOR * np.log(1 - ASYMPTOTES)[:, None, None]
         + np.zeros(len(SCALES))
     )
-    return _posterior(curve.n, curve.sizes, curve.error, curve.covariance, curve.chance, prior)
+    law = _posterior(curve.n, curve.sizes, curve.error, curve.covariance, curve.chance, prior)
+    return replace(law, flips=curve.n * _last_doubling(curve)[1] ** 2)
 
 
 def gain_if_no_change(curve: LearningCurve, *, confidence: float = BAND) -> Metric:
     """Forecast of a baseline: nothing more comes, give or take the error of the last doubling seen."""
-    _, half = _last_doubling(curve, confidence)
+    half = float(norm.ppf((1 + confidence) / 2)) * _last_doubling(curve)[1]
     return Metric(0.0, -half, half)
 
 
 def gain_if_last_doubling_again(curve: LearningCurve, *, confidence: float = BAND) -> Metric:
     """Forecast of a baseline: the next doubling brings what the last one brought, give or take its error."""
-    gain, half = _last_doubling(curve, confidence)
+    gain, spread = _last_doubling(curve)
+    half = float(norm.ppf((1 + confidence) / 2)) * spread
     return Metric(gain, gain - half, gain + half)
 
 
@@ -308,13 +324,12 @@ def _class_law(curve: LearningCurve, law: PowerLaw, index: int) -> PowerLaw:
     return _posterior(curve.n, curve.sizes, error, covariance, chance, prior)
 
 
-def _last_doubling(curve: LearningCurve, confidence: float) -> tuple[float, float]:
-    """Gain from half the training images to all, and the half-width of its interval."""
+def _last_doubling(curve: LearningCurve) -> tuple[float, float]:
+    """Gain from half the training images to all, and its standard error over images."""
     half = int(np.abs(curve.sizes - curve.sizes[-1] / 2).argmin())
     contrast = np.zeros(len(curve.sizes))
     contrast[half], contrast[-1] = 1.0, -1.0
-    spread = float(np.sqrt(contrast @ curve.covariance @ contrast))
-    return float(contrast @ curve.error), float(norm.ppf((1 + confidence) / 2)) * spread
+    return float(contrast @ curve.error), float(np.sqrt(contrast @ curve.covariance @ contrast))
 
 
 def _weighted(values: Floats, weight: Floats, confidence: float) -> Metric:
