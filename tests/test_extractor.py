@@ -157,6 +157,17 @@ def test_all_cuts_leave_out_the_pools_that_one_does_not_allow(make: Make, paths:
         make(cut="all", pool="cls").fit()
 
 
+def test_views_are_blocks_of_their_own_and_always_the_same(make: Make, paths: list[str]) -> None:
+    extractor = make(view=[0, 1, 2], view_policy="light", dtype="float32")
+    result = extractor.extract(paths[:6])
+    assert list(result.blocks) == ["last:avg:crop", "last:avg:crop:view1", "last:avg:crop:view2"]
+    plain, first, second = (result.blocks[name] for name in result.blocks)
+    assert not np.array_equal(plain, first)
+    assert not np.array_equal(first, second)
+    alone = make(view=2, view_policy="light", dtype="float32", store="memory").extract(paths[5:])
+    np.testing.assert_allclose(alone.blocks["last:avg:crop:view2"][0], second[5], rtol=1e-5, atol=1e-6)
+
+
 def test_a_map_without_pooling_is_flattened(make: Make, paths: list[str]) -> None:
     result = make(cut="layer4", pool="none", input_size=None).extract(paths[:3])
     spec = result.specs["layer4:none:crop"]

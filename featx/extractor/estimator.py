@@ -303,6 +303,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             cut=list(dict.fromkeys(spec.cut for spec in specs.values())),
             pool=list(dict.fromkeys(spec.pool for spec in specs.values())),
             resize=list(dict.fromkeys(spec.resize for spec in specs.values())),
+            view=list(dict.fromkeys(spec.view for spec in specs.values())),
+            view_policy=next((spec.view_policy for spec in specs.values() if spec.view), "none"),
             **params,
         )
         extractor.card_ = card

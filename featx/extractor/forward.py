@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from featx.backbones.runtimes import Batch, Compiled, compile_stem
 from featx.exceptions import BackboneError
+from featx.extractor.stages import TORCH_THREADS
 from featx.spec import FeatureSpec
 
 if TYPE_CHECKING:
-    from featx.backbones.network import Backbone
+    from featx.backbones.network import Backbone, Stem
 
 Outputs = list[NDArray[np.float32]]
 
@@ -89,7 +90,7 @@ class Engine:
         with slot.lock:
             if slot.compiled is None:
                 slot.compiled = compile_stem(
-                    lambda: self.open_backbone().stem(outputs),
+                    lambda: self._stem(outputs),
                     outputs,
                     runtime=self.runtime,
                     device=self.device,
@@ -98,6 +99,11 @@ class Engine:
                     model_cache=self.model_cache,
                 )
         return slot.compiled
+
+    def _stem(self, outputs: Sequence[FeatureSpec]) -> Stem:
+
+        TORCH_THREADS.limit()
+        return self.open_backbone().stem(outputs)
 
 
 class _Slot:
