@@ -410,12 +410,12 @@ def _doubling_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iter
         "## Twice the labels",
         "",
         *textwrap.wrap(
-            f"{len(cases)} cases: {len(by_job)} sets, two layers, {len(DOUBLING_SEEDS)} drawings, several n. A "
-            f"band aims at {BAND:.0%}. The interval score is the width plus {2 / (1 - BAND):.0f} times the "
+            f"{len(cases)} cases: {len(by_job)} sets, two layers, {len(DOUBLING_SEEDS)} drawings, several n. "
+            f"A band aims at {BAND:.0%}. The interval score is the width plus {2 / (1 - BAND):.0f} times the "
             "distance by which a band is missed, in points: less is better. The first band is that of the "
             "expected gain; the second adds the chance of the held-back images on which the gain is measured "
             "(96 for the shapes). The baselines' bands are the error of the last doubling; the last column "
-            "gives their guess the constant band that fits best in hindsight, which no forecaster could know.",
+            "gives their guess the constant band that fits best in hindsight, which nobody could have known.",
             WIDTH,
         ),
         "",

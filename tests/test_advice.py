@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from scipy.special import softmax
 from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_predict
 
 from featx.advice import (
     IMBALANCED_FROM,
@@ -35,7 +37,6 @@ from featx.advice import (
     log_me,
     logit_offsets,
     metric_for,
-    one_standard_error,
     plan_halving,
     plot_curve,
     plot_depth,
@@ -47,6 +48,7 @@ from featx.advice import (
     to_png,
     views_for_minority,
 )
+from featx.advice.from_rows import Twin, advise_on_rows, stratified_rows
 from featx.curves import Forecast, forecast, label_noise, learning_curve
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
@@ -257,17 +259,6 @@ def test_a_choice_survives_json() -> None:
     y, a = answers(100, 0.9)
     found = choose([Candidate("a", a, 2), Candidate("b", np.flip(a, 1), 1)], y)
     assert Choice.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-
-
-def test_the_cheapest_within_one_standard_error_is_taken() -> None:
-    # Behind the best by 0.01 on average; fold by fold 0.00, 0.02, 0.00, 0.02: standard error 0.0058.
-    best = np.array([0.90, 0.92, 0.90, 0.92])
-    varying, steady = best - [0.00, 0.02, 0.00, 0.02], best - 0.001
-    assert one_standard_error([best, varying], [10, 1]) == 0
-    assert one_standard_error([best, best - [-0.01, 0.02, -0.01, 0.02]], [10, 1]) == 1
-    assert one_standard_error([best, steady], [10, 1]) == 0  # always behind, however little
-    with pytest.raises(UsageError, match="at least 2 folds"):
-        one_standard_error([[0.9], [0.8]], [1, 2])
 
 
 # Rare classes --------------------------------------------------------------------------------------------
@@ -565,6 +556,72 @@ def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:
     again = Advice.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again.to_dict() == found.to_dict()
     assert again.sentences() == found.sentences()
+
+
+# From rows -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def searched(digits: tuple[np.ndarray, np.ndarray]) -> tuple[RowBlocks, np.ndarray, np.ndarray]:
+    """Blocks of a 'network' whose last layer sees the upper quarter, labels, out-of-fold probabilities."""
+    X, y = digits
+    layers = {
+        "early:avg:crop": X[:, :2],
+        "middle:grid2:crop": X,
+        "middle:avg:crop": X[:, 8:24],
+        "last:avg:crop": X[:, :16],
+    }
+    proba = cross_val_predict(LogisticRegression(max_iter=1000), X / 16, y, cv=5, method="predict_proba")
+    return RowBlocks(layers, len(y)), y, proba
+
+
+def test_advice_is_measured_from_the_rows_at_hand(searched: tuple[RowBlocks, np.ndarray, np.ndarray]) -> None:
+    blocks, y, proba = searched
+    rng = np.random.default_rng(0)
+    twin = Twin(rng.normal(size=(200, 16)).astype(np.float32), np.arange(200))
+    found = advise_on_rows(
+        blocks, y, taps=["early", "middle", "last"], in_use=["middle:grid2:crop"], oof_proba=proba,
+        head="rbf_svm", twin=twin, seconds_per_image=0.02,
+    )  # fmt: skip
+    assert found.accuracy.value == pytest.approx((proba.argmax(axis=1) == y).mean())
+    assert found.domain is not None
+    assert [layer.block for layer in found.domain.layers] == [
+        "early:avg:crop",
+        "middle:grid2:crop",
+        "last:avg:crop",
+    ]
+    assert found.domain.verdict == "different"
+    assert found.domain.over_random is not None
+    assert found.domain.over_random.low > 0.3
+    assert found.labels is not None
+    assert found.labels.n_then == 2 * len(y)
+    done = [option for option in found.options if option.done]
+    assert [option.what for option in done] == ["middle:grid2:crop"]
+    # 15 epochs of 3 passes over 500 images at 0.02 s, of one layer of three
+    tuned = next(option for option in found.options if option.action == "fine_tune")
+    assert (tuned.what, tuned.minutes) == ("middle", pytest.approx(15 * 3 * 500 * 0.02 / 3 / 60))
+
+
+def test_a_combination_in_use_is_named_and_compared(
+    searched: tuple[RowBlocks, np.ndarray, np.ndarray],
+) -> None:
+    blocks, y, proba = searched
+    found = advise_on_rows(
+        blocks,
+        y,
+        taps=["early", "middle", "last"],
+        in_use=["middle:grid2:crop", "last:avg:crop"],
+        oof_proba=proba,
+    )
+    done = next(option for option in found.options if option.done)
+    assert (done.action, done.what) == ("combine", "middle:grid2:crop + last:avg:crop")
+
+
+def test_probes_look_at_a_stratified_thousand() -> None:
+    codes = np.repeat([0, 1, 2], [9000, 990, 3])
+    rows = stratified_rows(codes, 1000)
+    assert np.bincount(codes[rows]).tolist() == [901, 99, 2]
+    assert (np.diff(rows) > 0).all()
 
 
 # Figures -------------------------------------------------------------------------------------------------

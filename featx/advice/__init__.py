@@ -8,8 +8,9 @@ No torch, and nothing here embeds a picture: the classifier orders what it needs
 from __future__ import annotations
 
 from featx.advice.backbones import BackboneScore, HalvingPlan, plan_halving, rank_backbones, survivors
-from featx.advice.choice import Candidate, Choice, choose, one_standard_error
+from featx.advice.choice import Candidate, Choice, choose
 from featx.advice.figure import ScorePath, TransferEffect, compare_paths, plot_curve, plot_depth, to_png
+from featx.advice.from_rows import Twin, advise_on_rows
 from featx.advice.imbalance import (
     IMBALANCED_FROM,
     Adjustment,
@@ -57,7 +58,9 @@ __all__ = [
     "Representation",
     "ScorePath",
     "TransferEffect",
+    "Twin",
     "advise",
+    "advise_on_rows",
     "choose",
     "compare_paths",
     "depth_profile",
@@ -70,7 +73,6 @@ __all__ = [
     "log_me",
     "logit_offsets",
     "metric_for",
-    "one_standard_error",
     "plan_halving",
     "plot_curve",
     "plot_depth",

@@ -142,29 +142,3 @@ def choose(
         if found.verdict != "a" and (tolerance <= 0 or found.difference <= tolerance):
             return Choice(cheap.name, best.name, second.name, found, against_second)
     return Choice(best.name, best.name, second.name, None, against_second)
-
-
-def one_standard_error(scores: ArrayLike, costs: Sequence[float]) -> int:
-    """Index of the cheapest candidate within one standard error of the best (Breiman et al., 1984).
-
-    Parameters
-    ----------
-    scores : array of shape (n_candidates, n_folds)
-        Score of each candidate in each fold, the larger the better; the folds are the same for all, so the
-        standard error is that of the difference from the best, fold by fold.
-    costs : sequence of float
-        What using each candidate costs.
-
-    Returns
-    -------
-    int
-    """
-    table = np.asarray(scores, np.float64)
-    if table.ndim != 2 or len(table) != len(costs) or table.shape[1] < 2:
-        raise UsageError(f"scores of shape {table.shape} for {len(costs)} candidates; at least 2 folds each.")
-    means = table.mean(axis=1)
-    best = min(range(len(costs)), key=lambda i: (-means[i], costs[i]))
-    behind = table[best] - table
-    error = behind.std(axis=1, ddof=1) / np.sqrt(table.shape[1])
-    near = [i for i in range(len(costs)) if behind[i].mean() <= error[i]]
-    return min(near, key=lambda i: (costs[i], -means[i]))

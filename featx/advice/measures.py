@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
-from featx.curves.learning import predictions
+from featx.curves.learning import Rows, predictions
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, SearchWarning
 from featx.heads import HEADS
@@ -101,7 +101,7 @@ class LayerScore:
 
 
 def probe(
-    X: ArrayLike,
+    X: Rows,
     y: ArrayLike,
     *,
     head: str = "ridge",
@@ -116,8 +116,8 @@ def probe(
 
     Parameters
     ----------
-    X : array of shape (n, d)
-        Rows.
+    X : RowBlocks or array of shape (n, d)
+        Rows; blocks are scaled on their own and stand side by side.
     y : array of shape (n,)
         Labels.
     head : str
@@ -135,10 +135,12 @@ def probe(
     -------
     Probe
     """
-    rows = np.asarray(X)
+    blocks = [X[name] for name in X] if isinstance(X, RowBlocks) else [np.asarray(X)]
     labels = check_labels(y)
-    if rows.ndim != 2 or len(rows) != len(labels):
-        raise DataError(f"rows of shape {rows.shape} and {len(labels)} labels; give one row for each label.")
+    if blocks[0].ndim != 2 or len(blocks[0]) != len(labels):
+        raise DataError(
+            f"rows of shape {blocks[0].shape}, {len(labels)} labels; give one row for each label."
+        )
     codes = np.unique(labels, return_inverse=True)[1]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SearchWarning)  # fewer folds for a small class
@@ -146,7 +148,7 @@ def probe(
     grid = HEADS[head].grid
     right = np.zeros((len(grid), len(codes)))
     for i, number, answer in predictions(
-        [rows],
+        blocks,
         codes,
         folds,
         head=head,
