@@ -245,6 +245,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_labels(_labels(images))
         rows, images = self._extract(images, training=images)
         self._learn(rows.ids, rows.blocks, images)
+        if hasattr(self, "evaluation_"):
+            del self.evaluation_  # an earlier call's, of other data
         self.assignment_ = _assignment(rows.ids, np.zeros(len(rows.ids), bool))
         return self
 
@@ -321,6 +323,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def decision_function(self, X: Images) -> NDArray[np.float64]:
         """Calibrated decision scores, shape (n_images,) for two classes, else (n_images, n_classes)."""
+        check_is_fitted(self, "best_estimator_")
         return self.calibration_.scores(self._decisions(self.extract(as_images(X)).blocks))
 
     def score(self, X: Images, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
@@ -422,7 +425,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.specs_ = rows.specs
         self.n_computed_ = rows.computed
         self.remarks_ = rows.remarks
-        return rows, images.select(rows.kept)
+        kept = images.select(rows.kept)
+        _warn_of_conflicts(rows.ids, kept)
+        return rows, kept
 
     def _candidates(self, training: ImageSet) -> FeatureExtractor:
         """An extractor of every representation that the search may choose."""
@@ -526,6 +531,8 @@ def as_images(
     extra = {"labels": y, "groups": groups, "weights": sample_weight}
     given = {name: _as_array(values) for name, values in extra.items() if values is not None}
     for name, values in given.items():
+        if values.ndim == 0:
+            raise DataError(f"{name} are a single value ({values.item()!r}); give one for each image.")
         if len(values) != len(images):
             raise DataError(f"{len(images)} images but {len(values)} {name}; give one for each image.")
     return dataclasses.replace(images, **given) if given else images  # type: ignore[arg-type]
@@ -586,6 +593,27 @@ def _refuse_too_many(skipped: Sequence[Skipped], total: int, max_bad: float) -> 
     warnings.warn(
         f"{summary}" + (f" (by class: {per_class})" if per_class else ""), ImageWarning, stacklevel=5
     )
+
+
+def _warn_of_conflicts(ids: NDArray[np.uint8], images: ImageSet) -> None:
+    """One picture under several labels: at most one of them is right, and none can be learnt."""
+    first: dict[bytes, int] = {}
+    pairs: dict[bytes, str] = {}
+    labels = _labels(images)
+    for index, digest in enumerate(map(bytes, ids)):
+        other = first.setdefault(digest, index)
+        if labels[other] != labels[index]:
+            both = " and ".join(f"{images.names[i]} is {labels[i]}" for i in (other, index))
+            pairs.setdefault(digest, escape_name(both))
+    if pairs:
+        more = f"; and {len(pairs) - 10} more" if len(pairs) > 10 else ""
+        warnings.warn(
+            f"{len(pairs)} of the pictures {'has' if len(pairs) == 1 else 'have'} several labels "
+            f"(same bytes): {'; '.join(list(pairs.values())[:10])}{more}. Their copies stay on one side of every split; "
+            "keep the right one.",
+            ImageWarning,
+            stacklevel=4,
+        )
 
 
 def _warn_of_leaks(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> None:
