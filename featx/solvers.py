@@ -524,7 +524,7 @@ class CompactRows:
         gram = (scaled @ scaled.T).astype(np.float64)
         diagonal = gram.ravel()[:: self.n + 1]
         # The Gram matrix has one rank less than rows where they are centred: rounding must not matter.
-        diagonal += 10 * np.finfo(self.dtype).eps * float(diagonal.mean())
+        diagonal += 10 * np.finfo(self.dtype).eps * (float(diagonal.mean()) or 1.0)
         self.base = cholesky(gram, lower=True, overwrite_a=True, check_finite=False).astype(self.dtype)
 
     def times(self, weights: Floats, fold: Indices) -> Floats:

@@ -258,6 +258,8 @@ def check_labels(y: Any, *, min_classes: int = 2) -> NDArray[Any]:
         For missing labels (with their row numbers), mixed types, fractions, several labels for one image,
         or fewer than `min_classes` classes.
     """
+    if not isinstance(y, Iterable):
+        raise LabelError(f"labels are a {type(y).__name__} ({y!r}); give one label for each image.")
     values = list(y) if not isinstance(y, np.ndarray) else y
     if isinstance(values, np.ndarray) and values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
