@@ -337,7 +337,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         base_groups = None if own is None else own[plain]
         if isinstance(self.cv, int | np.integer):
             splits = make_folds(
-                codes[plain],
+                self.classes_[codes[plain]],
                 n_splits=int(self.cv),
                 groups=base_groups,
                 n_repeats=self.n_repeats,
@@ -441,6 +441,13 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         weight: Floats | None,
         seed: int,
     ) -> Any:
+        if not np.ptp(rows, axis=0).any():
+            warnings.warn(
+                f"all {len(rows)} rows are the same, every feature is constant: nothing can be learnt from "
+                "them. The network or its weights see no difference between these images.",
+                SearchWarning,
+                stacklevel=3,
+            )
         pipeline = make_pipeline(
             choice.head.name,
             choice.params,
