@@ -245,8 +245,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_labels(_labels(images))
         rows, images = self._extract(images, training=images)
         self._learn(rows.ids, rows.blocks, images)
-        if hasattr(self, "evaluation_"):
-            del self.evaluation_  # an earlier call's, of other data
+        self.__dict__.pop("evaluation_", None)  # an earlier call's, of other data
         self.assignment_ = _assignment(rows.ids, np.zeros(len(rows.ids), bool))
         return self
 
@@ -606,11 +605,11 @@ def _warn_of_conflicts(ids: NDArray[np.uint8], images: ImageSet) -> None:
             both = " and ".join(f"{images.names[i]} is {labels[i]}" for i in (other, index))
             pairs.setdefault(digest, escape_name(both))
     if pairs:
+        listed = "; ".join(list(pairs.values())[:10])
         more = f"; and {len(pairs) - 10} more" if len(pairs) > 10 else ""
         warnings.warn(
             f"{len(pairs)} of the pictures {'has' if len(pairs) == 1 else 'have'} several labels "
-            f"(same bytes): {'; '.join(list(pairs.values())[:10])}{more}. Their copies stay on one side of every split; "
-            "keep the right one.",
+            f"(same bytes): {listed}{more}. Copies stay on one side of every split; keep the right one.",
             ImageWarning,
             stacklevel=4,
         )
