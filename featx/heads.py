@@ -35,6 +35,9 @@ Params = Mapping[str, Any]
 SCALINGS = ("standard", "l2", "center_l2", "none")
 """What may be done to each block: unit variance, unit length, centred then unit length, nothing."""
 
+LEARNT_SCALINGS = ("standard", "center_l2")
+"""Those that learn from the training rows, and so depend on their weights."""
+
 PCA_COMPONENTS = 64
 """Boosting bins every column for every split: on 1,280 columns and 10 classes one fit takes minutes."""
 

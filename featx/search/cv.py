@@ -22,7 +22,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from threadpoolctl import threadpool_limits
 
 from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
-from featx.heads import DEFAULT_HEADS, HEADS, SCALINGS, decision_scores, make_pipeline
+from featx.heads import DEFAULT_HEADS, HEADS, LEARNT_SCALINGS, SCALINGS, decision_scores, make_pipeline
 from featx.rows import RowBlocks
 from featx.search.loop import Search, SearchProgress, n_threads
 from featx.search.representations import (
@@ -460,7 +460,8 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         own = np.ones(len(rows)) if weight is None else weight
         of_class = class_weights(choice.class_weight, codes, own, len(self.classes_))
         both = None if weight is None and choice.class_weight is None else own * of_class[codes]
-        return fit_pipeline(pipeline, rows, self.classes_[codes], scale_weight=weight, head_weight=both)
+        learnt = weight if choice.scaling in LEARNT_SCALINGS else None
+        return fit_pipeline(pipeline, rows, self.classes_[codes], scale_weight=learnt, head_weight=both)
 
 
 def fit_pipeline(
@@ -474,6 +475,7 @@ def fit_pipeline(
         with sklearn.config_context(enable_metadata_routing=True):
             _route_weights(scaler)
             scaled = scaler.fit(rows, sample_weight=scale_weight).transform(rows)
+        _forget_routes(scaler)
     if isinstance(head, LinearDiscriminantAnalysis):
         _fit_lda(head, scaled, y)
         return pipeline
@@ -483,6 +485,7 @@ def fit_pipeline(
     with sklearn.config_context(enable_metadata_routing=True):
         _route_weights(head)
         head.fit(scaled, y, sample_weight=head_weight)
+    _forget_routes(head)
     return pipeline
 
 
@@ -508,14 +511,29 @@ def _fit_lda(head: Any, rows: Floats, y: NDArray[Any]) -> None:
 
 def _route_weights(estimator: Any) -> None:
     """Let sample weights reach every step that takes them."""
-    inner = [step for _, step in getattr(estimator, "steps", [])]
-    inner += [step for _, step, _ in getattr(estimator, "transformers", [])]
-    inner += [estimator.estimator] if hasattr(estimator, "estimator") else []
-    for step in inner:
-        if not isinstance(step, str):
-            _route_weights(step)
-    if hasattr(estimator, "set_fit_request") and not inner:
+    inner = [part for part in _parts_of(estimator) if hasattr(part, "fit")]
+    for part in inner:
+        _route_weights(part)
+    if not inner and hasattr(estimator, "set_fit_request"):
         estimator.set_fit_request(sample_weight=True)
+
+
+def _forget_routes(estimator: Any) -> None:
+    """Undo `_route_weights` on what was fitted: requests cannot be saved, and predicting needs none."""
+    vars(estimator).pop("_metadata_request", None)
+    for part in _parts_of(estimator):
+        _forget_routes(part)
+
+
+def _parts_of(value: Any) -> list[Any]:
+    """Estimators directly inside an estimator: its steps, transformers, copies."""
+    found = []
+    for own in vars(value).values() if isinstance(value, BaseEstimator) else value:
+        if isinstance(own, BaseEstimator):
+            found.append(own)
+        elif isinstance(own, list | tuple):
+            found += _parts_of(own)
+    return found
 
 
 class _ArrayBlocks(RowBlocks):
