@@ -550,6 +550,7 @@ def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:
         n=300, n_classes=10, accuracy=around(0.9), in_use="last:avg:crop",
         domain=judge_domain(FAR, over_random=around(0.1)),
         labels=forecast(learning_curve(X[:300], y[:300], n_repeats=1)),
+        curve=learning_curve(X[:300], y[:300], n_repeats=1),
         noise=label_noise(np.zeros(100, int), np.tile([0.9, 0.1], (100, 1))),
         fine_tuning=FineTuning(math.nan, "b.2"),
     )  # fmt: skip
@@ -598,6 +599,7 @@ def test_advice_is_measured_from_the_rows_at_hand(searched: tuple[RowBlocks, np.
     done = [option for option in found.options if option.done]
     assert [option.what for option in done] == ["middle:grid2:crop"]
     # 15 epochs of 3 passes over 500 images at 0.02 s, of one layer of three
+    assert found.plot().startswith(b"\x89PNG")
     tuned = next(option for option in found.options if option.action == "fine_tune")
     assert (tuned.what, tuned.minutes) == ("middle", pytest.approx(15 * 3 * 500 * 0.02 / 3 / 60))
 
@@ -643,6 +645,11 @@ def test_paths_apart_are_not_compared() -> None:
     few, many = (ScorePath("p", x, (around(0.5),) * 2) for x in ((1.0, 2.0), (3.0, 4.0)))
     with pytest.raises(UsageError, match="share no range"):
         compare_paths(few, many)
+
+
+def test_advice_without_measurements_has_no_figure() -> None:
+    with pytest.raises(UsageError, match="nothing to draw"):
+        advise(n=10, n_classes=2, accuracy=around(0.8), in_use="last:avg:crop").plot()
 
 
 def test_figures_are_drawn_without_a_screen(digits: tuple[np.ndarray, np.ndarray]) -> None:

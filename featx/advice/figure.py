@@ -7,9 +7,10 @@ that needs no screen.
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,9 @@ from featx.advice.measures import LayerScore
 from featx.curves import LearningCurve, PowerLaw, fit_power_law
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
+
+if TYPE_CHECKING:
+    from featx.advice.recommend import Advice
 
 Floats = NDArray[np.float64]
 
@@ -141,7 +145,7 @@ def plot_curve(
     -------
     matplotlib.axes.Axes
     """
-    ax = ax if ax is not None else _axes()
+    ax = ax if ax is not None else _axes(1)[0]
     law = law if law is not None else fit_power_law(curve)
     x = np.geomspace(curve.sizes[0], ahead * curve.n, 60)
     band = [law.accuracy(float(m)) for m in x]
@@ -165,7 +169,7 @@ def plot_depth(layers: Sequence[LayerScore], *, random: Metric | None = None, ax
     -------
     matplotlib.axes.Axes
     """
-    ax = ax if ax is not None else _axes()
+    ax = ax if ax is not None else _axes(1)[0]
     x = np.arange(len(layers))
     value = np.array([layer.accuracy.value for layer in layers])
     low, high = (np.array([getattr(layer.accuracy, side) for layer in layers]) for side in ("low", "high"))
@@ -178,6 +182,24 @@ def plot_depth(layers: Sequence[LayerScore], *, random: Metric | None = None, ax
     return ax
 
 
+def draw(advice: Advice, *, scratch: ScorePath | None = None) -> bytes:
+    """The probe by depth and the learning curve of an advice, as PNG; what was not measured is left out."""
+    panels = [advice.domain is not None, advice.curve is not None]
+    if not any(panels):
+        raise UsageError("this advice holds neither probes by depth nor a learning curve: nothing to draw.")
+    axes = iter(_axes(sum(panels)))
+    ax: Any = None
+    if advice.domain is not None:
+        ax = next(axes)
+        last, ahead = advice.domain.layers[-1].accuracy, advice.domain.over_random
+        random = None if ahead is None else Metric(last.value - ahead.value, math.nan, math.nan)
+        plot_depth(advice.domain.layers, random=random, ax=ax)
+    if advice.curve is not None:
+        ax = next(axes)
+        plot_curve(advice.curve, scratch=scratch, ax=ax)
+    return to_png(ax)
+
+
 def to_png(ax: Any, *, dpi: int = 120) -> bytes:
     """The figure that an axes belongs to, as PNG."""
     buffer = io.BytesIO()
@@ -185,14 +207,14 @@ def to_png(ax: Any, *, dpi: int = 120) -> bytes:
     return buffer.getvalue()
 
 
-def _axes() -> Any:
-    """Axes of a figure of their own that no screen and no global state knows of."""
+def _axes(panels: int) -> list[Any]:
+    """Axes side by side in a figure of their own that no screen and no global state knows of."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Figure(figsize=(6 * panels, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    return figure.subplots()
+    return list(figure.subplots(1, panels, squeeze=False)[0])
 
 
 def _points(ax: Any, path: ScorePath, color: str, *, line: bool = False) -> None:

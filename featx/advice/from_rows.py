@@ -186,6 +186,7 @@ def advise_on_rows(
         domain=domain,
         representations=representations,
         labels=forecast(curve, ceiling=noise.ceiling),
+        curve=curve,
         noise=noise,
         fine_tuning=fine_tuning,
         backbones=backbones,

@@ -11,12 +11,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from featx.advice.backbones import BackboneScore
 from featx.advice.measures import LayerScore
-from featx.curves import Forecast, LabelNoise
+from featx.curves import Forecast, LabelNoise, LearningCurve
 from featx.evaluation import Metric
+
+if TYPE_CHECKING:
+    from featx.advice.figure import ScorePath
 
 WORTH = 0.01
 """A gain of less than a point is not worth a person's afternoon."""
@@ -181,6 +184,8 @@ class Advice:
         How far wrong labels cap the accuracy.
     options : tuple of Option
         The best to do next first; what is done already, or not worth it, after.
+    curve : LearningCurve or None
+        What `labels` was foretold from.
     """
 
     n: int
@@ -192,6 +197,7 @@ class Advice:
     labels: Forecast | None
     noise: LabelNoise | None
     options: tuple[Option, ...] = field(default=())
+    curve: LearningCurve | None = field(default=None, repr=False, compare=False)
 
     @property
     def next_step(self) -> Option | None:
@@ -208,6 +214,18 @@ class Advice:
         from featx.advice.words import say
 
         return say(self)
+
+    def plot(self, *, scratch: ScorePath | None = None) -> bytes:
+        """Draw the probe by depth and the learning curve with its band, side by side, as PNG.
+
+        Parameters
+        ----------
+        scratch : ScorePath, optional
+            A network trained from scratch on the same images, over the number of labels.
+        """
+        from featx.advice.figure import draw
+
+        return draw(self, scratch=scratch)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings, lists and dicts, ready for JSON."""
@@ -228,6 +246,7 @@ class Advice:
             "size": self.size,
             "labels": self.labels and self.labels.to_dict(),
             "noise": self.noise and self.noise.to_dict(),
+            "curve": self.curve and self.curve.to_dict(),
             "options": [
                 {
                     **vars(option),
@@ -250,6 +269,7 @@ class Advice:
             for name in ("neighbours_behind", "over_random"):
                 own[name] = own[name] and Metric(**own[name])
             values["domain"] = Domain(**own)
+        values["curve"] = plain["curve"] and LearningCurve.from_dict(plain["curve"])
         values["labels"] = plain["labels"] and Forecast.from_dict(plain["labels"])
         values["noise"] = plain["noise"] and LabelNoise(
             Metric(**plain["noise"]["rate"]), plain["noise"]["n_anchors"]
@@ -273,6 +293,7 @@ def advise(
     domain: Domain | None = None,
     representations: Sequence[Representation] = (),
     labels: Forecast | None = None,
+    curve: LearningCurve | None = None,
     noise: LabelNoise | None = None,
     fine_tuning: FineTuning | None = None,
     backbones: Sequence[BackboneScore] = (),
@@ -296,6 +317,8 @@ def advise(
         What the search compared.
     labels : Forecast, optional
         From ``featx.curves.forecast``.
+    curve : LearningCurve, optional
+        What it was foretold from.
     noise : LabelNoise, optional
         From ``featx.curves.label_noise``.
     fine_tuning : FineTuning, optional
@@ -323,7 +346,7 @@ def advise(
     size = "unknown"
     if labels is not None:
         size = "large" if labels.gain.high < SATURATED else "small"
-    return Advice(n, n_classes, accuracy, in_use, domain, size, labels, noise, tuple(options))
+    return Advice(n, n_classes, accuracy, in_use, domain, size, labels, noise, tuple(options), curve)
 
 
 def judge_domain(
