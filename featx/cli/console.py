@@ -103,15 +103,17 @@ class Console:
         if event.stage != self._stage:
             self._end_bar()
             self._stage, self._last_line = event.stage, time.monotonic()
-        rate = f"{event.images_per_s:.0f}/s" if event.images_per_s else ""
-        limit = f" limited by {event.limit}" if event.limit else ""
+        rate = f"{event.images_per_s:.0f} images/s" if event.images_per_s else ""
+        limit = f"limited by {event.limit}" if event.limit and event.images_per_s else ""
         done = event.done >= event.total
         if self._bars:
-            self._draw(event, f"{rate}{limit}")
+            self._draw(event, ", ".join(filter(None, (rate, limit))))
         elif time.monotonic() - self._last_line > LINE_EVERY_S and not done:
             self._last_line = time.monotonic()
-            eta = f", {event.eta_s:.0f} s left" if event.eta_s is not None else ""
-            print(f"{event.stage} {event.done}/{event.total} {rate}{limit}{eta}", file=sys.stderr, flush=True)
+            eta = f"{event.eta_s:.0f} s left" if event.eta_s is not None else ""
+            remarks = ", ".join(filter(None, (rate, limit, eta)))
+            line = f"{event.stage} {event.done:,}/{event.total:,}  {remarks}"
+            print(line.rstrip(), file=sys.stderr, flush=True)
         if done:
             self._end_bar()
 
