@@ -310,17 +310,21 @@ class TorchRuntime:
         import torch
 
         inputs = torch.from_numpy(np.ascontiguousarray(batch))
-        with torch.inference_mode(), self._precisely():
+        with torch.inference_mode():
             if self.device.startswith("cuda"):
                 return self._run_on_own_stream(inputs)
-            return [rows.float().cpu().numpy() for rows in self._run(inputs.to(self.device))]
+            with self._precisely():
+                outputs = self._run(inputs.to(self.device))
+            return [rows.float().cpu().numpy() for rows in outputs]
 
     def _run_on_own_stream(self, inputs: torch.Tensor) -> list[NDArray[np.float32]]:
         import torch
 
         stream = self._stream()
         with torch.cuda.stream(stream):
-            outputs = self._run(inputs.pin_memory().to(self.device, non_blocking=True))
+            pinned = inputs.pin_memory()
+            with self._precisely():
+                outputs = self._run(pinned.to(self.device, non_blocking=True))
             hosts = [torch.empty(rows.shape, pin_memory=True) for rows in outputs]
             for host, rows in zip(hosts, outputs, strict=True):
                 host.copy_(rows.float(), non_blocking=True)
@@ -343,8 +347,16 @@ class TorchRuntime:
             with torch.autocast(kind, dtype=dtype):
                 yield
         elif kind == "cuda":
-            with torch.backends.cudnn.flags(allow_tf32=False):
-                yield
+            switches: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+            with _TF32:  # the switch is the process's; it is read when kernels are launched, which is short
+                before = [switch.allow_tf32 for switch in switches]
+                for switch in switches:
+                    switch.allow_tf32 = False
+                try:
+                    yield
+                finally:
+                    for switch, allowed in zip(switches, before, strict=True):
+                        switch.allow_tf32 = allowed
         else:
             yield
 
@@ -358,6 +370,9 @@ class TorchRuntime:
     def close(self) -> None:
         """Let go of the network."""
         self._stem = None
+
+
+_TF32 = threading.Lock()
 
 
 def _compile_torch(request: Request) -> Compiled:

@@ -97,11 +97,10 @@ class CarefulDecoder:
             inputs = self._sandboxes.prepare(picture, wanted, warn)
             self._cleared.add(name)
             return inputs
-        if self._folder is None:
+        journal = self._open_journal()
+        if journal is None:
             return self._recipe.prepare(picture, wanted, warn)
-        with self._lock:
-            self._journal = self._journal or Journal(self._folder, self._workers)
-        with self._journal.entry(picture):
+        with journal.entry(picture):
             return self._recipe.prepare(picture, wanted, warn)
 
     def close(self) -> None:
@@ -112,6 +111,16 @@ class CarefulDecoder:
         if self._cleared & set(self._suspects):
             left = {name: path for name, path in self._suspects.items() if name not in self._cleared}
             self._store.remember(*NOTE, left)
+
+    def _open_journal(self) -> Journal | None:
+        """The journal, made when the first picture is decoded; none on a full disk, which rows will report."""
+        with self._lock:
+            if self._journal is None and self._folder is not None:
+                try:
+                    self._journal = Journal(self._folder, self._workers)
+                except OSError:
+                    self._folder = None
+            return self._journal
 
     def _find_suspects(self) -> dict[str, str]:
         """Digests (hex) and names of pictures that were being decoded when a process died."""
