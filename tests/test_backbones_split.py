@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from featx.backbones import load_backbone
 from featx.backbones.network import Backbone
-from featx.exceptions import UnknownTapError
+from featx.exceptions import UnknownTapError, UnsupportedCutError
 
 TINY = (
     "test_resnet",
@@ -166,3 +166,18 @@ def test_a_tail_is_copied_and_pickled() -> None:
 def test_an_unknown_cut_is_named() -> None:
     with pytest.raises(UnknownTapError, match="cut 'layer9' is not in test_resnet"):
         backbone("test_resnet").split("layer9")
+
+
+def test_where_arithmetic_lies_below_the_cut_the_nearest_cuts_that_work_are_named() -> None:
+    """Visformer adds position embeddings between its stages, which no module does."""
+    with pytest.raises(
+        UnsupportedCutError, match=r"cannot be split at stage1 .*Nearest cuts that work: last"
+    ):
+        backbone("visformer_tiny").split("stage1")
+
+
+@pytest.mark.slow
+def test_a_tail_that_runs_but_gives_other_features_is_refused() -> None:
+    """ConViT joins its class token between two blocks: the tail would join it again."""
+    with pytest.raises(UnsupportedCutError, match=r"give other features than the whole.*last"):
+        backbone("convit_tiny").split("blocks.0")
