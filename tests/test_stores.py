@@ -606,6 +606,17 @@ def test_leftovers_of_a_crash_go_when_they_are_old_and_their_process_is_dead(cac
     assert sorted(path.name[-1] for path in folder.glob(".tmp-*")) == ["b", "c"]
 
 
+def test_packing_sweeps_leftovers_beside_notes(cache: Path) -> None:
+    store = HDF5Store(cache)
+    store.remember("kind", "name", {"n": 1})
+    leftover = cache / "v1" / "notes" / "kind" / ".tmp-x-y"
+    leftover.write_bytes(b"")
+    os.utime(leftover, (1e9, 1e9))
+    store.pack()
+    assert not leftover.exists()
+    assert store.recall("kind", "name") == {"n": 1}
+
+
 def test_usage_tells_rows_and_bytes_without_opening_segments(cache: Path) -> None:
     with HDF5Store(cache) as store:
         fill(store, range(10))

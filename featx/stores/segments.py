@@ -207,7 +207,7 @@ def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArr
                 slab = _read_blocks(file, segment, first, last)
                 low, high = np.searchsorted(block_of, (first, last))
                 positions = order[low:high]
-                yield positions, slab[rows[positions] - first * segment.block_rows]
+                yield positions, np.take(slab, rows[positions] - first * segment.block_rows, axis=0)
 
 
 def check_sum(found: bytes, written: bytes) -> bool:
@@ -226,8 +226,8 @@ def head_sum(
     """Sha256 of all that is not a row: a changed type or shape would turn right bytes into wrong rows."""
     text = json.dumps({**head, "shape": list(shape), "dtype": dtype.str}, sort_keys=True)
     total = hashlib.sha256(text.encode())
-    total.update(np.ascontiguousarray(ids).tobytes())
-    total.update(np.ascontiguousarray(sums).tobytes())
+    total.update(np.ascontiguousarray(ids).data)
+    total.update(np.ascontiguousarray(sums).data)
     return np.frombuffer(total.digest(), np.uint8)
 
 

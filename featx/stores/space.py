@@ -17,6 +17,8 @@ import time
 import uuid
 import warnings
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,10 +40,24 @@ SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]+)\.h5")
 SETTLED_S = 2.0
 """A folder's time stamp is trusted when it is older than this; stamps are as coarse as 2 s (FAT)."""
 
+READERS = 4
+"""Threads that read segments side by side; more wait for the disk or for memory."""
+
 GONE = (errno.ENOENT, errno.ESTALE)
 """No such file, in the words of a disk and of a network."""
 
 _UNSETTLED, _NO_FOLDER = -1, 0
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one segment gives to a read."""
+
+    segment: Segment
+    asked: NDArray[np.int64]
+    """Which of the ids that are asked for."""
+    rows: NDArray[np.int64]
+    """Their rows in the segment."""
 
 
 class Space:
@@ -100,18 +116,20 @@ class Space:
             If a row is not (or no longer) there.
         """
         while True:  # every round ends, or has one segment fewer
-            located = self._locate(ids)
-            try:
-                for segment, asked, rows in located:
-                    for part, values in read_rows(segment, rows):
-                        out[positions[asked[part]]] = values
+            parts = self._locate(ids)
+            if len(parts) < 2:
+                failures = [_fill(out, positions, part) for part in parts]
+            else:  # reading and hashing leave the interpreter's lock
+                with ThreadPoolExecutor(min(READERS, len(parts))) as pool:
+                    failures = list(pool.map(lambda part: _fill(out, positions, part), parts))
+            if not any(failures):
                 return
-            except BadSegmentError as error:
-                self.quarantine(segment.path.name, str(error))
-            except OSError as error:
-                if error.errno not in GONE:
-                    raise StoreError(f"cannot read {segment.path}: {error.strerror or error}") from error
-                self.refresh(force=True)  # packed or pruned by another process
+            for part, error in zip(parts, failures, strict=True):
+                if isinstance(error, BadSegmentError):
+                    self.quarantine(part.segment.path.name, str(error))
+                elif error is not None and error.errno not in GONE:
+                    raise StoreError(f"cannot read {part.segment.path}: {error.strerror}") from error
+            self.refresh(force=True)
 
     def scan(self, segment: Segment) -> Iterator[NDArray[Any]]:
         """All rows of a segment in slabs, checked, in the stored dtype."""
@@ -199,7 +217,7 @@ class Space:
         with contextlib.suppress(OSError):
             os.utime(self.folder / SPEC_FILE)
 
-    def _locate(self, ids: Ids) -> list[tuple[Segment, NDArray[np.int64], NDArray[np.int64]]]:
+    def _locate(self, ids: Ids) -> list[_Part]:
         """For each segment that is needed: which of the ids lie in it, and at which rows."""
         with self._lock:
             places = self._index.find(ids)
@@ -218,7 +236,7 @@ class Space:
             order = np.argsort(which, kind="stable")
             groups = np.split(order, np.flatnonzero(np.diff(which[order])) + 1) if len(order) else []
             return [
-                (self._segments[names[which[group[0]]]], group, places[group] - firsts[which[group[0]]])
+                _Part(self._segments[names[which[group[0]]]], group, places[group] - firsts[which[group[0]]])
                 for group in groups
             ]
 
@@ -300,6 +318,18 @@ class Space:
             )
         sweep_temporaries(self.folder)
         self._prepared = True
+
+
+def _fill(
+    out: NDArray[np.float32], positions: NDArray[np.int64], part: _Part
+) -> BadSegmentError | OSError | None:
+    """Read a part into ``out[positions]``; what went wrong, or None."""
+    try:
+        for some, values in read_rows(part.segment, part.rows):
+            out[positions[part.asked[some]]] = values
+    except (BadSegmentError, OSError) as error:
+        return error
+    return None
 
 
 def segment_names(folder: Path) -> list[str]:
