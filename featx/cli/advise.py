@@ -1,0 +1,149 @@
+"""``featx advise``: what to do next with these images, measured: layer, labels, fine-tuning, backbone."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from featx.cli import arguments
+from featx.cli.console import Console
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's options."""
+    parser.add_argument(
+        "data", help="labelled images: folder of class folders or manifest; a test part is not looked at"
+    )
+    parser.add_argument(
+        "--plot", metavar="FILE", help="draw accuracy by layer and by number of labels, as PNG"
+    )
+    parser.add_argument(
+        "--others",
+        metavar="NAME[,NAME...]",
+        help="backbones to compare on at most 1,000 images (see `featx models`)",
+    )
+    parser.add_argument(
+        "--budget", type=float, default=600.0, metavar="S", help="seconds for other backbones (default 600)"
+    )
+    parser.add_argument(
+        "--heads", metavar="A,B,...", help="heads to try (default: the cheap ones; see the docs)"
+    )
+    parser.add_argument(
+        "--trials", type=int, default=20, metavar="N", help="Optuna trials beyond the grid (default 20)"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, metavar="N", help="threads of the search")
+    arguments.add_backbone(parser)
+    parser.add_argument("--cut", metavar="TAP[,TAP...]|auto", help="layers to compare (default auto: all)")
+    arguments.add_precision(parser)
+    arguments.add_skipping(parser)
+    arguments.add_cache(parser)
+
+
+def run(args: argparse.Namespace, console: Console) -> int:
+    """Fit on the training part, measure, say what to do."""
+    if args.plot:
+        arguments.check_writable(args.plot)
+    from featx.classifier import ImageClassifier
+    from featx.classifier.advising import advise_classifier
+    from featx.cli import show
+    from featx.files import atomic_write
+    from featx.images import load_images
+    from featx.stores import open_store
+
+    began = time.monotonic()
+    images = show.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
+    if images.splits is not None and (images.splits == "test").any():
+        images = images.select(images.splits != "test")
+    clf = ImageClassifier(
+        args.backbone,
+        cut=arguments.one_or_list(args.cut, "auto"),
+        pool=arguments.one_or_list(args.pool, "auto"),
+        resize=arguments.one_or_list(args.resize, "auto"),
+        input_size=args.input_size,
+        checkpoint=args.checkpoint,
+        pretrained=not args.random_weights,
+        heads=arguments.listed(args.heads),
+        n_trials=args.trials,
+        store=open_store(arguments.store_of(args)),  # one store for the fit and for what is asked after it
+        runtime=args.runtime,
+        device=args.device,
+        precision=args.precision,
+        batch_size=args.batch_size,
+        decode=args.decode,
+        background=args.background,
+        bit_depth=args.bit_depth,
+        max_pixels=args.max_pixels,
+        isolate=args.isolate,
+        max_bad=0.0 if args.strict else args.max_bad,
+        n_jobs=args.jobs,
+        random_state=args.seed,
+        callback=console.progress,
+    ).fit(images)
+    console.log("measuring: layers, learning curve, label noise, a twin without pretraining")
+    advice = advise_classifier(
+        clf,
+        images,
+        others=arguments.listed(args.others) or (),
+        budget_s=args.budget,
+        random_state=args.seed,
+    )
+    _print(console, advice)
+    if args.plot:
+        atomic_write(args.plot, advice.plot())
+        console.text(f"figure    {args.plot}")
+    seconds = time.monotonic() - began
+    console.data(
+        advice=advice.to_dict(), sentences=advice.sentences(), seconds=seconds, data=os.fspath(args.data)
+    )
+    return show.skipped(console, clf.skipped_, Path("advise.skipped.csv"), strict=args.strict)
+
+
+def _print(console: Console, advice: Any) -> None:
+    """Words first, then the numbers behind them."""
+    for sentence in advice.sentences():
+        console.text(sentence)
+    if advice.domain is not None:
+        console.text()
+        console.text("probe by layer (ridge, out of fold)")
+        console.table(
+            ["layer", "accuracy", "95 % interval", "against the last", "effective rank", "columns"],
+            [
+                [
+                    layer.block,
+                    f"{layer.accuracy.value:.3f}",
+                    _interval(layer.accuracy),
+                    f"{100 * layer.over_last.value:+.1f} points",
+                    f"{layer.effective_rank:.0f}",
+                    layer.width,
+                ]
+                for layer in advice.domain.layers
+            ],
+            right=(1, 3, 4, 5),
+        )
+    console.text()
+    console.text("what could be done")
+    console.table(
+        ["what", "gain, points", "90-95 % interval", "minutes", "worth it", "why"],
+        [_row(option) for option in advice.options],
+        right=(1, 3),
+    )
+
+
+def _row(option: Any) -> list[str]:
+    from featx.advice.words import DO
+
+    what = DO[option.action].format(what=option.what)
+    gain = option.gain
+    shown = ("", "") if gain is None else (f"{100 * gain.value:+.1f}", _interval(gain, scale=100))
+    minutes = f"{option.minutes:.0f}" if option.minutes > 0 else ""
+    worth = "done" if option.done else "yes" if option.worthwhile else "no"
+    return [what, *shown, minutes, worth, option.evidence[0]]
+
+
+def _interval(metric: Any, *, scale: float = 1) -> str:
+    digits = 3 if scale == 1 else 1
+    return f"[{scale * metric.low:.{digits}f}, {scale * metric.high:.{digits}f}]"
