@@ -606,6 +606,27 @@ def test_leftovers_of_a_crash_go_when_they_are_old_and_their_process_is_dead(cac
     assert sorted(path.name[-1] for path in folder.glob(".tmp-*")) == ["b", "c"]
 
 
+def test_packing_sets_a_bad_segment_aside_and_loses_no_good_row(cache: Path) -> None:
+    store = HDF5Store(cache)
+    for start in range(0, 600, 200):
+        fill(store, range(start, start + 200))
+        store.commit()
+    path = segments(cache)[1]
+    with h5py.File(path) as file:
+        number = next(number for number in range(600) if (file["id"][70] == ids_of(number)[0]).all())
+        at = file["x"].id.get_offset() + 70 * 16
+    _flip(path, at)
+    with pytest.warns(StoreWarning, match="136 of its 200 rows were saved"):
+        store.pack()
+    store.pack()
+    assert len(segments(cache)) == 1
+    missing = HDF5Store(cache).missing(KEY, ids_of(*range(600)))
+    assert missing.sum() == 64
+    assert missing[number]
+    kept = np.flatnonzero(~missing).tolist()
+    assert np.array_equal(HDF5Store(cache).read(KEY, ids_of(*kept)), rows_of(*kept))
+
+
 def test_packing_sweeps_leftovers_beside_notes(cache: Path) -> None:
     store = HDF5Store(cache)
     store.remember("kind", "name", {"n": 1})

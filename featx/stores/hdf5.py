@@ -37,6 +37,7 @@ from featx.files import atomic_write, make_folder, sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids, as_ids, as_stored, check_append, check_shape, find_nearest
 from featx.stores.export import Table, export_table
+from featx.stores.index import DigestIndex
 from featx.stores.migrations import migrate
 from featx.stores.segments import (
     FORMAT,
@@ -337,10 +338,11 @@ class HDF5Store:
                 sweep_temporaries(folder)
                 space.refresh(force=True)
                 for group in _groups(space.segments, max_bytes):
-                    with contextlib.suppress(FileNotFoundError):  # pruned or packed meanwhile
-                        self._pack_group(space, group)
-                        removed += len(group)
-                        n_bytes += sum(segment.n_bytes for segment in group)
+                    # Segments that are gone were pruned or packed meanwhile; a newer recipe is not ours.
+                    with contextlib.suppress(FileNotFoundError, StoreFormatError):
+                        if self._pack_group(space, group):
+                            removed += len(group)
+                            n_bytes += sum(segment.n_bytes for segment in group)
         return Freed(removed, n_bytes)
 
     def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
@@ -519,28 +521,30 @@ class HDF5Store:
                 for digest in digests:
                     del buffer.writing[digest]
 
-    def _pack_group(self, space: Space, group: list[Segment]) -> None:
-        """Write the rows of some segments as one, without repeats, then remove them."""
-        seen: set[bytes] = set()
-        ids, rows = [], np.empty((sum(s.n_rows for s in group), *group[0].row_shape), group[0].dtype)
-        count = 0
+    def _pack_group(self, space: Space, group: list[Segment]) -> bool:
+        """Write some segments as one, each digest once, and remove them; not if one of them is bad."""
+        found: list[Ids] = []
+        rows = np.empty((sum(segment.n_rows for segment in group), *group[0].row_shape), group[0].dtype)
+        at = 0
         for segment in group:
-            with _quarantining(space, segment):
-                _, segment_ids = open_segment(segment.path, space.key)
-                row = 0
+            try:
+                found.append(open_segment(segment.path, space.key)[1])
                 for slab in space.scan(segment):
-                    for values in slab:
-                        digest = segment_ids[row].tobytes()
-                        row += 1
-                        if digest not in seen:
-                            seen.add(digest)
-                            ids.append(digest)
-                            rows[count] = values
-                            count += 1
+                    rows[at : at + len(slab)] = slab
+                    at += len(slab)
+            except BadSegmentError as error:
+                space.quarantine(segment.path.name, str(error))
+                return False
+        ids = np.concatenate(found)
+        index = DigestIndex()
+        index.add(ids, 0)
+        kept = index.find(ids) == np.arange(len(ids))
+        if not kept.all():
+            ids, rows = ids[kept], rows[kept]
         with _write_errors(space.folder, rows.nbytes):
-            if count:
-                space.write(as_ids(ids), rows[:count], FeatureSpec.from_json(group[0].spec))
+            space.write(ids, rows, FeatureSpec.from_json(group[0].spec))
             space.remove([segment.path.name for segment in group])
+        return True
 
     def _folders(self) -> list[Path]:
         return sorted(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import StoreError, StoreWarning
+from featx.exceptions import StoreError, StoreFormatError, StoreWarning
 from featx.files import atomic_write, make_folder, sweep_temporaries, sync_folder
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES, Ids
@@ -299,8 +299,8 @@ class Space:
         saved = np.concatenate(kept)
         try:
             self.write(saved, np.concatenate(rows), FeatureSpec.from_json(segment.spec))
-        except OSError:
-            return 0  # no room: the rows are computed again when there is
+        except (OSError, StoreFormatError):
+            return 0  # no room, or a newer recipe: the rows are computed again
         return len(saved)
 
     def _prepare(self, spec: FeatureSpec) -> None:

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments of a real extraction: decoding, network, commits and all."""
+"""Real extractions, with decoding, network and commits: killed at random moments, and several at once."""
 
 from __future__ import annotations
 
@@ -126,3 +126,31 @@ def test_a_killed_extraction_goes_on_where_it_stopped(pictures: Path, tmp_path: 
 def test_100_kills_of_extractions_lose_nothing(pictures: Path, tmp_path: Path) -> None:
     for run in range(10):
         kill_and_go_on(pictures, tmp_path / f"cache{run}", 10, seed=run)
+
+
+@pytest.mark.parametrize("n_extractors", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_extractors_at_once_on_one_cache_are_all_right(
+    pictures: Path, tmp_path: Path, n_extractors: int
+) -> None:
+    alone = tmp_path / "alone"
+    extract(pictures, alone, None)
+    together = [
+        SERVER.Process(target=extract, args=(pictures, tmp_path / "shared", None))
+        for _ in range(n_extractors)
+    ]
+    for extractor in together:
+        extractor.start()
+    for extractor in together:
+        extractor.join()
+    assert [extractor.exitcode for extractor in together] == [0] * n_extractors
+    expected, found = rows_in(alone), rows_in(tmp_path / "shared")
+    assert expected.keys() == found.keys()
+    for key, rows in expected.items():
+        assert rows.keys() == found[key].keys()
+        for digest, row in rows.items():  # other batches: the same up to float16's rounding of the last bits
+            np.testing.assert_allclose(
+                np.frombuffer(found[key][digest], np.float32),
+                np.frombuffer(row, np.float32),
+                rtol=2e-3,
+                atol=1e-4,
+            )
