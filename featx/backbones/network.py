@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from featx.backbones.card import BackboneCard, Tap
 from featx.backbones.pooling import POOL_FUNCTIONS, keep_all
-from featx.exceptions import UsageError
+from featx.exceptions import BackboneError, UsageError
 from featx.spec import LAST, FeatureSpec
 
 if TYPE_CHECKING:
@@ -397,7 +397,15 @@ def _arguments(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(call).parameters
 
 
-def _impossible_size(card: BackboneCard, input_size: tuple[int, int], reason: object) -> UsageError:
+def _impossible_size(
+    card: BackboneCard, input_size: tuple[int, int], reason: object
+) -> BackboneError | UsageError:
+    words = str(reason).lower()
+    if isinstance(reason, MemoryError) or "allocate memory" in words or "out of memory" in words:
+        return BackboneError(
+            f"{card.name}: not enough memory for one picture of {input_size} pixels; choose a smaller "
+            "input_size or backbone, or free memory."
+        )
     return UsageError(
         f"{card.name} cannot run on pictures of {input_size} pixels ({str(reason).splitlines()[0]}); "
         f"its default is {card.input_size}."
