@@ -310,7 +310,7 @@ def _measure_taps(module: Network, input_size: tuple[int, int]) -> tuple[tuple[T
         last = Tap(name=LAST, index=len(taps), channels=num_features, reduction=0, shape=(num_features,))
     else:
         last = _make_tap(LAST, len(taps), reductions[-1], whole, has_cls=has_cls)
-    return (*taps, last), num_features, torch.equal(joint, final)
+    return (*taps, last), num_features, isinstance(final, Tensor) and torch.equal(joint, final)
 
 
 def _make_tap(
@@ -357,11 +357,11 @@ def _final_layout(module: Network, grid: tuple[int, ...]) -> Callable[[Tensor], 
     channels_last = str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC")
 
     def read(final: Tensor) -> Output:
+        if not isinstance(final, Tensor) or final.ndim not in (3, 4):  # some give a list of branches
+            raise RuntimeError("the final features are neither a map nor tokens")
         final = final.to(torch.float32)
         if final.ndim == 4:
             return (final.permute(0, 3, 1, 2) if channels_last else final), None
-        if final.ndim != 3:
-            raise RuntimeError(f"final features of shape {tuple(final.shape)} are neither a map nor tokens")
         map_ = final[:, n_extra:].transpose(1, 2).reshape(final.shape[0], -1, *grid)
         return map_, (final[:, :n_extra] if n_extra else None)
 

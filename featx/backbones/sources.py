@@ -76,6 +76,9 @@ WEIGHT_FILES = (
 )
 """Preferred files of a folder, in order."""
 
+HUB_FILES = ("model.safetensors", "pytorch_model.bin")
+"""What a repository of timm's weights may hold, in order."""
+
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -183,7 +186,9 @@ def fetch(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | Non
             _resolve_host(constants.ENDPOINT if repository else file)
             if not repository:
                 return Weights("hub", _download_url(file), load_pretrained)
-            return Weights("hub", Path(hf_hub_download(repository, file)), load_pretrained)
+            identifier, _, revision = repository.partition("@")
+            path = hf_hub_download(identifier, file, revision=revision or None)
+            return Weights("hub", Path(path), load_pretrained)
         except LocalEntryNotFoundError as error:
             raise WeightsNotFoundError(explain_missing(name, error)) from error
         except EntryNotFoundError:
@@ -211,7 +216,7 @@ def hub_files(name: str) -> list[tuple[str, str]]:
         return []
     if config.hf_hub_id:
         named = config.hf_hub_filename
-        files = [str(Path(named).with_suffix(".safetensors")), named] if named else WEIGHT_FILES[:3]
+        files = [str(Path(named).with_suffix(".safetensors")), named] if named else HUB_FILES
         return [(config.hf_hub_id, file) for file in dict.fromkeys(files)]
     url = config.url[0] if isinstance(config.url, tuple) else config.url
     return [("", url)] if url else []
