@@ -11,6 +11,7 @@ never executed.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import pickle
@@ -31,7 +32,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import FeatxError, ImageError
 from featx.extractor.pipeline import Input, Recipe
-from featx.images import Picture
+from featx.images import Picture, read_picture
 from featx.stores.base import FeatureStore
 
 TIME_LIMIT_S = 60.0
@@ -113,7 +114,7 @@ class CarefulDecoder:
             self._store.remember(*NOTE, left)
 
     def _open_journal(self) -> Journal | None:
-        """The journal, made when the first picture is decoded; none on a full disk, which rows will report."""
+        """The journal, made with the first picture; none on a full disk, which the rows will report."""
         with self._lock:
             if self._journal is None and self._folder is not None:
                 try:
@@ -250,7 +251,7 @@ class Sandboxes:
         timer = threading.Timer(self._time_limit_s, stop)
         timer.start()
         try:
-            _send(process.stdin, (self._recipe, picture, wanted))
+            _send(process.stdin, (picture, wanted))
             header, pixels = _receive(process.stdout)
         except (OSError, EOFError, ValueError):
             process.kill()
@@ -292,6 +293,7 @@ class Sandboxes:
         timer = threading.Timer(START_LIMIT_S, process.kill)
         timer.start()
         try:
+            _send(process.stdin, self._recipe)
             _receive(process.stdout)  # it is ready: the picture's time limit begins now
         except (OSError, EOFError, ValueError):
             code = process.wait()
@@ -353,16 +355,22 @@ def _read_exactly(pipe: IO[bytes], count: int) -> bytes:
     return data
 
 
+def _load(pipe: IO[bytes], size: bytes) -> Any:
+    return pickle.loads(_read_exactly(pipe, int.from_bytes(size, "little")))  # noqa: S301
+
+
 def serve() -> None:
     """Answer requests until the parent closes the pipe."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
+    recipe: Recipe = _load(requests, requests.read(8))
+    recipe.prepare(_warm_up(), np.ones(len(recipe.specs), bool))
     _answer(answers, {}, [])
     while size := requests.read(8):
-        recipe, picture, wanted = pickle.loads(requests.read(int.from_bytes(size, "little")))  # noqa: S301
+        picture, wanted = _load(requests, size)
         remarks: list[str] = []
         try:
-            inputs: list[Input] = recipe.prepare(picture, wanted, remarks.append)
+            inputs = recipe.prepare(picture, wanted, remarks.append)
         except (ImageError, MemoryError) as error:
             reason = error.reason if isinstance(error, ImageError) else "not enough memory to decode it"
             _answer(answers, {"reason": reason, "remarks": [], "numbers": []}, [])
@@ -370,3 +378,12 @@ def serve() -> None:
         numbers = [int(recipe.input_of[one.wanted][0]) for one in inputs]
         header = {"reason": "", "remarks": remarks, "numbers": numbers}
         _answer(answers, header, [one.pixels for one in inputs])
+
+
+def _warm_up() -> Picture:
+    """A picture that makes the decoder and the resize load their libraries, outside any time limit."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(buffer, "JPEG")
+    return read_picture(buffer.getvalue(), name="warm-up")
