@@ -7,6 +7,7 @@ so the care is taken once. JSON output needs none of it and stays exact.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
 import numbers
@@ -90,6 +91,8 @@ def escape_name(text: str) -> str:
     """
     if text.isprintable():
         return text
+    with contextlib.suppress(UnicodeError):  # where the locale is not UTF-8, names were decoded as bytes
+        text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(character if character.isprintable() else _escape(character) for character in text)
 
 

@@ -11,6 +11,7 @@ import datetime
 import importlib.metadata
 import json
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from featx.backbones.card import BackboneCard
 from featx.classifier.estimator import ImageClassifier
 from featx.evaluation import Calibration, Evaluation
-from featx.exceptions import FeatxError, ModelFileError
+from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
 from featx.files import read_archive, read_json, write_archive
 from featx.heads import decision_scores
 from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
@@ -125,6 +126,7 @@ def load(
     shapes = {"rows": (GOLDEN_PICTURES, None), "proba": (GOLDEN_PICTURES, len(clf.classes_))}
     golden = load_arrays(archive.members["golden.safetensors"], shapes, where=f"{where}: golden.safetensors")
     _check_head(clf, golden, model, where)
+    _remark_version(model, where)
     clf._golden_rows = golden["rows"]
     return clf
 
@@ -217,11 +219,31 @@ def _check_head(
     except Exception as error:  # whatever a crafted or incompatible head makes scikit-learn raise
         raise ModelFileError(f"{where}: its head cannot be used ({type(error).__name__}: {error}).") from None
     if not off <= HEAD_TOLERANCE:
-        made = ", ".join(f"{name} {version}" for name, version in model["versions"].items())
+        made = ", ".join(f"{name} {version}" for name, version in _versions(model, where).items())
         raise ModelFileError(
             f"{where}: its head now gives probabilities that are off by {off:.2g} on the pictures kept for "
             f"this check. It was made with {made}; use those versions, or fit it again."
         )
+
+
+def _remark_version(model: dict[str, Any], where: str) -> None:
+    """Another scikit-learn (patches apart) is worth a word, although the head was found the same."""
+    made = str(_versions(model, where).get("scikit-learn", "unknown"))
+    here = importlib.metadata.version("scikit-learn")
+    if made.split(".")[:2] != here.split(".")[:2]:
+        warnings.warn(
+            f"{where}: was made with scikit-learn {made}, here is {here}. Its head was tried on the pictures "
+            "that are kept in the file and answers as it did then.",
+            FeatxWarning,
+            stacklevel=3,
+        )
+
+
+def _versions(model: dict[str, Any], where: str) -> dict[str, Any]:
+    versions = model.get("versions")
+    if not isinstance(versions, dict):
+        raise ModelFileError(f"{where}: model.json does not say what made it; get the file again.")
+    return versions
 
 
 def _proba(clf: ImageClassifier, rows: NDArray[Any]) -> NDArray[np.float64]:

@@ -79,6 +79,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.data(
         images=len(rows.ids),
         computed=rows.computed,
+        batch_size=rows.batch_size,
+        limit=rows.limit,
         remarks=list(rows.remarks),
         seconds=seconds,
         output=args.output,

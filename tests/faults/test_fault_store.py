@@ -140,6 +140,7 @@ int fcntl64(int fd, int what, ...) { TAKE return refuse("fcntl64", fd, what, arg
 """
 
 
+@pytest.mark.slow
 def test_row_26_a_file_system_without_locks_is_enough(tmp_path: Path) -> None:
     (tmp_path / "locks.c").write_text(NO_LOCKS)
     library = tmp_path / "locks.so"
