@@ -315,6 +315,9 @@ def suggest_boosting(trial: Any, prefix: str, n_rows: int) -> dict[str, Any]:
     }
 
 
+LOGISTIC_TOLERANCE = 1e-6
+"""scikit-learn stops at an absolute gradient; rows of unit length have gradients of a hundredth."""
+
 # How each head is built. `shape` is (rows, columns) of what it is fitted on.
 
 Shape = tuple[int, int]
@@ -322,12 +325,12 @@ Shape = tuple[int, int]
 
 def make_logistic(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Softmax (multinomial) logistic regression, L2."""
-    return LogisticRegression(C=params["C"], max_iter=2000)
+    return LogisticRegression(C=params["C"], tol=LOGISTIC_TOLERANCE, max_iter=2000)
 
 
 def make_logistic_ovr(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """One binary logistic regression for each class."""
-    return OneVsRestClassifier(LogisticRegression(C=params["C"], max_iter=2000))
+    return OneVsRestClassifier(LogisticRegression(C=params["C"], tol=LOGISTIC_TOLERANCE, max_iter=2000))
 
 
 def make_linear_svm(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
@@ -446,4 +449,9 @@ DEFAULT_HEADS = (
 )
 """The cheap ones. Trees are tried when asked for."""
 
-TRUSTED_TYPES: list[str] = []
+TRUSTED_TYPES = (
+    "featx.heads.ExponentialWeights",
+    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
+    "sklearn.tree._tree.Tree",
+)
+"""Types of fitted heads that skops does not trust by itself; all others load with an empty list."""

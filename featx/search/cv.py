@@ -480,7 +480,10 @@ def fit_pipeline(
         _fit_lda(head, scaled, y)
         return pipeline
     if head_weight is None:
-        head.fit(scaled, y)
+        with warnings.catch_warnings():
+            # a column that is constant within classes: the nearest mean's variances are not used
+            warnings.filterwarnings("ignore", message="self.within_class_std_dev_")
+            head.fit(scaled, y)
         return pipeline
     with sklearn.config_context(enable_metadata_routing=True):
         _route_weights(head)

@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.evaluation import METRICS, Calibration, fit_calibration
+from featx.exceptions import SearchError
 from featx.heads import vote_scores
 from featx.search.scoring import Scorer
 from featx.search.space import Choice, Config, Space, group_configs
-from featx.solvers import SOLVERS, ClassWeights, Folds, ScaledRows, Task, class_weights
+from featx.solvers import LINEAR, SOLVERS, ClassWeights, Folds, ScaledRows, Task, class_weights
 
 Floats = NDArray[Any]
 
@@ -116,13 +117,17 @@ class Evaluator:
             yield from group
 
     def decisions(self, config: Config) -> Floats:
-        """Out-of-fold decision values of all rows, shape (n,) or (n, C); NaN where a row never scored."""
-        if self._held is None or self._held[0] != config:
-            self._best = (-np.inf, -np.inf)  # so that it is held
-            self._held = None
+        """Out-of-fold decision values of all rows, shape (n,) or (n, C); NaN where a row never scored.
+
+        Linear models are solved once more, to where their scores have settled.
+        """
+        linear = self.space.read(config).head.solver in LINEAR
+        if self._held is None or self._held[0] != config or linear:
+            self._best, self._held = (-np.inf, -np.inf), None  # so that it is held
+            self.options["precise"] = True
             result = next(iter(self.evaluate([config], "again")))
             if self._held is None:
-                raise RuntimeError(result.error or f"{config} could not be evaluated again")
+                raise SearchError(f"{config} could not be fitted again: {result.error}")
         return self._held[1]
 
     def _evaluate_group(self, group: list[Result], deadline: float) -> None:
