@@ -164,7 +164,9 @@ def advise_on_rows(
     if twin is not None:
         pretrained = ask([last], last, rows=twin.index, kind="ridge")
         over_random = pretrained.minus(ask(twin.rows, "random", rows=twin.index, kind="ridge"))
-    domain = judge_domain(layers, neighbours_behind=linear.minus(neighbours), over_random=over_random)
+    domain = None
+    if len(layers) > 1:  # a single layer tells nothing of depth
+        domain = judge_domain(layers, neighbours_behind=linear.minus(neighbours), over_random=over_random)
 
     name = in_use_name or SIDE_BY_SIDE.join(in_use)
     tried = {layer.block: (layer.block,) for layer in layers} | {name: tuple(in_use)}
@@ -173,7 +175,7 @@ def advise_on_rows(
         answer = ask(own, title, rows=few, kind="ridge")
         width = sum(blocks.width(block) for block in own)
         representations.append(Representation(title, answer.accuracy, answer.minus(linear), width))
-    if fine_tuning is None:
+    if fine_tuning is None and domain is not None:
         cut = fine_tune_from(domain)
         trained = 1 - (taps.index(cut) + 1) / len(taps) if cut in taps else 1.0
         minutes = EPOCHS * PASSES * len(codes) * seconds_per_image * max(trained, 1 / len(taps)) / 60

@@ -22,6 +22,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from featx.classifier.labels import remember_labels
 from featx.classifier.representation import AUTO, choose, widest
 from featx.evaluation import Evaluation, evaluate
 from featx.exceptions import DataError, DriftWarning, ImageWarning, LabelError, TooManyBadImagesError
@@ -302,6 +303,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         _refuse_unseen(_labels(test), np.unique(_labels(train)), what="test images")
         self._learn(rows.ids[~is_test], rows.blocks.take(~is_test), train)
         self.assignment_ = _assignment(rows.ids, is_test)
+        remember_labels(rows.store, self.assignment_, rows.ids, _labels(images), images.groups)
         self.evaluation_ = self._evaluation(rows.blocks.take(is_test), test)
         return self
 

@@ -40,6 +40,7 @@ VERBS: dict[str, Verb] = {
     "predict": Verb("featx.cli.predict", "label images with a saved classifier"),
     "evaluate": Verb("featx.cli.evaluate", "score a saved classifier on labelled images"),
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
+    "add": Verb("featx.cli.add", "take new labelled images into a model, and say what changed"),
     "curve": Verb("featx.cli.curve", "score k images a class, and foretell what more labels bring"),
     "show": Verb("featx.cli.augment", "look at pictures as the network sees them"),
     "extract": Verb("featx.cli.extract", "turn images into rows of features in the cache"),

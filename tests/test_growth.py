@@ -1,0 +1,199 @@
+"""A model grows by new images, and advice is measured on a fitted one: the whole way, on small pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featx.classifier import ImageClassifier, load
+from featx.classifier.advising import advise_classifier
+from featx.classifier.growth import grow
+from featx.cli import main
+from featx.exceptions import DataError, UsageError
+from featx.images import load_images
+
+TINY: dict[str, Any] = {
+    "backbone": "test_resnet", "pretrained": False, "runtime": "torch", "cut": ["layer2", "last"],
+    "pool": "avg", "resize": "crop", "heads": ["logistic"], "n_trials": 1, "cv": 3, "random_state": 0, "n_jobs": 1,
+}  # fmt: skip
+
+
+@pytest.fixture
+def more(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
+    """Twelve new pictures of each of two classes, and one that is known already, under the other label."""
+    root = tmp_path / "more"
+    for label, tint in (("red", (90, -60, -60)), ("blue", (-60, -60, 90))):
+        (root / label).mkdir(parents=True)
+        for number in range(12):
+            picture(500 + number + (100 if label == "red" else 0), tint=tint).save(
+                root / label / f"{number}.png"
+            )
+    picture(0, tint=(-60, -60, 90)).save(root / "red" / "copy_of_blue_00.png")
+    return root
+
+
+def test_new_images_are_taken_in_and_test_stays_test(class_folders: Path, more: Path, tmp_path: Path) -> None:
+    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    clf.save(tmp_path / "m.featx")
+    before = dict(clf.assignment_)
+    loaded = load(tmp_path / "m.featx", store=None).set_params(runtime="torch", n_jobs=1)
+    grown, growth = grow(loaded, load_images(more))
+    assert growth.n_before == 24
+    assert growth.n_added == 24
+    assert growth.computed == 24
+    assert before.items() <= grown.assignment_.items()
+    assert len(grown.assignment_) == 48
+    assert [Path(name).name for name in growth.duplicates] == ["copy_of_blue_00.png"]
+    assert growth.conflicts[0].endswith("is blue and now red")
+    assert growth.n_test == grown.evaluation_.n
+    assert sum(change.n for change in growth.by_class) == growth.n_test
+    assert json.loads(json.dumps(growth.to_dict()))["n_added"] == 24
+    text = " ".join(growth.sentences())
+    assert "24 new images beside 24; 24 went through the network" in text
+    assert "Two labels for one picture" in text
+    # and again: nothing is new
+    with pytest.raises(DataError, match="nothing to add"):
+        grow(grown, load_images(more))
+
+
+def test_a_new_class_is_learnt_and_counts_as_unknown_before(
+    class_folders: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+) -> None:
+    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    green = tmp_path / "more" / "green"
+    green.mkdir(parents=True)
+    for number in range(10):
+        picture(900 + number, tint=(-60, 90, -60)).save(green / f"{number}.png")
+    grown, growth = grow(clf, load_images(tmp_path / "more"))
+    assert growth.new_classes == ("green",)
+    assert grown.classes_.tolist() == ["blue", "green", "red"]
+    change = next(c for c in growth.by_class if c.label == "green")
+    assert np.isnan(change.before)
+
+
+def test_without_the_old_labels_their_folder_must_be_named(
+    class_folders: Path, more: Path, tmp_path: Path
+) -> None:
+    ImageClassifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
+    elsewhere = load(tmp_path / "m.featx", store=tmp_path / "other cache").set_params(
+        runtime="torch", n_jobs=1
+    )
+    with pytest.raises(UsageError, match="does not know the labels"):
+        grow(elsewhere, load_images(more))
+    _, growth = grow(elsewhere, load_images(more), old=load_images(class_folders))
+    assert growth.computed == 48
+    with pytest.raises(UsageError, match="are not among the old ones"):
+        grow(elsewhere, load_images(more), old=load_images(more))
+
+
+def test_a_model_without_a_test_part_cannot_be_compared(class_folders: Path, more: Path) -> None:
+    clf = ImageClassifier(**TINY).fit(class_folders)
+    with pytest.raises(DataError, match="no test part"):
+        grow(clf, load_images(more))
+
+
+def test_advice_is_measured_on_the_training_part(class_folders: Path) -> None:
+    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    found = advise_classifier(clf, class_folders)
+    train = sum(part == "train" for part in clf.assignment_.values())
+    assert found.n == train
+    assert found.domain is not None
+    assert [layer.block for layer in found.domain.layers] == ["layer2:avg:crop", "last:avg:crop"]
+    assert found.domain.over_random is None  # it is untrained itself
+    assert found.sentences()
+    with pytest.raises(UsageError, match="that the classifier was fitted on"):
+        advise_classifier(clf, load_images(class_folders).select(np.arange(5)))
+
+
+def test_other_backbones_are_compared_on_the_same_images(class_folders: Path) -> None:
+    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    found = advise_classifier(clf, class_folders, others=["test_resnet"])
+    assert not any(option.action == "other_backbone" for option in found.options)
+
+
+def test_a_loaded_model_has_no_search_to_advise_on(class_folders: Path, tmp_path: Path) -> None:
+    ImageClassifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
+    with pytest.raises(UsageError, match="a fit in this process"):
+        advise_classifier(load(tmp_path / "m.featx"), class_folders)
+
+
+# The verbs -----------------------------------------------------------------------------------------------
+
+RECIPE = [
+    "--backbone",
+    "test_resnet",
+    "--random-weights",
+    "--runtime",
+    "torch",
+    "--pool",
+    "avg",
+    "--resize",
+    "crop",
+]
+
+
+def _json(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[str, Any]]:
+    capsys.readouterr()
+    code = main([*argv, "--json", "--quiet"])
+    return code, json.loads(capsys.readouterr().out)
+
+
+def test_featx_add_grows_a_saved_model(
+    class_folders: Path, more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m.featx"
+    fit = ["fit", str(class_folders), "-o", str(model), *RECIPE, "--cut", "last", "--heads", "logistic"]
+    assert main([*fit, "--trials", "1", "--cv", "3"]) == 0
+    code, found = _json(
+        capsys, "add", str(model), str(more), "--runtime", "torch", "-o", str(tmp_path / "n.featx")
+    )
+    assert code == 0
+    assert found["growth"]["n_added"] == 24
+    assert found["computed"] == 24
+    assert len(load(tmp_path / "n.featx").assignment_) == 48
+
+
+def test_featx_advise_says_what_to_do(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    figure = tmp_path / "advice.png"
+    code, found = _json(
+        capsys, "advise", str(class_folders), *RECIPE, "--cut", "layer2,last", "--heads", "logistic",
+        "--trials", "1", "--plot", str(figure),
+    )  # fmt: skip
+    assert code == 0
+    assert found["advice"]["n"] == 24
+    assert found["sentences"]
+    assert figure.read_bytes().startswith(b"\x89PNG")
+
+
+def test_featx_curve_prints_few_shots_and_the_forecast(
+    class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = _json(capsys, "curve", str(class_folders), *RECIPE, "--shots", "1,2,50", "--draws", "5")
+    assert code == 0
+    assert [score["k"] for score in found["few_shot"]["scores"]] == [1, 2]
+    assert found["forecast"]["n_then"] == 48
+    assert main(["curve", str(class_folders), *RECIPE, "--shots", "one"]) == 2
+
+
+def test_featx_show_augment_draws_pictures_beside_their_views(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "views.png"
+    code, found = _json(
+        capsys, "show", "augment", str(class_folders), "-o", str(out), "--images", "2", "--views", "3",
+        "--backbone", "test_resnet", "--random-weights", "--policy", "flip=0.5,rotate=10",
+    )  # fmt: skip
+    assert code == 0
+    assert len(found["pictures"]) == 2
+    with Image.open(out) as drawn:
+        side = (drawn.height - 4) // 2  # two rows with one gap
+        assert drawn.width == 4 * side + 3 * 4
+    assert main(["show", "augment", str(class_folders), "--policy", "nonsense", "-o", str(out)]) == 2
