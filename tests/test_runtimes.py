@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -162,6 +163,24 @@ def test_a_damaged_converted_model_is_made_again(tmp_path: Path, batch: np.ndarr
     kept.write_bytes(content)
     made = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)
     np.testing.assert_array_equal(made(batch)[0], right[0])
+
+
+def test_converted_models_that_were_not_used_for_longest_make_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def convert(cut: str) -> set[Path]:
+        compile_stem(make("test_resnet"), [SPEC.replace(cut=cut)], runtime="openvino", model_cache=tmp_path)
+        return set(tmp_path.iterdir())
+
+    first = convert("a")
+    second = convert("b") - first
+    for age, path in enumerate([*second, *first]):
+        os.utime(path, (age, age))
+    convert("a")  # used again
+    monkeypatch.setattr("featx.backbones.runtimes.KEPT_MODEL_BYTES", 2.5 * next(iter(first)).stat().st_size)
+    left = convert("c")
+    assert first < left
+    assert not second & left
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,11 @@ BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 MODEL_FORMAT = 1
 """Raise it when the graph that is made from a spec changes; converted models are then made again."""
 
+MODEL_SUFFIX = ".openvino"
+
+KEPT_MODEL_BYTES = 2 << 30
+"""Of converted models on disk; each set of outputs of a network is one, and is made again when wanted."""
+
 
 class Compiled(Protocol):
     """A stem ready to run. Safe to call from `streams` threads at once."""
@@ -484,7 +489,17 @@ def _convert(request: Request) -> bytes:
         with contextlib.suppress(OSError):  # a model that cannot be kept is converted again next time
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, hashlib.sha256(content).digest() + content)
+            _prune(path.parent)
     return content
+
+
+def _prune(folder: Path) -> None:
+    """Remove the converted models that were not used for longest, down to `KEPT_MODEL_BYTES`."""
+    kept = 0
+    for path in sorted(folder.glob(f"*{MODEL_SUFFIX}"), key=lambda path: -path.stat().st_mtime):
+        kept += path.stat().st_size
+        if kept > KEPT_MODEL_BYTES:
+            path.unlink(missing_ok=True)
 
 
 def agree(rows: NDArray[Any], others: NDArray[Any], precision: str) -> bool:
@@ -516,7 +531,7 @@ def _model_path(request: Request) -> Path | None:
         "outputs": [(spec.cut, spec.pool, spec.final_norm) for spec in request.specs],
     }
     name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    return request.model_cache / f"{name[:32]}.openvino"
+    return request.model_cache / f"{name[:32]}{MODEL_SUFFIX}"
 
 
 def _stored_model(request: Request) -> bytes | None:
@@ -526,6 +541,7 @@ def _stored_model(request: Request) -> bytes | None:
         return None
     try:
         content = path.read_bytes()
+        os.utime(path)  # its time stamp is its last use
     except OSError:
         return None
     return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
