@@ -338,9 +338,14 @@ def _feature_info(module: Network) -> tuple[list[str], list[int]]:
 
 def _intermediate_options(module: Network, indices: list[int]) -> dict[str, Any]:
     options: dict[str, Any] = {"indices": indices, "output_fmt": "NCHW"}
-    if "return_prefix_tokens" in _arguments(module.forward_intermediates):
+    if _prefix_tokens(module) and "return_prefix_tokens" in _arguments(module.forward_intermediates):
         options["return_prefix_tokens"] = True
     return options
+
+
+def _prefix_tokens(module: Network) -> int:
+    """How many class, register and other tokens stand before those of the picture."""
+    return int(getattr(module, "num_prefix_tokens", 0) or 0)
 
 
 def _as_output(intermediate: Tensor | tuple[Tensor, Tensor]) -> Output:
@@ -353,7 +358,7 @@ def _as_output(intermediate: Tensor | tuple[Tensor, Tensor]) -> Output:
 
 def _final_layout(module: Network, grid: tuple[int, ...]) -> Callable[[Tensor], Output]:
     """How to read ``forward_features`` as a map and the tokens beside it."""
-    n_extra = int(getattr(module, "num_prefix_tokens", 0) or 0)
+    n_extra = _prefix_tokens(module)
     channels_last = str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC")
 
     def read(final: Tensor) -> Output:
