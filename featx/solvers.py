@@ -12,12 +12,12 @@ caller can score, prune and stop between two answers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import sklearn
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, cholesky
 from sklearn.svm import SVC
@@ -1125,7 +1125,8 @@ LINEAR = ("softmax", "logistic_ovr", "squared_hinge")
 def _threads(n_jobs: int, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
     if n_jobs == 1 or len(calls) == 1:
         return [function(*arguments) for function, arguments in calls]
-    return list(Parallel(n_jobs=n_jobs, prefer="threads")(delayed(f)(*a) for f, a in calls))
+    with ThreadPoolExecutor(min(n_jobs, len(calls))) as pool:  # joblib polls for results every 10 ms
+        return [future.result() for future in [pool.submit(f, *a) for f, a in calls]]
 
 
 def _parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:

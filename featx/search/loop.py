@@ -302,7 +302,7 @@ class Search:
 
     def _refine(self) -> None:
         """Draw trials in batches; each batch is evaluated by groups, then told to the study."""
-        done = sum(result.origin == "tpe" for result in self.results.values())
+        done = studies.count_trials(self.study, "tpe")
         while done < self.settings.n_trials and time.monotonic() < self.deadline:
             trials = [self.study.ask() for _ in range(min(TPE_BATCH, self.settings.n_trials - done))]
             configs = [self.space.suggest(trial) for trial in trials]
@@ -365,7 +365,7 @@ class Search:
         return (round(result.score / ROUNDING) * ROUNDING, -loss, -self.space.read(result.config).head.cost)
 
     def _say_if_short(self) -> None:
-        if self.settings.n_trials == 0 and len(self.grid) == 1:
+        if self.settings.n_trials == 0 and isinstance(self.settings.grid, str) and len(self.grid) == 1:
             why = "n_trials is 0"
         elif time.monotonic() > self.deadline and len(self.results) < len(self.grid):
             why = (

@@ -14,12 +14,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
 
@@ -405,4 +405,5 @@ def _accuracy(decision: Floats, y: Indices) -> float:
 def _threads(n_jobs: int, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
     if n_jobs == 1 or len(items) == 1:
         return [function(item) for item in items]
-    return list(Parallel(n_jobs=n_jobs, prefer="threads")(delayed(function)(item) for item in items))
+    with ThreadPoolExecutor(min(n_jobs, len(items))) as pool:
+        return list(pool.map(function, items))

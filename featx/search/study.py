@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import SearchError
+from featx.exceptions import SearchError, UsageError
 from featx.search.evaluator import COMPLETE, FAILED, PRUNED, Result
 from featx.search.space import Space, identity
 
@@ -35,20 +35,29 @@ def open_study(
     ------
     SearchError
         If the study that `study_name` names is of another space or other data.
+    UsageError
+        If the storage cannot be opened.
     """
     import optuna
 
     name = study_name or (f"featx-{space_key}-{data_key}" if storage is not None else None)
     sampler = optuna.samplers.TPESampler(seed=random_state, n_startup_trials=0, constant_liar=True)
-    with quiet():
-        study = optuna.create_study(
-            storage=open_storage(storage),
-            study_name=name,
-            direction="maximize",
-            sampler=sampler,
-            pruner=pruner,
-            load_if_exists=storage is not None,
-        )
+    try:
+        with quiet():
+            study = optuna.create_study(
+                storage=open_storage(storage),
+                study_name=name,
+                direction="maximize",
+                sampler=sampler,
+                pruner=pruner,
+                load_if_exists=storage is not None,
+            )
+    except Exception as error:  # whatever a database driver, or a file that is no journal, raises
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise UsageError(
+            f"storage {storage!r} cannot be opened ({reason}); "
+            "give the path of a .journal file or a database URL such as sqlite:///study.db."
+        ) from error
     kept = study.user_attrs
     for attribute, key, what in (("data", data_key, "other data"), ("space", space_key, "another space")):
         if attribute not in kept:
@@ -130,7 +139,7 @@ def known_results(study: Any) -> dict[str, Result]:
         if trial.state.name not in ("COMPLETE", "PRUNED") or "origin" not in trial.user_attrs:
             continue
         attributes = trial.user_attrs
-        config = attributes.get("config", dict(trial.params))
+        config = dict(trial.params)
         found[identity(config)] = Result(
             config,
             [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)],
@@ -140,6 +149,12 @@ def known_results(study: Any) -> dict[str, Result]:
             attributes.get("log_loss", float("nan")),
         )
     return found
+
+
+def count_trials(study: Any, origin: str) -> int:
+    """Number of finished trials of an origin, also of earlier runs."""
+    trials = study.get_trials(deepcopy=False)
+    return sum(trial.state.is_finished() and trial.user_attrs.get("origin") == origin for trial in trials)
 
 
 def add_result(study: Any, space: Space, result: Result) -> None:

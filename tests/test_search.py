@@ -1,0 +1,363 @@
+"""HeadSearchCV: scikit-learn's contract, honest scores, budgets, weights, groups and views."""
+
+from __future__ import annotations
+
+import pickle
+
+import numpy as np
+import pandas as pd
+import pytest
+import sklearn
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, make_scorer, roc_auc_score
+from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MinMaxScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from featx import HeadSearchCV
+from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
+from featx.heads import DEFAULT_HEADS, HEADS
+from featx.search import SearchProgress
+
+X, Y = load_digits(return_X_y=True)
+X, Y = X[:240] / 16, Y[:240]
+TWO = Y % 2
+
+TINY = {"heads": ("ridge",), "n_trials": 2, "grid": "none", "cv": 2, "random_state": 0, "n_jobs": 1}
+"""One cheap head, the default and two trials, two folds: what scikit-learn's checks are run with."""
+
+
+def search(**changes) -> HeadSearchCV:
+    quick = {"heads": ("ridge", "nearest_mean"), "n_trials": 4, "cv": 3, "random_state": 0, "n_jobs": 1}
+    return HeadSearchCV(**{**quick, **changes})
+
+
+@parametrize_with_checks([HeadSearchCV(**TINY)])
+def test_scikit_learn_s_contract(estimator, check) -> None:
+    check(estimator)
+
+
+def test_the_default_heads_find_digits_and_everything_agrees() -> None:
+    found = HeadSearchCV(n_trials=8, cv=3, random_state=0).fit(X[:180], Y[:180])
+    held_out = X[180:]
+    proba = found.predict_proba(held_out)
+    assert found.score(held_out, Y[180:]) > 0.85
+    np.testing.assert_allclose(proba.sum(axis=1), 1)
+    np.testing.assert_array_equal(found.predict(held_out), found.classes_[proba.argmax(axis=1)])
+    np.testing.assert_array_equal(found.decision_function(held_out).argmax(axis=1), proba.argmax(axis=1))
+    origins = [trial.user_attrs["origin"] for trial in found.study_.trials]
+    assert origins.count("tpe") == 8
+    assert origins.count("grid") > 100
+    heads = {params["head"] for params in found.cv_results_["params"]}
+    assert heads == set(DEFAULT_HEADS)
+
+
+def test_two_classes_have_one_score_whose_sign_decides() -> None:
+    found = search().fit(X, TWO)
+    decision = found.decision_function(X)
+    assert decision.shape == (240,)
+    np.testing.assert_array_equal(found.predict(X), (decision > 0).astype(int))
+    np.testing.assert_allclose(found.predict_proba(X)[:, 1], 1 / (1 + np.exp(-decision)))
+
+
+@pytest.mark.parametrize("head", [*DEFAULT_HEADS, "tree"])
+@pytest.mark.parametrize("target", [TWO, Y])
+def test_every_head_predicts_the_argmax_of_its_probabilities(head: str, target: np.ndarray) -> None:
+    if HEADS[head].min_classes > len(set(target)):
+        pytest.skip("for two classes it is another head")
+    with pytest.warns(SearchWarning, match="n_trials is 0"):
+        found = search(heads=(head,), n_trials=0).fit(X, target)
+    proba = found.predict_proba(X)
+    np.testing.assert_array_equal(found.predict(X), found.classes_[proba.argmax(axis=1)])
+    assert found.score(X, target) > 0.75
+
+
+def test_the_best_score_is_what_scikit_learn_measures_on_the_same_folds() -> None:
+    folds = list(StratifiedKFold(4, shuffle=True, random_state=1).split(X, Y))
+    found = search(cv=folds, heads=("ridge", "logistic"), n_trials=3).fit(X, Y)
+    expected = cross_val_score(found.best_estimator_, X, Y, cv=folds).mean()
+    assert found.best_score_ == pytest.approx(expected, abs=1 / len(Y))
+
+
+def test_out_of_fold_probabilities_come_from_models_that_never_saw_the_row() -> None:
+    rng = np.random.default_rng(0)
+    noise, labels = rng.normal(size=(200, 300)), np.arange(200) % 2
+    found = search(n_trials=2).fit(noise, labels)
+    assert accuracy_score(labels, found.predict(noise)) > 0.95  # it learnt the noise by heart
+    assert accuracy_score(labels, found.oof_proba_.argmax(axis=1)) < 0.65
+
+
+def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
+    first, again, other = (search(heads=("ridge",), random_state=seed).fit(X, Y) for seed in (3, 3, 4))
+    assert first.cv_results_["params"] == again.cv_results_["params"]
+    np.testing.assert_array_equal(first.oof_proba_, again.oof_proba_)
+    assert first.cv_results_["params"] != other.cv_results_["params"]
+
+
+def test_no_trials_means_the_default_and_it_says_so() -> None:
+    with pytest.warns(SearchWarning, match="n_trials is 0: default parameters were fitted"):
+        found = search(n_trials=0).fit(X, Y)
+    assert found.best_params_ == {"head": "ridge", "scaling": "standard", "ridge__alpha": 1.0}
+
+
+def test_a_tiny_timeout_still_fits_the_default_and_says_so() -> None:
+    with pytest.warns(SearchWarning, match=r"time budget of 1e-06 s ended the search .*default parameters"):
+        found = search(timeout=1e-6, n_trials=50).fit(X, Y)
+    assert len(found.cv_results_["params"]) == 1
+    assert found.score(X, Y) > 0.9
+
+
+def test_a_list_of_configurations_is_evaluated_as_it_stands() -> None:
+    grid = [{"head": "knn", "scaling": "l2", "knn__n_neighbors": k, "knn__metric": "cosine",
+             "knn__weights": "uniform"} for k in (1, 3, 9)]  # fmt: skip
+    found = search(heads=("knn",), grid=grid, n_trials=0).fit(X, Y)
+    assert found.cv_results_["params"] == grid
+
+
+def test_a_configuration_outside_the_space_is_refused() -> None:
+    with pytest.raises(UsageError, match="not in the searched space"):
+        search(grid=[{"head": "ridge", "scaling": "l2"}]).fit(X, Y)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"heads": ("svc",)}, "choose from logistic"),
+        ({"heads": "ridge"}, "are not known"),
+        ({"scalings": ("minmax",)}, "choose from standard"),
+        ({"scoring": "acuracy"}, "choose one of accuracy"),
+        ({"scoring": 3}, "neither a name nor a callable"),
+        ({"grid": "fine"}, "choose auto, coarse, none"),
+        ({"class_weight": "inverse"}, "'balanced', 'sqrt', 'search' or a dict"),
+        ({"class_weight": {99: 2.0}}, "labels that do not occur"),
+    ],
+)
+def test_a_wrong_argument_is_told_with_what_is_allowed(wrong: dict, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        search(**wrong).fit(X, Y)
+
+
+def test_labels_that_cannot_be_learnt_are_refused() -> None:
+    with pytest.raises(LabelError, match="missing"):
+        search().fit(X, np.where(np.arange(240) == 7, np.nan, Y))
+    with pytest.raises(LabelError, match="class"):
+        search().fit(X, np.zeros(240, int))
+    with pytest.raises(LabelError, match="inconsistent"):
+        search().fit(X, Y[:-1])
+
+
+def test_labels_keep_their_type() -> None:
+    for labels in (np.array(list("abcdefghij"))[Y], Y.astype(np.int8), TWO.astype(bool)):
+        predicted = search().fit(X, labels).predict(X)
+        assert predicted.dtype == np.unique(labels).dtype
+        assert np.mean(predicted == labels) > 0.9
+
+
+def test_few_samples_of_a_class_lower_the_number_of_folds_with_a_word() -> None:
+    rows = np.flatnonzero(Y < 3)
+    few = np.concatenate([rows[Y[rows] == 0][:2], rows[Y[rows] == 1], rows[Y[rows] == 2]])
+    with pytest.warns(SearchWarning, match="2 folds instead of 5"):
+        found = search(cv=5).fit(X[few], Y[few])
+    assert found.n_splits_ == 2
+
+
+@pytest.mark.parametrize(
+    "scoring",
+    [
+        "accuracy",
+        "balanced_accuracy",
+        "macro_f1",
+        "log_loss",
+        "ece",
+        "f1_macro",
+        "neg_log_loss",
+        "roc_auc_ovr",
+        "top_k_accuracy",
+        "matthews_corrcoef",
+        make_scorer(balanced_accuracy_score),
+        make_scorer(log_loss, response_method="predict_proba", greater_is_better=False),
+        lambda estimator, X, y: accuracy_score(y, estimator.predict(X)),
+    ],
+)
+def test_any_scorer_can_be_the_objective(scoring) -> None:
+    target = Y % 3
+    found = search(scoring=scoring, n_trials=2).fit(X, target)
+    assert np.isfinite(found.best_score_)
+    assert found.best_score_ == np.nanmax(found.cv_results_["mean_test_score"])
+    if scoring == "roc_auc_ovr":  # one number worked out from the out-of-fold answers
+        assert found.best_score_ == pytest.approx(
+            roc_auc_score(target, found.oof_proba_, multi_class="ovr"), abs=0.03
+        )
+
+
+def test_a_scorer_that_asks_about_other_rows_is_told_so() -> None:
+    with pytest.raises(SearchError, match="all rows of the fold"):
+        search(scoring=lambda estimator, X, y: float(np.mean(estimator.predict(X[:3]) == y[:3]))).fit(X, Y)
+
+
+def test_heads_that_cannot_use_weights_are_left_out_and_named() -> None:
+    weight = np.ones(240)
+    found = search(heads=None, n_trials=1).fit(X, Y, sample_weight=weight)
+    assert set(found.left_out_) == {"knn", "nearest_mean", "lda"}
+    assert all("sample weights" in why for why in found.left_out_.values())
+    with pytest.warns(SearchWarning, match="heads left out: nearest_mean: it cannot use sample weights"):
+        search().fit(X, Y, sample_weight=weight)
+    with pytest.raises(SearchError, match="no head is left"):
+        search(heads=("knn",)).fit(X, Y, sample_weight=weight)
+
+
+def test_balanced_weights_find_a_rare_class() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [190, 10])
+    rows = rng.normal(size=(200, 5))
+    rows[:, 0] += labels * 1.5
+    recall = {}
+    for weights in (None, "sqrt", "balanced", {0: 1.0, 1: 19.0}):
+        found = search(heads=("ridge",), class_weight=weights).fit(rows, labels)
+        recall[str(weights)] = np.mean(found.predict(rows[190:]) == 1)
+    assert recall["None"] < recall["balanced"]
+    assert recall["balanced"] >= 0.7 <= recall["{0: 1.0, 1: 19.0}"]
+    chosen = search(heads=("ridge",), class_weight="search", scoring="balanced_accuracy", n_trials=12).fit(
+        rows, labels
+    )
+    assert chosen.best_params_["class_weight"] in ("balanced", "sqrt")
+
+
+def test_a_group_is_never_parted() -> None:
+    rng = np.random.default_rng(0)
+    groups = np.repeat(np.arange(40), 5)
+    labels = groups % 2
+    rows = rng.normal(size=(40, 30))[groups] + rng.normal(scale=0.01, size=(200, 30))
+    parted = search(n_trials=1).fit(rows, labels)
+    kept = search(n_trials=1).fit(rows, labels, groups=groups)
+    assert parted.best_score_ > 0.95  # copies of a row on both sides
+    assert kept.best_score_ < 0.75
+    with_splitter = search(n_trials=1, cv=GroupKFold(3)).fit(rows, labels, groups=groups)
+    assert with_splitter.best_score_ < 0.75
+
+
+def test_views_train_with_their_image_and_never_score() -> None:
+    rng = np.random.default_rng(0)
+    rows = np.vstack([X, X + rng.normal(scale=0.05, size=X.shape)])
+    labels, groups = np.tile(Y, 2), np.tile(np.arange(240), 2)
+    view = np.repeat([0, 1], 240)
+    found = search(n_trials=1).fit(rows, labels, groups=groups, view=view)
+    assert np.isfinite(found.oof_proba_[:240]).all()
+    assert np.isnan(found.oof_proba_[240:]).all()
+    # a view in the training part of its image's fold would give the answer away to one neighbour
+    nearest = search(heads=("knn",), grid=[{"head": "knn", "scaling": "none", "knn__n_neighbors": 1,
+                     "knn__metric": "euclidean", "knn__weights": "uniform"}], n_trials=0)  # fmt: skip
+    noise = rng.normal(size=(240, 20))
+    twice = np.vstack([noise, noise])
+    assert nearest.fit(twice, labels, groups=groups, view=view).best_score_ < 0.3
+    with pytest.raises(DataError, match="without groups"):
+        search().fit(rows, labels, view=view)
+
+
+def test_repeats_average_the_out_of_fold_scores() -> None:
+    found = search(n_repeats=2, n_trials=1).fit(X, Y)
+    assert found.n_splits_ == 6
+    assert np.isfinite(found.oof_proba_).all()
+
+
+def test_progress_counts_up_and_ends_with_the_refit() -> None:
+    events: list[SearchProgress] = []
+    found = search(callback=events.append).fit(X, Y)
+    assert [event.done for event in events] == sorted(event.done for event in events)
+    assert events[-1].stage == "refit"
+    assert events[-1].done == len(found.cv_results_["params"]) <= events[-1].total
+    assert {event.stage for event in events} == {"grid", "tpe", "refit"}
+    assert events[-1].best_score == found.best_score_
+
+
+def test_without_refit_there_is_a_choice_but_no_model() -> None:
+    found = search(refit=False).fit(X, Y)
+    assert not hasattr(found, "best_estimator_")
+    assert found.oof_proba_.shape == (240, 10)
+    with pytest.raises(UsageError, match="refit=False"):
+        found.predict(X)
+
+
+def test_a_pickled_search_predicts_the_same() -> None:
+    found = search().fit(X, Y)
+    again = pickle.loads(pickle.dumps(found))
+    np.testing.assert_array_equal(again.predict_proba(X), found.predict_proba(X))
+
+
+def test_it_works_inside_scikit_learn_s_own_tools() -> None:
+    small = HeadSearchCV(**TINY)
+    assert cross_val_score(make_pipeline(MinMaxScaler(), small), X, Y, cv=2).mean() > 0.8
+    outer = GridSearchCV(small, {"heads": [("ridge",), ("nearest_mean",)]}, cv=2).fit(X, Y)
+    assert outer.best_params_["heads"] == ("ridge",)
+    assert clone(small).get_params()["heads"] == ("ridge",)
+    assert "n_trials=2" in repr(small)
+
+
+def test_names_of_columns_are_kept_and_checked() -> None:
+    frame = pd.DataFrame(X, columns=[f"pixel{k}" for k in range(64)])
+    found = search(n_trials=1).fit(frame, Y)
+    assert list(found.feature_names_in_) == list(frame.columns)
+    with pytest.raises(ValueError, match="feature names"):
+        found.predict(frame[frame.columns[::-1]])
+
+
+def test_sample_weights_and_groups_are_routed_to_it() -> None:
+    rng = np.random.default_rng(0)
+    weight, groups = rng.uniform(0.5, 2, 240), np.arange(240) // 2
+    with sklearn.config_context(enable_metadata_routing=True):
+        inner = search(heads=("ridge",), n_trials=1).set_fit_request(sample_weight=True, groups=True)
+        routed = make_pipeline(MinMaxScaler(), inner).fit(X, Y, sample_weight=weight, groups=groups)
+    plain = search(heads=("ridge",), n_trials=1).fit(
+        MinMaxScaler().fit_transform(X), Y, sample_weight=weight, groups=groups
+    )
+    np.testing.assert_array_equal(routed[-1].oof_proba_, plain.oof_proba_)
+
+
+def test_trees_are_pruned_fold_by_fold_and_say_so() -> None:
+    found = search(heads=("ridge", "tree"), n_trials=30, grid="coarse").fit(X, Y)
+    pruned = found.cv_results_["state"] == "pruned"
+    assert pruned.any()
+    heads = np.array([params["head"] for params in found.cv_results_["params"]])
+    assert set(heads[pruned]) == {"tree"}
+    evaluated = np.isfinite([found.cv_results_[f"split{fold}_test_score"] for fold in range(3)]).sum(axis=0)
+    assert (evaluated[pruned] < 3).all()
+    assert (evaluated[~pruned] == 3).all()
+    unpruned = search(heads=("ridge", "tree"), n_trials=10, grid="coarse", pruner=None).fit(X, Y)
+    assert not (unpruned.cv_results_["state"] == "pruned").any()
+
+
+def test_svms_screened_on_a_sample_are_labelled_and_the_winner_is_confirmed_on_all_rows() -> None:
+    found = search(heads=("rbf_svm",), n_trials=1, kernel_rows=40).fit(X, Y)
+    labels = found.cv_results_["approximate"]
+    assert "fitted on 40 rows of each training part" in set(labels)
+    assert labels[found.best_index_] == ""
+    exact = search(heads=("rbf_svm",), grid=[found.best_params_], n_trials=0).fit(X, Y)
+    assert found.best_score_ == exact.best_score_
+
+
+def test_when_nothing_can_be_fitted_the_first_cause_is_told() -> None:
+    def broken(estimator, X, y) -> float:
+        raise RuntimeError("the scorer broke")
+
+    with pytest.raises(SearchError, match=r"none of \d+ configurations .* RuntimeError: the scorer broke"):
+        search(scoring=broken).fit(X, Y)
+
+
+def test_a_score_that_is_no_number_is_a_failure_not_a_winner() -> None:
+    with pytest.raises(SearchError, match="not a number"):
+        search(scoring=lambda estimator, X, y: float("nan")).fit(X, Y)
+
+
+def test_shuffled_labels_score_at_chance() -> None:
+    shuffled = np.random.default_rng(0).permutation(Y)
+    found = HeadSearchCV(n_trials=10, cv=3, random_state=0).fit(X[:160], shuffled[:160])
+    assert found.score(X[160:], shuffled[160:]) < 0.3
+
+
+def test_a_search_is_never_worse_than_logistic_regression_at_its_defaults() -> None:
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(X, Y))
+    found = HeadSearchCV(n_trials=5, cv=folds, random_state=0).fit(X, Y)
+    assert found.best_score_ >= cross_val_score(LogisticRegression(max_iter=1000), X, Y, cv=folds).mean()

@@ -1,0 +1,124 @@
+"""A study on disk is resumed, survives a kill, and is refused for other data."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import optuna
+import pytest
+from sklearn.datasets import load_digits
+
+from featx import HeadSearchCV
+from featx.exceptions import SearchError
+
+X, Y = load_digits(return_X_y=True)
+X, Y = X[:120] / 16, Y[:120] % 3
+
+
+def search(storage, **changes) -> HeadSearchCV:
+    quick = {"heads": ("ridge",), "n_trials": 6, "cv": 3, "random_state": 0, "n_jobs": 1}
+    return HeadSearchCV(storage=str(storage), **{**quick, **changes})
+
+
+@pytest.mark.parametrize(
+    "name", ["{}/study.journal", "{}/study.log", "journal://{}/study", "sqlite:///{}/study.db"]
+)
+def test_a_search_goes_on_where_it_stopped(tmp_path: Path, name: str) -> None:
+    storage = name.format(tmp_path)
+    first = search(storage, n_trials=3).fit(X, Y)
+    done = len(first.study_.trials)
+    more = search(storage, n_trials=6).fit(X, Y)
+    assert len(more.study_.trials) == done + 3  # three more, and no grid a second time
+    assert more.best_score_ >= first.best_score_
+    again = search(storage, n_trials=6).fit(X, Y)
+    assert len(again.study_.trials) == done + 3
+    assert again.best_params_ == more.best_params_
+    np.testing.assert_array_equal(again.predict_proba(X), more.predict_proba(X))
+
+
+def test_other_data_or_another_space_get_a_study_of_their_own(tmp_path: Path) -> None:
+    storage = tmp_path / "study.journal"
+    names = {
+        search(storage, n_trials=1).fit(X, Y).study_.study_name,
+        search(storage, n_trials=1).fit(X + 0.01, Y).study_.study_name,
+        search(storage, n_trials=1).fit(X, Y[::-1]).study_.study_name,
+        search(storage, n_trials=1, scalings=("l2",)).fit(X, Y).study_.study_name,
+        search(storage, n_trials=1, scoring="balanced_accuracy").fit(X, Y).study_.study_name,
+        search(storage, n_trials=1, cv=4).fit(X, Y).study_.study_name,
+    }
+    assert len(names) == 6
+
+
+def test_a_named_study_of_other_data_or_space_is_refused(tmp_path: Path) -> None:
+    storage = tmp_path / "study.journal"
+    search(storage, n_trials=1, study_name="mine").fit(X, Y)
+    with pytest.raises(SearchError, match="study 'mine' was made for other data"):
+        search(storage, n_trials=1, study_name="mine").fit(X * 2, Y)
+    with pytest.raises(SearchError, match="study 'mine' was made for another space"):
+        search(storage, n_trials=1, study_name="mine", scalings=("l2",)).fit(X, Y)
+
+
+def test_a_torn_last_line_is_cut_off_and_nothing_else_is_lost(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    whole = search(path, n_trials=3).fit(X, Y)
+    lines = path.read_bytes()
+    path.write_bytes(lines + b'{"op_code": 4, "worker_id": "torn')
+    again = search(path, n_trials=3).fit(X, Y)
+    assert path.read_bytes().startswith(lines)
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+    assert again.best_params_ == whole.best_params_
+    assert len(again.study_.trials) == len(whole.study_.trials)
+
+
+def test_a_journal_of_a_single_torn_line_is_begun_anew(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    path.write_bytes(b'{"op_code": 0, "worker')
+    assert search(path, n_trials=1).fit(X, Y).best_score_ > 0.8
+
+
+def test_a_killed_search_is_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "study.journal"
+    script = f"""
+        import os, signal
+        from tests.test_search_study import X, Y, search
+        def kill(progress):
+            if progress.stage == "tpe":
+                os.kill(os.getpid(), signal.SIGKILL)
+        search({str(path)!r}, n_trials=25, callback=kill).fit(X, Y)
+    """
+    root = Path(__file__).resolve().parents[1]
+    died = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=root, check=False)
+    assert died.returncode == -signal.SIGKILL
+    found = search(path, n_trials=25).fit(X, Y)
+    kept = [
+        trial
+        for trial in found.study_.trials
+        if trial.user_attrs.get("origin") == "tpe" and trial.state.is_finished()
+    ]
+    assert len(kept) == 25
+    grid = [trial for trial in found.study_.trials if trial.user_attrs.get("origin") == "grid"]
+    assert len({str(sorted(trial.params.items())) for trial in grid}) == len(grid)
+
+
+def test_the_study_holds_scores_of_folds_and_parameters(tmp_path: Path) -> None:
+    found = search(tmp_path / "study.journal").fit(X, Y)
+    best = found.study_.best_trial
+    assert best.value == pytest.approx(found.best_score_)
+    assert np.mean(list(best.intermediate_values.values())) == pytest.approx(best.value)
+    assert found.study_.trials_dataframe()["user_attrs_origin"].isin(["grid", "tpe"]).all()
+
+
+def test_optuna_keeps_silent_and_its_level_is_given_back(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    optuna.logging.set_verbosity(optuna.logging.INFO)
+    search(tmp_path / "study.journal", n_trials=2).fit(X, Y)
+    assert optuna.logging.get_verbosity() == optuna.logging.INFO
+    captured = capfd.readouterr()
+    assert captured.out == captured.err == ""
