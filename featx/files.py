@@ -44,13 +44,18 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time of the format; a real one would 
 def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
     """Write `data` to `path` so that a crash at any moment leaves the old file or the new one.
 
+    A link is followed. What is there and is no file (a device, a pipe) is written to, never replaced.
+
     Raises
     ------
     OSError
         As the operating system says (disk full, read-only, ...); the target is then untouched and the
         temporary file removed.
     """
-    target = Path(path)
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        target.write_bytes(data)
+        return
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}")
     try:
         with open(temporary, "wb", buffering=0) as file:

@@ -308,7 +308,7 @@ def _unit_hashes(
     groups: ArrayLike | None,
 ) -> NDArray[np.float64]:
     """Place each unit in [0, 1) by its content: the smallest hash of its names or digests."""
-    start = hashlib.sha256(salt.encode())
+    start = hashlib.sha256(salt.encode("utf-8", "surrogatepass"))
     names: Iterable[Any] = [None] * len(digests) if groups is None else list(np.asarray(groups, object))
     position = np.ones(n_units)
     seen: set[Hashable] = set()

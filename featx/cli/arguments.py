@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from typing import Any
 
 from featx.exceptions import UsageError
@@ -106,6 +107,8 @@ def one_or_list(text: str | None, default: str) -> str | list[str]:
 
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Refuse an output path before the work, not after it."""
+    if not os.path.basename(path):
+        raise UsageError(f"{str(path)!r} names no file; give the name of a file to write.")
     folder = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(folder):
         raise UsageError(f"{path}: the folder {folder} does not exist; make it, or choose another output.")
@@ -113,6 +116,36 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         raise UsageError(f"{path} is a folder; give the name of a file to write.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path}: the folder {folder} cannot be written; choose another output.")
+
+
+def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
+    """Argument type: a whole number from `low` to `high`."""
+
+    def read(text: str) -> int:
+        try:
+            number = int(text)
+        except ValueError:
+            number = low - 1
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
+        return number
+
+    return read
+
+
+def number(low: float, high: float) -> Callable[[str], float]:
+    """Argument type: a number from `low` to `high`."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number from {low:g} to {high:g}")
+        return value
+
+    return read
 
 
 def _size(text: str) -> int | tuple[int, int]:

@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("test part")
     group.add_argument(
         "--test-size",
-        type=float,
+        type=arguments.number(0, 1),
         default=0.2,
         metavar="F",
         help="held-out fraction of each class (default 0.2)",
@@ -39,23 +39,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--heads", metavar="A,B,...", help="heads to try (default: the cheap ones; see the docs)"
     )
     group.add_argument(
-        "--trials", type=int, default=50, metavar="N", help="Optuna trials beyond the grid (default 50)"
+        "--trials",
+        type=arguments.whole(0),
+        default=50,
+        metavar="N",
+        help="Optuna trials beyond the grid (default 50)",
     )
-    group.add_argument("--timeout", type=float, metavar="S", help="seconds for the search")
-    group.add_argument("--cv", type=int, default=5, metavar="K", help="folds (default 5)")
+    group.add_argument("--timeout", type=arguments.number(0, 1e9), metavar="S", help="seconds for the search")
+    group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")
     group.add_argument(
         "--scoring", default="accuracy", metavar="NAME", help="scikit-learn scorer to choose by"
     )
     group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their size")
     group.add_argument(
-        "--min-per-class", type=int, default=2, metavar="N", help="drop smaller classes (default 2)"
+        "--min-per-class",
+        type=arguments.whole(1),
+        default=2,
+        metavar="N",
+        help="drop smaller classes (default 2)",
     )
     group.add_argument(
         "--storage", metavar="URL", help="Optuna storage (journal file or RDB) to watch or resume"
     )
     group.add_argument("--study-name", metavar="NAME")
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--jobs", type=int, metavar="N", help="threads of the search")
+    group.add_argument("--seed", type=arguments.whole(0), default=0)
+    group.add_argument("--jobs", type=arguments.whole(1), metavar="N", help="threads of the search")
     arguments.add_backbone(parser)
     parser.add_argument(
         "--cut",

@@ -17,7 +17,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", help="images, folders or a manifest")
     parser.add_argument("-o", "--output", metavar="FILE", help="CSV to write (default: print it)")
     parser.add_argument(
-        "--top-k", type=int, default=3, metavar="K", help="most probable labels to list (default 3)"
+        "--top-k",
+        type=arguments.whole(1),
+        default=3,
+        metavar="K",
+        help="most probable labels to list (default 3)",
     )
     parser.add_argument(
         "--min-confidence", type=float, metavar="P", help="leave the label empty below this probability"
