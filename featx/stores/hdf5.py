@@ -63,7 +63,7 @@ COMMIT_BYTES = 64 << 20
 COMMIT_S = 10.0
 """Buffered rows are committed at the first of these: what a crash can cost at most."""
 
-PACK_BYTES = 64 << 20
+PACK_BYTES, PACK_ROWS = 64 << 20, 1 << 17
 """Small segments are packed into ones of at most this size; packing holds one twice in memory."""
 
 PACK_SEGMENTS, CLOSE_SEGMENTS = 32, 8
@@ -656,20 +656,25 @@ def _groups(segments: list[Segment], max_bytes: int) -> list[list[Segment]]:
     """Neighbours in time that fit one packed segment; float16 and float32 apart, so that no row changes."""
     groups: list[list[Segment]] = []
     for dtype in sorted({segment.dtype for segment in segments}, key=str):
-        size = max_bytes  # so that the first opens a group
+        filled = 1.0  # so that the first opens a group
         for segment in _small(segments, max_bytes):
             if segment.dtype != dtype:
                 continue
-            if size + segment.n_bytes > max_bytes:
+            filled += _share(segment, max_bytes)
+            if filled > 1:
                 groups.append([])
-                size = 0
+                filled = _share(segment, max_bytes)
             groups[-1].append(segment)
-            size += segment.n_bytes
     return [group for group in groups if len(group) > 1]
 
 
 def _small(segments: list[Segment], max_bytes: int) -> list[Segment]:
-    return [segment for segment in segments if 2 * segment.n_bytes < max_bytes]
+    return [segment for segment in segments if _share(segment, max_bytes) < 0.5]
+
+
+def _share(segment: Segment, max_bytes: int) -> float:
+    """How much of a packed segment this one fills."""
+    return max(segment.n_bytes / max_bytes, segment.n_rows / PACK_ROWS)
 
 
 def _last_used(folder: Path) -> float:
