@@ -52,7 +52,7 @@ def test_the_readme_s_commands_run(photos: Path) -> None:
     lines = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("featx ")]
     assert len(lines) >= 4
     for line in lines:
-        assert main(shlex.split(line, comments=True)) == 0, line
+        assert main(shlex.split(line, comments=True)[1:]) == 0, line
 
 
 def test_the_readme_s_make_targets_exist() -> None:
