@@ -218,11 +218,12 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 sample_weight, np.empty((blocks.n_rows, 1)), ensure_non_negative=True
             )
         folds = Folds(self._split(blocks, codes, groups, view, seed), codes, len(self.classes_), weight)
+        of_class = CLASS_WEIGHTS if self.class_weight == "search" else (self._class_weight(),)
         heads, scalings = self._heads(folds, weight), self._scalings()
         space = Space(
             heads,
             self._representations(blocks, folds, groups, seed, begun),
-            CLASS_WEIGHTS if self.class_weight == "search" else (self._class_weight(),),
+            of_class,
             min(len(train) for train, _ in folds.splits),
             scalings,
         )

@@ -179,7 +179,6 @@ class Evaluator:
 
     def _finish(self, result: Result, answers: dict[int, Floats]) -> None:
         class_weight = self.space.read(result.config).class_weight
-        result.state = COMPLETE
         decision = self._gather(answers)
         calibration = None
         if self.scorer.of_probabilities:
@@ -188,10 +187,13 @@ class Evaluator:
         if not np.isfinite(result.score):
             result.state, result.error = FAILED, "the score is not a number"
             return
-        if result.score < self._best[0]:
-            return
+        if result.score >= self._best[0]:
+            self._hold(result, decision, calibration or self.calibrate(decision, class_weight))
+        result.state = COMPLETE  # not before all that can fail is done
+
+    def _hold(self, result: Result, decision: Floats, calibration: Calibration) -> None:
+        """Keep the decisions of the best result so far; equal scores go by log loss."""
         scored = np.isfinite(decision if decision.ndim == 1 else decision[:, 0])
-        calibration = calibration or self.calibrate(decision, class_weight)
         shares = calibration.proba(decision[scored])
         rows = np.flatnonzero(scored)
         weight = None if self.folds.weight is None else self.folds.weight[rows]
