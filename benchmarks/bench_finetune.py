@@ -166,7 +166,7 @@ def run_epoch(cache: str, _sets: str | None) -> list[str]:
     ]
     about = (
         f"One epoch of {EPOCH_IMAGES} catdog photos, {BACKBONE}, batches of {EPOCH_BATCH}, float32, AdamW; "
-        f"median of {REPEATS}. The last two stages are {' and '.join(TWO_STAGES)}, with the layers above them."
+        f"median of {REPEATS}. The last two stages are {' and '.join(TWO_STAGES)}, with what lies above."
     )
     return ["## What an epoch costs", "", about, "", *markdown(["way", "s", "range", "ratio"], rows), ""]
 

@@ -172,6 +172,8 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
             schedule="constant",
             warmup=0,
             clip_norm=None,
+            label_smoothing=0.0,
+            batch_norm="trained",
         )
         rows = self._rows(_as_images(X))
         task = Task(rows=rows, y=codes, n_classes=len(self.classes_), fit=parts.fit, stop=parts.stop)

@@ -250,9 +250,10 @@ def test_a_run_without_validation_repeats_the_epochs_it_is_told() -> None:
 
 
 def test_class_weights_pull_towards_the_heavy_class() -> None:
-    x, y = pictures()
-    flat = ArrayRows(np.zeros_like(x))  # nothing to tell the classes apart by: the bias alone learns
-    phase = Phase(trainable="head", epochs=30, lr=0.1, batch_size=8, warmup=0)
+    flat = ArrayRows(
+        np.zeros_like(pictures()[0])
+    )  # nothing to tell the classes apart by: the bias alone learns
+    phase = Phase(trainable="head", epochs=30, lr=0.1, batch_size=8, warmup=0, label_smoothing=0)
     net = module()
     heavy = task(rows=flat, stop=np.arange(0), class_weights=np.array([0.2, 1.8], np.float32))
     recipe = training.Recipe(phases=(phase,))
@@ -283,7 +284,7 @@ def test_an_unknown_optimizer_is_named() -> None:
 
 def test_an_exploding_loss_says_what_to_turn_down() -> None:
     phase = Phase(epochs=3, optimizer="sgd", lr=1e30, warmup=0, clip_norm=None, batch_size=8)
-    with pytest.raises(UsageError, match="diverged.*smaller lr"):
+    with pytest.raises(UsageError, match=r"diverged.*smaller lr"):
         training.train(module(), task(), training.Recipe(phases=(phase,)))
 
 
@@ -315,8 +316,9 @@ def test_phases_survive_json_and_refuse_what_they_do_not_know() -> None:
 
 def spec(view: int) -> FeatureSpec:
     return FeatureSpec(
-        architecture="x", weights="0", cut="c", pool="none", input_size=(8, 8), crop_pct=1.0, interpolation="bicubic",
-        mean=(0, 0, 0), std=(1, 1, 1), decoder="pillow", view=view, view_policy="light" if view else "none",
+        architecture="x", weights="0", cut="c", pool="none", input_size=(8, 8), crop_pct=1.0,
+        interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1), decoder="pillow", view=view,
+        view_policy="light" if view else "none",
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from featx.finetune.phases import Phase, default_phases
 from featx.finetune.probe import Probe
 from featx.finetune.rows import ArrayRows, StoredRows
 from featx.finetune.tuned import FineTunedNetwork
-from featx.finetune.verdict import Verdict
+from featx.finetune.verdict import Verdict, worth_trying
 
 __all__ = [
     "ArrayRows",
@@ -19,4 +19,5 @@ __all__ = [
     "StoredRows",
     "Verdict",
     "default_phases",
+    "worth_trying",
 ]

@@ -152,7 +152,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         self,
         backbone: str | FeatureExtractor = "tf_efficientnet_lite0.in1k",
         *,
-        unfreeze: int | str = 1,
+        unfreeze: int | str = 2,
         head: str = "probe",
         phases: Sequence[Phase] | None = None,
         resize: str | None = None,

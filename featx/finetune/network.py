@@ -37,6 +37,15 @@ class TrainedLayer:
     lr: float
     weight_decay: float
 
+    def __str__(self) -> str:
+        """One line: modules, number of tensors and of parameters, learning rate, weight decay."""
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in self.names))
+        which = modules[0] if len(modules) == 1 else f"{modules[0]} … {modules[-1]}"
+        return (
+            f"{which}: {len(self.names)} tensors, {self.parameters:,} parameters, lr {self.lr:.2g}, "
+            f"weight decay {self.weight_decay:g}"
+        )
+
 
 class TailClassifier(nn.Module):
     """``head(dropout(tail(x)))``: logits of shape (n, classes) from rows at the cut.

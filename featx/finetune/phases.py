@@ -15,9 +15,11 @@ from typing import Any
 from featx.exceptions import ModelFileError, UsageError
 
 SCHEDULES = ("cosine", "step-exp", "constant")
-BATCH_NORMS = ("trained", "frozen", "all")
+BATCH_NORMS = ("frozen", "trained", "all")
 HEADS = ("probe", "linear", "mlp")
 
+PATIENCE = 6
+"""Epochs: a probe's head is thrown back when the layers below it start to move, and needs some to recover."""
 EXP_DECAY = -0.1
 """Log of the factor per epoch of the ``step-exp`` schedule, as the Keras tutorials have it."""
 
@@ -66,8 +68,9 @@ class Phase:
         Decay of the moving average of the weights that is validated and kept instead of the raw ones.
     patience : int, optional
         Epochs without a better validation after which the phase ends.
-    batch_norm : {'trained', 'frozen', 'all'}
-        Whose batch statistics move: those of trained layers, nobody's, or all above the cut.
+    batch_norm : {'frozen', 'trained', 'all'}
+        Whose batch statistics move: nobody's, those of trained layers, or all above the cut. Pictures far
+        from the pretraining have other statistics: moving them at once throws away the head's start.
     dropout : float
         Before the head's first layer.
     drop_path : float
@@ -76,8 +79,8 @@ class Phase:
 
     trainable: str | int | tuple[str, ...] = "tail"
     train_head: bool = True
-    epochs: int = 15
-    lr: float = 5e-4
+    epochs: int = 12
+    lr: float = 3e-4
     head_lr: float | None = None
     optimizer: str = "adamw"
     momentum: float = 0.9
@@ -87,13 +90,13 @@ class Phase:
     warmup: float = 1.0
     constant_epochs: int = 10
     batch_size: int = 32
-    label_smoothing: float = 0.0
+    label_smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
     clip_norm: float | None = 1.0
     ema: float | None = None
     patience: int | None = None
-    batch_norm: str = "trained"
+    batch_norm: str = "frozen"
     dropout: float = 0.0
     drop_path: float = 0.0
 
@@ -135,7 +138,7 @@ def default_phases(head: str) -> tuple[Phase, ...]:
     """
     _check_choice("head", head, HEADS)
     first = Phase(trainable="head", epochs=0 if head == "probe" else 25, lr=1e-3, weight_decay=1e-4)
-    return (first, Phase(patience=5))
+    return (first, Phase(patience=PATIENCE))
 
 
 def phases_to_json(phases: Iterable[Phase]) -> str:

@@ -19,6 +19,10 @@ from featx.exceptions import SearchWarning
 from featx.finetune.rows import Index
 from featx.splits import make_folds
 
+WINS = 6
+"""Images that one of two classifiers must get right where the other does not, with none the other way
+round, for McNemar's exact p to be below 0.05: 2 × 0.5⁶ = 0.03."""
+
 
 @dataclass(frozen=True)
 class Parts:
@@ -104,6 +108,29 @@ def make_parts(
         fit, stop = deal(inner, validation, random_state + 1)[0]
         parts.append(Parts(fit, stop, judge))
     return parts
+
+
+def worth_trying(n: int, accuracy: float, *, verdict: float = 0.2, n_verdicts: int = 1) -> tuple[bool, str]:
+    """Whether fine-tuning could win its verdict at all, and why.
+
+    The verdict needs `WINS` more images right than the probe. Where the probe is wrong on fewer of the
+    judging images than that, not even a perfect network would be kept.
+
+    Parameters
+    ----------
+    n : int
+        Training images.
+    accuracy : float
+        Of the probe, out of fold.
+    verdict, n_verdicts
+        As in `FineTuner`.
+    """
+    judging = round(n * min(1.0, verdict * n_verdicts))
+    wrong = judging * (1 - accuracy)
+    told = f"the probe is expected to be wrong on {wrong:.1f} of the {judging} images that would judge"
+    if wrong < WINS:
+        return False, f"{told}, and a network must win {WINS} more to be told from chance"
+    return True, f"{told}, enough for a better network to be told from chance"
 
 
 def decide(
