@@ -20,11 +20,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import featx
 from featx.cli.console import Console
 from featx.exceptions import FeatxError, FeatxWarning, Interrupted
+from featx.tables import escape_name
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ def console() -> None:
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="featx",
         description="Pretrained image features, computed once; classifiers tuned on them in seconds.",
         epilog="`featx VERB --help` tells a verb's options. Environment: FEATX_CACHE (cache folder), "
@@ -111,6 +112,12 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
             if leaf.get_default("run") is None:
                 leaf.set_defaults(run=module.run)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Echo without its escapes what a shell may have made of a stranger's file names."""
+        super().error(escape_name(message))
 
 
 def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
