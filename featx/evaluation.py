@@ -55,6 +55,15 @@ class Metric:
     def __str__(self) -> str:
         return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
 
+    def to_dict(self) -> dict[str, float | None]:
+        """``value``, ``low`` and ``high``, ready for JSON (NaN becomes None)."""
+        return {name: _plain(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, float | None]) -> Metric:
+        """Read what `to_dict` gave."""
+        return cls(**{name: math.nan if value is None else value for name, value in plain.items()})
+
 
 @dataclass(frozen=True)
 class ClassScore:
@@ -113,12 +122,12 @@ class Evaluation:
             "n": self.n,
             "n_groups": self.n_groups,
             "classes": list(self.classes),
-            "metrics": {name: _metric_to_dict(metric) for name, metric in self.metrics.items()},
+            "metrics": {name: metric.to_dict() for name, metric in self.metrics.items()},
             "confusion": self.confusion.tolist(),
             "per_class": [dict(vars(score)) for score in self.per_class],
             "abstain_below": self.abstain_below,
             "coverage": self.coverage,
-            "accuracy_answered": self.accuracy_answered and _metric_to_dict(self.accuracy_answered),
+            "accuracy_answered": self.accuracy_answered and self.accuracy_answered.to_dict(),
         }
 
     @classmethod
@@ -129,12 +138,12 @@ class Evaluation:
             n=plain["n"],
             n_groups=plain["n_groups"],
             classes=tuple(plain["classes"]),
-            metrics={name: _metric_from_dict(metric) for name, metric in plain["metrics"].items()},
+            metrics={name: Metric.from_dict(metric) for name, metric in plain["metrics"].items()},
             confusion=np.asarray(plain["confusion"], dtype=np.int64),
             per_class=tuple(ClassScore(**score) for score in plain["per_class"]),
             abstain_below=plain["abstain_below"],
             coverage=plain["coverage"],
-            accuracy_answered=answered and _metric_from_dict(answered),
+            accuracy_answered=answered and Metric.from_dict(answered),
         )
 
 
@@ -633,14 +642,6 @@ def _fit_temperature(decision: Floats, y: Indices, weight: Floats) -> Calibratio
 def _spread(decision: Floats) -> float:
     """Scale of the scores; 1 if all are equal."""
     return float(decision.std()) or 1.0
-
-
-def _metric_to_dict(metric: Metric) -> dict[str, float | None]:
-    return {name: _plain(value) for name, value in vars(metric).items()}
-
-
-def _metric_from_dict(plain: Mapping[str, float | None]) -> Metric:
-    return Metric(**{name: math.nan if value is None else value for name, value in plain.items()})
 
 
 def _plain(value: Any) -> Any:

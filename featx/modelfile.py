@@ -15,6 +15,7 @@ import json
 import math
 import re
 import sys
+import time
 import typing
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
@@ -101,6 +102,9 @@ FIELDS = {
 }
 """What a node holds beside its type; ``content`` alone where it is not listed."""
 
+OLDEST_TIME = 315_619_200
+"""Seconds since the epoch: 2 January 1980 UTC, 1 January wherever one is (zip's first day)."""
+
 Node = dict[str, Any]
 
 
@@ -115,6 +119,11 @@ def dump_estimator(estimator: Any) -> bytes:
     ModelFileError
         If it is made of a type that `load_estimator` would refuse.
     """
+    if time.time() < OLDEST_TIME:
+        raise ModelFileError(
+            "this head cannot be saved while the machine's clock stands before 1980, which the format of "
+            "archives does not know. Set the clock."
+        )
     try:
         raw = _skops().dumps(estimator)
     except Exception as error:  # skops has many kinds for what it cannot store

@@ -518,6 +518,19 @@ def test_another_backbone_is_advised_with_its_cost() -> None:
     )
 
 
+def test_an_interval_that_a_single_group_leaves_open_is_null_in_json() -> None:
+    unknown = Metric(0.3, math.nan, math.nan)
+    found = advise(
+        n=50, n_classes=2, accuracy=Metric(0.8, math.nan, math.nan), in_use="last:avg:crop",
+        domain=judge_domain(NEAR, over_random=unknown),
+    )  # fmt: skip
+    text = json.dumps(found.to_dict(), allow_nan=False)
+    again = Advice.from_dict(json.loads(text))
+    assert again.domain is not None
+    assert again.domain.over_random is not None
+    assert math.isnan(again.domain.over_random.low)
+
+
 def test_nothing_to_gain_is_an_answer() -> None:
     found = advise(
         n=1399, n_classes=2, accuracy=around(0.99, 0.005), in_use="last:avg:crop",

@@ -20,7 +20,8 @@ from featx.images import load_images
 
 TINY: dict[str, Any] = {
     "backbone": "test_resnet", "pretrained": False, "runtime": "torch", "cut": ["layer2", "last"],
-    "pool": "avg", "resize": "crop", "heads": ["logistic"], "n_trials": 1, "cv": 3, "random_state": 0, "n_jobs": 1,
+    "pool": "avg", "resize": "crop", "heads": ["logistic"], "n_trials": 1, "cv": 3, "random_state": 0,
+    "n_jobs": 1,
 }  # fmt: skip
 
 

@@ -87,14 +87,14 @@ class BackboneScore:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
         plain = {**vars(self), "minutes": None if math.isnan(self.minutes) else self.minutes}
-        return {**plain, "accuracy": dict(vars(self.accuracy)), "over_current": dict(vars(self.over_current))}
+        return {**plain, "accuracy": self.accuracy.to_dict(), "over_current": self.over_current.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> BackboneScore:
         """Read what `to_dict` gave."""
         values = dict(plain)
         values["minutes"] = math.nan if plain["minutes"] is None else plain["minutes"]
-        values.update({name: Metric(**plain[name]) for name in ("accuracy", "over_current")})
+        values.update({name: Metric.from_dict(plain[name]) for name in ("accuracy", "over_current")})
         return cls(**values)
 
 

@@ -91,12 +91,12 @@ class LayerScore:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
-        return {**vars(self), "accuracy": dict(vars(self.accuracy)), "over_last": dict(vars(self.over_last))}
+        return {**vars(self), "accuracy": self.accuracy.to_dict(), "over_last": self.over_last.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> LayerScore:
         """Read what `to_dict` gave."""
-        metrics = {name: Metric(**plain[name]) for name in ("accuracy", "over_last")}
+        metrics = {name: Metric.from_dict(plain[name]) for name in ("accuracy", "over_last")}
         return cls(**{**plain, **metrics})
 
 

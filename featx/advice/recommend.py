@@ -262,22 +262,22 @@ class Advice:
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Advice:
         """Read what `to_dict` gave, also after a trip through JSON."""
-        values: dict[str, Any] = {**plain, "accuracy": Metric(**plain["accuracy"])}
+        values: dict[str, Any] = {**plain, "accuracy": Metric.from_dict(plain["accuracy"])}
         if plain["domain"] is not None:
             own = dict(plain["domain"])
             own["layers"] = tuple(LayerScore.from_dict(layer) for layer in own["layers"])
             for name in ("neighbours_behind", "over_random"):
-                own[name] = own[name] and Metric(**own[name])
+                own[name] = own[name] and Metric.from_dict(own[name])
             values["domain"] = Domain(**own)
         values["curve"] = plain["curve"] and LearningCurve.from_dict(plain["curve"])
         values["labels"] = plain["labels"] and Forecast.from_dict(plain["labels"])
         values["noise"] = plain["noise"] and LabelNoise(
-            Metric(**plain["noise"]["rate"]), plain["noise"]["n_anchors"]
+            Metric.from_dict(plain["noise"]["rate"]), plain["noise"]["n_anchors"]
         )
         options = []
         for row in plain["options"]:
             own = {k: v for k, v in row.items() if k != "worthwhile"}
-            own["gain"] = own["gain"] and Metric(**own["gain"])
+            own["gain"] = own["gain"] and Metric.from_dict(own["gain"])
             own["minutes"] = math.nan if own["minutes"] is None else own["minutes"]
             options.append(Option(**{**own, "evidence": tuple(own["evidence"])}))
         values["options"] = tuple(options)
@@ -492,7 +492,7 @@ def _tap(block: str) -> str:
 
 
 def _plain(metric: Metric | None) -> dict[str, float | None] | None:
-    return None if metric is None else dict(vars(metric))
+    return None if metric is None else metric.to_dict()
 
 
 def _interval(metric: Metric) -> str:

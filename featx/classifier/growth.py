@@ -145,7 +145,7 @@ class Growth:
         plain["by_class"] = [
             {
                 **{k: _number(v) for k, v in vars(c).items()},
-                "difference": {k: _number(v) for k, v in vars(c.difference).items()},
+                "difference": c.difference.to_dict(),
                 "verdict": c.verdict,
             }
             for c in self.by_class

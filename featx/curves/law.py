@@ -175,9 +175,9 @@ class Forecast:
         """Plain numbers, strings and dicts, ready for JSON."""
         plain = dict(vars(self))
         for name in ("now", "then", "gain"):
-            plain[name] = dict(vars(plain[name]))
+            plain[name] = plain[name].to_dict()
         plain["by_class"] = [
-            {"label": c.label, "count": c.count, "recall": dict(vars(c.recall)), "gain": dict(vars(c.gain))}
+            {"label": c.label, "count": c.count, "recall": c.recall.to_dict(), "gain": c.gain.to_dict()}
             for c in self.by_class
         ]
         return plain
@@ -187,9 +187,9 @@ class Forecast:
         """Read what `to_dict` gave, also after a trip through JSON."""
         values = dict(plain)
         for name in ("now", "then", "gain"):
-            values[name] = Metric(**plain[name])
+            values[name] = Metric.from_dict(plain[name])
         values["by_class"] = tuple(
-            ClassForecast(c["label"], c["count"], Metric(**c["recall"]), Metric(**c["gain"]))
+            ClassForecast(c["label"], c["count"], Metric.from_dict(c["recall"]), Metric.from_dict(c["gain"]))
             for c in plain["by_class"]
         )
         return cls(**values)

@@ -51,7 +51,7 @@ class LabelNoise:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, ready for JSON."""
-        return {"rate": dict(vars(self.rate)), "n_anchors": self.n_anchors, "ceiling": self.ceiling}
+        return {"rate": self.rate.to_dict(), "n_anchors": self.n_anchors, "ceiling": self.ceiling}
 
 
 def label_noise(y_index: ArrayLike, oof_proba: ArrayLike) -> LabelNoise:

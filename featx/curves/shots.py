@@ -77,7 +77,7 @@ class FewShot:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON."""
         rows = [
-            {"k": s.k, "accuracy": dict(vars(s.accuracy)), "spread": list(s.spread), "draws": s.draws}
+            {"k": s.k, "accuracy": s.accuracy.to_dict(), "spread": list(s.spread), "draws": s.draws}
             for s in self.scores
         ]
         return {**vars(self), "scores": rows, "left_out": list(self.left_out)}
@@ -86,7 +86,7 @@ class FewShot:
     def from_dict(cls, plain: Mapping[str, Any]) -> FewShot:
         """Read what `to_dict` gave, also after a trip through JSON."""
         scores = tuple(
-            ShotScore(s["k"], Metric(**s["accuracy"]), (s["spread"][0], s["spread"][1]), s["draws"])
+            ShotScore(s["k"], Metric.from_dict(s["accuracy"]), (s["spread"][0], s["spread"][1]), s["draws"])
             for s in plain["scores"]
         )
         return cls(**{**plain, "scores": scores, "left_out": tuple(plain["left_out"])})

@@ -167,11 +167,19 @@ def test_row_55_without_a_home_a_cache_must_be_named(tmp_path: Path, monkeypatch
 def test_row_55_a_clock_that_jumps_is_of_no_account(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     photos = classes(tmp_path / "photos")
     jumps = iter(range(10**6))
-    monkeypatch.setattr(time, "time", lambda: 4e9 * (next(jumps) % 2))  # the year 2096, and 1970
+    monkeypatch.setattr(time, "time", lambda: 6e8 + 3.4e9 * (next(jumps) % 2))  # the years 1989 and 2096
     said = featx("fit", photos, "-o", "m.featx", *FIT, "--timeout", "600", "--cache-dir", tmp_path / "cache")
     assert said.code == 0, said.err
     assert 0 < said.document["seconds"] < 600
     assert featx("cache", "ls", "--cache-dir", tmp_path / "cache").code == 0
+
+
+def test_row_55_a_clock_that_was_never_set_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    photos = classes(tmp_path / "photos")
+    monkeypatch.setattr(time, "time", lambda: 1000.0)
+    said = featx("fit", photos, "-o", "m.featx", *FIT, "--cache-dir", tmp_path / "cache")
+    assert said.code == 1
+    assert "Set the clock" in said.err
 
 
 def test_row_55_temporary_folder_and_locale_may_be_missing(tmp_path: Path) -> None:
