@@ -18,6 +18,9 @@ MAX_CLASSES_SHOWN = 12
 
 SKIPPED_SHOWN = 10
 
+BLOCKS_SHOWN = 3
+"""Features picked over all layers come from dozens of blocks; the JSON names them all."""
+
 
 def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> ImageSet:
     """Say what was found; drop classes that are too small, by name."""
@@ -46,7 +49,9 @@ def search(console: Console, clf: Any) -> None:
     settings = dict(clf.best_params_)
     head = settings.pop("head", "head")
     listed = ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
-    console.text(f"chosen    {head} ({listed}) on {', '.join(clf.best_blocks_)} of {clf.backbone}")
+    blocks = clf.best_blocks_
+    where = ", ".join(blocks) if len(blocks) <= BLOCKS_SHOWN else f"{len(blocks)} layers and poolings"
+    console.text(f"chosen    {head} ({listed}) on {where} of {clf.backbone}")
     console.text(
         f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});"
     )
