@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 import featx
 from featx.classifier import packing
-from featx.exceptions import FeatxError, ModelFileError
+from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
 from featx.files import read_archive, write_archive
 
 Node = dict[str, Any]
@@ -121,5 +122,6 @@ def test_any_change_of_the_description_is_refused_in_words_or_harmless(
         owner[key] = data.draw(st.sampled_from(odd))
 
     target = tmp_path_factory.mktemp("fuzz") / "x.featx"
-    with contextlib.suppress(ModelFileError):
+    with contextlib.suppress(ModelFileError), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FeatxWarning)  # of another scikit-learn: a word, and harmless
         featx.load(rewrite(classifier, target, change))

@@ -244,13 +244,16 @@ EXTRACT = textwrap.dedent(
 )
 
 
+MANY = 1000
+
+
 @pytest.fixture
 def many(tmp_path: Path) -> list[str]:
-    """300 pictures: a run of some seconds."""
+    """A run of some seconds, too short for a commit of 1,024 rows."""
     rng = np.random.default_rng(0)
     folder = tmp_path / "many"
     folder.mkdir()
-    names = [str(folder / f"{number:03d}.png") for number in range(300)]
+    names = [str(folder / f"{number:03d}.png") for number in range(MANY)]
     for name in names:
         Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(name)
     return names
@@ -281,9 +284,9 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, many: list[s
     assert again.returncode == 0, again.stderr
     if number == signal.SIGINT:
         assert "KeyboardInterrupt" in errors
-        assert left <= 300 - 128 + 64  # what was ready is committed, but for the batches in the air
+        assert left <= MANY - 128 + 64  # what was ready is committed, but for the batches in the air
     else:
-        assert left <= 300  # fewer than 1,024 rows: no commit was due
+        assert left <= MANY  # fewer than 1,024 rows: no commit was due
 
 
 CRASHING = textwrap.dedent(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import random
@@ -10,6 +11,7 @@ import struct
 import tempfile
 import time
 import warnings
+from collections.abc import Iterator
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -31,15 +33,23 @@ SERVER = multiprocessing.get_context("forkserver")  # has torch and timm loaded,
 SERVER.set_forkserver_preload(["torch", "timm", "featx.extractor.estimator", "featx.backbones.network"])
 
 
+@contextlib.contextmanager
+def commits_often() -> Iterator[None]:
+    """A run of some seconds commits as often as one of hours does; only while it lasts."""
+    import featx.stores.hdf5
+
+    before, featx.stores.hdf5.COMMIT_ROWS = featx.stores.hdf5.COMMIT_ROWS, COMMIT
+    try:
+        yield
+    finally:
+        featx.stores.hdf5.COMMIT_ROWS = before
+
+
 def extract(pictures: Path, cache: Path, pipe: Connection | None) -> int:
     """Extract all pictures, telling through the pipe how many are done; how many were computed."""
     import torch
 
-    import featx.stores.hdf5
-
     torch.set_num_threads(1)
-    warnings.simplefilter("ignore", ImageWarning)  # on a busy machine a picture may take long
-    featx.stores.hdf5.COMMIT_ROWS = COMMIT  # a run of some seconds commits often, as one of hours does
 
     def tell(progress: Progress) -> None:
         if pipe is not None:
@@ -58,9 +68,11 @@ def extract(pictures: Path, cache: Path, pipe: Connection | None) -> int:
     )
     if pipe is not None:
         os.write(pipe.fileno(), struct.pack("<q", 0))
-    found = extractor.extract(sorted(map(str, pictures.iterdir())))
-    for name in found.specs:
-        found.blocks[name]
+    with commits_often(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ImageWarning)  # on a busy machine a picture may take long
+        found = extractor.extract(sorted(map(str, pictures.iterdir())))
+        for name in found.specs:
+            found.blocks[name]
     return found.computed
 
 
