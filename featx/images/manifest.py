@@ -98,7 +98,7 @@ def _read_text(path: str) -> _Table:
     try:
         rows = list(read_csv(text, delimiter=delimiter))
     except csv.Error as error:
-        raise DataError(f"{_shown(path)}: not a CSV table ({error}); check its quotes.") from error
+        raise DataError(f"{_shown(path)}: not a CSV table ({_shown(error)}); check its quotes.") from error
     if not rows:
         raise DataError(f"{_shown(path)}: empty; the first row names the columns: path,label,...")
     (_, header), *body = rows
