@@ -87,9 +87,9 @@ def advise_classifier(
     trains = np.array([clf.assignment_.get(row.tobytes().hex()) == "train" for row in rows.ids])
     images = images.select(rows.kept).select(trains)
     labels = np.asarray(images.labels)
-    if len(labels) != len(clf.search_.oof_proba_):
+    if len(labels) != len(clf.oof_proba_):
         raise UsageError(
-            f"{len(labels)} of these images are in the training part of {len(clf.search_.oof_proba_)}: "
+            f"{len(labels)} of these images are in the training part of {len(clf.oof_proba_)}: "
             "ask about the images that the classifier was fitted on."
         )
     units = image_groups(rows.ids[trains], images.groups)
@@ -100,7 +100,7 @@ def advise_classifier(
         labels,
         taps=taps,
         in_use=clf.best_blocks_,
-        oof_proba=clf.search_.oof_proba_,
+        oof_proba=clf.oof_proba_,
         head=str(clf.best_params_["head"]),
         in_use_name=str(clf.best_params_.get("representation", "")),
         groups=units,

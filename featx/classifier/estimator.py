@@ -24,13 +24,14 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.classifier.labels import remember_labels
 from featx.classifier.representation import AUTO, choose, widest
+from featx.classifier.tuning import Tuned, tune
 from featx.evaluation import Evaluation, evaluate
 from featx.exceptions import DataError, DriftWarning, ImageWarning, LabelError, TooManyBadImagesError
 from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan, Progress
 from featx.heads import decision_scores
 from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
 from featx.rows import RowBlocks
-from featx.search import HeadSearchCV, SearchProgress
+from featx.search import SearchProgress
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
@@ -50,10 +51,10 @@ RECIPE_PARAMS = (
 """Parameters of the extractor that a row depends on."""
 
 SEARCH_PARAMS = (
-    "heads", "n_trials", "timeout", "cv", "scoring", "class_weight", "storage", "study_name", "n_jobs",
-    "random_state",
+    "heads", "n_trials", "timeout", "cv", "n_repeats", "scoring", "class_weight", "storage", "study_name",
+    "n_jobs", "random_state",
 )  # fmt: skip
-"""Parameters that are handed to `HeadSearchCV` as they are."""
+"""Parameters of the search; where they are "auto", `tuning.resolve` says what that means."""
 
 GOLDEN_COSINE = 0.995
 """Smallest cosine of a row with the same picture's when the model was saved; half precision costs 0.002."""
@@ -90,10 +91,15 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Seconds for the search.
     cv : int, default 5
         Folds; lowered to the smallest class.
-    scoring : str or callable, default "accuracy"
-        Any scikit-learn scorer.
-    class_weight : None, "balanced" or dict
-        As in scikit-learn.
+    n_repeats : int or "auto", default "auto"
+        How often the folds are drawn anew; "auto" is once from 500 images on, two or three times below.
+    scoring : str or callable, default "auto"
+        Any scikit-learn scorer. "auto" is balanced accuracy where the largest class has three times the
+        images of the smallest, or more, and accuracy else.
+    class_weight : None, "auto", "balanced", "sqrt", "search" or dict, default "auto"
+        Weights of classes. "auto" tries, where the imbalance is as above and `scoring` counts classes alike,
+        balanced weights, their square root, logit adjustment and thresholds for the winner, and keeps what
+        helps out of fold (see `tried_`); probabilities are then calibrated for classes of equal weight.
     store : path, FeatureStore, "memory" or None
         Where rows are kept. None is the cache folder (``FEATX_CACHE``); "memory" keeps nothing on disk.
     runtime, device, precision, dtype, batch_size, decode, background, bit_depth, max_pixels, isolate
@@ -129,6 +135,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         From rows to decision scores; plain scikit-learn.
     calibration_ : Calibration
         From decision scores to probabilities, fitted on out-of-fold scores.
+    adjustment_ : Adjustment or None
+        What is added to the decision scores in favour of rare classes, where that helped.
+    scoring_ : str or callable
+        What was maximised.
+    choice_ : Choice or None
+        The winner against the runner-up representation and the cheapest one within a standard error, by a
+        paired test: "not distinguishable, the cheaper is taken" is an answer. ``choice_.sentences()`` says
+        it. None where there was nothing to choose from.
+    tried_ : tuple of Tried
+        What was tried for the winner besides, what it gained out of fold, and whether it was kept.
+    oof_proba_ : ndarray of shape (n_images, n_classes)
+        Out-of-fold probabilities of the training images.
     oof_evaluation_ : Evaluation
         Out-of-fold estimate on the training images.
     evaluation_ : Evaluation
@@ -159,8 +177,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         n_trials: int = 50,
         timeout: float | None = None,
         cv: int = 5,
-        scoring: str | Callable[..., float] = "accuracy",
-        class_weight: str | Mapping[Any, float] | None = None,
+        n_repeats: int | str = AUTO,
+        scoring: str | Callable[..., float] = AUTO,
+        class_weight: str | Mapping[Any, float] | None = AUTO,
         store: Any = None,
         runtime: str = "auto",
         device: str = "auto",
@@ -190,6 +209,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.n_trials = n_trials
         self.timeout = timeout
         self.cv = cv
+        self.n_repeats = n_repeats
         self.scoring = scoring
         self.class_weight = class_weight
         self.store = store
@@ -390,6 +410,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities, shape (n_rows, n_classes), from rows that `extract` returned."""
         return self.calibration_.proba(self._decisions(blocks))
 
+    def decisions_of_rows(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Decision scores before calibration, from the rows of the best blocks side by side."""
+        scores = decision_scores(self.best_estimator_, rows)
+        return scores if self.adjustment_ is None else self.adjustment_.scores(scores)
+
     def plan(self, X: Images) -> Plan:
         """What `fit` would compute for these images, and how long that takes here; keeps nothing."""
         params = {name: getattr(self, name) for name in RECIPE_PARAMS}
@@ -441,18 +466,29 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def _learn(self, ids: NDArray[np.uint8], blocks: RowBlocks, images: ImageSet) -> None:
         y = check_labels(_labels(images))
         groups = image_groups(ids, images.groups)
-        search = HeadSearchCV(**{name: getattr(self, name) for name in SEARCH_PARAMS}, callback=self._report)
-        search.fit(blocks, y, groups=groups, sample_weight=images.weights)
-        self.search_ = search
-        self.classes_ = search.classes_
-        self.study_ = search.study_
-        self.best_params_ = search.best_params_
-        self.best_score_ = search.best_score_
-        self.best_blocks_ = search.best_blocks_
-        self.best_estimator_ = search.best_estimator_
-        self.calibration_ = search.calibration_
-        self.oof_evaluation_ = evaluate(y, search.oof_proba_, search.classes_, groups=groups)
+        settings = {name: getattr(self, name) for name in SEARCH_PARAMS}
+        tuned = tune(
+            blocks, y, groups=groups, weight=images.weights, settings=settings, callback=self._report
+        )
+        self._take(tuned)
+        self.oof_evaluation_ = evaluate(y, self.oof_proba_, self.classes_, groups=groups)
         self._golden_rows: NDArray[np.float32] | None = None
+
+    def _take(self, tuned: Tuned) -> None:
+        """Take over what was tuned."""
+        self.search_ = tuned.search
+        self.study_ = tuned.search.study_
+        self.classes_ = tuned.winner.classes_
+        self.best_params_ = tuned.params
+        self.best_score_ = tuned.winner.best_score_
+        self.best_blocks_ = tuned.winner.best_blocks_
+        self.best_estimator_ = tuned.winner.best_estimator_
+        self.adjustment_ = tuned.adjustment
+        self.calibration_ = tuned.calibration
+        self.oof_proba_ = tuned.oof_proba
+        self.scoring_ = tuned.scoring
+        self.choice_ = tuned.choice
+        self.tried_ = tuned.tried
 
     def _report(self, state: SearchProgress) -> None:
         if self.callback is not None:
@@ -461,7 +497,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _decisions(self, blocks: RowBlocks) -> NDArray[np.float64]:
         check_is_fitted(self, "best_estimator_")
-        return decision_scores(self.best_estimator_, blocks.stack(self.best_blocks_))
+        return self.decisions_of_rows(blocks.stack(self.best_blocks_))
 
     def _evaluation(
         self, blocks: RowBlocks, images: ImageSet, *, min_confidence: float | None = None

@@ -8,7 +8,6 @@ cross-validated and calibrated on the grown training part.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,15 +17,14 @@ from numpy.typing import NDArray
 from sklearn.base import clone
 
 from featx.advice import Advice, Probe, advise_on_rows
-from featx.classifier.estimator import MACHINE_PARAMS, ImageClassifier
+from featx.classifier.estimator import MACHINE_PARAMS, SEARCH_PARAMS, ImageClassifier
 from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
+from featx.classifier.tuning import tune, tune_again
 from featx.evaluation import Comparison, Evaluation, Metric, compare, evaluate
-from featx.exceptions import DataError, LabelError, SearchWarning, UsageError
+from featx.exceptions import DataError, LabelError, UsageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet, read_digests
 from featx.rows import RowBlocks
-from featx.search import HeadSearchCV
-from featx.search.space import RELEVANT
 from featx.spec import FeatureSpec
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores import open_store
@@ -243,7 +241,7 @@ def grow(
         labels[~is_test],
         taps=[tap.name for tap in clf.card_.taps],
         in_use=grown.best_blocks_,
-        oof_proba=grown.search_.oof_proba_,
+        oof_proba=grown.oof_proba_,
         head=str(grown.best_params_["head"]),
         in_use_name=str(grown.best_params_.get("representation", "")),
         groups=image_groups(ids[~is_test], _take(groups, ~is_test)),
@@ -379,42 +377,21 @@ def _refit(
     for name in MACHINE_PARAMS:
         setattr(grown, name, getattr(clf, name))
     units = image_groups(ids, groups)
-    search = HeadSearchCV(
-        heads=clf.heads, n_trials=n_trials, cv=clf.cv, scoring=clf.scoring, class_weight=clf.class_weight,
-        n_jobs=clf.n_jobs, random_state=clf.random_state,
-    )  # fmt: skip
-    if n_trials == 0:
-        config, blocks = _warm(clf, search, blocks)
-        search.set_params(grid=[config])
-    with warnings.catch_warnings():
-        if n_trials == 0:
-            warnings.simplefilter("ignore", SearchWarning)  # nothing better is looked for on purpose
-        search.fit(blocks, labels, groups=units)
-    grown.search_ = search
-    grown.classes_ = search.classes_
-    grown.study_ = search.study_
-    grown.best_params_ = {**clf.best_params_, **search.best_params_} if n_trials == 0 else search.best_params_
-    grown.best_score_ = search.best_score_
-    grown.best_blocks_ = search.best_blocks_
-    grown.best_estimator_ = search.best_estimator_
-    grown.calibration_ = search.calibration_
-    grown.oof_evaluation_ = evaluate(labels, search.oof_proba_, search.classes_, groups=units)
+    settings = {name: getattr(clf, name) for name in SEARCH_PARAMS}
+    settings |= {"n_trials": n_trials, "storage": None, "study_name": None}
+    if n_trials:
+        tuned = tune(blocks, labels, groups=units, settings=settings)
+    else:
+        tuned = tune_again(
+            blocks.only(clf.best_blocks_), labels, groups=units, settings=settings, params=clf.best_params_,
+            adjusted=clf.adjustment_ is not None,
+        )  # fmt: skip
+    grown._take(tuned)
+    grown.oof_evaluation_ = evaluate(labels, grown.oof_proba_, grown.classes_, groups=units)
     grown.card_ = clf.card_
     grown.specs_ = dict(specs)
     grown._golden_rows = None
     return grown
-
-
-def _warm(clf: ImageClassifier, search: HeadSearchCV, blocks: RowBlocks) -> tuple[dict[str, Any], RowBlocks]:
-    """The winner's configuration, and the blocks it is about."""
-    config = dict(clf.best_params_)
-    search.set_params(heads=[config["head"]])
-    own = blocks.only(clf.best_blocks_)
-    if str(config.get("representation", "")).startswith(RELEVANT):  # features are picked anew
-        return config, own
-    config.pop("representation", None)
-    search.set_params(representations=[tuple(clf.best_blocks_)])
-    return config, own
 
 
 def _widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[Any]) -> NDArray[np.float64]:

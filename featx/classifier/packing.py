@@ -18,12 +18,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.advice import Adjustment, Choice
 from featx.backbones.card import BackboneCard
 from featx.classifier.estimator import ImageClassifier
+from featx.classifier.tuning import Tried
 from featx.evaluation import Calibration, Evaluation
 from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
 from featx.files import read_archive, read_json, write_archive
-from featx.heads import decision_scores
 from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
@@ -52,7 +53,8 @@ MAX_INPUT_SIDE = 8192
 
 PARAMS = (
     "backbone", "cut", "pool", "resize", "input_size", "pretrained", "heads", "n_trials", "timeout", "cv",
-    "class_weight", "precision", "dtype", "decode", "background", "bit_depth", "max_bad", "random_state",
+    "n_repeats", "class_weight", "precision", "dtype", "decode", "background", "bit_depth", "max_bad",
+    "random_state",
 )  # fmt: skip
 """Constructor parameters that are kept: what is about this machine (store, device, callback, ...) is not."""
 
@@ -160,6 +162,9 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
             "values": classes.tolist(),
         },
         "calibration": clf.calibration_.to_dict(),
+        "adjustment": clf.adjustment_ and clf.adjustment_.to_dict(),
+        "choice": clf.choice_ and clf.choice_.to_dict(),
+        "tried": [one.to_dict() for one in clf.tried_],
         "best_params": clf.best_params_,
         "best_score": clf.best_score_,
         "oof_evaluation": clf.oof_evaluation_.to_dict(),
@@ -175,6 +180,10 @@ def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> Im
     clf.specs_ = {name: FeatureSpec.from_json(json.dumps(model["specs"][name])) for name in clf.best_blocks_}
     clf.classes_ = np.array(model["classes"]["values"], dtype=np.dtype(model["classes"]["dtype"]))
     clf.calibration_ = Calibration.from_dict(model["calibration"])
+    found = model.get("adjustment")  # the first files of this format had none, nor a choice
+    clf.adjustment_ = None if found is None else Adjustment.from_dict(found)
+    clf.choice_ = None if model.get("choice") is None else Choice.from_dict(model["choice"])
+    clf.tried_ = tuple(Tried.from_dict(one) for one in model.get("tried", ()))
     clf.best_params_ = model["best_params"]
     clf.best_score_ = model["best_score"]
     clf.oof_evaluation_ = Evaluation.from_dict(model["oof_evaluation"])
@@ -196,8 +205,20 @@ def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> Im
 
 def _check_description(clf: ImageClassifier) -> None:
     """Refuse types and sizes that fit neither the network nor the head, before something is made of them."""
-    for record in (clf.card_, clf.calibration_, clf.oof_evaluation_, *clf.specs_.values()):
+    found = [one for one in (clf.adjustment_, clf.choice_) if one is not None]
+    for record in (
+        clf.card_,
+        clf.calibration_,
+        clf.oof_evaluation_,
+        *clf.specs_.values(),
+        *clf.tried_,
+        *found,
+    ):
         check_fields(record)
+    if clf.adjustment_ is not None:
+        check_fields(clf.adjustment_.calibration)
+        if len(clf.adjustment_.offsets) != len(clf.classes_):
+            raise ValueError(f"{len(clf.adjustment_.offsets)} offsets for {len(clf.classes_)} classes")
     for spec in clf.specs_.values():
         if (spec.architecture, spec.weights) != (clf.card_.architecture, clf.card_.weights):
             raise ValueError("a spec is of another network than the card")
@@ -247,7 +268,7 @@ def _versions(model: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _proba(clf: ImageClassifier, rows: NDArray[Any]) -> NDArray[np.float64]:
-    return clf.calibration_.proba(decision_scores(clf.best_estimator_, rows))
+    return clf.calibration_.proba(clf.decisions_of_rows(rows))
 
 
 def _tupled(value: Any) -> Any:

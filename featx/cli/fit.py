@@ -48,9 +48,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--timeout", type=arguments.number(0, 1e9), metavar="S", help="seconds for the search")
     group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")
     group.add_argument(
-        "--scoring", default="accuracy", metavar="NAME", help="scikit-learn scorer to choose by"
+        "--scoring",
+        default="auto",
+        metavar="NAME",
+        help="scikit-learn scorer to choose by (default auto: balanced accuracy from 3:1 on, else accuracy)",
     )
-    group.add_argument("--class-weight", choices=["balanced"], help="weigh classes by their size")
+    group.add_argument(
+        "--class-weight",
+        choices=["auto", "balanced", "sqrt", "search", "none"],
+        default="auto",
+        help="weigh classes by their size (default auto: from 3:1 on, if it helps)",
+    )
     group.add_argument(
         "--min-per-class",
         type=arguments.whole(1),
@@ -100,7 +108,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         timeout=args.timeout,
         cv=args.cv,
         scoring=args.scoring,
-        class_weight=args.class_weight,
+        class_weight=None if args.class_weight == "none" else args.class_weight,
         store=arguments.store_of(args),
         runtime=args.runtime,
         device=args.device,

@@ -58,12 +58,20 @@ def search(console: Console, clf: Any) -> None:
     console.text(
         "          it is the score that was selected by, so it is optimistic: trust the held-out part"
     )
+    if clf.choice_ is not None:
+        console.text(f"          {' '.join(clf.choice_.sentences())}")
+    for one in clf.tried_:
+        verdict = "kept" if one.kept else "not kept"
+        console.text(f"          {one.name}: {100 * one.gain:+.1f} points out of fold, {verdict}")
     console.data(
+        choice=clf.choice_ and clf.choice_.to_dict(),
+        tried=[one.to_dict() for one in clf.tried_],
         model={
             "backbone": clf.backbone,
             "blocks": list(clf.best_blocks_),
             "params": clf.best_params_,
             "cross_validation_score": clf.best_score_,
+            "scoring": str(clf.scoring_),
             "n_configurations": len(trials),
         },
         computed=clf.n_computed_,

@@ -67,6 +67,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         scikit-learn scorer's name, or a callable ``(estimator, X, y)``.
     representations : 'auto', or sequence of tuples of block names
         Which blocks, alone or side by side, are tried for `RowBlocks`; ignored for arrays.
+        ``("relevant:N",)`` is N features picked over all blocks.
     grid : {'auto', 'coarse', 'none'} or sequence of dict
         The coarse grid; ``auto`` leaves it out when `n_trials` is 0. A sequence holds configurations as in
         `best_params_`.
@@ -557,7 +558,8 @@ def _named(wanted: Any, blocks: RowBlocks) -> tuple[str, ...]:
     found = []
     for names in wanted:
         own = (names,) if isinstance(names, str) else tuple(names)
-        if own == (RELEVANT,) or not own or not set(own) <= set(blocks):
+        picked = len(own) == 1 and own[0].removeprefix(RELEVANT).isdecimal() and own[0].startswith(RELEVANT)
+        if not picked and (not own or not set(own) <= set(blocks)):
             raise UsageError(f"representation {own!r}: choose blocks from {', '.join(blocks)}.")
         found.append(SIDE_BY_SIDE.join(own))
     if not found:

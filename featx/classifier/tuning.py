@@ -1,0 +1,436 @@
+"""From rows to a tuned classifier: the search, an honest choice, and what may help beside it.
+
+The search compares representations and heads by one score each, and the best of many scores is partly luck:
+so its winner is compared image by image with its rivals, and a cheaper one that is as good is taken. What
+may help besides (weights of classes, thresholds) is tried for the winner alone, on the same folds, and kept
+only if it helps there. Rows alone: nothing here sees a picture.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils import check_random_state
+
+from featx.advice import (
+    IMBALANCED_FROM,
+    Adjustment,
+    Candidate,
+    Choice,
+    choose,
+    fit_adjustment,
+    imbalance_ratio,
+    metric_for,
+)
+from featx.curves import fold_repeats
+from featx.evaluation import METRICS, Calibration
+from featx.exceptions import SearchWarning
+from featx.heads import HEADS
+from featx.rows import RowBlocks
+from featx.search import HeadSearchCV, SearchProgress
+from featx.search.representations import SIDE_BY_SIDE
+from featx.search.space import RELEVANT
+
+AUTO = "auto"
+
+Config = dict[str, Any]
+
+OF_RARE_CLASSES = ("balanced_accuracy", "macro_f1")
+"""Metrics to which every class counts alike: weights and thresholds are tried for these alone."""
+
+CLASS_WEIGHTS = ("balanced", "sqrt")
+"""What ``class_weight="auto"`` tries."""
+
+LEAST_GAIN = 0.005
+"""What is tried besides is kept if it helps by half a point out of fold, and by a standard error."""
+
+MOST_GIVEN_UP = 0.01
+"""A cheaper representation is not taken if its score is lower by more than a point."""
+
+MOST_REPEATS = 3
+"""Drawings of the folds: more steady the score of few images little further, and take their time each."""
+
+
+@dataclass(frozen=True)
+class Tried:
+    """Something that was tried for the winner on the folds of the search.
+
+    Parameters
+    ----------
+    name : str
+        What.
+    score : float
+        Mean score over the folds.
+    gain : float
+        Score less that without it.
+    error : float or None
+        Standard error of the gain over the folds; None where it comes from one score.
+    kept : bool
+        Whether it is part of the classifier.
+    seconds : float
+        What trying it took.
+    """
+
+    name: str
+    score: float
+    gain: float
+    error: float | None
+    kept: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Tried:
+        """Read what `to_dict` gave."""
+        return cls(**plain)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A tuned classifier of rows, and how it came about.
+
+    Parameters
+    ----------
+    search : HeadSearchCV
+        The search.
+    winner : HeadSearchCV
+        What was taken: the search itself, or its configuration that was evaluated again and taken instead.
+    scoring : str or callable
+        What was maximised.
+    n_repeats : int
+        How often the folds were drawn.
+    params : dict
+        The winner's configuration; it names its representation where the search had several.
+    choice : Choice or None
+        The winner against its rivals; None where there was a single representation.
+    adjustment : Adjustment or None
+        Offsets of the decision scores; None where none were tried or none helped.
+    tried : tuple of Tried
+        What was tried besides.
+    """
+
+    search: HeadSearchCV = field(repr=False)
+    winner: HeadSearchCV = field(repr=False)
+    scoring: str | Callable[..., float]
+    n_repeats: int
+    params: Config
+    choice: Choice | None = None
+    adjustment: Adjustment | None = None
+    tried: tuple[Tried, ...] = ()
+
+    @property
+    def calibration(self) -> Calibration:
+        """From (adjusted) decision scores to probabilities."""
+        return self.winner.calibration_ if self.adjustment is None else self.adjustment.calibration
+
+    @property
+    def oof_proba(self) -> NDArray[np.float64]:
+        """Out-of-fold probabilities, shape (n, C)."""
+        if self.adjustment is None:
+            return np.asarray(self.winner.oof_proba_)
+        return self.adjustment.proba(self.winner.oof_decision_)
+
+
+def tune(
+    blocks: RowBlocks,
+    y: NDArray[Any],
+    *,
+    groups: NDArray[Any],
+    weight: ArrayLike | None = None,
+    settings: Mapping[str, Any],
+    callback: Callable[[SearchProgress], None] | None = None,
+) -> Tuned:
+    """Search, choose, try what may help.
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+        Rows of all candidates.
+    y : array of shape (n,)
+        Labels.
+    groups : array of shape (n,)
+        Rows of a group stay in one fold.
+    weight : array of shape (n,), optional
+        Sample weights.
+    settings : mapping
+        Parameters of `HeadSearchCV`, of which `scoring`, `class_weight` and `n_repeats` may be ``"auto"``.
+    callback : callable, optional
+        As for `HeadSearchCV`.
+
+    Returns
+    -------
+    Tuned
+    """
+    plain = resolve(settings, y)
+    search = HeadSearchCV(**plain, callback=callback)
+    search.fit(blocks, y, groups=groups, sample_weight=weight)
+    bench = Bench(blocks, y, groups, weight, plain)
+    winner, params, choice = choose_representation(search, bench)
+    tried: list[Tried] = []
+    adjustment = None
+    weighed = settings["class_weight"] == AUTO and imbalance_ratio(y) >= IMBALANCED_FROM
+    if weighed and plain["scoring"] in OF_RARE_CLASSES:
+        winner, params = bench.try_class_weights(search, winner, params, tried)
+        adjustment = bench.try_adjustment(winner, tried)
+    return Tuned(
+        search, winner, plain["scoring"], plain["n_repeats"], params, choice, adjustment, tuple(tried)
+    )
+
+
+def tune_again(
+    blocks: RowBlocks,
+    y: NDArray[Any],
+    *,
+    groups: NDArray[Any],
+    settings: Mapping[str, Any],
+    params: Config,
+    adjusted: bool,
+) -> Tuned:
+    """A configuration that won before, on other rows: cross-validated and calibrated, nothing searched.
+
+    Parameters
+    ----------
+    blocks, y, groups, settings
+        As for `tune`; the blocks may be those of the winner alone.
+    params : dict
+        The configuration.
+    adjusted : bool
+        Whether decision scores were adjusted: the adjustment is then fitted anew, and kept if it helps still.
+    """
+    plain = resolve(settings, y)
+    bench = Bench(blocks, y, groups, None, plain)
+    named = {"representation": SIDE_BY_SIDE.join(blocks), **params}
+    winner = bench.evaluate([named])
+    tried: list[Tried] = []
+    adjustment = bench.try_adjustment(winner, tried) if adjusted else None
+    return Tuned(winner, winner, plain["scoring"], plain["n_repeats"], named, None, adjustment, tuple(tried))
+
+
+def resolve(settings: Mapping[str, Any], y: NDArray[Any]) -> dict[str, Any]:
+    """The settings with every ``"auto"`` replaced by what it means for these labels, and a seed."""
+    plain = dict(settings)
+    if plain["scoring"] == AUTO:
+        plain["scoring"] = metric_for(y)
+    if plain["class_weight"] == AUTO:
+        plain["class_weight"] = None
+    if plain["n_repeats"] == AUTO:
+        plain["n_repeats"] = min(fold_repeats(len(y)), MOST_REPEATS)
+    if not isinstance(plain["random_state"], int | np.integer):  # the same folds again and again
+        plain["random_state"] = int(check_random_state(plain["random_state"]).randint(2**31 - 1))
+    return plain
+
+
+class Bench:
+    """Single configurations on the folds of a search: where its winner meets its rivals.
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+        Rows of all candidates.
+    y, groups, weight : arrays of shape (n,)
+        As in `tune`.
+    settings : mapping
+        The search's parameters; the seed draws the same folds.
+    """
+
+    def __init__(
+        self,
+        blocks: RowBlocks,
+        y: NDArray[Any],
+        groups: NDArray[Any],
+        weight: ArrayLike | None,
+        settings: Mapping[str, Any],
+    ) -> None:
+        self.blocks, self.y, self.groups, self.weight = blocks, y, groups, weight
+        self.settings = dict(settings)
+        self.codes = np.unique(y, return_inverse=True)[1]
+
+    def evaluate(self, configs: Sequence[Config], *, refit: bool = True, **changes: Any) -> HeadSearchCV:
+        """The best of configurations of one representation and head, evaluated as the search does it.
+
+        Parameters
+        ----------
+        configs : sequence of dict
+            As in `best_params_` of the search.
+        refit : bool
+            Whether the best is fitted on all rows.
+        **changes
+            Other parameters than the search's.
+        """
+        name = self.representation_of(configs[0])
+        apart = {"representation"}
+        if (
+            self.settings["class_weight"] != "search" and "class_weight" in configs[0]
+        ):  # kept beside the space
+            apart.add("class_weight")
+            changes = {"class_weight": configs[0]["class_weight"], **changes}
+        own = [{key: value for key, value in config.items() if key not in apart} for config in configs]
+        settings = {
+            **self.settings, "heads": [configs[0]["head"]], "n_trials": 0, "grid": own, "refit": refit,
+            "storage": None, "study_name": None, "representations": [tuple(name.split(SIDE_BY_SIDE))],
+            **changes,
+        }  # fmt: skip
+        again = HeadSearchCV(**settings)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SearchWarning)  # the search has said it
+            return again.fit(self.blocks, self.y, groups=self.groups, sample_weight=self.weight)
+
+    def representation_of(self, config: Config) -> str:
+        """Its name; a search of one block does not say it."""
+        return str(config.get("representation", next(iter(self.blocks))))
+
+    def columns(self, name: str) -> int:
+        """Columns that a representation is made from: what using it costs."""
+        names = list(self.blocks) if name.startswith(RELEVANT) else name.split(SIDE_BY_SIDE)
+        return sum(self.blocks.width(block) for block in names)
+
+    def try_class_weights(
+        self, search: HeadSearchCV, winner: HeadSearchCV, params: Config, tried: list[Tried]
+    ) -> tuple[HeadSearchCV, Config]:
+        """The winner with weighted classes, if that helps; the head of the next best where its own cannot."""
+        config = _best_that(search, lambda c: HEADS[c["head"]].takes_weights and _same(c, params))
+        if config is None:
+            return winner, params
+        points = [config, *_grid_points(config)]
+        for name in CLASS_WEIGHTS:
+            began = time.monotonic()
+            found = self.evaluate(points, class_weight=name)
+            better = helps(winner, found)
+            tried.append(_tried(f"class weights: {name}", winner, found, better, began))
+            if better:
+                winner, params = found, {**params, **found.best_params_, "class_weight": name}
+        return winner, _without_foreign(params)
+
+    def try_adjustment(self, winner: HeadSearchCV, tried: list[Tried]) -> Adjustment | None:
+        """Logit adjustment or thresholds, if they help on scores that they were not fitted on."""
+        began = time.monotonic()
+        scored = np.isfinite(winner.oof_decision_.reshape(len(self.y), -1)).all(axis=1)
+        found = fit_adjustment(
+            winner.oof_decision_[scored],
+            self.codes[scored],
+            len(winner.classes_),
+            metric=self.settings["scoring"],
+            sample_weight=None if self.weight is None else np.asarray(self.weight)[scored],
+        )
+        kept = found.kind != "none"
+        gain = found.score - found.score_before
+        name = {"logit": "logit adjustment", "threshold": "thresholds"}.get(found.kind, "logit or thresholds")
+        tried.append(Tried(name, found.score, gain, None, kept, time.monotonic() - began))
+        return found if kept else None
+
+
+def choose_representation(search: HeadSearchCV, bench: Bench) -> tuple[HeadSearchCV, Config, Choice | None]:
+    """The search's winner, or a cheaper representation that is within a standard error and as good.
+
+    Compared are the winner, the representation of the next best score, and the cheapest one whose score is
+    within one standard error (of the difference over the folds) of the winner's, by a paired test on the
+    out-of-fold answers.
+    """
+    own = dict(search.best_params_)
+    rivals = _best_of_each(search, bench)
+    name = bench.representation_of(own)
+    others = [rival for rival in rivals if rival != name]
+    if not others:
+        return search, own, None
+    errors = {rival: _gap(search, own, rivals[rival]) for rival in others}
+    runner_up = others[0]
+    near = [rival for rival in others if errors[rival][0] <= min(errors[rival][1], MOST_GIVEN_UP)]
+    cheaper = [rival for rival in near if bench.columns(rival) < bench.columns(name)]
+    asked = dict.fromkeys([runner_up, *sorted(cheaper, key=bench.columns)[:1]])
+    scored = np.isfinite(search.oof_proba_).all(axis=1)
+    proba = {name: search.oof_proba_} | {
+        rival: bench.evaluate([rivals[rival]], refit=False).oof_proba_ for rival in asked
+    }
+    scoring = bench.settings["scoring"]
+    choice = choose(
+        [Candidate(rival, own_proba[scored], bench.columns(rival)) for rival, own_proba in proba.items()],
+        bench.codes[scored],
+        groups=bench.groups[scored],
+        metric=scoring if isinstance(scoring, str) and scoring in METRICS else "accuracy",
+        tolerance=min(max(errors[rival][1] for rival in asked), MOST_GIVEN_UP),
+    )
+    if choice.name == name:
+        return search, own, choice
+    return bench.evaluate([rivals[choice.name]]), rivals[choice.name], choice
+
+
+def helps(before: HeadSearchCV, after: HeadSearchCV) -> bool:
+    """Whether the second is better by `LEAST_GAIN` and by more than a standard error over the same folds."""
+    gain = _fold_scores(after) - _fold_scores(before)
+    return bool(gain.mean() >= LEAST_GAIN and gain.mean() > _standard_error(gain))
+
+
+def _tried(name: str, before: HeadSearchCV, after: HeadSearchCV, kept: bool, began: float) -> Tried:
+    gain = _fold_scores(after) - _fold_scores(before)
+    return Tried(
+        name,
+        float(after.best_score_),
+        float(gain.mean()),
+        _standard_error(gain),
+        kept,
+        time.monotonic() - began,
+    )
+
+
+def _best_of_each(search: HeadSearchCV, bench: Bench) -> dict[str, Config]:
+    """The best configuration of each representation, best first."""
+    best: dict[str, Config] = {}
+    for config in _ranked(search):
+        best.setdefault(bench.representation_of(config), config)
+    return best
+
+
+def _best_that(search: HeadSearchCV, suits: Callable[[Config], bool]) -> Config | None:
+    return next((config for config in _ranked(search) if suits(config)), None)
+
+
+def _ranked(search: HeadSearchCV) -> list[Config]:
+    """Configurations that were evaluated on all folds and all rows, best first."""
+    table = search.cv_results_
+    order = np.argsort(-np.nan_to_num(table["mean_test_score"], nan=-np.inf), kind="stable")
+    whole = (table["state"] == "complete") & (table["approximate"] == "")
+    return [dict(table["params"][i]) for i in order if whole[i]]
+
+
+def _same(config: Config, other: Config) -> bool:
+    return config.get("representation") == other.get("representation")
+
+
+def _grid_points(config: Config) -> list[Config]:
+    """The coarse values of a configuration's head, with its scaling and representation."""
+    head = HEADS[config["head"]]
+    kept = {key: value for key, value in config.items() if not key.startswith(f"{head.name}__")}
+    return [kept | {f"{head.name}__{key}": value for key, value in point.items()} for point in head.grid]
+
+
+def _without_foreign(params: Config) -> Config:
+    """Drop parameters of a head that is no longer the one."""
+    own = f"{params['head']}__"
+    return {key: value for key, value in params.items() if "__" not in key or key.startswith(own)}
+
+
+def _gap(search: HeadSearchCV, first: Config, second: Config) -> tuple[float, float]:
+    """Mean and standard error of the first one's score less the second's, over the folds."""
+    worse = _fold_scores(search, first) - _fold_scores(search, second)
+    return float(worse.mean()), _standard_error(worse)
+
+
+def _fold_scores(search: HeadSearchCV, config: Config | None = None) -> NDArray[np.float64]:
+    """Scores of a configuration (the best) in each fold."""
+    table = search.cv_results_
+    at = search.best_index_ if config is None else table["params"].index(config)
+    return np.array([table[f"split{fold}_test_score"][at] for fold in range(search.n_splits_)])
+
+
+def _standard_error(values: NDArray[np.float64]) -> float:
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

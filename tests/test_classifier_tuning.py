@@ -1,0 +1,118 @@
+"""The honest choice and what is tried for the winner, on rows whose right answer is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import featx
+from featx import ImageClassifier
+from featx.classifier.tuning import Tuned, tune, tune_again
+from featx.rows import RowBlocks
+
+SETTINGS: dict[str, Any] = {
+    "heads": ["ridge"], "n_trials": 0, "timeout": None, "cv": 3, "n_repeats": "auto", "scoring": "auto",
+    "class_weight": "auto", "storage": None, "study_name": None, "n_jobs": 1, "random_state": 0,
+}  # fmt: skip
+
+
+def tuned(blocks: RowBlocks, y: np.ndarray, **changes: Any) -> Tuned:
+    return tune(blocks, y, groups=np.arange(len(y)), settings={**SETTINGS, "grid": "coarse", **changes})
+
+
+def noisy(y: np.ndarray, width: int, *, signal: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(len(y), width)).astype(np.float32)
+    rows[:, 0] += signal * y
+    return rows
+
+
+def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() -> None:
+    y = np.arange(120) % 2
+    good = noisy(y, 8, signal=6)
+    wide = np.hstack([good, 1e-3 * noisy(y, 56, signal=0)])  # the same and nothing besides
+    found = tuned(RowBlocks({"last:avg:crop": wide, "blocks.1:avg:crop": good}, 120), y)
+    assert found.choice is not None
+    assert found.winner.best_blocks_ == ("blocks.1:avg:crop",)
+    assert "not distinguishable" in " ".join(found.choice.sentences())
+    assert found.params["representation"] == "blocks.1:avg:crop"
+
+
+def test_a_better_representation_is_taken_however_wide() -> None:
+    y = np.arange(150) % 2
+    blocks = RowBlocks(
+        {"last:avg:crop": noisy(y, 64, signal=8), "blocks.1:avg:crop": noisy(y, 8, signal=1, seed=1)}, 150
+    )
+    found = tuned(blocks, y)
+    assert "last:avg:crop" in found.winner.best_blocks_
+    assert found.choice is not None
+    assert found.choice.best == found.choice.name
+
+
+def test_a_single_representation_leaves_nothing_to_choose() -> None:
+    y = np.arange(60) % 2
+    assert tuned(RowBlocks({"last:avg:crop": noisy(y, 8, signal=3)}, 60), y).choice is None
+
+
+def test_imbalance_changes_what_is_maximised_and_what_is_tried() -> None:
+    y = (np.arange(400) % 10 == 0).astype(int)
+    rare = tuned(RowBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y)
+    assert rare.scoring == "balanced_accuracy"
+    assert {one.name for one in rare.tried} >= {"class weights: balanced", "class weights: sqrt"}
+    assert any(one.kept for one in rare.tried)
+    answers = rare.oof_proba.argmax(axis=1)
+    recall = [(answers[y == c] == c).mean() for c in (0, 1)]
+    assert np.mean(recall) > 0.7  # without it the rare class is all but never named
+    plain = tuned(RowBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y, scoring="accuracy")
+    assert plain.tried == ()
+    even = np.arange(400) % 2
+    assert tuned(RowBlocks({"last:avg:crop": noisy(even, 6, signal=2)}, 400), even).scoring == "accuracy"
+
+
+def test_folds_are_drawn_again_below_500_images() -> None:
+    y = np.arange(500) % 2
+    rows = noisy(y, 4, signal=3)
+    assert tuned(RowBlocks({"a": rows}, 500), y).winner.n_splits_ == 3
+    assert tuned(RowBlocks({"a": rows[:200]}, 200), y[:200]).winner.n_splits_ == 9
+    assert tuned(RowBlocks({"a": rows[:200]}, 200), y[:200], n_repeats=1).winner.n_splits_ == 3
+
+
+def test_the_same_configuration_on_the_same_rows_is_the_same_classifier() -> None:
+    y = (np.arange(300) % 8 == 0).astype(int)
+    blocks = RowBlocks({"last:avg:crop": noisy(y, 6, signal=2), "b:avg:crop": noisy(y, 6, signal=1)}, 300)
+    first = tuned(blocks, y)
+    again = tune_again(
+        blocks.only(first.winner.best_blocks_), y, groups=np.arange(300), settings=SETTINGS,
+        params=first.params, adjusted=first.adjustment is not None,
+    )  # fmt: skip
+    assert again.winner.best_score_ == pytest.approx(first.winner.best_score_)
+    np.testing.assert_allclose(again.oof_proba, first.oof_proba, atol=1e-6)
+
+
+def test_an_imbalanced_model_is_saved_with_its_adjustment(
+    picture: Callable[..., Image.Image], tmp_path: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    rare = np.arange(100) % 6 == 0
+    tints = [
+        (int(25 * r) + int(v), 0, -int(25 * r)) for r, v in zip(rare, rng.normal(0, 18, 100), strict=True)
+    ]
+    pictures = [np.asarray(picture(seed, tint=tint)) for seed, tint in enumerate(tints)]
+    clf = ImageClassifier(
+        "test_resnet", pretrained=False, runtime="torch", cut=["layer1", "last"], pool="avg", resize="crop",
+        heads=["lda", "nearest_mean"], n_trials=1, cv=3, n_jobs=1, random_state=0,
+    ).fit(pictures, rare)  # fmt: skip
+    assert clf.scoring_ == "balanced_accuracy"
+    assert clf.choice_ is not None
+    assert clf.tried_
+    loaded = featx.load(clf.save(tmp_path / "m.featx"))
+    assert loaded.tried_ == clf.tried_
+    assert loaded.adjustment_ == clf.adjustment_
+    assert loaded.choice_ == clf.choice_
+    rows = clf.extract(pictures).blocks
+    np.testing.assert_allclose(loaded.proba_of_rows(rows), clf.proba_of_rows(rows), atol=1e-6)
+    assert (clf.proba_of_rows(rows).argmax(1) == (clf.decision_function(pictures) > 0)).mean() > 0.98
