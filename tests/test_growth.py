@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,17 @@ def test_advice_is_measured_on_the_training_part(class_folders: Path) -> None:
     assert found.sentences()
     with pytest.raises(UsageError, match="that the classifier was fitted on"):
         advise_classifier(clf, load_images(class_folders).select(np.arange(5)))
+
+
+def test_a_fitted_classifier_advises_when_it_is_asked(class_folders: Path) -> None:
+    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    assert "advice" not in " ".join(key for key, value in vars(clf).items() if value is not None)
+    assert clf.advice_ is clf.advice_
+    assert clf.advice_.n == sum(part == "train" for part in clf.assignment_.values())
+    assert json.loads(json.dumps(clf.advice_.to_dict())) == advise_classifier(clf, class_folders).to_dict()
+    copy = pickle.loads(pickle.dumps(clf))
+    with pytest.raises(UsageError, match="a fit in this process"):
+        _ = copy.advice_
 
 
 def test_other_backbones_are_compared_on_the_same_images(class_folders: Path) -> None:

@@ -31,6 +31,7 @@ from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet
 from featx.rows import RowBlocks
+from featx.search.loop import n_threads
 from featx.splits import image_groups
 from featx.stores.memory import MemoryStore
 
@@ -109,6 +110,7 @@ def advise_classifier(
         backbones=_others(clf, images, labels, units, others, budget_s, random_state),
         fine_tuning=fine_tuning,
         seconds_per_image=seconds,
+        n_jobs=n_threads(clf.n_jobs),
         random_state=random_state,
     )
 

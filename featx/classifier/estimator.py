@@ -22,11 +22,19 @@ from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from featx.advice import Advice
 from featx.classifier.labels import remember_labels
 from featx.classifier.representation import AUTO, choose, widest
 from featx.classifier.tuning import Tuned, tune
 from featx.evaluation import Evaluation, evaluate
-from featx.exceptions import DataError, DriftWarning, ImageWarning, LabelError, TooManyBadImagesError
+from featx.exceptions import (
+    DataError,
+    DriftWarning,
+    ImageWarning,
+    LabelError,
+    TooManyBadImagesError,
+    UsageError,
+)
 from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan, Progress
 from featx.heads import decision_scores
 from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
@@ -151,6 +159,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Out-of-fold estimate on the training images.
     evaluation_ : Evaluation
         Score on the held-out test part; only after `fit_with_test`.
+    advice_ : Advice
+        What to do next, measured lazily (see the property).
     assignment_ : dict of str to str
         Hex digest of each image to "train" or "test".
     card_ : BackboneCard
@@ -415,6 +425,28 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         scores = decision_scores(self.best_estimator_, rows)
         return scores if self.adjustment_ is None else self.adjustment_.scores(scores)
 
+    @property
+    def advice_(self) -> Advice:
+        """What to do next, measured when it is first asked for; plain data, see `featx.advice.Advice`.
+
+        A fit keeps references to the images that it was given, not their rows: these are read from the
+        store again (computed again with ``store="memory"``). What they cannot tell, the same network with
+        random weights, is tried on a few hundred images.
+
+        Raises
+        ------
+        UsageError
+            If the classifier was loaded from a file: advice needs a fit in this process.
+        """
+        from featx.classifier.advising import advise_classifier
+
+        check_is_fitted(self, "best_estimator_")
+        if getattr(self, "_training", None) is None:
+            raise UsageError("advice needs the images of a fit in this process; call fit, then ask.")
+        if self._advice is None:
+            self._advice = advise_classifier(self, self._training)
+        return self._advice
+
     def plan(self, X: Images) -> Plan:
         """What `fit` would compute for these images, and how long that takes here; keeps nothing."""
         params = {name: getattr(self, name) for name in RECIPE_PARAMS}
@@ -473,6 +505,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self._take(tuned)
         self.oof_evaluation_ = evaluate(y, self.oof_proba_, self.classes_, groups=groups)
         self._golden_rows: NDArray[np.float32] | None = None
+        self._training: ImageSet | None = images
+        self._advice: Advice | None = None
 
     def _take(self, tuned: Tuned) -> None:
         """Take over what was tuned."""
@@ -536,6 +570,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "best_estimator_")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the images of the training part: a copy predicts, and cannot be asked for advice."""
+        state: dict[str, Any] = dict(super().__getstate__())
+        return {name: value for name, value in state.items() if name != "_training"}
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
