@@ -173,6 +173,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Pictures that went through the network in the last fit; 0 when all rows were cached.
     """
 
+    _training: ImageSet
+    _advice: Advice | None
+
     def __init__(
         self,
         backbone: str = DEFAULT_BACKBONE,
@@ -441,10 +444,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         from featx.classifier.advising import advise_classifier
 
         check_is_fitted(self, "best_estimator_")
-        if getattr(self, "_training", None) is None:
+        training: ImageSet | None = getattr(self, "_training", None)
+        if training is None:
             raise UsageError("advice needs the images of a fit in this process; call fit, then ask.")
         if self._advice is None:
-            self._advice = advise_classifier(self, self._training)
+            self._advice = advise_classifier(self, training)
         return self._advice
 
     def plan(self, X: Images) -> Plan:
@@ -505,8 +509,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self._take(tuned)
         self.oof_evaluation_ = evaluate(y, self.oof_proba_, self.classes_, groups=groups)
         self._golden_rows: NDArray[np.float32] | None = None
-        self._training: ImageSet | None = images
-        self._advice: Advice | None = None
+        self._training, self._advice = images, None
 
     def _take(self, tuned: Tuned) -> None:
         """Take over what was tuned."""
