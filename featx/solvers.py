@@ -891,7 +891,7 @@ def solve_lda(
     count = np.bincount(y, minlength=n_classes)
     means = _class_means(rows, y, n_classes)
     spread = rows - means[y]
-    trace = float(np.einsum("ij,ij->", spread, spread)) / n / d
+    trace = float(np.einsum("ij,ij->", spread, spread)) / n / d or 1.0  # one row a class: the sphere alone
     # (1 - s) * spread' spread / n + s * trace * I, divided by (1 - s) / n
     strengths = [s * trace * n / (1 - s) for s in shrinkages]
     for shrinkage, inverse in zip(shrinkages, penalised_inverses(spread, strengths, means.T), strict=True):

@@ -22,6 +22,7 @@ from featx.solvers import (
     Task,
     class_weights,
     kernel_sample,
+    solve_lda,
     solve_linear,
 )
 from featx.splits import make_folds
@@ -308,3 +309,10 @@ def test_any_scikit_learn_classifier_is_fitted_fold_by_fold() -> None:
     np.testing.assert_allclose(
         answers[2], clone(tree).fit(scaled[train], Y[train]).predict_proba(scaled[test])
     )
+
+
+def test_lda_of_one_row_a_class_is_the_nearest_mean() -> None:
+    rows = np.array([[0.0, 0.0], [4.0, 2.0]])
+    (_, weights, offset), *_ = solve_lda(rows, np.array([0, 1]), 2, [0.5])
+    scores = np.array([[1.0, 1.0], [3.0, 1.0]]) @ weights + offset
+    assert scores.argmax(axis=1).tolist() == [0, 1]

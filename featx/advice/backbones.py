@@ -74,6 +74,9 @@ class BackboneScore:
         Images it was screened on.
     minutes : float
         What the whole set would cost here; NaN if it is not known.
+    leave_one_out : float
+        Accuracy of ridge that leaves each image (or group) out in turn, by which candidates are ranked; NaN
+        where it was not asked.
     """
 
     name: str
@@ -83,17 +86,21 @@ class BackboneScore:
     h_score: float
     n: int
     minutes: float = math.nan
+    leave_one_out: float = math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings, ready for JSON."""
-        plain = {**vars(self), "minutes": None if math.isnan(self.minutes) else self.minutes}
+        plain = dict(vars(self))
+        for name in ("minutes", "leave_one_out"):
+            plain[name] = None if math.isnan(plain[name]) else plain[name]
         return {**plain, "accuracy": self.accuracy.to_dict(), "over_current": self.over_current.to_dict()}
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> BackboneScore:
         """Read what `to_dict` gave."""
         values = dict(plain)
-        values["minutes"] = math.nan if plain["minutes"] is None else plain["minutes"]
+        for name in ("minutes", "leave_one_out"):
+            values[name] = math.nan if plain.get(name) is None else plain[name]
         values.update({name: Metric.from_dict(plain[name]) for name in ("accuracy", "over_current")})
         return cls(**values)
 

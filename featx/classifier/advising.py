@@ -7,39 +7,25 @@ same network with random weights, and other backbones where they were asked for.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.advice import (
-    Advice,
-    BackboneScore,
-    FineTuning,
-    Twin,
-    advise_on_rows,
-    plan_halving,
-    rank_backbones,
-    survivors,
-)
+from featx.advice import Advice, BackboneScore, FineTuning, Twin, advise_on_rows
 from featx.advice.from_rows import stratified_rows
-from featx.advice.measures import probe
 from featx.classifier.estimator import MACHINE_PARAMS, ImageClassifier, Images, as_images
+from featx.classifier.networks import gather
+from featx.classifier.race import race
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet
-from featx.rows import RowBlocks
 from featx.search.loop import n_threads
 from featx.splits import image_groups
-from featx.stores.memory import MemoryStore
 
 TWIN_IMAGES = 300
 """Images of the random twin: it is either far behind, which as many show, or it is not."""
-
-SPEED_IMAGES = 16
-"""Images that tell a candidate's speed here."""
 
 
 def advise_classifier(
@@ -62,7 +48,7 @@ def advise_classifier(
     X, y, groups
         What it was fitted on; images of its test part are left out.
     others : sequence of str
-        Backbones to try on at most a thousand images, by successive halving.
+        Backbones to try on at most 500 images, by successive halving.
     budget_s : float
         Seconds that this may take.
     fine_tuning : FineTuning, optional
@@ -82,7 +68,7 @@ def advise_classifier(
     if not hasattr(clf, "search_"):
         raise UsageError("advice needs the search of a fit in this process; call fit, then ask.")
     images = as_images(X, y, groups=groups)
-    rows = FeatureExtractor.from_specs(clf.specs_, clf.card_, **_machine(clf)).extract(
+    rows = gather(clf.specs_, clf.cards_, _machine(clf)).extract(
         images.sources, names=images.names, on_error="skip"
     )
     trains = np.array([clf.assignment_.get(row.tobytes().hex()) == "train" for row in rows.ids])
@@ -127,7 +113,7 @@ def _random_twin(
     spec = last or next(iter(clf.specs_.values()))
     machine = {**_machine(clf), "checkpoint": None}
     extractor = FeatureExtractor(
-        clf.backbone, pretrained=False, resize=spec.resize, input_size=spec.input_size,
+        clf.card_.name, pretrained=False, resize=spec.resize, input_size=spec.input_size,
         precision=spec.precision, **machine,
     )  # fmt: skip
     sources = [images.sources[row] for row in chosen]
@@ -146,44 +132,24 @@ def _others(
     budget_s: float,
     random_state: int,
 ) -> tuple[BackboneScore, ...]:
-    """Other backbones by successive halving: images double, candidates halve, rows are kept."""
-    names = [name for name in dict.fromkeys(names) if name != clf.backbone]
+    """Other backbones, by their last features, against the one in use."""
+    names = [name for name in dict.fromkeys(names) if name != clf.card_.name]
     if not names:
         return ()
-    began = time.monotonic()
-    extractors = {name: FeatureExtractor(name, **_machine(clf)) for name in (clf.backbone, *names)}
-    costs = {name: _seconds_per_image(own, images) for name, own in extractors.items()}
-    rivals = {name: costs[name] for name in names}
-    plan = plan_halving(rivals, n_images=len(images), budget_s=max(budget_s - (time.monotonic() - began), 0))
+    own = {**_machine(clf), "pretrained": clf.pretrained}
+    extractors = {clf.card_.name: FeatureExtractor(clf.card_.name, **own).fit()}
+    extractors |= {name: FeatureExtractor(name, **{**own, "checkpoint": None}).fit() for name in names}
     codes = np.unique(labels, return_inverse=True)[1]
-    inside = list(plan.candidates)
-    for size, keep in plan.rounds:
-        chosen = stratified_rows(codes, size, random_state=random_state)
-        found = {name: _rows(extractors[name], images, chosen) for name in inside}
-        accuracy = {
-            name: probe(own, labels[chosen], groups=units[chosen]).accuracy.value
-            for name, own in found.items()
-        }
-        inside = survivors(accuracy, keep, costs)
-    found = {name: found[name] for name in inside} | {
-        clf.backbone: _rows(extractors[clf.backbone], images, chosen)
-    }
-    minutes = {name: cost * len(images) / 60 for name, cost in costs.items()}
-    blocks = RowBlocks(found, len(chosen))
-    return rank_backbones(blocks, labels[chosen], current=clf.backbone, minutes=minutes, groups=units[chosen])
-
-
-def _rows(extractor: FeatureExtractor, images: ImageSet, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
-    """Last features of some images, which were readable before."""
-    sources = [images.sources[row] for row in chosen]
-    return next(iter(extractor.extract(sources, names=[images.names[row] for row in chosen]).blocks.values()))
-
-
-def _seconds_per_image(extractor: FeatureExtractor, images: ImageSet) -> float:
-    """Measured on a few pictures, kept nowhere."""
-    timed = FeatureExtractor(**{**extractor.get_params(), "store": MemoryStore()})
-    plan = timed.plan(images.sources[:SPEED_IMAGES])
-    return 1 / plan.images_per_s if plan.images_per_s else math.nan
+    return race(
+        extractors,
+        images,
+        codes,
+        groups=units,
+        always=clf.card_.name,
+        budget_s=budget_s,
+        n_jobs=n_threads(clf.n_jobs),
+        random_state=random_state,
+    ).scores
 
 
 def _machine(clf: ImageClassifier) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.advice import Advice
 from featx.classifier.labels import remember_labels
+from featx.classifier.networks import Networks, gather, side_by_side
+from featx.classifier.race import Race, backbone_names, race, refuse_checkpoint
 from featx.classifier.representation import AUTO, choose, widest
 from featx.classifier.tuning import Tuned, tune
 from featx.evaluation import Evaluation, evaluate
@@ -35,11 +37,12 @@ from featx.exceptions import (
     TooManyBadImagesError,
     UsageError,
 )
-from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan, Progress
+from featx.extractor import DEFAULT_BACKBONE, Extraction, Plan, Progress
 from featx.heads import decision_scores
 from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
 from featx.rows import RowBlocks
 from featx.search import SearchProgress
+from featx.search.loop import n_threads
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
@@ -73,8 +76,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    backbone : str, default "tf_efficientnet_lite0.in1k"
-        Any timm name with its tag. The default's ImageNet weights come with the installation.
+    backbone : str, list of str or "auto", default "tf_efficientnet_lite0.in1k"
+        Any timm name with its tag. The default's ImageNet weights come with the installation. Of several, or
+        of all whose weights are on this machine ("auto"), the best on at most 500 training images goes on;
+        the best two, if their blocks side by side are better by a standard error (see `race_`).
     cut : str, int, list or None, default "auto"
         Layer whose output is used: None for the whole network without its classifier, a tap's name or
         number (see ``featx taps``), a list of them, or "auto" for all: the search then chooses one, or
@@ -87,6 +92,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         bars. "auto" tries each on a few hundred training images and keeps the best.
     input_size : int or tuple of int, optional
         Side, or height and width, in pixels fed to the network; default as the weights were trained.
+    backbone_budget : float, default 600
+        Seconds that the choice between several backbones may take; the dearest are left out if need be.
     checkpoint : path, optional
         File or folder of weights to load instead of the pretrained ones.
     pretrained : bool, default True
@@ -165,6 +172,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Hex digest of each image to "train" or "test".
     card_ : BackboneCard
         What is known of the network.
+    cards_ : tuple of BackboneCard
+        The same of all networks whose blocks were searched, where two backbones go on together.
+    race_ : Race or None
+        How the candidates did, with their costs; None where one backbone was named.
     remarks_ : tuple of str
         What the extraction found worth saying, e.g. which field made a new space of rows.
     skipped_ : list of Skipped
@@ -173,17 +184,19 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Pictures that went through the network in the last fit; 0 when all rows were cached.
     """
 
+    race_: Race | None
     _training: ImageSet
     _advice: Advice | None
 
     def __init__(
         self,
-        backbone: str = DEFAULT_BACKBONE,
+        backbone: str | Sequence[str] = DEFAULT_BACKBONE,
         *,
         cut: str | int | Sequence[str | int] | None = AUTO,
         pool: str | Sequence[str] = AUTO,
         resize: str | Sequence[str] = AUTO,
         input_size: int | tuple[int, int] | None = None,
+        backbone_budget: float = 600.0,
         checkpoint: str | os.PathLike[str] | None = None,
         pretrained: bool = True,
         heads: Sequence[str] | None = None,
@@ -216,6 +229,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.pool = pool
         self.resize = resize
         self.input_size = input_size
+        self.backbone_budget = backbone_budget
         self.checkpoint = checkpoint
         self.pretrained = pretrained
         self.heads = heads
@@ -452,12 +466,21 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self._advice
 
     def plan(self, X: Images) -> Plan:
-        """What `fit` would compute for these images, and how long that takes here; keeps nothing."""
-        params = {name: getattr(self, name) for name in RECIPE_PARAMS}
+        """What `fit` would compute for these images, and how long that takes here; keeps nothing.
+
+        Of several backbones, the dearest one's; `plans` tells each.
+        """
+        return max(self.plans(X).values(), key=lambda plan: plan.seconds)
+
+    def plans(self, X: Images) -> dict[str, Plan]:
+        """`plan` for each backbone that may be chosen, by name."""
+        images, params = as_images(X), self._recipe()
         if params["resize"] == AUTO:  # the others are tried on a few hundred images only
             params["resize"] = "crop"
-        images = as_images(X)
-        return widest(params, self._machine(), images.sources).plan(images.sources)
+        return {
+            name: widest({**params, "backbone": name}, self._machine(), images.sources).plan(images.sources)
+            for name in backbone_names(self.backbone)
+        }
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the classifier to one ``.featx`` file, which `featx.load` reads.
@@ -479,11 +502,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         Which representations are extracted is chosen on the `training` part alone.
         """
-        extractor = self._candidates(training)
+        extractor = self._candidates(training, n_all=len(images))
         rows = extractor.extract(images.sources, names=images.names, on_error="skip")
         self.skipped_ = _all_skipped(images, rows)
         _refuse_too_many(self.skipped_, len(images) + len(images.skipped), self.max_bad)
-        self.card_ = extractor.card_
+        self.card_, self.cards_ = extractor.card_, extractor.cards_
         self.specs_ = rows.specs
         self.n_computed_ = rows.computed
         self.remarks_ = rows.remarks
@@ -491,13 +514,31 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         _warn_of_conflicts(rows.ids, kept)
         return rows, kept
 
-    def _candidates(self, training: ImageSet) -> FeatureExtractor:
+    def _candidates(self, training: ImageSet, *, n_all: int) -> Networks:
         """An extractor of every representation that the search may choose."""
-        params = {name: getattr(self, name) for name in RECIPE_PARAMS}
-        extractor = widest(params, self._machine(), training.sources)
         codes = np.unique(np.array([str(label) for label in _labels(training)]), return_inverse=True)[1]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        return choose(extractor, training, codes, machine=self._machine(), random_state=seed)
+        names, self.race_ = backbone_names(self.backbone), None
+        refuse_checkpoint(names, self.checkpoint)
+        recipe, machine = self._recipe(), self._machine()
+        if len(names) > 1:
+            judged = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
+            self.race_ = race(
+                {name: widest({**judged, "backbone": name}, machine, training.sources) for name in names},
+                training,
+                codes,
+                groups=training.groups,
+                n_all=n_all,
+                budget_s=self.backbone_budget,
+                say=self._say,
+                n_jobs=n_threads(self.n_jobs),
+                random_state=seed,
+            )
+            names = self.race_.winners
+        wide = [widest({**recipe, "backbone": name}, machine, training.sources) for name in names]
+        return side_by_side(
+            [choose(one, training, codes, machine=machine, random_state=seed) for one in wide]
+        )
 
     def _learn(self, ids: NDArray[np.uint8], blocks: RowBlocks, images: ImageSet) -> None:
         y = check_labels(_labels(images))
@@ -526,6 +567,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.scoring_ = tuned.scoring
         self.choice_ = tuned.choice
         self.tried_ = tuned.tried
+
+    def _say(self, words: str) -> None:
+        if self.callback is not None:
+            self.callback(Progress(0, 0, stage="backbones", message=words))
 
     def _report(self, state: SearchProgress) -> None:
         if self.callback is not None:
@@ -563,10 +608,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
                 stacklevel=4,
             )
 
-    def _chosen(self) -> FeatureExtractor:
+    def _chosen(self) -> Networks:
         """An extractor of just the representations that won."""
-        specs = {name: self.specs_[name] for name in self.best_blocks_}
-        return FeatureExtractor.from_specs(specs, self.card_, **self._machine())
+        return gather({name: self.specs_[name] for name in self.best_blocks_}, self.cards_, self._machine())
+
+    def _recipe(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in RECIPE_PARAMS}
 
     def _machine(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in MACHINE_PARAMS}

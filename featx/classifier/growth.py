@@ -19,10 +19,10 @@ from sklearn.base import clone
 from featx.advice import Advice, Probe, advise_on_rows
 from featx.classifier.estimator import MACHINE_PARAMS, SEARCH_PARAMS, ImageClassifier
 from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
+from featx.classifier.networks import gather
 from featx.classifier.tuning import tune, tune_again
 from featx.evaluation import Comparison, Evaluation, Metric, compare, evaluate
 from featx.exceptions import DataError, LabelError, UsageError
-from featx.extractor import FeatureExtractor
 from featx.images import ImageSet, read_digests
 from featx.rows import RowBlocks
 from featx.spec import FeatureSpec
@@ -199,7 +199,7 @@ def grow(
     known = _known(clf, store, old)
     specs = _specs_at_hand(clf, store, known.ids)
     machine = {name: getattr(clf, name) for name in MACHINE_PARAMS} | {"store": store}
-    extractor = FeatureExtractor.from_specs(specs, clf.card_, **machine)
+    extractor = gather(specs, clf.cards_, machine)
     computed = 0
     if old is not None:
         computed += extractor.extract(old.sources, names=old.names, on_error="skip").computed
@@ -296,12 +296,15 @@ def _specs_at_hand(
     clf: ImageClassifier, store: FeatureStore, ids: NDArray[np.uint8]
 ) -> dict[str, FeatureSpec]:
     """The model's recipes, and others of the same pass of which the rows of all old images are there."""
-    first = clf.specs_[clf.best_blocks_[0]]
+    block = clf.best_blocks_[0]
+    first = clf.specs_[block]
+    network = block.removesuffix(first.block)  # of another than the first network: its name and a slash
     specs = {name: clf.specs_[name] for name in clf.best_blocks_}
     for key, spec in store.keys().items():
         alike = set(first.differing(spec)) <= OF_ONE_PASS and spec.pool != "none"
-        if alike and spec.block not in specs and not np.asarray(store.missing(key, ids)).any():
-            specs[spec.block] = spec
+        name = network + spec.block
+        if alike and name not in specs and not np.asarray(store.missing(key, ids)).any():
+            specs[name] = spec
     return specs
 
 
@@ -388,7 +391,7 @@ def _refit(
         )  # fmt: skip
     grown._take(tuned)
     grown.oof_evaluation_ = evaluate(labels, grown.oof_proba_, grown.classes_, groups=units)
-    grown.card_ = clf.card_
+    grown.card_, grown.cards_, grown.race_ = clf.card_, clf.cards_, None
     grown.specs_ = dict(specs)
     grown._golden_rows = None
     return grown

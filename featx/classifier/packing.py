@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from featx.advice import Adjustment, Choice
 from featx.backbones.card import BackboneCard
 from featx.classifier.estimator import ImageClassifier
+from featx.classifier.networks import is_of
 from featx.classifier.tuning import Tried
 from featx.evaluation import Calibration, Evaluation
 from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
@@ -154,7 +155,7 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "params": {name: getattr(clf, name) for name in PARAMS},
-        "card": json.loads(clf.card_.to_json()),
+        "cards": [json.loads(card.to_json()) for card in clf.cards_],
         "blocks": list(clf.best_blocks_),
         "specs": {name: json.loads(clf.specs_[name].to_json()) for name in clf.best_blocks_},
         "classes": {
@@ -175,7 +176,10 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
 def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> ImageClassifier:
     params = {name: _tupled(value) for name, value in model["params"].items() if name in PARAMS}
     clf = ImageClassifier(**params)
-    clf.card_ = BackboneCard.from_json(json.dumps(model["card"]))
+    cards = model["cards"] if "cards" in model else [model["card"]]  # one network in the first files
+    clf.cards_ = tuple(BackboneCard.from_json(json.dumps(card)) for card in cards)
+    clf.card_ = clf.cards_[0]
+    clf.race_ = None
     clf.best_blocks_ = tuple(model["blocks"])
     clf.specs_ = {name: FeatureSpec.from_json(json.dumps(model["specs"][name])) for name in clf.best_blocks_}
     clf.classes_ = np.array(model["classes"]["values"], dtype=np.dtype(model["classes"]["dtype"]))
@@ -207,7 +211,7 @@ def _check_description(clf: ImageClassifier) -> None:
     """Refuse types and sizes that fit neither the network nor the head, before something is made of them."""
     found = [one for one in (clf.adjustment_, clf.choice_) if one is not None]
     for record in (
-        clf.card_,
+        *clf.cards_,
         clf.calibration_,
         clf.oof_evaluation_,
         *clf.specs_.values(),
@@ -220,9 +224,10 @@ def _check_description(clf: ImageClassifier) -> None:
         if len(clf.adjustment_.offsets) != len(clf.classes_):
             raise ValueError(f"{len(clf.adjustment_.offsets)} offsets for {len(clf.classes_)} classes")
     for spec in clf.specs_.values():
-        if (spec.architecture, spec.weights) != (clf.card_.architecture, clf.card_.weights):
-            raise ValueError("a spec is of another network than the card")
-        if spec.pool not in clf.card_.pools(spec.cut):
+        card = next((card for card in clf.cards_ if is_of(spec, card)), None)
+        if card is None:
+            raise ValueError("a spec is of another network than the cards")
+        if spec.pool not in card.pools(spec.cut):
             raise ValueError(f"pool {spec.pool!r} is not possible at {spec.cut!r}")
         if not all(0 < side <= MAX_INPUT_SIDE for side in spec.input_size) or not 0 < spec.crop_pct <= 4:
             raise ValueError(f"an input size of {spec.input_size} pixels, cropped to {spec.crop_pct}")

@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--others",
         metavar="NAME[,NAME...]",
-        help="backbones to compare on at most 1,000 images (see `featx models`)",
+        help="backbones to compare on at most 500 images (see `featx models`)",
     )
     parser.add_argument(
         "--budget", type=float, default=600.0, metavar="S", help="seconds for other backbones (default 600)"

@@ -17,15 +17,29 @@ def add_cache(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--no-cache", action="store_true", help="keep no rows on disk")
 
 
-def add_backbone(parser: argparse.ArgumentParser) -> None:
-    """What network turns pictures into rows, and how."""
+def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
+    """What network turns pictures into rows, and how; `several` lets candidates compete."""
     group = parser.add_argument_group("backbone")
-    group.add_argument(
-        "--backbone",
-        default="tf_efficientnet_lite0.in1k",
-        metavar="NAME",
-        help="timm model (see `featx models`)",
-    )
+    default = "tf_efficientnet_lite0.in1k"
+    if several:
+        group.add_argument(
+            "--backbone",
+            default=default,
+            metavar="NAME[,NAME...]|auto",
+            help="timm model (see `featx models`); of several, or of all that are here (auto), the best on "
+            "at most 500 training images is taken, or the best two side by side",
+        )
+        group.add_argument(
+            "--backbone-budget",
+            type=number(0, 1e9),
+            default=600.0,
+            metavar="S",
+            help="seconds for the choice between several (default 600)",
+        )
+    else:
+        group.add_argument(
+            "--backbone", default=default, metavar="NAME", help="timm model (see `featx models`)"
+        )
     group.add_argument(
         "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
     )

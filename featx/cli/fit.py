@@ -72,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--study-name", metavar="NAME")
     group.add_argument("--seed", type=arguments.whole(0), default=0)
     group.add_argument("--jobs", type=arguments.whole(1), metavar="N", help="threads of the search")
-    arguments.add_backbone(parser)
+    arguments.add_backbone(parser, several=True)
     parser.add_argument(
         "--cut",
         "--taps",
@@ -96,7 +96,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     images = load_images(args.data, follow_links=args.follow_links)
     images = show.data_set(console, images, min_per_class=args.min_per_class)
     clf = ImageClassifier(
-        args.backbone,
+        arguments.one_or_list(args.backbone, "auto"),
+        backbone_budget=args.backbone_budget,
         cut=arguments.one_or_list(args.cut, "auto"),
         pool=arguments.one_or_list(args.pool, "auto"),
         resize=arguments.one_or_list(args.resize, "auto"),
@@ -127,7 +128,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         callback=console.progress,
     )
     if args.dry_run:
-        show.plan(console, clf.plan(images))
+        show.plans(console, clf.plans(images))
         return 0
     skipped_csv = Path(args.output).with_suffix(".skipped.csv")
     try:

@@ -51,7 +51,12 @@ def search(console: Console, clf: Any) -> None:
     listed = ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
     blocks = clf.best_blocks_
     where = ", ".join(blocks) if len(blocks) <= BLOCKS_SHOWN else f"{len(blocks)} layers and poolings"
-    console.text(f"chosen    {head} ({listed}) on {where} of {clf.backbone}")
+    if clf.race_ is not None:
+        for sentence in clf.race_.sentences():
+            console.text(f"backbone  {sentence}")
+        console.data(backbones=clf.race_.to_dict())
+    networks = " and ".join(card.name for card in clf.cards_)
+    console.text(f"chosen    {head} ({listed}) on {where} of {networks}")
     console.text(
         f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});"
     )
@@ -67,7 +72,7 @@ def search(console: Console, clf: Any) -> None:
         choice=clf.choice_ and clf.choice_.to_dict(),
         tried=[one.to_dict() for one in clf.tried_],
         model={
-            "backbone": clf.backbone,
+            "backbone": networks,
             "blocks": list(clf.best_blocks_),
             "params": clf.best_params_,
             "cross_validation_score": clf.best_score_,
@@ -158,6 +163,19 @@ def skipped(
             "--max-bad allows; mend or remove them, or raise it. The others are done and kept."
         )
     return 1 if strict else 3
+
+
+def plans(console: Console, plans: dict[str, Any]) -> None:
+    """What a run would compute, for each backbone that may be chosen."""
+    if len(plans) == 1:
+        plan(console, next(iter(plans.values())))
+        return
+    console.table(
+        ["backbone", "images", "cached", "to compute", "time here"],
+        [[name, p.total, p.cached, p.to_compute, duration(p.seconds)] for name, p in plans.items()],
+        right=(1, 2, 3),
+    )
+    console.data(backbones={name: vars(p) for name, p in plans.items()})
 
 
 def plan(console: Console, plan: Any) -> None:

@@ -1,0 +1,131 @@
+"""Several networks as one extractor: the same images, their blocks side by side.
+
+A block of the first network has the plain name ``cut:pool:resize``, one of another its network's name before
+that: ``resnet50.a1_in1k/layer3:avg:crop``. A spec says by the digest of its weights whose it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from featx.backbones.card import BackboneCard
+from featx.extractor import Extraction, FeatureExtractor
+from featx.images import ImageSource
+from featx.rows import RowBlocks
+from featx.spec import FeatureSpec
+from featx.stores.base import FeatureStore
+
+Specs = dict[str, FeatureSpec]
+
+
+class Networks:
+    """Fitted extractors of different networks, of which one call extracts all.
+
+    Parameters
+    ----------
+    extractors : sequence of FeatureExtractor
+        Fitted; their blocks have different names.
+    """
+
+    def __init__(self, extractors: Sequence[FeatureExtractor]) -> None:
+        self.extractors = tuple(extractors)
+
+    @property
+    def card_(self) -> BackboneCard:
+        """Of the first network."""
+        return self.cards_[0]
+
+    @property
+    def cards_(self) -> tuple[BackboneCard, ...]:
+        """What is known of the networks."""
+        return tuple(extractor.card_ for extractor in self.extractors)
+
+    @property
+    def specs_(self) -> Specs:
+        """Recipe of each block."""
+        return {name: spec for extractor in self.extractors for name, spec in extractor.specs_.items()}
+
+    def extract(
+        self,
+        sources: Sequence[ImageSource],
+        *,
+        on_error: str = "raise",
+        names: Sequence[str] | None = None,
+        store: FeatureStore | None = None,
+    ) -> Extraction:
+        """As `FeatureExtractor.extract`; an image that one network cannot use is left out of all."""
+        first = self.extractors[0].extract(sources, on_error=on_error, names=names, store=store)
+        for extractor in self.extractors[1:]:
+            kept = [sources[row] for row in first.kept]
+            called = None if names is None else [names[row] for row in first.kept]
+            first = _joined(first, extractor.extract(kept, on_error=on_error, names=called, store=store))
+        return first
+
+
+def gather(
+    specs: Mapping[str, FeatureSpec],
+    cards: Sequence[BackboneCard],
+    machine: Mapping[str, Any],
+    *,
+    backbones: Mapping[str, Any] | None = None,
+) -> Networks:
+    """An extractor of exactly these blocks, of one network or several.
+
+    Parameters
+    ----------
+    specs : mapping of str to FeatureSpec
+        Recipes.
+    cards : sequence of BackboneCard
+        Of their networks.
+    machine : mapping
+        Parameters of `FeatureExtractor` that move no row.
+    backbones : mapping of str to object, optional
+        For names of cards what is to be loaded, where it is not what the name says.
+    """
+    found = []
+    for card in cards:
+        own = {name: spec for name, spec in specs.items() if is_of(spec, card)}
+        if own:
+            backbone = (backbones or {}).get(card.name, card.name)
+            found.append(FeatureExtractor.from_specs(own, card, **{**machine, "backbone": backbone}))
+    return Networks(found)
+
+
+def side_by_side(extractors: Sequence[FeatureExtractor]) -> Networks:
+    """Several networks' extractors, the blocks of all but the first named after their network."""
+    for extractor in extractors[1:]:
+        extractor.specs_ = {f"{extractor.card_.name}/{name}": s for name, s in extractor.specs_.items()}
+    return Networks(extractors)
+
+
+def is_of(spec: FeatureSpec, card: BackboneCard) -> bool:
+    """Whether a recipe is one of a network's."""
+    return (spec.architecture, spec.weights) == (card.architecture, card.weights)
+
+
+def _joined(first: Extraction, second: Extraction) -> Extraction:
+    """Two networks' rows of the images that both could use."""
+    widths = {name: blocks.width(name) for blocks in (first.blocks, second.blocks) for name in blocks}
+    left = first.blocks.take(second.kept)
+    loaders = {name: _loader(blocks, name) for blocks in (left, second.blocks) for name in blocks}
+    return dataclasses.replace(
+        first,
+        ids=second.ids,
+        kept=first.kept[np.asarray(second.kept)],
+        skipped=[*first.skipped, *second.skipped],
+        blocks=RowBlocks(loaders, second.blocks.n_rows, widths=widths),
+        specs={**first.specs, **second.specs},
+        computed=max(first.computed, second.computed),
+        canaries=first.canaries + second.canaries,
+        remarks=tuple(dict.fromkeys([*first.remarks, *second.remarks])),
+        seconds=first.seconds + second.seconds,
+        loading_s=first.loading_s + second.loading_s,
+    )
+
+
+def _loader(blocks: RowBlocks, name: str) -> Any:
+    return lambda: blocks[name]
