@@ -155,7 +155,8 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "params": {name: getattr(clf, name) for name in PARAMS},
-        "cards": [json.loads(card.to_json()) for card in clf.cards_],
+        "card": json.loads(clf.card_.to_json()),
+        "more_cards": [json.loads(card.to_json()) for card in clf.cards_[1:]],
         "blocks": list(clf.best_blocks_),
         "specs": {name: json.loads(clf.specs_[name].to_json()) for name in clf.best_blocks_},
         "classes": {
@@ -176,7 +177,7 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
 def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> ImageClassifier:
     params = {name: _tupled(value) for name, value in model["params"].items() if name in PARAMS}
     clf = ImageClassifier(**params)
-    cards = model["cards"] if "cards" in model else [model["card"]]  # one network in the first files
+    cards = [model["card"], *model.get("more_cards", ())]  # the first files have one network
     clf.cards_ = tuple(BackboneCard.from_json(json.dumps(card)) for card in cards)
     clf.card_ = clf.cards_[0]
     clf.race_ = None
