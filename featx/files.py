@@ -36,6 +36,21 @@ MAX_MEMBERS = 256
 MAX_ARCHIVE_BYTES = 2**31 - 1
 """An archive is below 2 GiB, so that no zip64 record is ever needed and none is ever read."""
 
+MODEL_KIND = "featx-classifier"
+MODEL_FORMAT = 2
+"""Of a saved classifier. Raise it when a member changes its meaning, and keep reading the older ones; 2 has a
+fine-tuned network beside the head, and a classifier without one is still written as 1."""
+
+MODEL_MEMBERS = {
+    "model.json": 16 << 20,
+    "golden.safetensors": 64 << 20,
+    "split.safetensors": 256 << 20,
+    "head.skops": 2**31 - 1,
+    "finetune.json": 16 << 20,
+    "finetune.safetensors": 2**31 - 1,
+}
+"""What the file of a classifier may hold, and how many bytes of each."""
+
 _END = struct.Struct("<4s4H2LH")  # end of central directory: APPNOTE.TXT 4.3.16
 _CENTRAL_BYTES = 46  # of a central directory entry without its name: APPNOTE.TXT 4.3.12
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time of the format; a real one would change the bytes

@@ -87,6 +87,36 @@ def test_fit_saves_a_model_and_reports_the_held_out_part(
     assert document["computed"] == 24
 
 
+TUNED = ["--fine-tune", "yes", "--unfreeze", "1", "--epochs", "1", "--input-size", "64"]
+
+
+def test_fit_tells_disk_and_phases_of_fine_tuning_and_what_came_of_it(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "tuned.featx"
+    command = ["fit", str(class_folders), *FAST, *TUNED, "--head", "mlp", "-o", str(path)]
+    assert main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "kB at layer3" in said
+    assert "phase 2 of 2: at most 1 epochs of adamw" in said
+    assert "weight decay 0.05" in said
+    assert not path.exists()
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "kB at layer3" in err
+    assert "phase 1 of 2: at most 25 epochs" in err
+    told = json.loads(out)["fine_tuning"]
+    assert told["tried"] is True
+    assert told["kept"] is (told["verdict"]["comparison"]["low"] > 0)
+    assert "held-back images" in told["reason"]
+    assert main(["predict", str(path), str(class_folders)]) == 0
+
+
+def test_options_of_fine_tuning_need_it(class_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", str(class_folders), *FAST, "--unfreeze", "all"]) == 2
+    assert "ask for it: --fine-tune yes" in capsys.readouterr().err
+
+
 def test_a_second_fit_computes_nothing(
     class_folders: Path, model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

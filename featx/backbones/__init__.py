@@ -2,5 +2,15 @@
 
 from featx.backbones.card import BackboneCard, Tap
 from featx.backbones.catalog import ModelRow, download, list_models, load_backbone, open_card
+from featx.backbones.finetuned import is_model_file
 
-__all__ = ["BackboneCard", "ModelRow", "Tap", "download", "list_models", "load_backbone", "open_card"]
+__all__ = [
+    "BackboneCard",
+    "ModelRow",
+    "Tap",
+    "download",
+    "is_model_file",
+    "list_models",
+    "load_backbone",
+    "open_card",
+]

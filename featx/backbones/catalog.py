@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from featx.backbones import sources
 from featx.backbones.card import BackboneCard
-from featx.exceptions import BackboneError, UnknownModelError, WeightsNotFoundError
+from featx.backbones.finetuned import is_model_file, read_base_card
+from featx.exceptions import BackboneError, UnknownModelError, UsageError, WeightsNotFoundError
 
 if TYPE_CHECKING:
     from featx.backbones.network import Backbone
@@ -39,7 +40,8 @@ def open_card(
     Parameters
     ----------
     name : str
-        A registered timm name, with or without a tag.
+        A registered timm name, with or without a tag; or a saved model (``"pets.featx"``) whose network was
+        fine-tuned.
     checkpoint : path, optional
         A file (or a folder with one) of weights to use instead of the known sources.
     pretrained : bool
@@ -56,6 +58,7 @@ def open_card(
     WeightsNotFoundError
         If no source has the weights and the store knows no card; the message says how to get them.
     """
+    name, checkpoint = resolve_name(name, checkpoint)
     note = _note_name(name, checkpoint, pretrained=pretrained, seed=seed)
     remembered = store.recall("backbones", note) if store is not None else None
     try:
@@ -84,8 +87,8 @@ def load_backbone(
     Parameters
     ----------
     name : str or BackboneCard
-        A registered timm name; or a card, whose weights the loaded ones must then be (random ones are made
-        from its own seed).
+        A registered timm name or a saved model; or a card, whose weights the loaded ones must then be
+        (random ones are made from its own seed).
     checkpoint, pretrained, seed
         As for `open_card`.
     device : str
@@ -99,6 +102,8 @@ def load_backbone(
         If a card is given and the weights found are others.
     """
     card = name if isinstance(name, BackboneCard) else None
+    if card is None:
+        name, checkpoint = resolve_name(str(name), checkpoint)
     if card is not None and card.source.startswith("random:"):
         pretrained, seed = False, int(card.source.partition(":")[2])
     backbone, _ = _load(
@@ -108,6 +113,25 @@ def load_backbone(
 
     backbone.module.to(resolve_device(device))
     return backbone
+
+
+def resolve_name(
+    name: str, checkpoint: str | os.PathLike[str] | None = None
+) -> tuple[str, str | os.PathLike[str] | None]:
+    """Timm's name and the checkpoint that a backbone's name means: a saved model is both in one.
+
+    Raises
+    ------
+    UsageError
+        If a checkpoint is given beside a saved model, or that has no network of its own.
+    ModelFileError
+        If it is damaged.
+    """
+    if not is_model_file(name):
+        return name, checkpoint
+    if checkpoint is not None:
+        raise UsageError(f"the backbone {name} has weights of its own; give no checkpoint beside it.")
+    return read_base_card(name).name, name
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featx.backbones.finetuned import SUFFIX, is_model_file, load_finetuned
 from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
 
 
@@ -232,9 +233,10 @@ def load_pretrained(name: str, path: Path) -> Any:
 
 def load_file(name: str, path: Path) -> Any:
     """A user's file: also of a network with another number of classes, or without a classifier."""
-    import timm
     from timm.models import load_state_dict
 
+    if is_model_file(path):
+        return load_finetuned(name, path)
     _check_suffix(path)
     try:
         state = load_state_dict(str(path), weights_only=True)
@@ -242,6 +244,13 @@ def load_file(name: str, path: Path) -> Any:
         raise BackboneError(f"{path} cannot be read as weights: {_first_lines(error)}") from error
     if not isinstance(state, dict) or not state or not all(hasattr(one, "shape") for one in state.values()):
         raise BackboneError(f"{path} holds no state dict (tensors by name) for {name}.")
+    return load_state(name, state, path)
+
+
+def load_state(name: str, state: Mapping[str, Any], path: str | Path = "this state dict") -> Any:
+    """The timm network of a state dict, with as many classes as it has."""
+    import timm
+
     config = timm.get_pretrained_cfg(name)
     n_classes = _count_classes(state, config.classifier if config else None)
     overlay = {"state_dict": state, "num_classes": n_classes, "label_offset": 0}
@@ -296,7 +305,7 @@ def explain_missing(name: str, error: BaseException | None = None) -> str:
     )
 
 
-def _create(name: str, path: Path, overlay: dict[str, Any], **options: Any) -> Any:
+def _create(name: str, path: str | Path, overlay: dict[str, Any], **options: Any) -> Any:
     import timm
 
     try:
@@ -330,7 +339,9 @@ def _file_of(folder: Path) -> Path:
 
 def _check_suffix(path: Path) -> None:
     if path.suffix not in WEIGHT_SUFFIXES:
-        raise UsageError(f"{path} is not a file of weights; {', '.join(WEIGHT_SUFFIXES)} are.")
+        raise UsageError(
+            f"{path} is not a file of weights; {', '.join(WEIGHT_SUFFIXES)} are, and saved models ({SUFFIX})."
+        )
 
 
 def _cached(candidate: tuple[str, str]) -> Path | None:

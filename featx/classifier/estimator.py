@@ -23,12 +23,15 @@ from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from featx.advice import Advice
+from featx.backbones import is_model_file
+from featx.classifier.finetuning import check as check_fine_tune
+from featx.classifier.finetuning import fine_tune
 from featx.classifier.labels import remember_labels
 from featx.classifier.networks import Networks, gather, side_by_side
 from featx.classifier.race import Race, backbone_names, race, refuse_checkpoint
 from featx.classifier.representation import AUTO, choose, widest
 from featx.classifier.tuning import Tuned, tune
-from featx.evaluation import Evaluation, evaluate
+from featx.evaluation import Calibration, Evaluation, evaluate
 from featx.exceptions import (
     DataError,
     DriftWarning,
@@ -38,6 +41,7 @@ from featx.exceptions import (
     UsageError,
 )
 from featx.extractor import DEFAULT_BACKBONE, Extraction, Plan, Progress
+from featx.finetune import FineTunedNetwork
 from featx.heads import decision_scores
 from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
 from featx.rows import RowBlocks
@@ -119,6 +123,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Where rows are kept. None is the cache folder (``FEATX_CACHE``); "memory" keeps nothing on disk.
     runtime, device, precision, dtype, batch_size, decode, background, bit_depth, max_pixels, isolate
         See `FeatureExtractor`.
+    fine_tune : {"auto", True, False}, default False
+        Whether the network's upper layers are retrained on the training part after the search, and kept if
+        they beat the tuned head there beyond chance (see `featx.finetune`). It takes minutes to hours, so it
+        must be asked for. "auto" tries it where a better network could be told from chance at all, which
+        depends on the number of images and on how many the head gets wrong.
+    fine_tune_params : dict, optional
+        Parameters of `featx.finetune.FineTuner`: ``unfreeze``, ``head``, ``phases``, ``view_policy``, ...
     storage, study_name
         Optuna's storage URL and study name, to watch or resume a search.
     max_bad : float, default 0.05
@@ -164,6 +175,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Out-of-fold probabilities of the training images.
     oof_evaluation_ : Evaluation
         Out-of-fold estimate on the training images.
+    fine_tune_ : FineTuneReport or None
+        What came of fine-tuning and why; None where it was not asked for.
+    network_ : FineTunedNetwork or None
+        The fine-tuned network, if it was kept: then it predicts instead of `best_estimator_`.
     evaluation_ : Evaluation
         Score on the held-out test part; only after `fit_with_test`.
     advice_ : Advice
@@ -217,6 +232,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         bit_depth: str = "full",
         max_pixels: int = MAX_PIXELS,
         isolate: bool = False,
+        fine_tune: bool | str = False,
+        fine_tune_params: Mapping[str, Any] | None = None,
         storage: Any = None,
         study_name: str | None = None,
         max_bad: float = 0.05,
@@ -250,6 +267,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.bit_depth = bit_depth
         self.max_pixels = max_pixels
         self.isolate = isolate
+        self.fine_tune = fine_tune
+        self.fine_tune_params = fine_tune_params
         self.storage = storage
         self.study_name = study_name
         self.max_bad = max_bad
@@ -295,6 +314,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self._learn(rows.ids, rows.blocks, images)
         self.__dict__.pop("evaluation_", None)  # an earlier call's, of other data
         self.assignment_ = _assignment(rows.ids, np.zeros(len(rows.ids), bool))
+        self.network_, self.fine_tune_ = fine_tune(self, images, rows.blocks)
         return self
 
     def fit_with_test(
@@ -351,7 +371,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self._learn(rows.ids[~is_test], rows.blocks.take(~is_test), train)
         self.assignment_ = _assignment(rows.ids, is_test)
         remember_labels(rows.store, self.assignment_, rows.ids, _labels(images), images.groups)
-        self.evaluation_ = self._evaluation(rows.blocks.take(is_test), test)
+        self.network_, self.fine_tune_ = fine_tune(self, train, rows.blocks.take(~is_test))
+        of_test = rows.blocks.take(is_test) if self.network_ is None else self.extract(test).blocks
+        self.evaluation_ = self._evaluation(of_test, test)
         return self
 
     def predict(self, X: Images) -> NDArray[Any]:
@@ -372,7 +394,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def decision_function(self, X: Images) -> NDArray[np.float64]:
         """Calibrated decision scores, shape (n_images,) for two classes, else (n_images, n_classes)."""
         check_is_fitted(self, "best_estimator_")
-        return self.calibration_.scores(self._decisions(self.extract(as_images(X)).blocks))
+        return self._calibration().scores(self._decisions(self.extract(as_images(X)).blocks))
 
     def score(self, X: Images, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy on labelled images.
@@ -435,7 +457,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def proba_of_rows(self, blocks: RowBlocks) -> NDArray[np.float64]:
         """Probabilities, shape (n_rows, n_classes), from rows that `extract` returned."""
-        return self.calibration_.proba(self._decisions(blocks))
+        return self._calibration().proba(self._decisions(blocks))
 
     def decisions_of_rows(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Decision scores before calibration, from the rows of the best blocks side by side."""
@@ -507,6 +529,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.skipped_ = _all_skipped(images, rows)
         _refuse_too_many(self.skipped_, len(images) + len(images.skipped), self.max_bad)
         self.card_, self.cards_ = extractor.card_, extractor.cards_
+        self._model_files = {
+            one.card_.weights: str(one.backbone)
+            for one in extractor.extractors
+            if is_model_file(one.backbone)
+        }
         self.specs_ = rows.specs
         self.n_computed_ = rows.computed
         self.remarks_ = rows.remarks
@@ -516,6 +543,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _candidates(self, training: ImageSet, *, n_all: int) -> Networks:
         """An extractor of every representation that the search may choose."""
+        check_fine_tune(self)
         codes = np.unique(np.array([str(label) for label in _labels(training)]), return_inverse=True)[1]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         names, self.race_ = backbone_names(self.backbone), None
@@ -551,6 +579,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.oof_evaluation_ = evaluate(y, self.oof_proba_, self.classes_, groups=groups)
         self._golden_rows: NDArray[np.float32] | None = None
         self._training, self._advice = images, None
+        self.network_, self.fine_tune_ = None, None
 
     def _take(self, tuned: Tuned) -> None:
         """Take over what was tuned."""
@@ -579,7 +608,23 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _decisions(self, blocks: RowBlocks) -> NDArray[np.float64]:
         check_is_fitted(self, "best_estimator_")
-        return self.decisions_of_rows(blocks.stack(self.best_blocks_))
+        rows = blocks.stack(self._answering())
+        network = self._network()
+        if network is not None:
+            return network.logits_of_features(rows)
+        return self.decisions_of_rows(rows)
+
+    def _calibration(self) -> Calibration:
+        network = self._network()
+        return self.calibration_ if network is None else network.calibration
+
+    def _network(self) -> FineTunedNetwork | None:
+        return getattr(self, "network_", None)
+
+    def _answering(self) -> tuple[str, ...]:
+        """Blocks that predictions are made from."""
+        network = self._network()
+        return self.best_blocks_ if network is None else (network.feature_spec.block,)
 
     def _evaluation(
         self, blocks: RowBlocks, images: ImageSet, *, min_confidence: float | None = None
@@ -596,7 +641,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         expected, self._golden_rows = self._golden_rows, None
         if expected is None:
             return
-        rows = self._chosen().extract(golden_pictures(), store=MemoryStore()).blocks.stack(self.best_blocks_)
+        rows = self._chosen().extract(golden_pictures(), store=MemoryStore()).blocks.stack(self._answering())
         lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
         cosine = np.einsum("ij,ij->i", rows, expected) / lengths
         if not cosine.min() >= GOLDEN_COSINE:
@@ -609,8 +654,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             )
 
     def _chosen(self) -> Networks:
-        """An extractor of just the representations that won."""
-        return gather({name: self.specs_[name] for name in self.best_blocks_}, self.cards_, self._machine())
+        """An extractor of just what predicts: the representations that won, or the fine-tuned network's."""
+        network = self._network()
+        return self._of_probe() if network is None else Networks([network.to_extractor(**self._machine())])
+
+    def _of_probe(self) -> Networks:
+        specs = {name: self.specs_[name] for name in self.best_blocks_}
+        return gather(specs, self.cards_, self._machine(), backbones=self._model_files)
 
     def _recipe(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in RECIPE_PARAMS}

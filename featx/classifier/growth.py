@@ -191,6 +191,11 @@ def grow(
     """
     if images.labels is None:
         raise LabelError("the new images have no labels; give class folders or a manifest with labels.")
+    if clf._network() is not None:
+        raise UsageError(
+            "the network of this model was fine-tuned on the old images; fit again on all of them, or give "
+            "the model file as the backbone: featx fit --backbone MODEL.featx."
+        )
     if images.weights is not None:
         raise UsageError("sample weights of the old images are not kept; fit again on all images instead.")
     if "test" not in clf.assignment_.values():
@@ -199,7 +204,7 @@ def grow(
     known = _known(clf, store, old)
     specs = _specs_at_hand(clf, store, known.ids)
     machine = {name: getattr(clf, name) for name in MACHINE_PARAMS} | {"store": store}
-    extractor = gather(specs, clf.cards_, machine)
+    extractor = gather(specs, clf.cards_, machine, backbones=clf._model_files)
     computed = 0
     if old is not None:
         computed += extractor.extract(old.sources, names=old.names, on_error="skip").computed
@@ -393,7 +398,8 @@ def _refit(
     grown.oof_evaluation_ = evaluate(labels, grown.oof_proba_, grown.classes_, groups=units)
     grown.card_, grown.cards_, grown.race_ = clf.card_, clf.cards_, None
     grown.specs_ = dict(specs)
-    grown._golden_rows = None
+    grown._golden_rows, grown._model_files = None, clf._model_files
+    grown.network_, grown.fine_tune_ = None, None
     return grown
 
 

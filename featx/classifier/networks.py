@@ -84,13 +84,13 @@ def gather(
     machine : mapping
         Parameters of `FeatureExtractor` that move no row.
     backbones : mapping of str to object, optional
-        For names of cards what is to be loaded, where it is not what the name says.
+        For digests of weights what is to be loaded, where it is not what the card's name says.
     """
     found = []
     for card in cards:
         own = {name: spec for name, spec in specs.items() if is_of(spec, card)}
         if own:
-            backbone = (backbones or {}).get(card.name, card.name)
+            backbone = (backbones or {}).get(card.weights, card.name)
             found.append(FeatureExtractor.from_specs(own, card, **{**machine, "backbone": backbone}))
     return Networks(found)
 

@@ -19,28 +19,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.advice import Adjustment, Choice
+from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
+from featx.backbones.finetuned import JSON_MEMBER, TENSOR_MEMBER
 from featx.classifier.estimator import ImageClassifier
+from featx.classifier.finetuning import FineTuneReport
 from featx.classifier.networks import is_of
 from featx.classifier.tuning import Tried
 from featx.evaluation import Calibration, Evaluation
 from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
-from featx.files import read_archive, read_json, write_archive
+from featx.files import (
+    MODEL_FORMAT,
+    MODEL_KIND,
+    MODEL_MEMBERS,
+    Archive,
+    read_archive,
+    read_json,
+    write_archive,
+)
+from featx.finetune import FineTunedNetwork
 from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
 
-KIND = "featx-classifier"
-FORMAT = 1
-"""Raise it when a member changes its meaning, and keep reading the older ones."""
+KIND, FORMAT, MEMBERS = MODEL_KIND, MODEL_FORMAT, MODEL_MEMBERS
 
-MEMBERS = {
-    "model.json": 16 << 20,
-    "golden.safetensors": 64 << 20,
-    "split.safetensors": 256 << 20,
-    "head.skops": 2**31 - 1,
-}
-"""What a file may hold, and how many bytes of each."""
+OF_NETWORK = (JSON_MEMBER, TENSOR_MEMBER)
+"""Members of a fine-tuned network, absent where a head on frozen features predicts."""
 
 GOLDEN_PICTURES = 8
 GOLDEN_SIDE = 96
@@ -55,7 +60,7 @@ MAX_INPUT_SIDE = 8192
 PARAMS = (
     "backbone", "cut", "pool", "resize", "input_size", "pretrained", "heads", "n_trials", "timeout", "cv",
     "n_repeats", "class_weight", "precision", "dtype", "decode", "background", "bit_depth", "max_bad",
-    "random_state",
+    "random_state", "fine_tune",
 )  # fmt: skip
 """Constructor parameters that are kept: what is about this machine (store, device, callback, ...) is not."""
 
@@ -64,11 +69,17 @@ PACKAGES = ("featx", "scikit-learn", "numpy", "skops", "timm", "torch")
 
 def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
     """Write a fitted classifier; see `ImageClassifier.save`."""
-    rows = clf.extract(golden_pictures()).blocks.stack(clf.best_blocks_)
+    pictures = golden_pictures()
+    rows = clf._of_probe().extract(pictures).blocks.stack(clf.best_blocks_)
+    golden: dict[str, NDArray[Any]] = {"rows": rows, "proba": _proba(clf, rows)}
+    network = clf._network()
+    if network is not None:
+        tuned = clf.extract(pictures).blocks.stack(clf._answering())
+        golden |= {"tuned_rows": tuned, "tuned_proba": network.proba_of_features(tuned)}
     ids = [bytes.fromhex(digest) for digest in clf.assignment_]
-    members = {
+    members: dict[str, bytes] = {
         "model.json": json.dumps(_describe(clf), sort_keys=True).encode(),
-        "golden.safetensors": dump_arrays({"rows": rows, "proba": _proba(clf, rows)}),
+        "golden.safetensors": dump_arrays(golden),
         "split.safetensors": dump_arrays(
             {
                 "ids": np.frombuffer(b"".join(ids), np.uint8).reshape(-1, DIGEST_BYTES),
@@ -76,9 +87,10 @@ def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
             }
         ),
         "head.skops": dump_estimator(clf.best_estimator_),
+        **({} if network is None else network.to_members()),
     }
     target = Path(path)
-    write_archive(target, members, kind=KIND, format=FORMAT)
+    write_archive(target, members, kind=KIND, format=1 if network is None else FORMAT)
     return target
 
 
@@ -113,7 +125,8 @@ def load(
     """
     archive = read_archive(path, kind=KIND, allowed=MEMBERS, max_format=FORMAT)
     where = os.fspath(path)
-    missing = [name for name in MEMBERS if name not in archive.members]
+    tuned = any(name in archive for name in OF_NETWORK)
+    missing = [name for name in MEMBERS if name not in archive and (tuned or name not in OF_NETWORK)]
     if missing:
         raise ModelFileError(f"{where}: has no member {', '.join(missing)}; get the file again.")
     model = read_json(archive.members["model.json"], where=f"{where}: model.json")
@@ -126,12 +139,38 @@ def load(
             f"{where}: model.json is not what featx writes ({type(error).__name__}: {error})."
         ) from None
     clf.set_params(store=store, checkpoint=checkpoint)
-    shapes = {"rows": (GOLDEN_PICTURES, None), "proba": (GOLDEN_PICTURES, len(clf.classes_))}
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for kind in ("", "tuned_") if tuned else ("",):
+        shapes |= {
+            f"{kind}rows": (GOLDEN_PICTURES, None),
+            f"{kind}proba": (GOLDEN_PICTURES, len(clf.classes_)),
+        }
     golden = load_arrays(archive.members["golden.safetensors"], shapes, where=f"{where}: golden.safetensors")
     _check_head(clf, golden, model, where)
     _remark_version(model, where)
-    clf._golden_rows = golden["rows"]
+    clf._golden_rows = golden["tuned_rows" if tuned else "rows"]
+    if tuned:
+        _open_network(clf, archive, golden, where)
     return clf
+
+
+def _open_network(
+    clf: ImageClassifier, archive: Archive, golden: dict[str, NDArray[Any]], where: str
+) -> None:
+    """The fine-tuned network, which must be of the classifier's classes and answer as it did."""
+    network = FineTunedNetwork.from_members(archive.members, checkpoint=clf.checkpoint, device=clf.device)
+    if network.classes.tolist() != clf.classes_.tolist():
+        raise ModelFileError(
+            f"{where}: the fine-tuned network has other classes than the head; get the file again."
+        )
+    rows, expected = golden["tuned_rows"], golden["tuned_proba"]
+    if rows.shape[1] != network.card.num_features:
+        raise ModelFileError(f"{where}: rows of {rows.shape[1]} features do not fit the network's head.")
+    if not np.abs(network.proba_of_features(rows) - expected).max() <= HEAD_TOLERANCE:
+        raise ModelFileError(
+            f"{where}: the fine-tuned head gives other outputs than it did; get the file again."
+        )
+    clf.network_ = network
 
 
 def golden_pictures() -> list[NDArray[np.uint8]]:
@@ -154,7 +193,7 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "params": {name: getattr(clf, name) for name in PARAMS},
+        "params": {name: getattr(clf, name) for name in PARAMS} | {"backbone": _backbone_name(clf)},
         "card": json.loads(clf.card_.to_json()),
         "more_cards": [json.loads(card.to_json()) for card in clf.cards_[1:]],
         "blocks": list(clf.best_blocks_),
@@ -170,17 +209,30 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
         "best_params": clf.best_params_,
         "best_score": clf.best_score_,
         "oof_evaluation": clf.oof_evaluation_.to_dict(),
+        "fine_tune": None if clf.fine_tune_ is None else clf.fine_tune_.to_dict(),
         "evaluation": clf.evaluation_.to_dict() if hasattr(clf, "evaluation_") else None,
     }
+
+
+def _backbone_name(clf: ImageClassifier) -> Any:
+    """A saved model as the backbone is known by its network's name: its path is this machine's affair."""
+    return clf.card_.name if _names_a_file(clf.backbone) else clf.backbone
+
+
+def _names_a_file(backbone: Any) -> bool:
+    return any(map(is_model_file, [backbone] if isinstance(backbone, str) else backbone))
 
 
 def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> ImageClassifier:
     params = {name: _tupled(value) for name, value in model["params"].items() if name in PARAMS}
     clf = ImageClassifier(**params)
+    if _names_a_file(clf.backbone):
+        raise ValueError(f"the backbone {clf.backbone!r:.80}, which is a file")
     cards = [model["card"], *model.get("more_cards", ())]  # the first files have one network
     clf.cards_ = tuple(BackboneCard.from_json(json.dumps(card)) for card in cards)
     clf.card_ = clf.cards_[0]
     clf.race_ = None
+    clf._model_files = {}
     clf.best_blocks_ = tuple(model["blocks"])
     clf.specs_ = {name: FeatureSpec.from_json(json.dumps(model["specs"][name])) for name in clf.best_blocks_}
     clf.classes_ = np.array(model["classes"]["values"], dtype=np.dtype(model["classes"]["dtype"]))
@@ -192,6 +244,9 @@ def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> Im
     clf.best_params_ = model["best_params"]
     clf.best_score_ = model["best_score"]
     clf.oof_evaluation_ = Evaluation.from_dict(model["oof_evaluation"])
+    told = model.get("fine_tune")
+    clf.fine_tune_ = None if told is None else FineTuneReport.from_dict(told)
+    clf.network_ = None
     if model["evaluation"] is not None:
         clf.evaluation_ = Evaluation.from_dict(model["evaluation"])
     shapes = {"ids": (None, DIGEST_BYTES), "test": (None,)}

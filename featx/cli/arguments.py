@@ -26,8 +26,8 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
             "--backbone",
             default=default,
             metavar="NAME[,NAME...]|auto",
-            help="timm model (see `featx models`); of several, or of all that are here (auto), the best on "
-            "at most 500 training images is taken, or the best two side by side",
+            help="timm model (see `featx models`) or a fine-tuned .featx file; of several, or of all that "
+            "are here (auto), the best on at most 500 training images is taken, or the best two side by side",
         )
         group.add_argument(
             "--backbone-budget",
@@ -38,7 +38,10 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
         )
     else:
         group.add_argument(
-            "--backbone", default=default, metavar="NAME", help="timm model (see `featx models`)"
+            "--backbone",
+            default=default,
+            metavar="NAME",
+            help="timm model (see `featx models`), or a fine-tuned .featx file",
         )
     group.add_argument(
         "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"

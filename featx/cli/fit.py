@@ -6,10 +6,11 @@ import argparse
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
-from featx.exceptions import TooManyBadImagesError
+from featx.exceptions import TooManyBadImagesError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--study-name", metavar="NAME")
     group.add_argument("--seed", type=arguments.whole(0), default=0)
     group.add_argument("--jobs", type=arguments.whole(1), metavar="N", help="threads of the search")
+    _add_fine_tuning(parser)
     arguments.add_backbone(parser, several=True)
     parser.add_argument(
         "--cut",
@@ -83,6 +85,83 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_precision(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
+
+
+def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group(
+        "fine-tuning", "the network's upper layers retrained on the training part, and kept only if they win"
+    )
+    group.add_argument(
+        "--fine-tune",
+        choices=["auto", "yes", "no"],
+        default="no",
+        help="auto: where a better network could be told from chance at all (default no: it takes minutes)",
+    )
+    group.add_argument(
+        "--unfreeze", metavar="K|TAP|all", help="last K stages, layers above a tap, or all (default 2)"
+    )
+    group.add_argument(
+        "--head",
+        choices=["probe", "linear", "mlp"],
+        help="start as the tuned probe (default), from zeros, or with a hidden layer that is trained first",
+    )
+    group.add_argument(
+        "--epochs",
+        type=arguments.whole(0),
+        metavar="N",
+        help="at most, with layers unfrozen (default 12)",
+    )
+    group.add_argument(
+        "--lr", type=arguments.number(0, 10), metavar="X", help="peak learning rate there (default 3e-4)"
+    )
+    group.add_argument(
+        "--fine-tune-trials", type=arguments.whole(0), metavar="N", help="let Optuna tune these with N trials"
+    )
+    group.add_argument(
+        "--views",
+        type=arguments.whole(0),
+        metavar="N",
+        help="augmented versions of each image to cache",
+    )
+    group.add_argument(
+        "--view-policy", metavar="POLICY", help="augmentation of those, or of streamed images (default light)"
+    )
+    group.add_argument(
+        "--verdicts", type=arguments.whole(1), metavar="N", help="disjoint parts that judge (1 to 5)"
+    )
+    group.add_argument(
+        "--disk-limit",
+        type=arguments.number(0, 1e6),
+        metavar="GB",
+        help="of rows; above it images stream",
+    )
+    group.add_argument(
+        "--checkpoints", metavar="DIR", help="write one after each epoch; the same command goes on from there"
+    )
+
+
+def _fine_tune_params(args: argparse.Namespace) -> dict[str, Any] | None:
+    """What of the fine-tuner was said; the rest is its own default."""
+    given = {
+        "unfreeze": int(args.unfreeze) if args.unfreeze and args.unfreeze.isdigit() else args.unfreeze,
+        "head": args.head,
+        "n_trials": args.fine_tune_trials,
+        "views": args.views,
+        "view_policy": args.view_policy,
+        "n_verdicts": args.verdicts,
+        "disk_limit": None if args.disk_limit is None else int(args.disk_limit * 1e9),
+        "checkpoints": args.checkpoints,
+    }
+    said = {name: value for name, value in given.items() if value is not None}
+    if args.epochs is not None or args.lr is not None:
+        from featx.finetune import default_phases
+
+        *first, last = default_phases(args.head or "probe")
+        changes = {"epochs": args.epochs, "lr": args.lr}
+        said["phases"] = (*first, last.replace(**{k: v for k, v in changes.items() if v is not None}))
+    if said and args.fine_tune == "no":
+        raise UsageError(f"{', '.join(said)} are about fine-tuning; ask for it: --fine-tune yes.")
+    return said or None
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -120,6 +199,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         bit_depth=args.bit_depth,
         max_pixels=args.max_pixels,
         isolate=args.isolate,
+        fine_tune=args.fine_tune if args.fine_tune == "auto" else args.fine_tune == "yes",
+        fine_tune_params=_fine_tune_params(args),
         storage=args.storage,
         study_name=args.study_name,
         max_bad=0.0 if args.strict else args.max_bad,
@@ -129,6 +210,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     )
     if args.dry_run:
         show.plans(console, clf.plans(images))
+        if args.fine_tune != "no":
+            show.fine_tune_plan(console, clf, images)
         return 0
     skipped_csv = Path(args.output).with_suffix(".skipped.csv")
     try:
@@ -141,6 +224,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     path = clf.save(args.output)
     seconds = time.monotonic() - began
     show.search(console, clf)
+    show.fine_tuning(console, clf)
     show.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
     show.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))

@@ -83,6 +83,35 @@ def search(console: Console, clf: Any) -> None:
     )
 
 
+def fine_tuning(console: Console, clf: Any) -> None:
+    """Whether a fine-tuned network predicts, and why."""
+    report = clf.fine_tune_
+    console.data(fine_tuning=None if report is None else report.to_dict())
+    if report is None:
+        return
+    console.text()
+    title = "fine-tuned" if report.kept else "probe kept" if report.tried else "fine-tuning"
+    console.text(f"{title.ljust(9)} {report.reason}")
+    for line in report.phases:
+        console.text(f"          {line}")
+
+
+def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
+    """What fine-tuning would keep on the disk, and what each phase would train."""
+    from featx.classifier.finetuning import make_tuner
+    from featx.finetune.estimator import describe_phases
+
+    tuner = make_tuner(clf)
+    found = tuner.plan(images)
+    n_classes = len(np.unique(np.asarray(images.labels, dtype=str)))
+    phases, trained = tuner.first_phases(), tuner.describe(n_classes)
+    lines = describe_phases(phases, trained)
+    console.text(f"fine-tuning {found.reason}")
+    for line in lines:
+        console.text(f"          {line}")
+    console.data(fine_tuning={"plan": dict(vars(found)), "phases": lines})
+
+
 def evaluation(console: Console, result: Any, *, title: str) -> None:
     """Metrics with intervals, then per class, then the confusion matrix."""
     console.text()

@@ -23,7 +23,7 @@ from sklearn.base import BaseEstimator, TransformerMixin, clone
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones import BackboneCard, load_backbone, open_card
+from featx.backbones import BackboneCard, is_model_file, load_backbone, open_card
 from featx.backbones.runtimes import (
     accelerator_likely,
     accelerator_name,
@@ -147,7 +147,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     Parameters
     ----------
     backbone : str or Backbone, default "tf_efficientnet_lite0.in1k"
-        Any timm name with its tag, or a loaded network.
+        Any timm name with its tag, a loaded network, or a saved model (``"pets.featx"``) whose network was
+        fine-tuned.
     cut : None, str, int or list, default None
         None for the whole network without its classifier, a tap's name or number, a list of them, or "all".
         Lists of cuts, pools, resizes and views give a block for each combination, from one pass.
@@ -515,8 +516,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     def _open_backbone(self) -> Backbone:
         if not isinstance(self.backbone, str):
             return self.backbone
+        checkpoint = self.backbone if is_model_file(self.backbone) else self.checkpoint
         return load_backbone(
-            self.card_, checkpoint=self.checkpoint, pretrained=self.pretrained, seed=self.seed, device="cpu"
+            self.card_, checkpoint=checkpoint, pretrained=self.pretrained, seed=self.seed, device="cpu"
         )
 
     def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[str, FeatureSpec]:

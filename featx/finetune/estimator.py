@@ -21,7 +21,8 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones import BackboneCard, load_backbone
+from featx.backbones import BackboneCard, is_model_file, load_backbone
+from featx.backbones.finetuned import BASE
 from featx.evaluation import fit_calibration
 from featx.exceptions import DataError, UsageError
 from featx.extractor import FeatureExtractor, Progress
@@ -233,8 +234,10 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         self.classes_, codes = np.unique(labels, return_inverse=True)
         self._check(X, labels)
         seed = int(np.random.default_rng(self.random_state).integers(1 << 31))
-        phases = tuple(self.phases) if self.phases is not None else default_phases(self.head)
+        phases = self.first_phases()
         opened = _Opened.of(self, X, groups, seed)
+        self.plan_ = opened.plan(self.unfreeze)
+        self._tell("fine-tuning: " + self.plan_.reason if self.plan_ is not None else "")
         job = opened.job(self.unfreeze, codes, sample_weight, probe)
         parts = make_parts(
             codes,
@@ -260,6 +263,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             job = opened.job(self.unfreeze_, codes, sample_weight, probe)
         self.plan_ = opened.plan(self.unfreeze_)
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
+        for line in describe_phases(self.phases_, self.trained_):
+            self._tell(line)
         job.on_rows = self._reporter(job, parts)
         trained = self._judge(job, parts)
         self._keep(job, opened, trained, parts)
@@ -282,9 +287,12 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         n_classes : int
             Width of the head.
         """
-        phases = tuple(self.phases) if self.phases is not None else default_phases(self.head)
         opened = _Opened.of(self, None, None, 0)
-        return opened.job(self.unfreeze, np.arange(n_classes), None, None).describe(phases)
+        return opened.job(self.unfreeze, np.arange(n_classes), None, None).describe(self.first_phases())
+
+    def first_phases(self) -> tuple[Phase, ...]:
+        """The phases as given, or as the head asks for; tuning starts from them."""
+        return tuple(self.phases) if self.phases is not None else default_phases(self.head)
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Most probable label of each image or row, shape (n,)."""
@@ -349,6 +357,10 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         self.history_ = [*final.run.history]
         self.network_ = opened.network(self, job, final, calibration)
 
+    def _tell(self, message: str) -> None:
+        if self.callback is not None and message:
+            self.callback(Progress(0, 0, stage="fine-tuning", message=message))
+
     def _reporter(self, job: Job, parts: Sequence[Parts]) -> Callable[[int, str], None] | None:
         if self.callback is None:
             return None
@@ -371,6 +383,22 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def describe_phases(phases: Sequence[Phase], trained: Sequence[Sequence[TrainedLayer]]) -> list[str]:
+    """What each phase trains, as lines: names, numbers of parameters, learning rates."""
+    lines = []
+    for number, (phase, layers) in enumerate(zip(phases, trained, strict=True), 1):
+        if not phase.epochs:
+            lines.append(f"phase {number} of {len(phases)}: left out, the head starts as the tuned probe")
+            continue
+        total = sum(layer.parameters for layer in layers)
+        lines.append(
+            f"phase {number} of {len(phases)}: at most {phase.epochs} epochs of {phase.optimizer}, "
+            f"{total:,} parameters"
+        )
+        lines += [f"  {layer}" for layer in layers]
+    return lines
 
 
 @dataclass
@@ -519,7 +547,9 @@ class _Opened:
         """What is left when training is over."""
         from featx.evaluation import Calibration
 
-        state = trained.module.state_dict()
+        state = dict(trained.module.state_dict())
+        if self.card.source.startswith("file:"):  # no name leads to it: it travels along
+            state |= {BASE + name: value for name, value in self.backbone().module.state_dict().items()}
         return FineTunedNetwork(
             card=self.card,
             spec=self.spec(tuner.unfreeze_),
@@ -538,8 +568,9 @@ class _Opened:
         """The loaded network."""
         if not hasattr(self, "_backbone"):
             given, params = self.params["backbone"], self.params
+            checkpoint = given if is_model_file(given) else params["checkpoint"]
             self._backbone = (
-                load_backbone(self.card, checkpoint=params["checkpoint"], device=params["device"])
+                load_backbone(self.card, checkpoint=checkpoint, device=params["device"])
                 if isinstance(given, str)
                 else given
             )

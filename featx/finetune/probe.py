@@ -46,11 +46,14 @@ class Probe:
         Rows of all the images, as the estimator takes them.
     calibration : Calibration
         From its decision scores to probabilities.
+    adjustment : optional
+        What favours rare classes: its ``scores`` changes decision scores before they are calibrated.
     """
 
     estimator: Any
     rows: Rows
     calibration: Calibration = Calibration("identity")  # noqa: RUF009  (frozen)
+    adjustment: Any = None
 
     @classmethod
     def of_search(cls, search: HeadSearchCV, blocks: RowBlocks) -> Probe:
@@ -73,7 +76,7 @@ class Probe:
             name = f"{estimator.steps[-1][0]}__sample_weight"
         options = {} if weights is None else {name: np.asarray(weights)[index]}
         estimator.fit(self.rows[index], y[index], **options)
-        return FittedProbe(estimator, self.calibration)
+        return FittedProbe(estimator, self.calibration, self.adjustment)
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class FittedProbe:
 
     estimator: Any
     calibration: Calibration
+    adjustment: Any = None
 
     def scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         """Calibrated logits, shape (n,) for two classes, else (n, C)."""
@@ -92,6 +96,10 @@ class FittedProbe:
         return np.asarray(self.calibration.proba(self._decisions(rows)), np.float64)
 
     def _decisions(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        decisions = self._plain_decisions(rows)
+        return decisions if self.adjustment is None else np.asarray(self.adjustment.scores(decisions))
+
+    def _plain_decisions(self, rows: NDArray[Any]) -> NDArray[np.float64]:
         if isinstance(self.estimator, Pipeline) and "head" in self.estimator.named_steps:
             return decision_scores(self.estimator, rows)
         if hasattr(self.estimator, "decision_function"):
