@@ -68,7 +68,8 @@ def advise_classifier(
     if not hasattr(clf, "search_"):
         raise UsageError("advice needs the search of a fit in this process; call fit, then ask.")
     images = as_images(X, y, groups=groups)
-    rows = gather(clf.specs_, clf.cards_, _machine(clf), backbones=clf._model_files).extract(
+    plain = {name: spec for name, spec in clf.specs_.items() if spec.view == 0}
+    rows = gather(plain, clf.cards_, _machine(clf), backbones=clf._model_files).extract(
         images.sources, names=images.names, on_error="skip"
     )
     trains = np.array([clf.assignment_.get(row.tobytes().hex()) == "train" for row in rows.ids])

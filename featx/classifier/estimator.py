@@ -24,13 +24,15 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.advice import Advice
 from featx.backbones import is_model_file
+from featx.backbones.views import name_policy
+from featx.classifier.augmenting import PLAIN, Augmentation
 from featx.classifier.finetuning import check as check_fine_tune
 from featx.classifier.finetuning import fine_tune
 from featx.classifier.labels import remember_labels
 from featx.classifier.networks import Networks, gather, side_by_side
 from featx.classifier.race import Race, backbone_names, race, refuse_checkpoint
 from featx.classifier.representation import AUTO, choose, widest
-from featx.classifier.tuning import Tuned, tune
+from featx.classifier.tuning import Tuned, Views, tune
 from featx.evaluation import Calibration, Evaluation, evaluate
 from featx.exceptions import (
     DataError,
@@ -102,6 +104,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         File or folder of weights to load instead of the pretrained ones.
     pretrained : bool, default True
         False takes random weights seeded by 0: a baseline, and a way to work without a network.
+    views : int, default 0
+        Augmented views of each training image to compute for the representation that won. They are tried as
+        more training rows, as averaged features (then each image is also predicted from its views), and both;
+        what helps out of fold is kept (see `augmentation_`).
+    view_policy : str, default "light"
+        light, photo, document, medical, or such as ``"flip=0.5,rotate=10"`` (see ``featx show augment``).
     heads : sequence of str, optional
         Names of `featx.heads.HEADS` to try; default the cheap ones.
     n_trials : int, default 50
@@ -171,6 +179,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         it. None where there was nothing to choose from.
     tried_ : tuple of Tried
         What was tried for the winner besides, what it gained out of fold, and whether it was kept.
+    augmentation_ : Augmentation
+        What of augmentation was kept: views, their average, noise in feature space (tried unasked where there
+        are at most 25 images a class), or nothing; and what it gained out of fold.
     oof_proba_ : ndarray of shape (n_images, n_classes)
         Out-of-fold probabilities of the training images.
     oof_evaluation_ : Evaluation
@@ -214,6 +225,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         backbone_budget: float = 600.0,
         checkpoint: str | os.PathLike[str] | None = None,
         pretrained: bool = True,
+        views: int = 0,
+        view_policy: str = "light",
         heads: Sequence[str] | None = None,
         n_trials: int = 50,
         timeout: float | None = None,
@@ -249,6 +262,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.backbone_budget = backbone_budget
         self.checkpoint = checkpoint
         self.pretrained = pretrained
+        self.views = views
+        self.view_policy = view_policy
         self.heads = heads
         self.n_trials = n_trials
         self.timeout = timeout
@@ -372,7 +387,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.assignment_ = _assignment(rows.ids, is_test)
         remember_labels(rows.store, self.assignment_, rows.ids, _labels(images), images.groups)
         self.network_, self.fine_tune_ = fine_tune(self, train, rows.blocks.take(~is_test))
-        of_test = rows.blocks.take(is_test) if self.network_ is None else self.extract(test).blocks
+        other = self.network_ is not None or self.augmentation_.averages
+        of_test = self.extract(test).blocks if other else rows.blocks.take(is_test)
         self.evaluation_ = self._evaluation(of_test, test)
         return self
 
@@ -451,6 +467,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "best_estimator_")
         images = as_images(X)
         rows = self._chosen().extract(images.sources, names=images.names, on_error=on_error)
+        rows = self._judging().judge(rows, self.best_blocks_)
         if rows.computed:
             self._check_network()
         return rows
@@ -497,6 +514,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def plans(self, X: Images) -> dict[str, Plan]:
         """`plan` for each backbone that may be chosen, by name."""
         images, params = as_images(X), self._recipe()
+        if self.views:
+            params |= {"view": list(range(self.views + 1)), "view_policy": self.view_policy}
         if params["resize"] == AUTO:  # the others are tried on a few hundred images only
             params["resize"] = "crop"
         return {
@@ -573,13 +592,32 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         groups = image_groups(ids, images.groups)
         settings = {name: getattr(self, name) for name in SEARCH_PARAMS}
         tuned = tune(
-            blocks, y, groups=groups, weight=images.weights, settings=settings, callback=self._report
+            blocks,
+            y,
+            groups=groups,
+            weight=images.weights,
+            settings=settings,
+            views=self._views(images),
+            callback=self._report,
         )
         self._take(tuned)
         self.oof_evaluation_ = evaluate(y, self.oof_proba_, self.classes_, groups=groups)
         self._golden_rows: NDArray[np.float32] | None = None
         self._training, self._advice = images, None
         self.network_, self.fine_tune_ = None, None
+
+    def _views(self, images: ImageSet) -> Views:
+        """Views of the training images, computed when they are asked for."""
+        asked = Augmentation("rows", self.views, name_policy(self.view_policy))
+        if self.views < 0 or (self.views and asked.policy == "none"):
+            raise UsageError(f"views={self.views} of policy {asked.policy!r}: give 0, or more and a policy.")
+
+        def rows(names: tuple[str, ...]) -> list[RowBlocks]:
+            specs = asked.specs({name: self.specs_[name] for name in names})
+            extractor = gather(specs, self.cards_, self._machine(), backbones=self._model_files)
+            return asked.split(extractor.extract(images.sources, names=images.names).blocks, names)
+
+        return Views(self.views, asked.policy, rows)
 
     def _take(self, tuned: Tuned) -> None:
         """Take over what was tuned."""
@@ -591,6 +629,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.best_blocks_ = tuned.winner.best_blocks_
         self.best_estimator_ = tuned.winner.best_estimator_
         self.adjustment_ = tuned.adjustment
+        self.augmentation_ = tuned.augmentation
         self.calibration_ = tuned.calibration
         self.oof_proba_ = tuned.oof_proba
         self.scoring_ = tuned.scoring
@@ -641,7 +680,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         expected, self._golden_rows = self._golden_rows, None
         if expected is None:
             return
-        rows = self._chosen().extract(golden_pictures(), store=MemoryStore()).blocks.stack(self._answering())
+        found = self._judging().judge(
+            self._chosen().extract(golden_pictures(), store=MemoryStore()), self.best_blocks_
+        )
+        rows = found.blocks.stack(self._answering())
         lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(expected, axis=1)
         cosine = np.einsum("ij,ij->i", rows, expected) / lengths
         if not cosine.min() >= GOLDEN_COSINE:
@@ -660,7 +702,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _of_probe(self) -> Networks:
         specs = {name: self.specs_[name] for name in self.best_blocks_}
+        if self.augmentation_.averages:
+            specs |= self.augmentation_.specs(specs)
         return gather(specs, self.cards_, self._machine(), backbones=self._model_files)
+
+    def _judging(self) -> Augmentation:
+        """How an image is judged: by its average, where that was kept and no other network predicts."""
+        return self.augmentation_ if self._network() is None else PLAIN
 
     def _recipe(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in RECIPE_PARAMS}

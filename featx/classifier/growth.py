@@ -236,13 +236,16 @@ def grow(
     test = np.flatnonzero(is_test)
     test_groups = _take(groups, is_test)
     classes = grown.classes_.tolist()
-    after = grown.proba_of_rows(blocks.take(test))
-    before = _widened(clf.proba_of_rows(blocks.take(test)), clf.classes_, grown.classes_)
+    after, before = (
+        one.proba_of_rows(one.augmentation_.judged(blocks.take(test), one.best_blocks_))
+        for one in (grown, clf)
+    )
+    before = _widened(before, clf.classes_, grown.classes_)
     grown.evaluation_ = evaluate(labels[test], after, grown.classes_, groups=test_groups)
     codes = np.array([classes.index(label) for label in labels[test].tolist()], dtype=np.intp)
     was_test = test < len(known.ids)
     advice = advise_on_rows(
-        blocks.take(~is_test),
+        blocks.only([name for name, spec in specs.items() if spec.view == 0]).take(~is_test),
         labels[~is_test],
         taps=[tap.name for tap in clf.card_.taps],
         in_use=grown.best_blocks_,
@@ -305,6 +308,7 @@ def _specs_at_hand(
     first = clf.specs_[block]
     network = block.removesuffix(first.block)  # of another than the first network: its name and a slash
     specs = {name: clf.specs_[name] for name in clf.best_blocks_}
+    specs |= clf.augmentation_.specs(specs)
     for key, spec in store.keys().items():
         alike = set(first.differing(spec)) <= OF_ONE_PASS and spec.pool != "none"
         name = network + spec.block
@@ -388,16 +392,18 @@ def _refit(
     settings = {name: getattr(clf, name) for name in SEARCH_PARAMS}
     settings |= {"n_trials": n_trials, "storage": None, "study_name": None}
     if n_trials:
-        tuned = tune(blocks, labels, groups=units, settings=settings)
+        plain = blocks.only([name for name, spec in specs.items() if spec.view == 0])
+        tuned = tune(plain, labels, groups=units, settings=settings)
     else:
         tuned = tune_again(
             blocks.only(clf.best_blocks_), labels, groups=units, settings=settings, params=clf.best_params_,
-            adjusted=clf.adjustment_ is not None,
+            adjusted=clf.adjustment_ is not None, views=clf.augmentation_.split(blocks, clf.best_blocks_),
+            augmentation=clf.augmentation_,
         )  # fmt: skip
     grown._take(tuned)
     grown.oof_evaluation_ = evaluate(labels, grown.oof_proba_, grown.classes_, groups=units)
     grown.card_, grown.cards_, grown.race_ = clf.card_, clf.cards_, None
-    grown.specs_ = dict(specs)
+    grown.specs_ = dict(specs)  # those of views too
     grown._golden_rows, grown._model_files = None, clf._model_files
     grown.network_, grown.fine_tune_ = None, None
     return grown

@@ -22,6 +22,8 @@ from featx.advice import Adjustment, Choice
 from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
 from featx.backbones.finetuned import JSON_MEMBER, TENSOR_MEMBER
+from featx.backbones.views import parse_policy
+from featx.classifier.augmenting import KINDS, PLAIN, Augmentation
 from featx.classifier.estimator import ImageClassifier
 from featx.classifier.finetuning import FineTuneReport
 from featx.classifier.networks import is_of
@@ -57,10 +59,13 @@ HEAD_TOLERANCE = 1e-4
 MAX_INPUT_SIDE = 8192
 """Pixels. No network eats larger pictures; a crafted file could ask for any number of gigabytes."""
 
+MAX_VIEWS = 1024
+"""Views of an image; each is a forward pass in every prediction."""
+
 PARAMS = (
     "backbone", "cut", "pool", "resize", "input_size", "pretrained", "heads", "n_trials", "timeout", "cv",
-    "n_repeats", "class_weight", "precision", "dtype", "decode", "background", "bit_depth", "max_bad",
-    "random_state", "fine_tune",
+    "n_repeats", "views", "view_policy", "class_weight", "precision", "dtype", "decode", "background",
+    "bit_depth", "max_bad", "random_state", "fine_tune",
 )  # fmt: skip
 """Constructor parameters that are kept: what is about this machine (store, device, callback, ...) is not."""
 
@@ -70,7 +75,8 @@ PACKAGES = ("featx", "scikit-learn", "numpy", "skops", "timm", "torch")
 def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
     """Write a fitted classifier; see `ImageClassifier.save`."""
     pictures = golden_pictures()
-    rows = clf._of_probe().extract(pictures).blocks.stack(clf.best_blocks_)
+    found = clf.augmentation_.judge(clf._of_probe().extract(pictures), clf.best_blocks_)
+    rows = found.blocks.stack(clf.best_blocks_)
     golden: dict[str, NDArray[Any]] = {"rows": rows, "proba": _proba(clf, rows)}
     network = clf._network()
     if network is not None:
@@ -198,6 +204,7 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
         "more_cards": [json.loads(card.to_json()) for card in clf.cards_[1:]],
         "blocks": list(clf.best_blocks_),
         "specs": {name: json.loads(clf.specs_[name].to_json()) for name in clf.best_blocks_},
+        "augmentation": clf.augmentation_.to_dict(),
         "classes": {
             "dtype": "object" if classes.dtype == object else classes.dtype.str,
             "values": classes.tolist(),
@@ -240,6 +247,7 @@ def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> Im
     found = model.get("adjustment")  # the first files of this format had none, nor a choice
     clf.adjustment_ = None if found is None else Adjustment.from_dict(found)
     clf.choice_ = None if model.get("choice") is None else Choice.from_dict(model["choice"])
+    clf.augmentation_ = Augmentation.from_dict(model["augmentation"]) if "augmentation" in model else PLAIN
     clf.tried_ = tuple(Tried.from_dict(one) for one in model.get("tried", ()))
     clf.best_params_ = model["best_params"]
     clf.best_score_ = model["best_score"]
@@ -272,6 +280,7 @@ def _check_description(clf: ImageClassifier) -> None:
         clf.oof_evaluation_,
         *clf.specs_.values(),
         *clf.tried_,
+        clf.augmentation_,
         *found,
     ):
         check_fields(record)
@@ -287,6 +296,11 @@ def _check_description(clf: ImageClassifier) -> None:
             raise ValueError(f"pool {spec.pool!r} is not possible at {spec.cut!r}")
         if not all(0 < side <= MAX_INPUT_SIDE for side in spec.input_size) or not 0 < spec.crop_pct <= 4:
             raise ValueError(f"an input size of {spec.input_size} pixels, cropped to {spec.crop_pct}")
+    views = clf.augmentation_
+    if views.kind not in KINDS or not 0 <= views.views <= MAX_VIEWS:
+        raise ValueError(f"{views.views} views, used as {views.kind!r}")
+    if views.views:
+        parse_policy(views.policy)
     classes = clf.classes_
     if classes.ndim != 1 or len(np.unique(classes)) != len(classes) or len(classes) < 2:
         raise ValueError(f"the classes {classes.tolist()!r:.80}")

@@ -2,12 +2,13 @@
 
 The search compares representations and heads by one score each, and the best of many scores is partly luck:
 so its winner is compared image by image with its rivals, and a cheaper one that is as good is taken. What
-may help besides (weights of classes, thresholds) is tried for the winner alone, on the same folds, and kept
-only if it helps there. Rows alone: nothing here sees a picture.
+may help besides (weights of classes, augmentation, thresholds) is tried for the winner alone, on the same
+folds, and kept only if it helps there. Rows alone: nothing here sees a picture.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import warnings
@@ -29,6 +30,7 @@ from featx.advice import (
     imbalance_ratio,
     metric_for,
 )
+from featx.classifier.augmenting import PLAIN, Augmentation, augment, kinds_to_try
 from featx.curves import fold_repeats
 from featx.evaluation import METRICS, Calibration
 from featx.exceptions import SearchWarning
@@ -53,6 +55,17 @@ LEAST_GAIN = 0.005
 
 MOST_GIVEN_UP = 0.01
 """A cheaper representation is not taken if its score is lower by more than a point."""
+
+NOISE_SHARE = 0.1
+"""Part of the search's time that noise may take: it is tried without being asked for."""
+
+KIND_NAMES = {
+    "noise": "feature-space noise",
+    "rows": "views as training rows",
+    "minority": "views of rare classes as training rows",
+    "average": "features averaged over views",
+    "average+rows": "averaged features, and views as training rows",
+}
 
 MOST_REPEATS = 3
 """Drawings of the folds: more steady the score of few images little further, and take their time each."""
@@ -96,6 +109,25 @@ class Tried:
 
 
 @dataclass(frozen=True)
+class Views:
+    """Views of the training images that may be used.
+
+    Parameters
+    ----------
+    number : int
+        How many of each image.
+    policy : str
+        Their policy.
+    of : callable
+        ``of(names)`` gives the rows of these blocks for each view, by the blocks' names.
+    """
+
+    number: int = 0
+    policy: str = "none"
+    of: Callable[[tuple[str, ...]], Sequence[RowBlocks]] = lambda names: ()
+
+
+@dataclass(frozen=True)
 class Tuned:
     """A tuned classifier of rows, and how it came about.
 
@@ -109,6 +141,8 @@ class Tuned:
         What was maximised.
     n_repeats : int
         How often the folds were drawn.
+    n : int
+        Images; rows of views and noise come after theirs.
     params : dict
         The winner's configuration; it names its representation where the search had several.
     choice : Choice or None
@@ -117,16 +151,20 @@ class Tuned:
         Offsets of the decision scores; None where none were tried or none helped.
     tried : tuple of Tried
         What was tried besides.
+    augmentation : Augmentation
+        What of augmentation was kept.
     """
 
     search: HeadSearchCV = field(repr=False)
     winner: HeadSearchCV = field(repr=False)
     scoring: str | Callable[..., float]
     n_repeats: int
+    n: int
     params: Config
     choice: Choice | None = None
     adjustment: Adjustment | None = None
     tried: tuple[Tried, ...] = ()
+    augmentation: Augmentation = PLAIN
 
     @property
     def calibration(self) -> Calibration:
@@ -137,8 +175,8 @@ class Tuned:
     def oof_proba(self) -> NDArray[np.float64]:
         """Out-of-fold probabilities, shape (n, C)."""
         if self.adjustment is None:
-            return np.asarray(self.winner.oof_proba_)
-        return self.adjustment.proba(self.winner.oof_decision_)
+            return np.asarray(self.winner.oof_proba_[: self.n])
+        return self.adjustment.proba(self.winner.oof_decision_[: self.n])
 
 
 def tune(
@@ -148,6 +186,7 @@ def tune(
     groups: NDArray[Any],
     weight: ArrayLike | None = None,
     settings: Mapping[str, Any],
+    views: Views | None = None,
     callback: Callable[[SearchProgress], None] | None = None,
 ) -> Tuned:
     """Search, choose, try what may help.
@@ -164,6 +203,8 @@ def tune(
         Sample weights.
     settings : mapping
         Parameters of `HeadSearchCV`, of which `scoring`, `class_weight` and `n_repeats` may be ``"auto"``.
+    views : Views, optional
+        Views that may be used.
     callback : callable, optional
         As for `HeadSearchCV`.
 
@@ -172,19 +213,25 @@ def tune(
     Tuned
     """
     plain = resolve(settings, y)
+    began = time.monotonic()
     search = HeadSearchCV(**plain, callback=callback)
     search.fit(blocks, y, groups=groups, sample_weight=weight)
     bench = Bench(blocks, y, groups, weight, plain)
     winner, params, choice = choose_representation(search, bench)
+    seconds = time.monotonic() - began
     tried: list[Tried] = []
     adjustment = None
     weighed = settings["class_weight"] == AUTO and imbalance_ratio(y) >= IMBALANCED_FROM
-    if weighed and plain["scoring"] in OF_RARE_CLASSES:
+    weighed = weighed and plain["scoring"] in OF_RARE_CLASSES
+    if weighed:
         winner, params = bench.try_class_weights(search, winner, params, tried)
+    winner, params, augmentation = bench.try_augmentation(winner, params, views or Views(), seconds, tried)
+    if weighed:
         adjustment = bench.try_adjustment(winner, tried)
     return Tuned(
-        search, winner, plain["scoring"], plain["n_repeats"], params, choice, adjustment, tuple(tried)
-    )
+        search, winner, plain["scoring"], plain["n_repeats"], len(y), params, choice, adjustment,
+        tuple(tried), augmentation,
+    )  # fmt: skip
 
 
 def tune_again(
@@ -195,6 +242,8 @@ def tune_again(
     settings: Mapping[str, Any],
     params: Config,
     adjusted: bool,
+    views: Sequence[RowBlocks] = (),
+    augmentation: Augmentation = PLAIN,
 ) -> Tuned:
     """A configuration that won before, on other rows: cross-validated and calibrated, nothing searched.
 
@@ -206,14 +255,21 @@ def tune_again(
         The configuration.
     adjusted : bool
         Whether decision scores were adjusted: the adjustment is then fitted anew, and kept if it helps still.
+    views : sequence of RowBlocks
+        Rows of each view, where the augmentation uses them.
+    augmentation : Augmentation
+        What was kept; it is used again.
     """
     plain = resolve(settings, y)
     bench = Bench(blocks, y, groups, None, plain)
     named = {"representation": SIDE_BY_SIDE.join(blocks), **params}
-    winner = bench.evaluate([named])
+    winner = bench.on(augmentation.kind, tuple(blocks), views).evaluate([named])
     tried: list[Tried] = []
     adjustment = bench.try_adjustment(winner, tried) if adjusted else None
-    return Tuned(winner, winner, plain["scoring"], plain["n_repeats"], named, None, adjustment, tuple(tried))
+    return Tuned(
+        winner, winner, plain["scoring"], plain["n_repeats"], len(y), named, None, adjustment,
+        tuple(tried), augmentation,
+    )  # fmt: skip
 
 
 def resolve(settings: Mapping[str, Any], y: NDArray[Any]) -> dict[str, Any]:
@@ -241,6 +297,8 @@ class Bench:
         As in `tune`.
     settings : mapping
         The search's parameters; the seed draws the same folds.
+    view : array of shape (n,), int, optional
+        As for `HeadSearchCV.fit`.
     """
 
     def __init__(
@@ -250,8 +308,10 @@ class Bench:
         groups: NDArray[Any],
         weight: ArrayLike | None,
         settings: Mapping[str, Any],
+        view: NDArray[np.intp] | None = None,
     ) -> None:
-        self.blocks, self.y, self.groups, self.weight = blocks, y, groups, weight
+        self.blocks, self.y, self.groups, self.view = blocks, y, groups, view
+        self.weight = None if weight is None else np.asarray(weight)
         self.settings = dict(settings)
         self.codes = np.unique(y, return_inverse=True)[1]
 
@@ -283,7 +343,18 @@ class Bench:
         again = HeadSearchCV(**settings)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", SearchWarning)  # the search has said it
-            return again.fit(self.blocks, self.y, groups=self.groups, sample_weight=self.weight)
+            return again.fit(
+                self.blocks, self.y, groups=self.groups, sample_weight=self.weight, view=self.view
+            )
+
+    def on(self, kind: str, names: Sequence[str], views: Sequence[RowBlocks]) -> Bench:
+        """The same images with augmented rows of some blocks, on the same folds."""
+        seed = self.settings["random_state"]
+        rows = augment(kind, self.blocks.only(names), views, self.y, random_state=seed)
+        weight = None if self.weight is None else self.weight[rows.image]
+        return Bench(
+            rows.blocks, self.y[rows.image], self.groups[rows.image], weight, self.settings, rows.view
+        )
 
     def representation_of(self, config: Config) -> str:
         """Its name; a search of one block does not say it."""
@@ -311,16 +382,40 @@ class Bench:
                 winner, params = found, {**params, **found.best_params_, "class_weight": name}
         return winner, _without_foreign(params)
 
+    def try_augmentation(
+        self, winner: HeadSearchCV, params: Config, views: Views, seconds: float, tried: list[Tried]
+    ) -> tuple[HeadSearchCV, Config, Augmentation]:
+        """Noise and views for the winner; the best of what helps is kept."""
+        kinds = kinds_to_try(self.y, views=views.number)
+        used = winner.best_blocks_
+        rows = views.of(used) if views.number and kinds else ()
+        points = [params, *_grid_points(params)]
+        best, kept, begun = winner, PLAIN, len(tried)
+        for kind in kinds:
+            began = time.monotonic()
+            budget = max(NOISE_SHARE * seconds, 0.1) if kind == "noise" else seconds
+            found = self.on(kind, used, rows).evaluate(points, timeout=budget)
+            better = helps(winner, found) and found.best_score_ > best.best_score_
+            tried.append(_tried(KIND_NAMES[kind], winner, found, better, began))
+            if better:
+                own = Augmentation(kind, views.number, views.policy, tried[-1].gain)
+                best, kept = found, own if own.uses_views else Augmentation(kind, gain=own.gain)
+        for place in range(begun, len(tried)):  # of several that help only the best is used
+            if tried[place].score != best.best_score_:
+                tried[place] = dataclasses.replace(tried[place], kept=False)
+        return best, params if best is winner else {**params, **best.best_params_}, kept
+
     def try_adjustment(self, winner: HeadSearchCV, tried: list[Tried]) -> Adjustment | None:
         """Logit adjustment or thresholds, if they help on scores that they were not fitted on."""
         began = time.monotonic()
-        scored = np.isfinite(winner.oof_decision_.reshape(len(self.y), -1)).all(axis=1)
+        decision = winner.oof_decision_[: len(self.y)]
+        scored = np.isfinite(decision.reshape(len(self.y), -1)).all(axis=1)
         found = fit_adjustment(
-            winner.oof_decision_[scored],
+            decision[scored],
             self.codes[scored],
             len(winner.classes_),
             metric=self.settings["scoring"],
-            sample_weight=None if self.weight is None else np.asarray(self.weight)[scored],
+            sample_weight=None if self.weight is None else self.weight[scored],
         )
         kept = found.kind != "none"
         gain = found.score - found.score_before

@@ -82,6 +82,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TAP[,TAP...]|auto",
         help="layers to choose from (default auto: all; `last` is the whole network; see `featx taps`)",
     )
+    group = parser.add_argument_group("augmentation")
+    group.add_argument(
+        "--views",
+        type=arguments.whole(0),
+        default=0,
+        metavar="K",
+        help="augmented views of each training image (default 0); kept only if they help out of fold",
+    )
+    group.add_argument(
+        "--view-policy",
+        default="light",
+        metavar="NAME",
+        help="light, photo, document, medical, or such as flip=0.5,rotate=10 (see `featx show augment`)",
+    )
     arguments.add_precision(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
@@ -183,6 +197,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         input_size=args.input_size,
         checkpoint=args.checkpoint,
         pretrained=not args.random_weights,
+        views=args.views,
+        view_policy=args.view_policy,
         heads=arguments.listed(args.heads),
         n_trials=args.trials,
         timeout=args.timeout,

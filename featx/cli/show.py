@@ -70,6 +70,7 @@ def search(console: Console, clf: Any) -> None:
         console.text(f"          {one.name}: {100 * one.gain:+.1f} points out of fold, {verdict}")
     console.data(
         choice=clf.choice_ and clf.choice_.to_dict(),
+        augmentation=clf.augmentation_.to_dict(),
         tried=[one.to_dict() for one in clf.tried_],
         model={
             "backbone": networks,

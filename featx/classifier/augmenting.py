@@ -1,0 +1,253 @@
+"""Augmentation on rows: views as more training rows, views averaged into one row, noise in feature space.
+
+A view's row is a row like any other, so nothing here sees a picture. Rows of views and of noise belong to
+their image's fold and never score; averaged rows stand for their image when it is judged, too.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.advice import IMBALANCED_FROM, imbalance_ratio, views_for_minority
+from featx.extractor import Extraction
+from featx.rows import RowBlocks
+from featx.spec import FeatureSpec
+
+Rows = NDArray[np.float32]
+
+NOISE = 0.2
+"""Largest step of feature-space noise to either side, as a fraction of a feature's range."""
+
+NOISE_COPIES = 2
+"""Noisy copies of each row."""
+
+FEW_A_CLASS = 25
+"""Up to as many images a class, on average, noise is tried without being asked for: FroFA's gains are at 1 to
+25 shots, and so few rows cost nothing."""
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What of augmentation a classifier uses.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `KINDS`.
+    views : int
+        Views of each image, where the kind uses them.
+    policy : str
+        Of the views.
+    gain : float
+        Out-of-fold score less that without it.
+    """
+
+    kind: str = "none"
+    views: int = 0
+    policy: str = "none"
+    gain: float = 0.0
+
+    @property
+    def averages(self) -> bool:
+        """Whether an image is judged by the average of its views."""
+        return self.kind.startswith("average")
+
+    @property
+    def uses_views(self) -> bool:
+        """Whether rows of views are needed to fit it."""
+        return self.kind not in ("none", "noise")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Augmentation:
+        """Read what `to_dict` gave."""
+        return cls(**plain)
+
+    def specs(self, plain: Mapping[str, FeatureSpec]) -> dict[str, FeatureSpec]:
+        """Recipes of the views of some blocks, by the names that `view_name` gives."""
+        return {
+            view_name(name, view): spec.replace(view=view, view_policy=self.policy)
+            for name, spec in plain.items()
+            for view in range(1, self.views + 1)
+        }
+
+    def split(self, blocks: RowBlocks, names: Sequence[str]) -> list[RowBlocks]:
+        """Rows of each view, under the names of the plain blocks."""
+        return [
+            _renamed(blocks, {name: view_name(name, view) for name in names})
+            for view in range(1, self.views + 1)
+        ]
+
+    def judged(self, blocks: RowBlocks, names: Sequence[str]) -> RowBlocks:
+        """The rows that answers are made from: averaged over the views, if that is the kind."""
+        if not self.averages:
+            return blocks
+        return average([blocks.only(names), *self.split(blocks, names)])
+
+    def judge(self, rows: Extraction, names: Sequence[str]) -> Extraction:
+        """An extraction whose blocks are the rows that answers are made from."""
+        return dataclasses.replace(rows, blocks=self.judged(rows.blocks, names)) if self.averages else rows
+
+
+PLAIN = Augmentation()
+
+
+@dataclass(frozen=True)
+class Augmented:
+    """Training rows, those that score first.
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+        The rows.
+    image : array of shape (n_rows,), int
+        Which image each is of.
+    view : array of shape (n_rows,), int
+        0 for the rows that score: one of each image, in the images' order.
+    """
+
+    blocks: RowBlocks
+    image: NDArray[np.intp]
+    view: NDArray[np.intp]
+
+
+def view_name(name: str, view: int) -> str:
+    """What a block of a view is called."""
+    return f"{name}:view{view}"
+
+
+def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:
+    """What may help with these labels and so many views."""
+    few = len(y) <= FEW_A_CLASS * len(np.unique(y))
+    kinds = ["noise"] if few or views else []
+    if views:
+        kinds += ["rows", "average", "average+rows"]
+        kinds += ["minority"] if imbalance_ratio(y) >= IMBALANCED_FROM else []
+    return tuple(kinds)
+
+
+def augment(
+    kind: str, plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], *, random_state: int
+) -> Augmented:
+    """Training rows of a kind.
+
+    Parameters
+    ----------
+    kind : str
+        A key of `KINDS`.
+    plain : RowBlocks
+        Rows of the plain images.
+    views : sequence of RowBlocks
+        Rows of each view, by the same names.
+    y : array of shape (n,)
+        Labels of the images.
+    random_state : int
+        Seed of the noise.
+    """
+    parts = KINDS[kind](plain, views, y, random_state)
+    every = np.arange(plain.n_rows)
+    images = [every if index is None else index for _, index in parts]
+    taken = [blocks if index is None else blocks.take(index) for blocks, index in parts]
+    numbers = [np.full(len(index), number) for number, index in enumerate(images)]
+    return Augmented(_stacked(taken), np.concatenate(images), np.concatenate(numbers))
+
+
+def average(parts: Sequence[RowBlocks]) -> RowBlocks:
+    """The mean row of each image."""
+
+    def load(name: str) -> Callable[[], Rows]:
+        return lambda: np.mean([part[name] for part in parts], axis=0, dtype=np.float32)
+
+    first = parts[0]
+    return RowBlocks({n: load(n) for n in first}, first.n_rows, widths={n: first.width(n) for n in first})
+
+
+def add_noise(plain: RowBlocks, seed: int) -> RowBlocks:
+    """Rows moved in each feature by a uniform draw of up to `NOISE` of its range, and kept within it.
+
+    The channel-wise brightness of frozen feature augmentation (Bär et al., CVPR 2024). Ranges are those of
+    all rows; no label is looked at.
+    """
+
+    def load(name: str, number: int) -> Callable[[], Rows]:
+        def moved() -> Rows:
+            rows = plain[name]
+            low, high = rows.min(axis=0), rows.max(axis=0)
+            step = np.random.default_rng([seed, number]).uniform(-NOISE, NOISE, rows.shape)
+            return np.asarray(np.clip(rows + (step * (high - low)).astype(np.float32), low, high))
+
+        return moved
+
+    loaders = {name: load(name, number) for number, name in enumerate(plain)}
+    return RowBlocks(loaders, plain.n_rows, widths={name: plain.width(name) for name in plain})
+
+
+Part = tuple[RowBlocks, "NDArray[np.intp] | None"]
+"""Rows, and the images that they are taken of (all)."""
+
+
+def _noise(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+    return [(plain, None), *((add_noise(plain, seed + copy), None) for copy in range(NOISE_COPIES))]
+
+
+def _rows(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+    return [(plain, None), *((view, None) for view in views)]
+
+
+def _minority(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+    """As many views of each image as bring its class near to the largest."""
+    wanted = views_for_minority(y, most=len(views))
+    number = np.array([wanted[label] for label in y.tolist()])
+    return [(plain, None), *((view, np.flatnonzero(number > k)) for k, view in enumerate(views))]
+
+
+def _average(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+    return [(average([plain, *views]), None)]
+
+
+def _average_and_rows(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+    return [(average([plain, *views]), None), (plain, None), *((view, None) for view in views)]
+
+
+def _none(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+    return [(plain, None)]
+
+
+KINDS: Mapping[str, Callable[[RowBlocks, Sequence[RowBlocks], NDArray[Any], int], list[Part]]] = {
+    "none": _none,
+    "noise": _noise,
+    "rows": _rows,
+    "minority": _minority,
+    "average": _average,
+    "average+rows": _average_and_rows,
+}
+"""``rows``: views are more training rows; ``minority``: only of rare classes; ``average``: an image is the
+average of its views, also when it is judged; ``average+rows``: both; ``noise``: no view is needed."""
+
+
+def _stacked(parts: Sequence[RowBlocks]) -> RowBlocks:
+    """Rows of several parts below each other."""
+
+    def load(name: str) -> Callable[[], Rows]:
+        return lambda: np.concatenate([part[name] for part in parts])
+
+    first = parts[0]
+    widths = {name: first.width(name) for name in first}
+    return RowBlocks({name: load(name) for name in first}, sum(part.n_rows for part in parts), widths=widths)
+
+
+def _renamed(blocks: RowBlocks, names: Mapping[str, str]) -> RowBlocks:
+    def load(name: str) -> Callable[[], Rows]:
+        return lambda: blocks[name]
+
+    widths = {new: blocks.width(old) for new, old in names.items()}
+    return RowBlocks({new: load(old) for new, old in names.items()}, blocks.n_rows, widths=widths)
