@@ -88,7 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.whole(0),
         default=0,
         metavar="K",
-        help="augmented views of each training image (default 0); kept only if they help out of fold",
+        help="augmented views of each training image (default 0): tried for the head, and kept if they help "
+        "out of fold; also what fine-tuning learns from",
     )
     group.add_argument(
         "--view-policy",
@@ -132,15 +133,6 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
         "--fine-tune-trials", type=arguments.whole(0), metavar="N", help="let Optuna tune these with N trials"
     )
     group.add_argument(
-        "--views",
-        type=arguments.whole(0),
-        metavar="N",
-        help="augmented versions of each image to cache",
-    )
-    group.add_argument(
-        "--view-policy", metavar="POLICY", help="augmentation of those, or of streamed images (default light)"
-    )
-    group.add_argument(
         "--verdicts", type=arguments.whole(1), metavar="N", help="disjoint parts that judge (1 to 5)"
     )
     group.add_argument(
@@ -160,12 +152,12 @@ def _fine_tune_params(args: argparse.Namespace) -> dict[str, Any] | None:
         "unfreeze": int(args.unfreeze) if args.unfreeze and args.unfreeze.isdigit() else args.unfreeze,
         "head": args.head,
         "n_trials": args.fine_tune_trials,
-        "views": args.views,
-        "view_policy": args.view_policy,
         "n_verdicts": args.verdicts,
         "disk_limit": None if args.disk_limit is None else int(args.disk_limit * 1e9),
         "checkpoints": args.checkpoints,
     }
+    if args.fine_tune != "no":  # views serve both
+        given |= {"views": args.views or None, "view_policy": args.view_policy}
     said = {name: value for name, value in given.items() if value is not None}
     if args.epochs is not None or args.lr is not None:
         from featx.finetune import default_phases
