@@ -274,7 +274,7 @@ def tune_again(
 
 def resolve(settings: Mapping[str, Any], y: NDArray[Any]) -> dict[str, Any]:
     """The settings with every ``"auto"`` replaced by what it means for these labels, and a seed."""
-    plain = dict(settings)
+    plain = {**settings, "one_se": False}  # `choose_representation` asks image by image instead
     if plain["scoring"] == AUTO:
         plain["scoring"] = metric_for(y)
     if plain["class_weight"] == AUTO:

@@ -137,6 +137,8 @@ class Search:
     def winner(self) -> Result:
         """Return the best complete result; ties go by log loss, then by the cheaper head.
 
+        With `one_se` that is the best of the simplest representation within a standard error.
+
         Raises
         ------
         SearchError
@@ -147,7 +149,7 @@ class Search:
         )
         for result in ranked:
             if not result.approximate:
-                return result
+                return self._simplest(result, ranked) if self.settings.one_se else result
             exact = self._confirm(result)
             if exact.state == COMPLETE and all(
                 exact.score >= r.score - ROUNDING for r in ranked if not r.approximate
