@@ -10,19 +10,19 @@ import json
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from featx.backbones.card import BackboneCard
+from featx.evaluation import Calibration
 from featx.exceptions import FeatxError, UsageError
 from featx.files import atomic_write
 from featx.finetune.network import WholeNetwork
-
-if TYPE_CHECKING:
-    from featx.finetune.tuned import FineTunedNetwork
+from featx.spec import FeatureSpec
 
 TOLERANCE = 1e-3
 """Greatest difference of a probability between torch and onnxruntime."""
@@ -33,18 +33,17 @@ OPSET = 18
 class Deployed(nn.Module):
     """Pictures (n, 3, H, W), float32, 0 to 255, to calibrated probabilities (n, classes)."""
 
-    def __init__(self, tuned: FineTunedNetwork) -> None:
+    def __init__(self, network: Any, head: nn.Module, card: BackboneCard, calibration: Calibration) -> None:
         super().__init__()
-        network = tuned.module()
         network.reset_classifier(0)
-        self.network = WholeNetwork(network, tuned.card.mean, tuned.card.std)
-        self.head = tuned.trained_part().head
-        self.slope, self.shift = tuned.calibration.a, tuned.calibration.b
-        self.binary = tuned.calibration.kind == "sigmoid"
+        self.network = WholeNetwork(network, card.mean, card.std)
+        self.head = head
+        self.slope, self.shift = calibration.a, calibration.b
+        self.binary = calibration.kind == "sigmoid"
         self.cpu().eval().requires_grad_(False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Probabilities as `FineTunedNetwork.predict_proba` gives them."""
+        """Calibrated probabilities of the pictures."""
         logits = self.head(self.network(pictures))
         if self.binary:
             score = self.slope * (logits[:, 1:] - logits[:, :1]) + self.shift
@@ -52,14 +51,28 @@ class Deployed(nn.Module):
         return torch.softmax(self.slope * logits, 1)
 
 
-def export_onnx(tuned: FineTunedNetwork, path: str | os.PathLike[str]) -> float:
+def export_onnx(
+    path: str | os.PathLike[str],
+    *,
+    network: Any,
+    head: nn.Module,
+    card: BackboneCard,
+    spec: FeatureSpec,
+    calibration: Calibration,
+    classes: NDArray[Any],
+) -> float:
     """Write the graph and check it.
 
     Parameters
     ----------
-    tuned : FineTunedNetwork
     path : path
         The ``.onnx`` file.
+    network : torch.nn.Module
+        The whole fine-tuned timm network, to be taken apart.
+    head : torch.nn.Module
+        From its pooled features to logits.
+    card, spec, calibration, classes
+        See `FineTunedNetwork`.
 
     Returns
     -------
@@ -79,8 +92,8 @@ def export_onnx(tuned: FineTunedNetwork, path: str | os.PathLike[str]) -> float:
         import onnxscript  # noqa: F401  (torch needs it to export)
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'featx[onnx]'.") from error
-    model = Deployed(tuned)
-    golden = golden_pictures(tuned.spec.input_size)
+    model = Deployed(network, head, card, calibration)
+    golden = golden_pictures(spec.input_size)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter speaks of its own internals
         program: Any = torch.onnx.export(
@@ -94,7 +107,7 @@ def export_onnx(tuned: FineTunedNetwork, path: str | os.PathLike[str]) -> float:
             verbose=False,
         )
     proto = program.model_proto
-    onnx.helper.set_model_props(proto, _metadata(tuned))
+    onnx.helper.set_model_props(proto, _metadata(card, spec, classes))
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
@@ -118,14 +131,14 @@ def golden_pictures(input_size: tuple[int, int]) -> NDArray[np.float32]:
     return rng.integers(0, 256, (GOLDEN_PICTURES, 3, *input_size)).astype(np.float32)
 
 
-def _metadata(tuned: FineTunedNetwork) -> dict[str, str]:
+def _metadata(card: BackboneCard, spec: FeatureSpec, classes: NDArray[Any]) -> dict[str, str]:
     """What a user of the graph must know and cannot see in it."""
-    spec = json.loads(tuned.spec.to_json())
+    plain = json.loads(spec.to_json())
     steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "bit_depth")
     return {
-        "classes": json.dumps(tuned.classes.tolist()),
+        "classes": json.dumps(classes.tolist()),
         "input": "upright RGB pictures, resized as 'preprocessing' says: float32, 0 to 255, (n, 3, H, W)",
         "output": "calibrated probabilities, (n, classes); normalisation is inside the graph",
-        "preprocessing": json.dumps({name: spec[name] for name in steps}),
-        "backbone": tuned.card.name,
+        "preprocessing": json.dumps({name: plain[name] for name in steps}),
+        "backbone": card.name,
     }

@@ -131,6 +131,7 @@ def train(
     if recipe.precision == "fp16" and not recipe.device.startswith("cuda"):
         raise UsageError("training in fp16 needs a CUDA device; use precision 'bf16' or 'fp32'.")
     module.to(recipe.device)
+    module.to(memory_format=torch.channels_last)  # depthwise convolutions run backward in two thirds the time
     keeper = Checkpoint(checkpoint, module)
     run = Run(**state) if (state := keeper.load_run()) else Run()
     with torch.random.fork_rng(devices=_cuda_devices(recipe.device)):
@@ -259,7 +260,8 @@ def _train_epoch(
     schedule.step_update(step)
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    total_loss, total_right, seen, started = 0.0, 0, 0, time.monotonic()
+    total_loss, total_right, seen = 0.0, 0, 0
+    started, used = time.monotonic(), time.process_time()
     stage = f"phase {run.phase + 1} of {len(recipe.phases)}, epoch {run.epoch} of {phase.epochs}"
 
     for numbers, rows in batches(
@@ -299,6 +301,7 @@ def _train_epoch(
         "lr": max(rates),
         "lr_lowest": min(rates),
         "seconds": time.monotonic() - started,
+        "cpu_seconds": time.process_time() - used,
     }
 
 

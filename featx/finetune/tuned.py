@@ -189,10 +189,21 @@ class FineTunedNetwork:
         return self._open()[1]
 
     def export_onnx(self, path: str | os.PathLike[str]) -> float:
-        """Write one ONNX graph; see `featx.finetune.export.export_onnx`."""
+        """Write one ONNX graph, checked against onnxruntime; see `featx.finetune.export.export_onnx`.
+
+        Pictures go in decoded and resized already; normalisation and calibration are inside.
+        """
         from featx.finetune.export import export_onnx
 
-        return export_onnx(self, path)
+        return export_onnx(
+            path,
+            network=self.module(),
+            head=copy.deepcopy(self.trained_part().head),
+            card=self.card,
+            spec=self.spec,
+            calibration=self.calibration,
+            classes=self.classes,
+        )
 
     def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Write the whole network as safetensors, for ``FeatureExtractor(name, checkpoint=path)``."""
