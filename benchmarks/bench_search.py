@@ -1,28 +1,25 @@
 """The same 50 configurations through Optuna and `cross_val_score`, and through HeadSearchCV.
 
-Prints one JSON row for each measurement. Two naive studies are timed: as people write it, and with one BLAS
-thread for each fit and folds in parallel. At 1,399 rows and two classes everything is run whole, in
-alternation; at 5,000 and 20,000 rows with 10 and 100 classes the naive side is a seeded sample of
-configurations on one fold, scaled to all and labelled "calculated". Best scores stand side by side.
-
-    python benchmarks/bench_search.py --rounds 5                 # synthetic rows of the same shape
-    python benchmarks/bench_search.py --rows catdog.npz          # arrays X (n, d) and y (n,)
-    python benchmarks/bench_search.py --sizes 5000x10 20000x100
+``python benchmarks/run.py --only search``. Two naive studies are timed: as people write it, and with one BLAS
+thread for each fit and the folds in parallel. At 1,399 rows and two classes (catdog's own rows) everything is
+run whole, in alternation. At 5,000×10 and 20,000×100 the naive study would take hours: a seeded sample of
+configurations is timed on one fold and scaled to all, labelled *calculated*. A single fit that does not end
+within `CAP_S` is stopped and counted with that time, so that the naive side is only ever understated.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import platform
-import time
+import sys
+import tempfile
 import warnings
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import optuna
-import sklearn
+from pairs import SEED, Answer, Figure, Section, Spread, Table, Worker, alternate, number, ratios, say
 from sklearn.datasets import make_classification
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold, cross_val_score
@@ -31,6 +28,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.svm import SVC, LinearSVC
 from threadpoolctl import threadpool_limits
+from ways import serve
 
 from featx import HeadSearchCV
 
@@ -38,100 +36,217 @@ FOLDS = 5
 COUNTS = {"logistic": 5, "rbf_svm": 21, "linear_svm": 18, "knn": 6}
 """50 configurations in the shares that a TPE study of these heads settled on."""
 
+CAP_S = 90
+CORES = os.cpu_count() or 1
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+
+@dataclass(frozen=True)
+class Size:
+    """Rows to calculate with, and how many of the five folds featx's side is run on."""
+
+    n: int
+    classes: int
+    folds: int
+
+
+SIZES = (Size(5000, 10, 5), Size(20_000, 100, 1))
+QUICK = (Size(400, 4, 5), Size(600, 10, 1))
+
+
+def measure(rounds: int, quick: bool) -> Section:
+    """The whole comparison, then the calculated ones."""
+    with tempfile.TemporaryDirectory() as folder:
+        whole, figures = compare_whole(Path(folder), rounds, quick)
+        samples = []
+        for size in QUICK if quick else SIZES:
+            rows, found = compare_sample(size, Path(folder))
+            samples += rows
+            figures |= found
+    about = (
+        "50 fixed configurations (5 logistic regressions, 21 RBF and 18 linear support vector machines, 6 "
+        "nearest-neighbour votes), five folds, 1,280 columns, no refit. The same points, folds and "
+        "standardisation on every side; featx's scores are of the same exact objectives. *Threads set well* "
+        "is one BLAS thread for each fit and the folds in parallel."
     )
-    parser.add_argument("--rows", help=".npz with X and y for the whole comparison")
-    parser.add_argument("--rounds", type=int, default=5, help="alternations of the whole comparison")
-    parser.add_argument("--sizes", nargs="*", default=[], help="sizes to calculate, such as 5000x10")
-    parser.add_argument("--sample", type=int, default=1, help="configurations of each head in a sample")
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    warnings.simplefilter("ignore")
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    show(kind="machine", cores=os.cpu_count(), machine=platform.machine(), sklearn=sklearn.__version__,
-         optuna=optuna.__version__, numpy=np.__version__, seed=arguments.seed)  # fmt: skip
-    if arguments.rounds:
-        X, y = load_rows(arguments.rows) if arguments.rows else make_rows(1399, 2, arguments.seed)
-        compare_whole(X, y, arguments.rounds, arguments.seed)
-    for size in arguments.sizes:
-        n, classes = map(int, size.split("x"))
-        compare_sample(*make_rows(n, classes, arguments.seed), arguments.sample, arguments.seed)
+    header = ["rows × classes", "way", "seconds", "best score", "faster by", "how"]
+    calculated = Table(
+        header, samples,
+        "At these sizes the naive study is *calculated*: a seeded configuration of each head on one fold, "
+        f"scaled to all. A fit was stopped after {CAP_S} s and counted with that: *at least*. The scores are "
+        "the best of the sample on its fold. Synthetic rows of the same width.",
+    )  # fmt: skip
+    return Section("Search", about, [whole, calculated], figures)
 
 
-def compare_whole(X: np.ndarray, y: np.ndarray, rounds: int, seed: int) -> None:
+def compare_whole(folder: Path, rounds: int, quick: bool) -> tuple[Table, dict[str, Figure]]:
     """Time all three ways in alternation; the ratio of a round is of neighbours in time."""
-    points = configurations(X.shape[1], seed)
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(X, y))
-    ways = {"naive": naive_study, "naive, one BLAS thread": careful_study, "featx": featx_search}
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    work: dict[str, list[float]] = {
-        name: [] for name in ways
-    }  # of all threads: what others' load leaves alone
-    best: dict[str, float] = {}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            begun, spent = time.perf_counter(), time.process_time()
-            best[name] = way(X, y, folds, points, seed)
-            seconds[name].append(time.perf_counter() - begun)
-            work[name].append(time.process_time() - spent)
-    for name, taken in seconds.items():
-        ratios = np.array(taken) / np.array(seconds["featx"])
-        show(kind="search", way=name, n=len(y), classes=len(set(y.tolist())), configurations=len(points),
-             median_s=np.median(taken), lower_quartile_s=np.quantile(taken, 0.25), rounds=rounds,
-             cpu_s=np.median(work[name]), load=os.getloadavg()[0],
-             ratio_median=np.median(ratios), ratio_lower_quartile=np.quantile(ratios, 0.25),
-             best_score=best[name], how="measured")  # fmt: skip
+    X, y = make_rows(200, 2, SEED) if quick else catdog_rows()
+    np.savez(folder / "whole.npz", X=X, y=y)
+    titles = {
+        "naive": "Optuna + `cross_val_score`",
+        "careful": "the same, threads set well",
+        "featx": "**featx**",
+    }
+    workers = {name: Worker(name, script=SCRIPT, rows=str(folder / "whole.npz")) for name in titles}
+    workers["featx"].run([])
+    ways = {name: lambda worker=worker: worker.run([], rows=folder / worker.way)
+            for name, worker in workers.items()}  # fmt: skip
+    found = alternate(ways, rounds, what="search", show=lambda answer: f"{answer.seconds:.1f} s")
+    best = {name: float(np.load(folder / f"{name}.npy")[0]) for name in titles}
+    for worker in workers.values():
+        worker.close()
+    seconds = {name: [answer.seconds for answer in answers] for name, answers in found.items()}
+    shape = f"{len(y):,} × {len(set(y.tolist()))}"
+    rows, figures = [], {}
+    for name, title in titles.items():
+        ratio = ratios(seconds[name], seconds["featx"])
+        check = f"best score {best['featx']:.4f} against {best[name]:.4f}"
+        figures[f"search.{name}"] = Figure.of(ratio, check)
+        rows.append([shape, title, Spread.of(seconds[name]).text(), f"{best[name]:.4f}",
+                     "" if name == "featx" else ratio.text(), "measured"])  # fmt: skip
+    worse = max(best.values()) - best["featx"]
+    figures["search.worse"] = Figure(worse, worse, worse, rounds)
+    peaks = ", ".join(
+        f"{max(a.peak_bytes for a in found[name]) / 2**20:,.0f} MB ({title})"
+        for name, title in titles.items()
+    )
+    table = Table(
+        ["rows × classes", "way", "seconds", "best score", "faster by", "how"], rows,
+        f"Rows of catdog by EfficientNet-Lite0; {rounds} alternations, each side in a process of its own:",
+        f"Peak memory: {peaks}.",
+    )  # fmt: skip
+    return table, figures
 
 
-def compare_sample(X: np.ndarray, y: np.ndarray, each: int, seed: int) -> None:
-    """Time featx whole, and of the naive study a few configurations of each head on one fold."""
-    points = configurations(X.shape[1], seed)
-    folds = list(StratifiedKFold(FOLDS, shuffle=True, random_state=seed).split(X, y))
-    begun = time.perf_counter()
-    best = featx_search(X, y, folds, points, seed)
-    taken = time.perf_counter() - begun
-    common = {"kind": "search", "n": len(y), "classes": len(set(y.tolist())), "configurations": len(points)}
-    show(**common, way="featx", seconds=taken, best_score=best, how="measured")
-    rng = np.random.default_rng(seed)
-    naive, scores = 0.0, []
+def compare_sample(size: Size, folder: Path) -> tuple[list[list[str]], dict[str, Figure]]:
+    """Featx on all configurations; of the naive study one configuration of each head on one fold."""
+    X, y = make_rows(size.n, size.classes, SEED)
+    rows, key = folder / f"{size.n}.npz", f"{size.n}x{size.classes}"
+    np.savez(rows, X=X, y=y)
+    shape = f"{size.n:,} × {size.classes}"
+    with Worker("featx", script=SCRIPT, rows=str(rows), folds=size.folds) as worker:
+        ours = worker.run([], rows=folder / "all")
+    taken = ours.seconds * FOLDS / size.folds
+    say(f"search {key}, featx on {size.folds} folds: {ours.seconds:.1f} s")
+    points = configurations(X.shape[1], SEED)
+    rng = np.random.default_rng(SEED)
+    naive, finished, scores, capped = 0.0, [], [], False
     for head, count in COUNTS.items():
-        own = [point for point in points if point["head"] == head]
-        chosen = rng.choice(len(own), min(each, len(own)), replace=False)
-        begun = time.perf_counter()
-        scores += [cross_val_score(estimator(own[i], X.shape[1]), X, y, cv=folds[:1]).mean() for i in chosen]
-        naive += (time.perf_counter() - begun) / len(chosen) * count * FOLDS
-    show(**common, way="naive", seconds=naive, ratio=naive / taken, best_score_of_sample=max(scores),
-         sampled=len(scores), how="calculated")  # fmt: skip
+        number_of = int(rng.choice([i for i, point in enumerate(points) if point["head"] == head]))
+        answer, score = fit_once(rows, number_of, folder)
+        say(f"search {key}, naive {head} on one fold: {answer.seconds:.1f} s")
+        naive += answer.seconds * count * FOLDS
+        capped |= np.isnan(score)
+        if not np.isnan(score):
+            finished.append(number_of)
+            scores.append(score)
+    own = float("nan")
+    if finished:
+        with Worker("featx", script=SCRIPT, rows=str(rows), folds=1, only=finished) as worker:
+            worker.run([], rows=folder / "same")
+            own = float(np.load(folder / "same.npy")[0])
+    ratio = naive / taken
+    best = max(scores, default=float("nan"))
+    at_least = "at least " if capped else ""
+    how = "measured" if size.folds == FOLDS else f"*calculated* from {size.folds} of {FOLDS} folds"
+    table = [
+        [shape, "Optuna + `cross_val_score`", f"{at_least}{number(naive)}", f"{best:.4f}",
+         f"{at_least}{number(ratio, 2)}", f"*calculated* from {len(COUNTS)} fits"],
+        [shape, "**featx**", number(taken), f"{own:.4f}", "", how],
+    ]  # fmt: skip
+    check = f"best score of the sample {own:.4f} against {best:.4f}"
+    return table, {f"search.{key}": Figure(ratio, ratio, ratio, 1, check)}
 
 
-def naive_study(X: Any, y: Any, folds: Any, points: list[dict[str, Any]], seed: int) -> float:
+def fit_once(rows: Path, point: int, folder: Path) -> tuple[Answer, float]:
+    """One naive configuration on the first fold, stopped after `CAP_S`; its score, NaN if stopped."""
+    with Worker("naive-fold", script=SCRIPT, rows=str(rows), point=point) as worker:
+        answer = worker.run_within(CAP_S, [], rows=folder / "fold")
+    if answer is None:
+        return Answer(CAP_S, CAP_S, 0), float("nan")
+    return answer, float(np.load(folder / "fold.npy")[0])
+
+
+def catdog_rows() -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the photos and their labels as numbers."""
+    import photos
+
+    from featx import FeatureExtractor
+
+    paths = photos.small()
+    X = FeatureExtractor(store="memory", precision="fp32").fit_transform(paths)
+    return X, np.unique([Path(path).parent.name for path in paths], return_inverse=True)[1]
+
+
+# --- the ways, each in a process of its own ---
+
+
+class Study:
+    """Rows, folds and configurations."""
+
+    def __init__(self, rows: str, folds: int = FOLDS, only: list[int] | None = None) -> None:
+        warnings.simplefilter("ignore")
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        with np.load(rows) as kept:
+            self.X, self.y = kept["X"].astype(np.float32), kept["y"]
+        every = configurations(self.X.shape[1], SEED)
+        self.points = [every[index] for index in only] if only else every
+        splitter = StratifiedKFold(FOLDS, shuffle=True, random_state=SEED)
+        self.folds = list(splitter.split(self.X, self.y))[:folds]
+
+
+class Naive(Study):
     """Optuna and `cross_val_score` as people write it."""
-    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
-    for number in range(len(points)):
-        study.enqueue_trial({"point": number})
 
-    def objective(trial: optuna.Trial) -> float:
-        point = points[trial.suggest_int("point", 0, len(points) - 1)]
-        return float(cross_val_score(estimator(point, X.shape[1]), X, y, cv=folds).mean())
+    n_jobs: int | None = None
 
-    study.optimize(objective, n_trials=len(points))
-    return float(study.best_value)
+    def __call__(self, _: list[str]) -> Any:
+        """Best score."""
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=SEED))
+        for number_of in range(len(self.points)):
+            study.enqueue_trial({"point": number_of})
+        study.optimize(self.objective, n_trials=len(self.points))
+        return [study.best_value]
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """Mean score of a configuration."""
+        point = self.points[trial.suggest_int("point", 0, len(self.points) - 1)]
+        model = estimator(point, self.X.shape[1])
+        return float(cross_val_score(model, self.X, self.y, cv=self.folds, n_jobs=self.n_jobs).mean())
 
 
-def careful_study(X: Any, y: Any, folds: Any, points: list[dict[str, Any]], seed: int) -> float:
-    """The same with one BLAS thread for each fit."""
-    with threadpool_limits(limits=1):
-        return naive_study(X, y, folds, points, seed)
+class Careful(Naive):
+    """The same with one BLAS thread for each fit and the folds in parallel."""
+
+    n_jobs = CORES
+
+    def __call__(self, _: list[str]) -> Any:
+        """Best score."""
+        with threadpool_limits(limits=1):
+            return super().__call__(_)
 
 
-def featx_search(X: Any, y: Any, folds: Any, points: list[dict[str, Any]], seed: int) -> float:
+class NaiveFold(Study):
+    """One configuration on one fold."""
+
+    def __init__(self, rows: str, point: int) -> None:
+        super().__init__(rows, folds=1, only=[point])
+
+    def __call__(self, _: list[str]) -> Any:
+        """Its score."""
+        model = estimator(self.points[0], self.X.shape[1])
+        return [cross_val_score(model, self.X, self.y, cv=self.folds).mean()]
+
+
+class Featx(Study):
     """The same configurations as the grid of a search, without a refit."""
-    search = HeadSearchCV(tuple(COUNTS), n_trials=0, grid=points, cv=folds, refit=False, pruner=None,
-                          random_state=seed)  # fmt: skip
-    return float(search.fit(X, y).best_score_)
+
+    def __call__(self, _: list[str]) -> Any:
+        """Best score."""
+        heads = tuple(dict.fromkeys(point["head"] for point in self.points))
+        search = HeadSearchCV(heads, n_trials=0, grid=self.points, cv=self.folds, refit=False, pruner=None,
+                              random_state=SEED)  # fmt: skip
+        return [search.fit(self.X, self.y).best_score_]
 
 
 def configurations(d: int, seed: int) -> list[dict[str, Any]]:
@@ -186,17 +301,8 @@ def make_rows(n: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return X.astype(np.float32), y
 
 
-def load_rows(path: str) -> tuple[np.ndarray, np.ndarray]:
-    with np.load(path) as kept:
-        return kept["X"].astype(np.float32), np.unique(kept["y"], return_inverse=True)[1]
+WAYS: dict[str, Any] = {"naive": Naive, "careful": Careful, "naive-fold": NaiveFold, "featx": Featx}
+SCRIPT = Path(__file__).name
 
-
-def show(**row: Any) -> None:
-    plain = {
-        name: round(float(value), 4) if isinstance(value, float) else value for name, value in row.items()
-    }
-    print(json.dumps(plain), flush=True)
-
-
-if __name__ == "__main__":
-    main()
+if __name__ == "__main__" and sys.argv[1] in WAYS:
+    serve(WAYS)

@@ -1,7 +1,6 @@
 """The store against .npy, one HDF5 dataset per image, and SQLite: append, whole and scattered reads.
 
-``python benchmarks/bench_store.py [--rows 20000] [--million] [--rounds 5] [--folder DIR]``; prints one JSON
-object a line: bench, what, how, n, width, seconds (median), low and high quartile, rows_per_s, bytes.
+``python benchmarks/run.py --only store``; 20,000 rows through all of them, a million through featx and .npy.
 
 Equal work: float16 rows of 1,280 numbers under 32-byte digests, durable when an append returns (fsync at
 the end of each batch of 1,024), found by digest, handed out as float32. ``.npy`` has no digests, commits
@@ -10,13 +9,9 @@ or checks: it is the floor. The page cache is warm in all of them.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import resource
 import shutil
 import sqlite3
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -25,6 +20,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 from numpy.typing import NDArray
+from pairs import Figure, Section, Spread, Table, say
 
 from featx.spec import FeatureSpec
 from featx.stores.hdf5 import HDF5Store
@@ -136,34 +132,55 @@ class SQLite:
 KEEPERS = {"featx": Featx, "npy": Npy, "hdf5 dataset per image": DatasetPerImage, "sqlite": SQLite}
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--million", action="store_true", help="a million rows too (5 GB of disk, minutes)")
-    parser.add_argument("--folder", type=Path, help="where to write; default the temporary folder")
-    arguments = parser.parse_args()
-    compare(arguments.rows, arguments.rounds, list(KEEPERS), arguments.folder)
-    if arguments.million:
-        compare(1_000_000, min(arguments.rounds, 3), ["featx", "npy"], arguments.folder)
+LARGE, MANY = 1_000_000, 100_000
+"""More rows than `MANY` are written once, and never read whole: it would be a test of memory."""
+
+TITLES = {
+    "featx": "**featx**",
+    "npy": ".npy, rows by position (the floor)",
+    "hdf5 dataset per image": "HDF5, a dataset for each image",
+    "sqlite": "SQLite, a blob for each image",
+}
 
 
-def compare(n_rows: int, rounds: int, names: list[str], where: Path | None) -> None:
+def measure(rounds: int, quick: bool) -> Section:
+    """Both sizes."""
+    n_rows, n_large = (2000, 4000) if quick else (20_000, LARGE)
+    few, _ = compare(n_rows, min(rounds, 3), list(KEEPERS))
+    many, found = compare(n_large, rounds, ["featx", "npy"])
+    served = [
+        sum(parts) for parts in zip(found["featx", "open and find"], found["featx", SERVED], strict=True)
+    ]
+    check = "every row compared with what was written"
+    figures = {"store.million": Figure.of(Spread.of(served), check)}
+    about = (
+        f"float16 rows of {WIDTH:,} numbers under 32-byte digests, durable when an append returns (fsync "
+        f"after each batch of {BATCH:,}), found by digest, handed out as float32. `.npy` has no digests, "
+        "commits or checks. The page cache is warm. Reads open the store, and all that they return "
+        "is compared with what was written."
+    )
+    return Section("The store", about, [few, many], figures)
+
+
+SERVED = "1,400 scattered"
+Found = dict[tuple[str, str], list[float]]
+
+
+def compare(n_rows: int, rounds: int, names: list[str]) -> tuple[Table, Found]:
     """Alternate over the keepers, so that a busy machine is busy for all of them."""
     ids, rows = digests(n_rows), pattern()
-    picks = np.random.default_rng(1).choice(n_rows, min(SCATTERED, n_rows), replace=False)
-    run = np.arange(min(5000, n_rows // 2), min(5000, n_rows // 2) + min(SCATTERED, n_rows // 2))
-    jobs = {"scattered": picks, "contiguous": run}
-    if n_rows <= 100_000:
+    n_some = min(SCATTERED, n_rows // 2)
+    picks = np.random.default_rng(1).choice(n_rows, n_some, replace=False)
+    jobs = {SERVED: picks, "1,400 contiguous": np.arange(n_rows // 4, n_rows // 4 + n_some)}
+    if n_rows <= MANY:
         jobs["whole"] = np.random.default_rng(2).permutation(n_rows)
-    seconds: dict[tuple[str, str], list[float]] = {}
+    seconds: Found = {}
     sizes: dict[str, int] = {}
-    with tempfile.TemporaryDirectory(dir=where, prefix="bench-store-") as base:
-        for number in range(rounds):
+    with tempfile.TemporaryDirectory(prefix="bench-store-") as base:
+        for turn in range(1, rounds + 1):
             for name in names:
                 folder = Path(base, name.replace(" ", "-"))
-                if number == 0 or n_rows <= 100_000:  # a million rows are written once
+                if turn == 1 or n_rows <= MANY:
                     shutil.rmtree(folder, ignore_errors=True)
                     folder.mkdir()
                     keeper = KEEPERS[name](folder)
@@ -180,12 +197,20 @@ def compare(n_rows: int, rounds: int, names: list[str], where: Path | None) -> N
                 if name == "featx":
                     spent = timed(lambda f=folder: HDF5Store(f).missing(SPEC.key, ids[picks]))  # type: ignore[misc]
                     seconds.setdefault((name, "open and find"), []).append(spent)
-    for (name, what), measured in seconds.items():
-        count = n_rows if what in ("append", "whole") else len(picks)
-        low, middle, high = quartiles(measured)
-        row = {"bench": "store", "what": what, "how": name, "n": n_rows, "width": WIDTH, "rows": count}
-        row |= {"seconds": middle, "low": low, "high": high, "rows_per_s": count / middle}
-        print(json.dumps(row | {"bytes": sizes[name], "peak_bytes": peak()}), flush=True)
+                say(f"store, {n_rows:,} rows, round {turn} of {rounds}, {name}")
+    columns = ["append", *jobs, "open and find"]
+    lines = [
+        [TITLES[name], *(text(seconds.get((name, what))) for what in columns), f"{sizes[name] / 1e6:,.0f} MB"]
+        for name in names
+    ]
+    what = f"{n_rows:,} rows, seconds, median and [quartiles] of {rounds} rounds:"
+    header = ["kept by", *columns, "on disk"]
+    return Table(header, lines, what), seconds
+
+
+def text(measured: list[float] | None) -> str:
+    """Seconds, or nothing where a keeper cannot do it."""
+    return Spread.of(measured).text() if measured else ""
 
 
 def digests(n_rows: int) -> Ids:
@@ -210,20 +235,3 @@ def timed(job: Callable[[], object]) -> float:
     began = time.perf_counter()
     job()
     return time.perf_counter() - began
-
-
-def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return low, middle, high
-
-
-def peak() -> int:
-    """Most memory that this process has held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-if __name__ == "__main__":
-    main()

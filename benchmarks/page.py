@@ -1,0 +1,153 @@
+"""docs/benchmarks.md, made of what the parts left in benchmarks/out; and the table of what was asked for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from machine import cpu
+from pairs import OUT, ROOT, number
+
+PAGE = ROOT / "docs" / "benchmarks.md"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A figure that was asked for.
+
+    Parameters
+    ----------
+    figure : str
+        Its name among the parts' figures.
+    what : str
+        In words.
+    asked : float
+        In `unit`.
+    unit : {'×', '%', 's', ''}
+        Percentages are given as fractions.
+    at_most : bool
+        Whether smaller is better.
+    flag : str
+        The CPU's instruction set without which it does not bind.
+    why : str
+        What is known of it where it is not reached.
+    """
+
+    figure: str
+    what: str
+    asked: float
+    unit: str = "×"
+    at_most: bool = False
+    flag: str = ""
+    why: str = ""
+
+    def reached(self, value: float) -> bool:
+        """Whether a value is what was asked for."""
+        return value <= self.asked if self.at_most else value >= self.asked
+
+    def text(self, value: float) -> str:
+        """A value in its unit."""
+        if self.unit == "%":
+            return f"{100 * value:.0f} %"
+        return f"{number(value, 3 if self.unit else 4)} {self.unit}".strip()
+
+
+AMX = "Without AMX bf16 gains little over fp32 (about 1.3 times here): only the fp32 ratios bind."
+
+TARGETS = (
+    Target("lite0.timm-loop.fp32", "catdog against timm's documented loop, same rows", 4),
+    Target("lite0.embetter.fp32", "catdog against embetter, same rows", 4),
+    Target("lite0.timm-loop.bf16", "the same against timm's loop, bf16", 8, flag="amx_bf16", why=AMX),
+    Target("lite0.embetter.bf16", "the same against embetter, bf16", 8, flag="amx_bf16", why=AMX),
+    Target("large.timm-loop.fp32", "photos of 2,000×1,500 against timm's loop, same rows", 5,
+           why="Full decoding of a large JPEG bounds it: libjpeg-turbo is the same for everybody, and only "
+               "the resize and the second core can be won. `--decode fast` decodes scaled."),
+    Target("roofline.fp32", "of the roofline on 1,399 photos, fp32", 0.9, "%"),
+    Target("roofline.bf16", "of the roofline on 1,399 photos, bf16", 0.9, "%"),
+    Target("memory", "memory with 12 times as many photos, times", 1.1, "×", at_most=True),
+    Target("search.naive", "search of 50 configurations at 1,399×2 against the naive study", 15),
+    Target("search.worse", "by how much its best score is lower", 0.001, "", at_most=True),
+    Target("search.5000x10", "the same at 5,000×10 (*calculated*)", 30),
+    Target("store.million", "a million rows: open the store, find and serve 1,400", 0.5, "s", at_most=True),
+    Target("job.cold", "`featx fit` on catdog, cold, 200 and more configurations", 20, "s", at_most=True),
+    Target("job.warm", "`featx fit` on catdog, warm", 4, "s", at_most=True),
+)  # fmt: skip
+"""Median against what was asked; the lower quartile stands beside it."""
+
+
+def write(parts: Sequence[str]) -> None:
+    """Write the page from the parts that are there."""
+    found = {part: json.loads(path.read_text(encoding="utf-8")) for part in parts
+             if (path := OUT / f"{part}.json").exists()}  # fmt: skip
+    PAGE.write_text(render(found), encoding="utf-8")
+
+
+def render(parts: dict[str, dict[str, Any]]) -> str:
+    """The page as Markdown."""
+    figures = {name: figure for part in parts.values() for name, figure in part["figures"].items()}
+    lines = [
+        "# Benchmarks",
+        "",
+        "Side by side with the peers, in alternation (A, B, A, B, ...), each side in a warmed-up process of "
+        "its own, equal work, results compared. A ratio is the median of the rounds' own ratios; in brackets "
+        "its quartiles. Written by `make bench`; the scripts are in `benchmarks/`.",
+        "",
+        *machines(parts),
+        "",
+        "## What was asked, and what was reached",
+        "",
+        *summary(figures),
+    ]
+    for part in parts.values():
+        lines += ["", f"## {part['title']}", "", part["about"]]
+        for each in part["tables"]:
+            lines += [
+                "",
+                *([each["before"], ""] if each["before"] else []),
+                *table(each["header"], each["rows"]),
+            ]
+            lines += ["", each["after"]] if each["after"] else []
+    return "\n".join(lines) + "\n"
+
+
+def machines(parts: dict[str, dict[str, Any]]) -> list[str]:
+    """Where and when; parts that were run elsewhere are told apart."""
+    places: dict[str, list[str]] = {}
+    for name, part in parts.items():
+        places.setdefault(part["machine"], []).append(f"{name} ({part['seconds']:.0f} s)")
+    return [f"{machine} Parts: {', '.join(names)}." for machine, names in places.items()]
+
+
+def summary(figures: dict[str, dict[str, Any]]) -> list[str]:
+    """Every target with what was measured, and why one was not reached."""
+    rows, reasons = [], []
+    for target in TARGETS:
+        figure = figures.get(target.figure)
+        if figure is None:
+            rows.append([target.what, asked(target), "not run", "", "", ""])
+            continue
+        good = target.reached(figure["value"])
+        binds = not target.flag or target.flag in cpu()
+        verdict = "yes" if good else ("**no**" if binds else f"no ({target.flag} is missing: does not bind)")
+        worse = figure["high"] if target.at_most else figure["low"]
+        spread = target.text(worse) if figure["n"] > 1 else "one run"
+        value = target.text(figure["value"])
+        rows.append([target.what, asked(target), value, spread, verdict, figure["check"]])
+        if not good:
+            reasons.append(f"* {target.what}: {target.why or 'not yet explained.'}")
+    header = ["what", "asked", "median", "worse quartile", "reached", "equal results"]
+    lines = table(header, rows)
+    return [*lines, "", "Where a figure is not reached:", "", *dict.fromkeys(reasons)] if reasons else lines
+
+
+def asked(target: Target) -> str:
+    """The bound in words."""
+    return f"{'at most' if target.at_most else 'at least'} {target.text(target.asked)}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Markdown."""
+    lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
+    return [lines[0], "|" + "---|" * len(header), *lines[1:]]
