@@ -38,6 +38,8 @@ def serve(ways: Mapping[str, Callable[..., Way]]) -> None:
     print(json.dumps({"way": sys.argv[1]}), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
+        if hasattr(way, "compared"):
+            way.compared = bool(request["rows"])
         before = getattr(way, "before", None)
         if before is not None:
             before(request["paths"])
@@ -316,8 +318,8 @@ class Embetter:
 class Img2Vec:
     """`get_vec` on lists of images. It knows torchvision's networks only: ours is put into its place.
 
-    Its preprocessing (squashed to 224×224, ImageNet's mean) is its own. The first call, by which the rows are
-    compared, has timm's transform in the place of it; all others, which are timed, run it as it comes.
+    Its preprocessing (squashed to 224×224, ImageNet's mean) is its own. Where rows are compared it has timm's
+    transform in the place of it; where it is timed it runs as it comes.
     """
 
     def __init__(self, **settings: Any) -> None:
@@ -333,17 +335,18 @@ class Img2Vec:
 
         # "vgg16" is a name for which it takes the layer's output as flat rows
         self.encoder = Ours(cuda=device == "cuda", model="vgg16", layer_output_size=model.num_features)
-        self._own, self.encoder.transforms = self.encoder.transforms, transform
+        self.compared = False
+        self._transforms = {False: self.encoder.transforms, True: transform}
 
     def __call__(self, paths: list[str]) -> Rows:
         """Rows of all images, 32 at a time."""
         from PIL import Image
 
         rows = []
+        self.encoder.transforms = self._transforms[self.compared]
         for start in range(0, len(paths), 32):
             images = [Image.open(path).convert("RGB") for path in paths[start : start + 32]]
             rows.append(self.encoder.get_vec(images))
-        self.encoder.transforms = self._own
         return np.concatenate(rows)
 
 

@@ -694,7 +694,7 @@ class _Rows:
     ) -> tuple[Run, Forward]:
         extractor = self._extractor
         n_threads = _n_threads(extractor.n_jobs)
-        path: Path | None = getattr(self.store, "path", None)
+        path = self._model_store()
         engine = Engine(
             extractor._open_backbone,
             extractor.runtime,
@@ -723,6 +723,11 @@ class _Rows:
             decoder.close()
         self.limit, self.batch_size = run.limit, batch_size.value
         return run, forward
+
+    def _model_store(self) -> Path | None:
+        """Where converted models are kept: a call that keeps no rows has them beside the extractor's own."""
+        path: Path | None = getattr(self.store, "path", None)
+        return path or getattr(self._extractor._store(), "path", None)
 
     def _loader(self, spec: FeatureSpec) -> Callable[[], NDArray[Any]]:
         def load() -> NDArray[Any]:
