@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import resource
 import signal
@@ -69,9 +70,9 @@ def ratios(slow: Sequence[float], fast: Sequence[float]) -> Spread:
 
 def number(value: float, digits: int = 3) -> str:
     """So many significant digits, thousands separated, never an exponent."""
-    if value == 0 or value != value:
-        return "0" if value == 0 else "–"
-    before = len(str(int(abs(value))))
+    if value == 0 or not math.isfinite(value):
+        return "–" if value else "0"
+    before = math.floor(math.log10(abs(value))) + 1
     return f"{value:,.{max(digits - before, 0)}f}"
 
 

@@ -8,6 +8,7 @@ neighbours' labels) is checked afterwards, before anything can predict.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import io
@@ -102,6 +103,9 @@ FIELDS = {
 }
 """What a node holds beside its type; ``content`` alone where it is not listed."""
 
+LONG = 32
+"""Lists of columns from so many on are stored as arrays."""
+
 OLDEST_TIME = 315_619_200
 """Seconds since the epoch: 2 January 1980 UTC, 1 January wherever one is (zip's first day)."""
 
@@ -111,8 +115,8 @@ Node = dict[str, Any]
 def dump_estimator(estimator: Any) -> bytes:
     """Bytes of a fitted scikit-learn pipeline, without pickle; equal pipelines give equal bytes.
 
-    skops' addresses in memory are left out, equal arrays are stored once, and random generators, which
-    only fitting uses, are dropped.
+    skops' addresses in memory are left out, equal arrays are stored once, long lists of columns are stored as
+    arrays, and random generators, which only fitting uses, are dropped.
 
     Raises
     ------
@@ -125,7 +129,7 @@ def dump_estimator(estimator: Any) -> bytes:
             "archives does not know. Set the clock."
         )
     try:
-        raw = _skops().dumps(estimator)
+        raw = _skops().dumps(_with_arrays(estimator))
     except Exception as error:  # skops has many kinds for what it cannot store
         raise ModelFileError(f"this head cannot be saved without pickle: {error}") from error
     with zipfile.ZipFile(io.BytesIO(raw)) as source:
@@ -140,6 +144,24 @@ def dump_estimator(estimator: Any) -> bytes:
     text = json.dumps(schema, separators=(",", ":")).encode()
     _check_schema(schema, arrays, "this head")
     return pack_members({SCHEMA: text, **arrays}, where="this head", max_members=MAX_ARRAYS)
+
+
+def _with_arrays(value: Any) -> Any:
+    """The same, with long lists of whole numbers as arrays: skops makes an object of every item of a list.
+
+    A `ColumnTransformer` lists its columns several times over; thousands of them took seconds to read.
+    """
+    if isinstance(value, dict):
+        return {name: _with_arrays(item) for name, item in value.items()}
+    if isinstance(value, list) and len(value) >= LONG and all(type(item) is int for item in value):
+        return np.array(value, np.int64)
+    if type(value) in (list, tuple):
+        return type(value)(_with_arrays(item) for item in value)
+    if _full_name(value).endswith((".Pipeline", ".ColumnTransformer")):
+        slim = copy.copy(value)
+        vars(slim).update({name: _with_arrays(item) for name, item in vars(value).items()})
+        return slim
+    return value
 
 
 def load_estimator(data: bytes, *, where: str = "head") -> Any:

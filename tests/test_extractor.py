@@ -594,3 +594,15 @@ def test_real_photos_agree_with_timms_own_transform(real_data: Path, tmp_path: P
         expected = module.forward_head(module.forward_features(batch), pre_logits=True).numpy()
     cosine = (rows * expected).sum(1) / np.linalg.norm(rows, axis=1) / np.linalg.norm(expected, axis=1)
     assert cosine.min() > 0.9999
+
+
+def test_a_call_that_keeps_no_rows_still_keeps_its_converted_network(
+    make: Make, paths: list[str], tmp_path: Path
+) -> None:
+    extractor = make(
+        store=tmp_path, runtime="openvino", pool="gem"
+    )  # a recipe that no other test has compiled
+    found = extractor.extract(paths[:2], store=MemoryStore())
+    assert found.computed == 2
+    assert len(list((tmp_path / "v1" / "models").glob("*.openvino"))) == 1
+    assert extractor.extract(paths[:2]).computed == 2
