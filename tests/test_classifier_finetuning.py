@@ -112,6 +112,17 @@ def test_auto_does_not_try_what_cannot_win() -> None:
     assert "must win 6 more" in report.reason
 
 
+def test_auto_tries_where_a_network_could_win_and_advice_knows_what_it_brought() -> None:
+    x, _ = pictures(80)
+    y = np.random.default_rng(1).permutation(["blue", "red"] * 40)
+    clf = classifier(fine_tune="auto", fine_tune_params={"unfreeze": 1, "phases": PHASES}).fit(x, y)
+    assert clf.fine_tune_.tried
+    [option] = [option for option in clf.advice_.options if option.action == "fine_tune"]
+    assert option.measured
+    assert option.what == "layer3"
+    assert option.gain.value == pytest.approx(clf.fine_tune_.verdict.comparison.difference)
+
+
 def test_nobody_asked_nothing_is_told() -> None:
     x, y = pictures()
     clf = classifier(fine_tune=False).fit(x, y)

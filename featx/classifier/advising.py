@@ -18,6 +18,7 @@ from featx.advice.from_rows import stratified_rows
 from featx.classifier.estimator import MACHINE_PARAMS, ImageClassifier, Images, as_images
 from featx.classifier.networks import gather
 from featx.classifier.race import race
+from featx.evaluation import Metric
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet
@@ -81,6 +82,10 @@ def advise_classifier(
             "ask about the images that the classifier was fitted on."
         )
     units = image_groups(rows.ids[trains], images.groups)
+    if fine_tuning is None and clf.fine_tune_ is not None and clf.fine_tune_.verdict is not None:
+        found = clf.fine_tune_.verdict.comparison
+        gain = Metric(found.difference, found.low, found.high)
+        fine_tuning = FineTuning(clf.fine_tune_.verdict.minutes, clf.fine_tune_.cut or "the input", gain)
     twin, seconds = _random_twin(clf, images, labels, random_state)
     taps = [tap.name for tap in clf.card_.taps]
     return advise_on_rows(

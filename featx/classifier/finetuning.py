@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from featx.advice import Option
 from featx.classifier.networks import is_of
 from featx.classifier.race import backbone_names
 from featx.classifier.representation import AUTO
@@ -46,6 +47,8 @@ class FineTuneReport:
         Why, in words, with the numbers.
     verdict : Verdict or None
         Against the probe, on images of the training part that neither had seen.
+    cut : str
+        Layer above which was trained; empty for the whole network.
     disk : str
         What the rows take on the disk, or why images stream.
     phases : tuple of str
@@ -58,6 +61,7 @@ class FineTuneReport:
     kept: bool
     reason: str
     verdict: Verdict | None = None
+    cut: str = ""
     disk: str = ""
     phases: tuple[str, ...] = ()
     history: tuple[Mapping[str, Any], ...] = ()
@@ -82,6 +86,7 @@ class FineTuneReport:
                 kept=bool(plain["kept"]),
                 reason=str(plain["reason"]),
                 verdict=None if plain["verdict"] is None else Verdict.from_dict(plain["verdict"]),
+                cut=str(plain["cut"]),
                 disk=str(plain["disk"]),
                 phases=tuple(map(str, plain["phases"])),
                 history=tuple(plain["history"]),
@@ -107,11 +112,18 @@ def fine_tune(
     if clf.fine_tune is False:
         return None, None
     n_verdicts, reason = _verdicts(clf, len(images))
-    if clf.fine_tune == "auto" and not n_verdicts:
-        report = FineTuneReport(False, False, f"not tried: {reason}.")
-        _tell(clf, f"fine-tuning {report.reason}")
-        return None, report
-    tuner = make_tuner(clf, n_verdicts=n_verdicts or 1)
+    settings: dict[str, Any] = {"n_verdicts": n_verdicts or 1}
+    if clf.fine_tune == "auto":
+        option = _advised(clf) if n_verdicts else None
+        if option is not None and not option.worthwhile:
+            gain = f" ({100 * option.gain.value:+.1f} points)" if option.gain is not None else ""
+            n_verdicts, reason = 0, f"the advice for these images expects too little of it{gain}"
+        if not n_verdicts:
+            report = FineTuneReport(False, False, f"not tried: {reason}.")
+            _tell(clf, f"fine-tuning {report.reason}")
+            return None, report
+        settings |= {} if option is None else {"unfreeze": option.what}
+    tuner = make_tuner(clf, **settings)
     tuner.fit(
         images,
         check_labels(images.labels),
@@ -127,15 +139,24 @@ def fine_tune(
         kept=verdict is None or verdict.kept,
         reason="kept unjudged, since verdict is 0." if verdict is None else verdict.reason,
         verdict=verdict,
+        cut="" if tuner.network_.whole else tuner.network_.spec.cut,
         disk="" if tuner.plan_ is None else tuner.plan_.reason,
         phases=tuple(describe_phases(tuner.phases_, tuner.trained_)),
         history=tuple(tuner.history_),
     )
+    clf._advice = None  # it did not know yet what fine-tuning brings
     return tuner.network_ if report.kept else None, report
 
 
-def make_tuner(clf: ImageClassifier, *, n_verdicts: int = 1) -> FineTuner:
+def make_tuner(clf: ImageClassifier, **settings: Any) -> FineTuner:
     """The fine-tuner of a classifier: its network, resizing, store, device and seed.
+
+    Parameters
+    ----------
+    clf : ImageClassifier
+        Its `fine_tune_params` win over `settings`.
+    **settings
+        Parameters of `FineTuner`.
 
     Raises
     ------
@@ -151,7 +172,7 @@ def make_tuner(clf: ImageClassifier, *, n_verdicts: int = 1) -> FineTuner:
     else:
         params["backbone"] = backbone_names(params["backbone"])[0]
         params["resize"] = "crop" if params["resize"] == AUTO else params["resize"]
-    settings: dict[str, Any] = {"n_verdicts": n_verdicts, "class_weight": _class_weight(clf)}
+    settings |= {"class_weight": _class_weight(clf)}
     return FineTuner(
         FeatureExtractor(**params),
         random_state=clf.random_state,
@@ -176,19 +197,20 @@ def check(clf: ImageClassifier) -> None:
 
 
 def _verdicts(clf: ImageClassifier, n: int) -> tuple[int, str]:
-    """How many parts must judge for a win to be possible, 0 if it is not or the advice is against it."""
+    """How many parts must judge for a win to be possible, 0 if it is not."""
     accuracy = clf.oof_evaluation_.metrics["accuracy"].value
     share = dict(clf.fine_tune_params or {}).get("verdict", 0.2)
     reason = ""
     for count in range(1, MAX_VERDICTS + 1):
         worth, reason = worth_trying(n, accuracy, verdict=share, n_verdicts=count)
         if worth:
-            break
-    else:
-        return 0, reason
-    if clf.fine_tune == "auto" and not clf.advice_.fine_tune:
-        return 0, "the advice measured on these images expects too little of it"
-    return count, reason
+            return count, reason
+    return 0, reason
+
+
+def _advised(clf: ImageClassifier) -> Option | None:
+    """What measured advice says of fine-tuning and of the layer to begin at; None if it says nothing."""
+    return next((option for option in clf.advice_.options if option.action == "fine_tune"), None)
 
 
 def _class_weight(clf: ImageClassifier) -> Any:
