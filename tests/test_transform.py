@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import threading
 import tracemalloc
 from collections.abc import Callable
@@ -11,9 +13,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
+from featx.backbones.resample import resize
 from featx.backbones.transform import prepare
 from featx.exceptions import UsageError
 from featx.spec import FeatureSpec
@@ -194,3 +198,42 @@ def test_embeddings_of_real_photos_are_those_of_timms_transform(
         rows, wanted = (stem(torch.from_numpy(batch))[0] for batch in (ours, theirs))
     assert len(files) >= 25
     assert torch.cosine_similarity(rows, wanted).min() >= cosine
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [
+        ((375, 500), (256, 341)),
+        ((40, 30), (90, 200)),
+        ((5, 700), (64, 64)),
+        ((97, 64), (96, 64)),
+        ((1, 1), (3, 2)),
+    ],
+)
+def test_the_resize_without_torch_gives_torchs_bits(
+    mode: str, shape: tuple[int, int], size: tuple[int, int]
+) -> None:
+    rng = np.random.default_rng(0)
+    steps = np.kron(rng.integers(0, 2, (shape[0] // 6 + 1, shape[1] // 6 + 1, 3)) * 255, np.ones((6, 6, 1)))
+    for picture in (rng.integers(0, 256, (*shape, 3)), steps[: shape[0], : shape[1]]):  # steps overshoot
+        pixels = np.ascontiguousarray(picture, np.uint8)
+        batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)
+        theirs = torch.nn.functional.interpolate(batch, size=size, mode=mode, antialias=True)
+        assert np.array_equal(resize(pixels, size, mode), theirs[0].permute(1, 2, 0).numpy())
+
+
+def test_torch_is_imported_for_many_pictures_and_not_for_one() -> None:
+    code = (
+        "import sys, numpy as np\n"
+        "from featx.backbones.transform import prepare\n"
+        "from featx.spec import FeatureSpec\n"
+        "spec = FeatureSpec(architecture='any', weights='0' * 64, input_size=(64, 64), crop_pct=1.0,\n"
+        "    interpolation='bicubic', mean=(0.5,) * 3, std=(0.5,) * 3, decoder='pillow')\n"
+        "picture = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)\n"
+        "first = prepare(picture, spec)\n"
+        "assert 'torch' not in sys.modules\n"
+        "later = [prepare(picture, spec) for _ in range(7)][-1]\n"
+        "assert 'torch' in sys.modules and np.array_equal(first, later)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
