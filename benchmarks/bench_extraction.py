@@ -306,7 +306,7 @@ def memory_by_number(quick: bool) -> tuple[list[list[str]], float]:
 
 # --- truncated stems ---
 
-TAPS = [*(f"blocks.{number}" for number in range(7)), "last"]
+TAPS = ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "blocks.6", "last"]
 SEVERAL = ["blocks.2", "blocks.4", "blocks.6", "last"]
 
 

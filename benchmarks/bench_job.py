@@ -44,7 +44,7 @@ def measure(rounds: int, quick: bool) -> Section:
     """Featx cold and warm in alternation, prediction, then the fine-tuning."""
     with tempfile.TemporaryDirectory() as folder:
         table, figures, accuracy = compare_fits(Path(folder), rounds, quick)
-        tables = [table, predict_one(Path(folder), rounds, quick)]
+        tables = [table, predict_one(Path(folder), rounds, figures)]
         tables.append(compare_tuning(Path(folder), table, figures, accuracy, quick))
     about = (
         "Photos in class folders to a tuned, tested and saved classifier, timed from outside: start of the "
@@ -84,7 +84,7 @@ def compare_fits(folder: Path, rounds: int, quick: bool) -> tuple[Table, dict[st
     return Table(header, rows, about), figures, accuracy_of(said["cold"][-1])
 
 
-def predict_one(folder: Path, rounds: int, quick: bool) -> Table:
+def predict_one(folder: Path, rounds: int, figures: dict[str, Figure]) -> Table:
     """`featx predict` on one photo that no store knows, in a fresh process."""
     import photos
 
@@ -108,10 +108,12 @@ def predict_one(folder: Path, rounds: int, quick: bool) -> Table:
 
     first = predict(0)
     later = [predict(turn) for turn in range(1, 1 + rounds)]
-    say(f"predict: first {first.seconds:.2f} s, then {Spread.of(run.seconds for run in later).text()} s")
+    spread = Spread.of(run.seconds for run in later)
+    figures["job.predict"] = Figure.of(spread)
+    say(f"predict: first {first.seconds:.2f} s, then {spread.text()} s")
     rows = [
         ["first after `fit`", number(first.seconds), peak([first])],
-        ["after that", Spread.of(run.seconds for run in later).text(), peak(later)],
+        ["after that", spread.text(), peak(later)],
     ]
     return Table(["`featx predict` on one new photo", "seconds", "peak memory"], rows)
 
@@ -129,7 +131,7 @@ def compare_tuning(
     if peers.works(state["fastai"]):
         ways[f"fastai {state['fastai']}, `fit_one_cycle` over all layers"] = ("fastai", str(peers.PYTHON))
     cold = figures["job.cold"]
-    rows = [["`featx fit`, cold", number(cold.value), "", accuracy, fits.rows[1][-1], ""]]
+    rows = [["`featx fit`, cold", number(cold.value), "(all of it)", accuracy, fits.rows[1][-1], ""]]
     for title, (name, python) in ways.items():
         say(f"fine-tuning, {name}, one epoch")
         done = run_command([python, Path(__file__), name, job])
