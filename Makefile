@@ -43,5 +43,5 @@ docs: $(STAMP)  ## write the CLI reference and check the documents
 	@$(BIN)/python docs/build.py
 
 clean:  ## remove the environment, caches of the tools and demo output
-	@rm -rf $(VENV) .venv-bench build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
+	@rm -rf $(VENV) .venv-bench benchmarks/out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
