@@ -567,7 +567,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         names, self.race_ = backbone_names(self.backbone), None
         refuse_checkpoint(names, self.checkpoint)
-        recipe, machine = self._recipe(), self._machine()
+        recipe, machine, threads = self._recipe(), self._machine(), n_threads(self.n_jobs)
         if len(names) > 1:
             judged = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
             self.race_ = race(
@@ -578,13 +578,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
                 n_all=n_all,
                 budget_s=self.backbone_budget,
                 say=self._say,
-                n_jobs=n_threads(self.n_jobs),
+                n_jobs=threads,
                 random_state=seed,
             )
             names = self.race_.winners
         wide = [widest({**recipe, "backbone": name}, machine, training.sources) for name in names]
         return side_by_side(
-            [choose(one, training, codes, machine=machine, random_state=seed) for one in wide]
+            [choose(one, training, codes, machine=machine, random_state=seed, n_jobs=threads) for one in wide]
         )
 
     def _learn(self, ids: NDArray[np.uint8], blocks: RowBlocks, images: ImageSet) -> None:

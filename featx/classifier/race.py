@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from featx.advice import BackboneScore, HalvingPlan, h_score, log_me, plan_halving, survivors
 from featx.advice.from_rows import stratified_rows
@@ -249,15 +250,16 @@ def _run(
     some = images.select(chosen)
     rows = extractor.extract(some.sources, names=some.names, on_error="skip")
     kept = chosen[rows.kept]
-    best = screen_representations(
-        rows.blocks,
-        codes[kept],
-        int(codes.max()) + 1,
-        groups=None if groups is None else groups[kept],
-        combine=False,
-        n_jobs=n_jobs,
-        random_state=random_state,
-    )[0]
+    with threadpool_limits(limits=1):  # threads over blocks: small systems lose time with more in each
+        best = screen_representations(
+            rows.blocks,
+            codes[kept],
+            int(codes.max()) + 1,
+            groups=None if groups is None else groups[kept],
+            combine=False,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )[0]
     return _Runner(rows.blocks, kept, best.name, best.score)
 
 

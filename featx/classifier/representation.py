@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from featx.exceptions import ImageError
 from featx.extractor import FeatureExtractor
@@ -75,6 +76,7 @@ def choose(
     *,
     machine: Mapping[str, Any],
     random_state: int,
+    n_jobs: int = 1,
 ) -> FeatureExtractor:
     """Keep the candidates that are worth extracting whole.
 
@@ -88,8 +90,8 @@ def choose(
         Its class indices.
     machine : mapping
         Parameters of the extractor that move no row.
-    random_state : int
-        Seed of the sample.
+    random_state, n_jobs : int
+        Seed of the sample, and threads.
 
     Returns
     -------
@@ -109,11 +111,12 @@ def choose(
     y = codes[chosen][rows.kept]
     groups = None if sample.groups is None else sample.groups[rows.kept]
     ranked: dict[str, list[Screened]] = {}
-    for resize in resizes:
-        blocks = rows.blocks.only([name for name, spec in specs.items() if spec.resize == resize])
-        ranked[resize] = screen_representations(
-            blocks, y, int(codes.max()) + 1, groups=groups, random_state=random_state
-        )
+    with threadpool_limits(limits=1):  # small systems lose time with more threads each
+        for resize in resizes:
+            blocks = rows.blocks.only([name for name, spec in specs.items() if spec.resize == resize])
+            ranked[resize] = screen_representations(
+                blocks, y, int(codes.max()) + 1, groups=groups, random_state=random_state, n_jobs=n_jobs
+            )
     best = max(resizes, key=lambda resize: ranked[resize][0].rank)
     if large:
         kept = dict.fromkeys(name for one in shortlist(ranked[best]) for name in one.blocks)
