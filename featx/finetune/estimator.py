@@ -22,7 +22,7 @@ from sklearn.utils import Tags, compute_class_weight
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import BackboneCard, is_model_file, load_backbone
-from featx.backbones.finetuned import BASE
+from featx.backbones.finetuned import BASE, lay_over
 from featx.evaluation import fit_calibration
 from featx.exceptions import DataError, UsageError
 from featx.extractor import FeatureExtractor, Progress
@@ -545,14 +545,18 @@ class _Opened:
 
     def network(self, tuner: FineTuner, job: Job, trained: Training, calibration: Any) -> FineTunedNetwork:
         """What is left when training is over."""
+        from featx.backbones.network import digest_tensors
         from featx.evaluation import Calibration
 
+        spec = self.spec(tuner.unfreeze_)
         state = dict(trained.module.state_dict())
         if self.card.source.startswith("file:"):  # no name leads to it: it travels along
             state |= {BASE + name: value for name, value in self.backbone().module.state_dict().items()}
+        before = self.backbone().sized(spec.input_size).state_dict()
         return FineTunedNetwork(
             card=self.card,
-            spec=self.spec(tuner.unfreeze_),
+            spec=spec,
+            weights=digest_tensors(lay_over(before, state)),
             whole=job.cut is None,
             head="mlp" if tuner.head == "mlp" else "linear",
             classes=tuner.classes_,
