@@ -15,14 +15,25 @@ from featx.exceptions import SearchError
 from featx.heads import vote_scores
 from featx.search.scoring import Scorer
 from featx.search.space import Choice, Config, Space, group_configs
-from featx.solvers import LINEAR, SOLVERS, ClassWeights, Folds, ScaledRows, Task, class_weights
+from featx.solvers import (
+    LINEAR,
+    SOLVERS,
+    Block,
+    ClassWeights,
+    Folds,
+    ScaledBlock,
+    ScaledRows,
+    Task,
+    as_block,
+    class_weights,
+)
 
 Floats = NDArray[Any]
 
 COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
 
-SCALED_KEPT = 3
-"""Scaled representations whose matrices are kept for the next group."""
+Piece = tuple[str, Callable[[], Floats], NDArray[np.bool_] | None]
+"""A block of a representation: its name, what loads its rows, and the columns each fold uses, if not all."""
 
 
 @dataclass
@@ -66,8 +77,8 @@ class Evaluator:
 
     Parameters
     ----------
-    blocks_of : callable
-        ``blocks_of(representation)`` gives its arrays and, for each, the columns each fold uses (or None).
+    pieces_of : callable
+        ``pieces_of(representation)`` gives its blocks.
     space : Space
         How configurations are read.
     folds : Folds
@@ -82,7 +93,7 @@ class Evaluator:
 
     def __init__(
         self,
-        blocks_of: Callable[[str], tuple[Sequence[Floats], Sequence[NDArray[np.bool_]] | None]],
+        pieces_of: Callable[[str], Sequence[Piece]],
         space: Space,
         folds: Folds,
         scorer: Scorer,
@@ -90,9 +101,10 @@ class Evaluator:
         prune: Callable[[Sequence[float]], bool],
         options: Mapping[str, Any],
     ) -> None:
-        self.blocks_of, self.space, self.folds, self.scorer = blocks_of, space, folds, scorer
+        self.pieces_of, self.space, self.folds, self.scorer = pieces_of, space, folds, scorer
         self.prune, self.options = prune, dict(options)
-        self._scaled: dict[tuple[str, str], ScaledRows] = {}
+        self._blocks: dict[str, Block] = {}
+        self._scaled: dict[tuple[str, str], ScaledBlock] = {}
         self._best: tuple[float, float] = (-np.inf, -np.inf)
         self._held: tuple[Config, Floats] | None = None
 
@@ -236,12 +248,35 @@ class Evaluator:
             return np.asarray(total / (count if total.ndim == 1 else count[:, None]))
 
     def _rows(self, choice: Choice) -> ScaledRows:
-        key = (choice.representation, choice.scaling)
-        if key not in self._scaled:
-            blocks, kept = self.blocks_of(choice.representation)
-            while len(self._scaled) >= SCALED_KEPT:
-                self._scaled.pop(next(iter(self._scaled)))
-            self._scaled[key] = ScaledRows(blocks, choice.scaling, self.folds, kept=kept)
-        else:
-            self._scaled[key] = self._scaled.pop(key)  # most recently used last
-        return self._scaled[key]
+        pieces = self.pieces_of(choice.representation)
+        memory = self.options["memory"] // 2
+        parts = [self._scaled_block(piece, choice.scaling) for piece in pieces]
+        self._forget(memory, {name for name, _, _ in pieces}, choice.scaling)
+        return ScaledRows(parts, choice.scaling, self.folds, memory=memory)
+
+    def _scaled_block(self, piece: Piece, scaling: str) -> ScaledBlock:
+        """Blocks and their Gram matrices are kept: representations share blocks, heads share all of it."""
+        name, load, kept = piece
+        block = self._blocks.pop(name, None) or as_block(load())
+        self._blocks[name] = block  # most recently used last
+        key = (name, scaling)
+        scaled = self._scaled.pop(key, None) or ScaledBlock(block, scaling, self.folds, kept=kept)
+        self._scaled[key] = scaled
+        return scaled
+
+    def _forget(self, memory: int, needed: set[str], scaling: str) -> None:
+        """Drop what was not used for longest while all that is kept takes more than `memory`."""
+        for key in list(self._scaled):
+            if self._held_bytes() <= memory:
+                return
+            if key[0] not in needed or key[1] != scaling:
+                del self._scaled[key]
+        for name in list(self._blocks):
+            if self._held_bytes() <= memory:
+                return
+            if name not in needed:
+                del self._blocks[name]
+
+    def _held_bytes(self) -> int:
+        blocks, scaled = self._blocks.values(), self._scaled.values()
+        return sum(own.nbytes for own in blocks) + sum(own.nbytes for own in scaled)

@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,13 @@ from threadpoolctl import threadpool_limits
 from featx.exceptions import SearchError, SearchWarning, UsageError
 from featx.rows import RowBlocks
 from featx.search import study as studies
-from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Result
-from featx.search.representations import SIDE_BY_SIDE, pick_relevant
+from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Piece, Result
+from featx.search.representations import SIDE_BY_SIDE, USUAL, pick_relevant
 from featx.search.scoring import Scorer
 from featx.search.space import RELEVANT, Config, Space, group_configs, identity, unique
 from featx.solvers import Folds
 
 Floats = NDArray[Any]
-
-USUAL = "last:avg"
-"""What everybody uses, and so the simplest of single blocks."""
 
 TPE_BATCH = 10
 """Trials that are drawn together, so that those of one head share their computation."""
@@ -103,7 +101,7 @@ class Search:
         self.results = studies.known_results(self.study)
         self._picked: dict[int, list[NDArray[np.intp]]] = {}
         self.evaluator = Evaluator(
-            self._rows_of,
+            self._pieces_of,
             space,
             folds,
             self.scorer,
@@ -228,10 +226,19 @@ class Search:
             )
         )
 
-    def _rows_of(self, name: str) -> tuple[list[Floats], list[NDArray[np.bool_]] | None]:
-        """Arrays of a representation, and the columns that each fold keeps of them, if not all."""
+    def _pieces_of(self, name: str) -> list[Piece]:
+        """Blocks of a representation; picked features are one block, of the columns that any fold picked."""
         if not name.startswith(RELEVANT):
-            return [self.blocks[block] for block in name.split(SIDE_BY_SIDE)], None
+            return [
+                (block, partial(self.blocks.__getitem__, block), None) for block in name.split(SIDE_BY_SIDE)
+            ]
+        own = self._relevant(int(name.removeprefix(RELEVANT)))
+        union = np.unique(np.concatenate(own))
+        kept = np.column_stack([np.isin(union, one) for one in own])
+        return [(name, partial(self._columns, union), kept)]
+
+    def _relevant(self, count: int) -> list[NDArray[np.intp]]:
+        """Each fold's picked columns, counted over all blocks."""
         if not self._picked:
             counts = [
                 int(n.removeprefix(RELEVANT)) for n in self.space.representations if n.startswith(RELEVANT)
@@ -240,15 +247,18 @@ class Search:
             self._picked = pick_relevant(
                 self.blocks, self.folds.y, self.folds.n_classes, parts, counts, random_state=self.seed
             )
-        own = self._picked[int(name.removeprefix(RELEVANT))]
-        union = np.unique(np.concatenate(own))
+        return self._picked[count]
+
+    def _columns(self, columns: NDArray[np.intp]) -> Floats:
+        """Columns counted over all blocks, side by side."""
         widths = [self.blocks.width(block) for block in self.blocks]
         ends = np.cumsum(widths)
-        columns = [
-            self.blocks[block][:, union[(union >= end - width) & (union < end)] - (end - width)]
-            for block, width, end in zip(self.blocks, widths, ends, strict=True)
-        ]
-        return [np.hstack(columns)], [np.column_stack([np.isin(union, one) for one in own])]
+        return np.hstack(
+            [
+                self.blocks[block][:, columns[(columns >= end - width) & (columns < end)] - (end - width)]
+                for block, width, end in zip(self.blocks, widths, ends, strict=True)
+            ]
+        )
 
     def _grid(self) -> list[Config]:
         wanted = self.settings.grid

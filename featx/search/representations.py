@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, cholesky
+from scipy.linalg.lapack import dpotri
 
 from featx.rows import RowBlocks
 
@@ -37,6 +38,12 @@ RELEVANT_COUNTS = (1024, 4096)
 SCREENED_ROWS = 1_000
 """Rows (stratified) that the screening looks at: its cost grows with their cube."""
 
+FIRST_ROWS = 400
+"""Rows that all blocks are first scored on; only the better ones are scored on `SCREENED_ROWS`."""
+
+FINALISTS = 16
+"""Blocks that are scored on `SCREENED_ROWS`: beside the best, the usual one and the best of each layer."""
+
 ALPHAS = (0.1, 1.0, 10.0)
 """Ridge penalties tried for rows of unit length."""
 
@@ -45,6 +52,9 @@ PARTNERS = 8
 
 MOST_BLOCKS = 3
 """Blocks side by side at most."""
+
+USUAL = "last:avg"
+"""What everybody uses, and so the simplest of single blocks."""
 
 SHORTLIST = 6
 """Representations that go into the search."""
@@ -135,6 +145,22 @@ def screen_representations(
     list of Screened
         Best first.
     """
+    names = list(blocks)
+    if max_rows > FIRST_ROWS and len(y) > FIRST_ROWS and len(names) > FINALISTS:
+        first = screen_representations(
+            blocks,
+            y,
+            n_classes,
+            score=score,
+            groups=groups,
+            max_rows=FIRST_ROWS,
+            combine=False,
+            random_state=random_state,
+            n_jobs=n_jobs,
+            deadline=deadline,
+        )
+        kept = {*_partners(first, FINALISTS), *(one.name for one in first if one.name.startswith(USUAL))}
+        names = [name for name in names if name in kept]
     rows = _sample(y, n_classes, max_rows, random_state)
     ridge = _LeaveOut(y[rows], n_classes, None if groups is None else np.asarray(groups)[rows], score)
     kernels: dict[str, Floats] = {}
@@ -148,7 +174,7 @@ def screen_representations(
         best = ridge.narrow(scaled) if width < len(rows) / 2 else ridge.of_kernel(kernels[name], ALPHAS)
         return Screened(name, (name,), width, *best, time.monotonic() - begun)
 
-    found = _threads(n_jobs, alone, list(blocks))
+    found = _threads(n_jobs, alone, names)
     found.sort(key=lambda one: one.rank, reverse=True)
     if not combine or len(found) < 2:
         return found
@@ -185,7 +211,7 @@ def shortlist(found: Sequence[Screened], most: int = SHORTLIST) -> list[Screened
     """
     alone = [one for one in found if len(one.blocks) == 1]
     combined = [one for one in found if len(one.blocks) > 1]
-    usual = [one for one in alone if one.name.startswith("last:avg")] or alone[:1]
+    usual = [one for one in alone if one.name.startswith(USUAL)] or alone[:1]
     kept = {one.name: one for one in [*usual[:1], *alone[: max(1, most // 2)]]}
     for one in combined:
         if len(kept) >= most:
@@ -286,12 +312,12 @@ def _targets(y: Indices, n_classes: int, random_state: int) -> Floats:
     return np.asarray(one_hot @ mixing.astype(np.float32))
 
 
-def _partners(alone: Sequence[Screened]) -> list[str]:
+def _partners(alone: Sequence[Screened], most: int = PARTNERS) -> list[str]:
     """Blocks to try beside others: the best, but first the best of each layer, since they differ most."""
     first: dict[str, str] = {}
     for one in alone:
         first.setdefault(one.name.split(":")[0], one.name)
-    return list(dict.fromkeys([*first.values(), *(one.name for one in alone)]))[:PARTNERS]
+    return list(dict.fromkeys([*first.values(), *(one.name for one in alone)]))[:most]
 
 
 def _sample(y: Indices, n_classes: int, most: int, random_state: int) -> Indices:
@@ -349,12 +375,7 @@ class _LeaveOut:
         n = len(kernel)
         tried = []
         for alpha in alphas:
-            system = kernel.astype(np.float64)
-            system.ravel()[:: n + 1] += alpha
-            inverse = cho_solve(
-                cho_factor(system, lower=True, overwrite_a=True, check_finite=False), np.eye(n)
-            )
-            remainder = alpha * inverse - 1 / n  # I - H
+            remainder = alpha * _inverse(kernel, alpha) - 1 / n  # I - H
             tried.append((*self._rate(remainder @ self.target, remainder, None), alpha))
         return max(tried, key=lambda own: (own[0], -own[1]))
 
@@ -395,6 +416,15 @@ class _LeaveOut:
         decision = self.target - left_out
         shown = decision[:, 0] if decision.shape[1] == 1 else decision
         return self.score(shown, self.y), float(np.mean(left_out**2))
+
+
+def _inverse(kernel: Floats, alpha: float) -> Floats:
+    """(kernel + alpha I)^-1 of a symmetric matrix."""
+    system = kernel.astype(np.float64)
+    system.ravel()[:: len(kernel) + 1] += alpha
+    factor = cholesky(system, lower=True, overwrite_a=True, check_finite=False)
+    inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # fills the lower half only
+    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
 
 
 def _accuracy(decision: Floats, y: Indices) -> float:

@@ -110,13 +110,12 @@ class Space:
         return unique(points)
 
     def quick_points(self) -> list[Config]:
-        """Points of the quickest heads (the first one, if none is quick) on every representation."""
+        """Known-good points of the quickest heads (the first one, if none is quick) on every representation."""
         quick = [head for head in self.heads if HEADS[head].quick] or [self.heads[0]]
         return unique(
-            self._config(name, HEADS[head], point, self._scalings(head)[0])
+            self._config(name, HEADS[head], HEADS[head].grid[0], self._scalings(head)[0])
             for name in self.representations
             for head in quick
-            for point in HEADS[head].grid
         )
 
     def distributions(self, config: Config) -> dict[str, Any]:

@@ -1,0 +1,40 @@
+"""Many fits of one kind at once: every fold, every value of C, gamma, alpha or k, sharing all they can.
+
+A search asks for hundreds of fits that differ in one number. What they share (scaled rows, Gram and
+distance matrices, the kernel of a gamma, the nearest neighbours, the matrix products of the linear models)
+is computed once here. The objectives are scikit-learn's own, so that the winner refitted by scikit-learn is
+the model that was scored. NumPy only: its BLAS is as fast as torch's on these shapes.
+
+Every solver is a generator of (configuration, fold, decision scores of the fold's test rows), so that the
+caller can score, prune and stop between two answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
+from featx.solvers.fits import estimator, kernel_sample, rbf_svm
+from featx.solvers.folds import ClassWeights, Folds, Split, class_weights
+from featx.solvers.linear import LINEAR, CompactRows, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.neighbours import neighbours
+from featx.solvers.rows import DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block
+from featx.solvers.task import KERNEL_ROWS, Answer, Task
+
+SOLVERS: dict[str, Callable[[Task], Iterator[Answer]]] = {
+    "softmax": softmax,
+    "logistic_ovr": logistic_ovr,
+    "squared_hinge": squared_hinge,
+    "ridge": ridge,
+    "lda": lda,
+    "nearest_mean": nearest_mean,
+    "neighbours": neighbours,
+    "rbf_svm": rbf_svm,
+    "estimator": estimator,
+}
+
+__all__ = [
+    "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS", "Answer", "Block", "ClassWeights", "CompactRows",
+    "Folds", "ScaledBlock", "ScaledRows", "Split", "Task", "as_block", "class_weights", "kernel_sample",
+    "solve_lda", "solve_linear",
+]  # fmt: skip

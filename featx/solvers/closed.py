@@ -1,0 +1,196 @@
+"""Closed forms: ridge, discriminant analysis, nearest mean; every penalty from one Gram matrix a fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.linalg import cho_factor, cho_solve
+
+from featx.solvers.folds import Floats, Indices
+from featx.solvers.task import Answer, Task, by_fold, scores_of
+
+
+def ridge(task: Task) -> Iterator[Answer]:
+    """RidgeClassifier for all alphas: one Gram matrix for each fold, one Cholesky for each alpha."""
+    return by_fold(task, _ridge_fold)
+
+
+def lda(task: Task) -> Iterator[Answer]:
+    """LinearDiscriminantAnalysis (lsqr) for all shrinkages, from one within-class Gram matrix a fold."""
+    return by_fold(task, _lda_fold)
+
+
+def nearest_mean(task: Task) -> Iterator[Answer]:
+    """Minus the squared distance to each class's mean."""
+    return by_fold(task, _nearest_mean_fold)
+
+
+def _ridge_fold(task: Task, fold: int) -> list[Floats]:
+    train, test = task.folds.splits[fold]
+    weight = task.folds.training_weights(fold, task.class_weight)
+    target = np.where(np.arange(task.folds.n_classes) == task.folds.y[train, None], 1.0, -1.0)
+    target = target[:, 1:] if task.folds.n_classes == 2 else target
+    share, root = weight / weight.sum(), np.sqrt(weight)[:, None]
+    offset = share @ target
+    target = (target - offset) * root
+    alphas = [float(p["alpha"]) for p in task.params]
+    if task.rows.by_gram:
+        inner, across = _centred_grams(task.rows.gram(fold), train, test, share)
+        duals = _solves(inner * root * root.T, alphas, target)
+        return [scores_of(across @ (root * dual) + offset) for dual in duals]
+    rows = task.rows.of_fold(fold)
+    center = (share @ rows[train]).astype(rows.dtype)
+    inner = (rows[train] - center) * root.astype(rows.dtype)
+    held_out = rows[test] - center
+    solutions = penalised_solutions(inner, alphas, target)
+    return [scores_of(held_out @ weights + offset) for weights in solutions]
+
+
+def _centred_grams(gram: Floats, train: Indices, test: Indices, share: Floats) -> tuple[Floats, Floats]:
+    """Inner products of training with training, and of test with training rows, less the weighted mean."""
+    inner, across = gram[np.ix_(train, train)], gram[np.ix_(test, train)]
+    share = share.astype(gram.dtype)
+    along = inner @ share
+    center = share @ along
+    inner -= along[:, None]
+    inner -= along - center
+    across -= (across @ share)[:, None]
+    across -= along - center
+    return inner, across
+
+
+def _lda_fold(task: Task, fold: int) -> list[Floats]:
+    train, test = task.folds.splits[fold]
+    y, classes = task.folds.y[train], task.folds.n_classes
+    shrinkages = [float(p["shrinkage"]) for p in task.params]
+    if task.rows.by_gram:
+        scores = _lda_of_gram(task.rows.gram(fold), train, test, y, classes, task.rows.d, shrinkages)
+    else:
+        rows = task.rows.of_fold(fold)
+        solved = solve_lda(rows[train], y, classes, shrinkages)
+        scores = (rows[test] @ weights + offset for _, weights, offset in solved)
+    return [scores_of(own[:, 1:] - own[:, :1] if classes == 2 else own) for own in scores]
+
+
+def _lda_of_gram(
+    gram: Floats,
+    train: Indices,
+    test: Indices,
+    y: Indices,
+    classes: int,
+    d: int,
+    shrinkages: Sequence[float],
+) -> Iterator[Floats]:
+    """Scores of the test rows as `solve_lda` gives them, from inner products alone (Woodbury)."""
+    n = len(train)
+    member = _membership(y, classes, gram.dtype)  # (classes, n): its product with the rows is the means
+    inner, across = gram[np.ix_(train, train)], gram[np.ix_(test, train)]
+    to_means = inner @ member.T  # rows with means
+    means = member @ to_means  # means with means
+    spread_means = to_means - means[y]
+    spread = inner - to_means[:, y] - to_means[:, y].T + means[np.ix_(y, y)]
+    test_means = across @ member.T
+    test_spread = across - test_means[:, y]
+    trace = float(np.trace(spread)) / n / d or 1.0
+    strengths = [s * trace * n / (1 - s) for s in shrinkages]
+    log_shares = np.log(np.bincount(y, minlength=classes) / n)
+    solved = _solves(spread, strengths, spread_means)
+    for shrinkage, strength, dual in zip(shrinkages, strengths, solved, strict=True):
+        factor = n / (1 - shrinkage) / strength
+        own = (test_means - test_spread @ dual) * factor
+        inside = np.einsum("cc->c", means) - np.einsum("nc,nc->c", spread_means, dual)
+        yield own + log_shares - 0.5 * factor * inside
+
+
+def solve_lda(
+    rows: Floats, y: Indices, n_classes: int, shrinkages: Sequence[float]
+) -> Iterator[tuple[Floats, Floats, Floats]]:
+    """Linear discriminant analysis with the within-class covariance shrunk towards a sphere.
+
+    Parameters
+    ----------
+    rows : array of shape (n, d)
+        Training rows.
+    y : array of shape (n,), int
+        Class indices.
+    n_classes : int
+        Number of classes, each with a row.
+    shrinkages : sequence of float
+        Shares of the sphere, between 0 and 1 (excluded).
+
+    Yields
+    ------
+    (means, weights, offset), arrays of shapes (n_classes, d), (d, n_classes), (n_classes,)
+        For each shrinkage; scores are ``rows @ weights + offset``.
+    """
+    n, d = rows.shape
+    count = np.bincount(y, minlength=n_classes)
+    means = _class_means(rows, y, n_classes)
+    spread = rows - means[y]
+    trace = float(np.einsum("ij,ij->", spread, spread)) / n / d or 1.0  # one row a class: the sphere alone
+    # (1 - s) * spread' spread / n + s * trace * I, divided by (1 - s) / n
+    strengths = [s * trace * n / (1 - s) for s in shrinkages]
+    for shrinkage, inverse in zip(shrinkages, penalised_inverses(spread, strengths, means.T), strict=True):
+        weights = inverse * n / (1 - shrinkage)
+        yield means, weights, np.log(count / n) - 0.5 * np.einsum("cd,dc->c", means, weights)
+
+
+def _nearest_mean_fold(task: Task, fold: int) -> list[Floats]:
+    train, test = task.folds.splits[fold]
+    y, classes = task.folds.y[train], task.folds.n_classes
+    if task.rows.by_gram:
+        gram = task.rows.gram(fold)
+        member = _membership(y, classes, gram.dtype)
+        to_means = gram[np.ix_(test, train)] @ member.T
+        means = np.einsum("cn,nc->c", member, gram[np.ix_(train, train)] @ member.T)
+        own = np.diagonal(gram)[test][:, None]
+    else:
+        rows = task.rows.of_fold(fold)
+        centers = _class_means(rows[train], y, classes)
+        to_means, means = rows[test] @ centers.T, np.einsum("ij,ij->i", centers, centers)
+        own = np.einsum("ij,ij->i", rows[test], rows[test])[:, None]
+    scores = 2 * to_means - means - own
+    scores = scores[:, 1:] - scores[:, :1] if classes == 2 else scores
+    return [scores_of(scores)] * len(task.params)
+
+
+def penalised_solutions(rows: Floats, strengths: Sequence[float], target: Floats) -> Iterator[Floats]:
+    """(rows' rows + strength I)^-1 rows' target for each strength, by the smaller Gram matrix."""
+    n, d = rows.shape
+    if d <= n:
+        yield from _solves(rows.T @ rows, strengths, rows.T @ target)
+        return
+    for dual in _solves(rows @ rows.T, strengths, target):
+        yield rows.T @ dual.astype(rows.dtype)
+
+
+def penalised_inverses(rows: Floats, strengths: Sequence[float], target: Floats) -> Iterator[Floats]:
+    """(rows' rows + strength I)^-1 target, target of shape (d, k), by the smaller Gram matrix (Woodbury)."""
+    n, d = rows.shape
+    if d <= n:
+        yield from _solves(rows.T @ rows, strengths, target)
+        return
+    for strength, dual in zip(strengths, _solves(rows @ rows.T, strengths, rows @ target), strict=True):
+        yield (target - rows.T @ dual.astype(rows.dtype)) / strength
+
+
+def _solves(gram: Floats, strengths: Sequence[float], target: Floats) -> Iterator[Floats]:
+    gram = gram.astype(np.float64)
+    diagonal = gram.ravel()[:: len(gram) + 1]
+    bare = diagonal.copy()
+    floor = 1e-7 * float(bare.mean())  # the Gram matrix is single precision: below this it may be indefinite
+    for strength in strengths:
+        diagonal[:] = bare + max(strength, floor)
+        yield cho_solve(cho_factor(gram, lower=True, check_finite=False), target, check_finite=False)
+
+
+def _class_means(rows: Floats, y: Indices, classes: int) -> Floats:
+    return np.asarray(_membership(y, classes, rows.dtype) @ rows)
+
+
+def _membership(y: Indices, classes: int, dtype: Any) -> Floats:
+    """Matrix (classes, n) that averages the rows of each class."""
+    member = np.arange(classes)[:, None] == y
+    return np.asarray((member / member.sum(axis=1, keepdims=True)).astype(dtype))

@@ -1,0 +1,110 @@
+"""Heads that scikit-learn fits: SVMs on shared kernels, and any classifier, fold by fold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import sklearn
+from sklearn.svm import SVC
+
+from featx.solvers.folds import Floats, Folds, Indices, class_weights
+from featx.solvers.task import Answer, Task, parts, threads
+
+
+def rbf_svm(task: Task) -> Iterator[Answer]:
+    """RBF SVMs: distances once a fold, the kernel once for each (fold, gamma), every C on it.
+
+    After the first fold configurations may be pruned. With more than ``task.kernel_rows`` training rows
+    each fit uses a stratified sample of them.
+    """
+    by_gamma: dict[float, list[int]] = {}
+    for i, params in enumerate(task.params):
+        by_gamma.setdefault(float(params["gamma"]), []).append(i)
+    folds = range(len(task.folds.splits))
+    for fold in folds:
+        train = kernel_sample(task.folds, fold, task.kernel_rows, task.random_state)
+        workers = max(1, min(task.n_jobs, int(task.memory // (12 * len(train) * task.rows.n + 1))))
+        squares = (
+            task.rows.squared_distances(fold, train, train),
+            task.rows.squared_distances(fold, task.folds.splits[fold][1], train),
+        )
+        groups = [[i for i in own if task.alive(i)] for own in by_gamma.values()]
+        groups = _spread([group for group in groups if group], workers)
+        for part in parts(groups, workers):
+            if task.stop():
+                return
+            solved = threads(workers, [(_svm_fits, (task, squares, train, group)) for group in part])
+            for answers in solved:
+                for i, scores in answers:
+                    yield i, fold, scores
+
+
+def kernel_sample(folds: Folds, fold: int, most: int, random_state: int) -> Indices:
+    """Training rows of a fold, or a stratified sample of `most` of them."""
+    train = folds.splits[fold][0]
+    if len(train) <= most:
+        return train
+    rng = np.random.default_rng([random_state, fold])
+    place = rng.permutation(len(train))
+    y = folds.y[train]
+    order = np.lexsort((place, y))
+    rank = np.empty(len(train))
+    starts = np.searchsorted(y[order], np.arange(folds.n_classes))
+    count = np.bincount(y, minlength=folds.n_classes)
+    rank[order] = (np.arange(len(train)) - starts[y[order]] + 0.5) / count[y[order]]  # even within a class
+    return np.sort(train[np.argsort(rank, kind="stable")[:most]])
+
+
+def _spread(groups: list[list[int]], workers: int) -> list[list[int]]:
+    """Split the largest groups until every worker has one."""
+    while groups and len(groups) < workers and len(largest := max(groups, key=len)) > 1:
+        groups.remove(largest)
+        groups += [largest[::2], largest[1::2]]
+    return groups
+
+
+def _svm_fits(
+    task: Task, squares: tuple[Floats, Floats], train: Indices, group: list[int]
+) -> list[tuple[int, Floats]]:
+    gamma = float(task.params[group[0]]["gamma"])
+    kernel, held_out = (np.exp(own * np.asarray(-gamma, own.dtype)).astype(np.float64) for own in squares)
+    own = task.folds.row_weights(train)
+    y = task.folds.y[train]
+    weight = own * class_weights(task.class_weight, y, own, task.folds.n_classes)[y]
+    plain = task.folds.weight is None and task.class_weight is None
+    answers = []
+    with sklearn.config_context(assume_finite=True):
+        for i in group:
+            svm = SVC(C=float(task.params[i]["C"]), kernel="precomputed", cache_size=200)
+            svm.fit(kernel, y, None if plain else weight)
+            answers.append((i, svm.decision_function(held_out)))
+    return answers
+
+
+def estimator(task: Task) -> Iterator[Answer]:
+    """Any scikit-learn classifier, fold by fold, so that hopeless configurations can be pruned."""
+    assert task.make is not None
+    for fold in range(len(task.folds.splits)):
+        rows = task.rows.of_fold(fold)
+        wanted = [i for i in range(len(task.params)) if task.alive(i)]
+        for part in parts(wanted, max(1, task.n_jobs)):
+            if task.stop():
+                return
+            solved = threads(task.n_jobs, [(_estimator_fit, (task, rows, fold, i)) for i in part])
+            for i, scores in zip(part, solved, strict=True):
+                yield i, fold, scores
+
+
+def _estimator_fit(task: Task, rows: Floats, fold: int, i: int) -> Floats:
+    train, test = task.folds.splits[fold]
+    assert task.make is not None
+    model = task.make(task.params[i])
+    plain = task.folds.weight is None and task.class_weight is None
+    weight = None if plain else task.folds.training_weights(fold, task.class_weight)
+    last = f"{model.steps[-1][0]}__sample_weight" if hasattr(model, "steps") else "sample_weight"
+    with sklearn.config_context(assume_finite=True):
+        model.fit(rows[train], task.folds.y[train], **({} if weight is None else {last: weight}))
+        if hasattr(model, "decision_function"):
+            return np.asarray(model.decision_function(rows[test]))
+        return np.asarray(model.predict_proba(rows[test]))

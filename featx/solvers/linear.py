@@ -1,0 +1,394 @@
+"""Linear models: one L-BFGS for all folds and all values of C."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cholesky
+
+from featx.solvers.folds import Floats, Folds, Indices
+from featx.solvers.rows import ScaledRows, column_sums
+from featx.solvers.task import Answer, Task, parts, scores_of, threads
+
+TOLERANCE = 3e-4
+"""A linear model is done when its gradient is this part of what it was at zero (scikit-learn's default is
+1e-4 of a gradient that starts near 0.5). Held-out answers stop changing at about three times as much."""
+
+MAX_ITERATIONS = 150
+
+PRECISE = {"tolerance": 1e-5, "max_iterations": 1000}
+"""Scores of separable classes go on growing long after the answers have settled."""
+
+HISTORY = 8
+"""Pairs that L-BFGS remembers."""
+
+
+def softmax(task: Task) -> Iterator[Answer]:
+    """Multinomial logistic regression (binary: one logistic), scikit-learn's objective."""
+    return _linear(task, "softmax" if task.folds.n_classes > 2 else "logistic")
+
+
+def logistic_ovr(task: Task) -> Iterator[Answer]:
+    """One logistic regression for each class against the rest."""
+    return _linear(task, "logistic")
+
+
+def squared_hinge(task: Task) -> Iterator[Answer]:
+    """Linear SVM as LinearSVC: squared hinge, one against the rest, intercept penalised."""
+    return _linear(task, "squared_hinge")
+
+
+def _linear(task: Task, loss: str) -> Iterator[Answer]:
+    folds = task.folds
+    order = sorted(range(len(task.params)), key=lambda i: float(task.params[i]["C"]))
+    mass = folds.masses(task.class_weight)
+
+    def solve(rows: LinearRows, part: Sequence[tuple[int, int]]) -> list[Answer] | None:
+        which = np.array([fold for _, fold in part])
+        strength = np.array([1 / float(task.params[i]["C"]) for i, _ in part])
+        limits: dict[str, Any] = PRECISE if task.precise else {}
+        solved = solve_linear(rows, loss, which, strength, mass, stop=task.stop, **limits)
+        if solved is None:
+            return None
+        held_out = [solved.scores[folds.splits[fold][1], :, b] for b, fold in enumerate(which)]
+        return [(i, fold, scores_of(own)) for (i, fold), own in zip(part, held_out, strict=True)]
+
+    def solve_fold(fold: int) -> list[Answer] | None:
+        wanted = [(i, fold) for i in order if task.alive(i)]
+        return solve(CompactRows(task.rows, fold), wanted) if wanted else []
+
+    wide = task.rows.d > task.rows.n  # fewer rows than columns: as many dimensions as there are rows
+    if wide and not task.rows.alike:
+        calls: list[Any] = [(solve_fold, (fold,)) for fold in range(len(folds.splits))]
+    else:
+        base = CompactRows(task.rows, 0) if wide else task.rows
+        problems = [(i, fold) for i in order for fold in range(len(folds.splits))]
+        calls = []
+        for part in parts(problems, _columns_at_once(task)):
+            workers = min(task.n_jobs, len(part))
+            calls += [(solve, (base, part[k::workers])) for k in range(workers)]
+    for some in parts(calls, task.n_jobs):
+        for answers in threads(task.n_jobs, some):
+            if answers is None:
+                return
+            yield from answers
+
+
+def _columns_at_once(task: Task) -> int:
+    """Problems whose arrays fit the memory: about 8 of scores' size and 2 m + 6 of weights' size."""
+    rows, outputs = task.rows, task.folds.n_outputs
+    each = outputs * np.dtype(rows.dtype).itemsize * (8 * rows.n + (2 * HISTORY + 6) * (rows.d + 1))
+    return int(max(len(task.folds.splits), task.memory // each))
+
+
+class CompactRows:
+    """A fold's rows in as many dimensions as there are rows: a linear model sees no difference.
+
+    The factor of the rows' Gram matrix has the same inner products; what a penalised linear model can reach
+    is spanned by the rows.
+
+    Parameters
+    ----------
+    rows : ScaledRows
+        More columns than rows.
+    fold : int
+        Whose scaling.
+    """
+
+    def __init__(self, rows: ScaledRows, fold: int) -> None:
+        self.folds, self.n, self.d, self.dtype = rows.folds, rows.n, rows.n, rows.dtype
+        if rows.affords_gram:
+            gram = rows.gram(fold).astype(np.float64)
+        else:
+            scaled = rows.of_fold(fold)
+            gram = (scaled @ scaled.T).astype(np.float64)
+        self.base = _factor(gram, 10 * np.finfo(self.dtype).eps).astype(self.dtype)
+
+    def times(self, weights: Floats, fold: Indices) -> Floats:
+        """Scores (n, k, b) of weights (d + 1, k, b), intercepts last."""
+        scores = (self.base @ weights[:-1].reshape(self.d, -1)).reshape(-1, *weights.shape[1:])
+        return np.asarray(scores + weights[-1])
+
+    def transposed_times(self, residuals: Floats, fold: Indices) -> Floats:
+        """Gradients (d + 1, k, b) of residuals (n, k, b)."""
+        gradient = (self.base.T @ residuals.reshape(self.n, -1)).reshape(-1, *residuals.shape[1:])
+        return np.concatenate([gradient, column_sums(residuals)[None]])
+
+
+def _factor(gram: Floats, rounding: float) -> Floats:
+    """Cholesky factor of a Gram matrix, its diagonal raised by as little as makes it definite.
+
+    Centred rows have one rank less than there are rows, and a sum of single-precision products is only
+    exact to its rounding.
+    """
+    mean = float(np.diagonal(gram).mean()) or 1.0
+    for raised in rounding * mean * 10.0 ** np.arange(5):
+        try:
+            return np.asarray(cholesky(gram + raised * np.eye(len(gram)), lower=True, check_finite=False))
+        except LinAlgError:
+            continue
+    raise LinAlgError("the rows' inner products are not those of any rows: is there an infinite value?")
+
+
+LinearRows = ScaledRows | CompactRows
+
+
+@dataclass(frozen=True)
+class LinearSolution:
+    """Weights (d + 1, n_outputs, b) on scaled rows, scores (n, n_outputs, b), iterations (b,)."""
+
+    weights: Floats
+    scores: Floats
+    iterations: Indices
+
+
+def solve_linear(
+    rows: LinearRows,
+    loss: str,
+    fold: Indices,
+    strength: Floats,
+    mass: Floats,
+    *,
+    tolerance: float = TOLERANCE,
+    max_iterations: int = MAX_ITERATIONS,
+    stop: Callable[[], bool] = lambda: False,
+) -> LinearSolution | None:
+    """Minimise b problems at once: sum of mass * loss + strength / 2 * |weights|^2.
+
+    One L-BFGS runs them all in step: the two matrix products of an iteration are shared, everything else
+    is each problem's own, and the line search costs no product, since scores are linear in the step.
+    Problems that are done retire when a quarter of the rest can go with them.
+
+    Parameters
+    ----------
+    rows : ScaledRows or CompactRows
+        The rows, shape (n, d).
+    loss : {'softmax', 'logistic', 'squared_hinge'}
+        `squared_hinge` penalises the intercept, as LinearSVC does; the others do not.
+    fold : array of shape (b,), int
+        Whose scaling and training rows each problem uses.
+    strength : array of shape (b,)
+        1 / C.
+    mass : array of shape (n, n_folds)
+        Weights of rows in each fold, 0 for those that do not train.
+    tolerance : float
+        Largest gradient component, as a part of the largest at zero, at which a problem is done.
+    max_iterations : int
+        Of L-BFGS.
+    stop : callable
+        Asked in every iteration; None is returned when it says yes.
+
+    Returns
+    -------
+    LinearSolution or None
+    """
+    return _BatchedLBFGS(rows, loss, fold, strength, mass).run(tolerance, max_iterations, stop)
+
+
+class _BatchedLBFGS:
+    """State of the problems that still run; the last axis of every array counts them."""
+
+    def __init__(self, rows: LinearRows, loss: str, fold: Indices, strength: Floats, mass: Floats) -> None:
+        dtype, outputs, b = rows.dtype, rows.folds.n_outputs, len(fold)
+        self.rows, self.fold, self.id = rows, fold, np.arange(b)
+        self.loss = _LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)
+        self.penalty = np.broadcast_to(strength.astype(dtype), (rows.d + 1, 1, b)).copy()
+        if loss != "squared_hinge":
+            self.penalty[-1] = 0
+        self.weights = np.zeros((rows.d + 1, outputs, b), dtype)
+        self.scores = np.zeros((rows.n, outputs, b), dtype)
+        self.value = self.loss.value(self.scores)
+        self.gradient = rows.transposed_times(self.loss.slope(), fold)
+        self.start = np.abs(self.gradient).max(axis=(0, 1))
+        self.steps: list[Floats] = []
+        self.turns: list[Floats] = []
+        self.curvatures: list[Floats] = []
+        self.noise = 20 * np.finfo(dtype).eps
+        self.solution = LinearSolution(
+            np.zeros_like(self.weights), np.zeros_like(self.scores), np.zeros(b, np.intp)
+        )
+
+    def run(self, tolerance: float, max_iterations: int, stop: Callable[[], bool]) -> LinearSolution | None:
+        self.stalls = np.zeros(len(self.id), np.intp)
+        for iteration in range(1, max_iterations + 1):
+            if stop():
+                return None
+            gain = self._iterate()
+            done = np.abs(self.gradient).max(axis=(0, 1)) <= tolerance * self.start
+            stalled = gain <= self.noise * np.abs(self.value)
+            self.stalls = np.where(stalled, self.stalls + 1, 0)
+            done |= self.stalls >= 3  # the objective moves no more than rounding does
+            if iteration == max_iterations:
+                done[:] = True
+            if done.all() or done.mean() >= 0.25:  # compaction copies, so a few alone do not leave
+                self._retire(done, iteration)
+            if not len(self.id):
+                break
+        return self.solution
+
+    def _iterate(self) -> Floats:
+        """One step of all problems; returns how much each objective fell."""
+        direction = self._direction()
+        descent = _dots(self.gradient, direction)
+        if (upward := descent >= 0).any():
+            direction[..., upward] = -self.gradient[..., upward]
+            descent = _dots(self.gradient, direction)
+        moved = self.rows.times(direction, self.fold)
+        pull = self.penalty * self.weights
+        ridge = (0.5 * _dots(pull, self.weights), _dots(pull, direction),
+                 0.5 * _dots(self.penalty * direction, direction))  # fmt: skip
+        length = np.ones_like(descent)
+        slack = self.noise * np.abs(self.value)
+        for _ in range(20):
+            scores = self.scores + length * moved
+            value = self.loss.value(scores) + ridge[0] + length * ridge[1] + length**2 * ridge[2]
+            fine = value <= self.value + 1e-4 * length * descent + slack
+            if fine.all():
+                break
+            excess = np.maximum(2 * (value - self.value - length * descent), np.finfo(value.dtype).tiny)
+            shorter = np.clip(-descent * length**2 / excess, 0.1 * length, 0.5 * length)
+            length = np.where(fine, length, shorter)
+        step = length * direction
+        self.weights = self.weights + step
+        gradient = self.rows.transposed_times(self.loss.slope(), self.fold) + self.penalty * self.weights
+        self._remember(step, gradient - self.gradient)
+        gain = self.value - value
+        self.scores, self.value, self.gradient = scores, value, gradient
+        return np.asarray(gain)
+
+    def _direction(self) -> Floats:
+        """L-BFGS's two loops, for each problem its own (Nocedal and Wright, algorithm 7.4)."""
+        q = self.gradient.copy()
+        if not self.steps:
+            q *= -1 / np.sqrt(np.maximum(_dots(q, q), np.finfo(q.dtype).tiny))
+            return q
+        weights = []
+        for step, turn, curvature in zip(
+            reversed(self.steps), reversed(self.turns), reversed(self.curvatures), strict=True
+        ):
+            weights.append(curvature * _dots(step, q))
+            q -= weights[-1] * turn
+        last, tiny = self.turns[-1], np.finfo(q.dtype).tiny
+        q *= np.maximum(_dots(self.steps[-1], last), tiny) / np.maximum(_dots(last, last), tiny)
+        for step, turn, curvature, weight in zip(
+            self.steps, self.turns, self.curvatures, reversed(weights), strict=True
+        ):
+            q += (weight - curvature * _dots(turn, q)) * step
+        return np.negative(q, out=q)
+
+    def _remember(self, step: Floats, turn: Floats) -> None:
+        product = _dots(step, turn)
+        curved = product > np.finfo(step.dtype).eps * _dots(turn, turn) * 1e-6
+        self.steps.append(step)
+        self.turns.append(turn)
+        self.curvatures.append(np.where(curved, 1 / np.where(curved, product, 1), 0).astype(step.dtype))
+        if len(self.steps) > HISTORY:
+            del self.steps[0], self.turns[0], self.curvatures[0]
+
+    def _retire(self, done: NDArray[np.bool_], iteration: int) -> None:
+        leaving, kept = self.id[done], ~done
+        self.solution.weights[..., leaving] = self.weights[..., done]
+        self.solution.scores[..., leaving] = self.scores[..., done]
+        self.solution.iterations[leaving] = iteration
+        for name in ("id", "fold", "penalty", "weights", "scores", "value", "gradient", "start", "stalls"):
+            setattr(self, name, getattr(self, name)[..., kept])
+        self.steps, self.turns, self.curvatures = (
+            [own[..., kept] for own in history] for history in (self.steps, self.turns, self.curvatures)
+        )
+        self.loss.keep(kept)
+
+
+def _dots(a: Floats, b: Floats) -> Floats:
+    """Inner product of each problem, shape (b,)."""
+    return np.asarray(np.einsum("dkb,dkb->b", a, b))
+
+
+class _Loss:
+    """A loss of scores (n, k, b), weighted by mass (n, b); `slope` is that of the last value asked."""
+
+    def __init__(self, folds: Folds, mass: Floats, dtype: Any) -> None:
+        self.mass = mass[:, None, :]
+        self.y = folds.y
+        self._last: Floats = np.empty(0)
+        signs = np.where(np.arange(folds.n_classes) == folds.y[:, None], 1, -1).astype(dtype)
+        self.sign = (signs[:, 1:] if folds.n_classes == 2 else signs)[:, :, None]  # (n, k, 1)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        self.mass = self.mass[..., kept]
+        self._last = self._last[..., kept]
+
+    def value(self, scores: Floats) -> Floats:
+        raise NotImplementedError
+
+    def slope(self) -> Floats:
+        raise NotImplementedError
+
+
+class _Logistic(_Loss):
+    """log(1 + exp(-sign * score)) for each output."""
+
+    def value(self, scores: Floats) -> Floats:
+        margin = scores * self.sign
+        self._last = np.exp(-np.abs(margin))
+        value = np.log1p(self._last)
+        value -= np.minimum(margin, 0)
+        self._positive = margin > 0
+        return np.asarray(np.einsum("nkb,nb->b", value, self.mass[:, 0]))
+
+    def slope(self) -> Floats:
+        # 1 / (1 + exp(margin)) from exp(-|margin|), without overflow
+        chance = np.where(self._positive, self._last, 1) / (1 + self._last)
+        chance *= -self.sign
+        chance *= self.mass
+        return np.asarray(chance)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        super().keep(kept)
+        self._positive = self._positive[..., kept]
+
+
+class _Softmax(_Loss):
+    """-log of the true class's softmax."""
+
+    def value(self, scores: Floats) -> Floats:
+        top = scores.max(axis=1, keepdims=True)
+        self._last = np.exp(scores - top)
+        self._total = self._last.sum(axis=1)
+        value = np.log(self._total)
+        value += top[:, 0]
+        value -= scores[np.arange(len(self.y)), self.y]
+        return np.asarray(np.einsum("nb,nb->b", value, self.mass[:, 0]))
+
+    def slope(self) -> Floats:
+        mass = self.mass[:, 0]
+        chance = self._last * (mass / self._total)[:, None]
+        chance[np.arange(len(self.y)), self.y] -= mass
+        return np.asarray(chance)
+
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        super().keep(kept)
+        self._total = self._total[..., kept]
+
+
+class _SquaredHinge(_Loss):
+    """max(0, 1 - sign * score)^2 for each output."""
+
+    def value(self, scores: Floats) -> Floats:
+        self._last = np.maximum(1 - scores * self.sign, 0)
+        return np.asarray(np.einsum("nkb,nkb,nb->b", self._last, self._last, self.mass[:, 0]))
+
+    def slope(self) -> Floats:
+        slope = self._last * (-2 * self.sign)
+        slope *= self.mass
+        return np.asarray(slope)
+
+
+_LOSSES: dict[str, type[_Loss]] = {"softmax": _Softmax, "logistic": _Logistic, "squared_hinge": _SquaredHinge}
+
+
+LINEAR = ("softmax", "logistic_ovr", "squared_hinge")
+"""Solvers that iterate, and stop when answers have settled."""

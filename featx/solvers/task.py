@@ -1,0 +1,99 @@
+"""What a solver is asked, and the threads it may use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+from featx.solvers.folds import ClassWeights, Floats, Folds
+from featx.solvers.rows import DEFAULT_MEMORY, ScaledRows
+
+Answer = tuple[int, int, Floats]
+
+KERNEL_ROWS = 8_000
+"""Above as many training rows an SVM is screened on a stratified sample of this size (labelled so)."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a solver is asked: configurations of one head on one scaling of one representation.
+
+    Parameters
+    ----------
+    rows : ScaledRows
+        The rows, with their folds.
+    params : sequence of mapping
+        Parameters of each configuration.
+    class_weight : str, array or None
+        One class weighting for all of them.
+    n_jobs : int
+        Threads.
+    memory : int
+        Bytes that the task's own matrices may take.
+    alive : callable
+        ``alive(i)`` tells whether configuration i is still wanted (not pruned).
+    stop : callable
+        Whether time is up; then the solver returns what it has.
+    make : callable, optional
+        ``make(params)`` builds the classifier, for the solver ``"estimator"``.
+    random_state : int
+        Seed of samples.
+    kernel_rows : int
+        Above as many training rows, SVMs are fitted on a stratified sample of this size.
+    precise : bool
+        Whether linear models run until their scores, not only their answers, have settled: for the scores
+        that a calibration is fitted on.
+    """
+
+    rows: ScaledRows
+    params: Sequence[Mapping[str, Any]]
+    class_weight: ClassWeights = None
+    n_jobs: int = 1
+    memory: int = DEFAULT_MEMORY
+    alive: Callable[[int], bool] = lambda configuration: True
+    stop: Callable[[], bool] = lambda: False
+    make: Callable[[Mapping[str, Any]], Any] | None = None
+    random_state: int = 0
+    kernel_rows: int = KERNEL_ROWS
+    precise: bool = False
+
+    @property
+    def folds(self) -> Folds:
+        """Splits, targets and weights."""
+        return self.rows.folds
+
+
+def threads(n_jobs: int, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Results of (function, arguments) pairs, in order."""
+    if n_jobs == 1 or len(calls) == 1:
+        return [function(*arguments) for function, arguments in calls]
+    with ThreadPoolExecutor(min(n_jobs, len(calls))) as pool:  # joblib polls for results every 10 ms
+        return [future.result() for future in [pool.submit(f, *a) for f, a in calls]]
+
+
+def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
+    """Successive slices of at most `size` items."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def scores_of(scores: Floats) -> Floats:
+    """Scores (n, k) as they are, but (n,) where there is one output."""
+    return scores[:, 0] if scores.shape[1] == 1 else scores
+
+
+FoldSolver = Callable[[Task, int], list[Floats]]
+
+
+def by_fold(task: Task, solve: FoldSolver) -> Iterator[Answer]:
+    """Folds side by side in threads; all configurations of a fold together."""
+    folds = range(len(task.folds.splits))
+    for part in parts(list(folds), max(1, task.n_jobs)):
+        if task.stop():
+            return
+        solved = threads(task.n_jobs, [(solve, (task, fold)) for fold in part])
+        for fold, answers in zip(part, solved, strict=True):
+            for i, scores in enumerate(answers):
+                yield i, fold, scores
