@@ -110,7 +110,7 @@ class Space:
         return unique(points)
 
     def quick_points(self) -> list[Config]:
-        """Known-good points of the quickest heads (the first one, if none is quick) on every representation."""
+        """Known-good points of the quickest heads (or of the first one) on every representation."""
         quick = [head for head in self.heads if HEADS[head].quick] or [self.heads[0]]
         return unique(
             self._config(name, HEADS[head], HEADS[head].grid[0], self._scalings(head)[0])
