@@ -105,6 +105,7 @@ class Evaluator:
         self.prune, self.options = prune, dict(options)
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
+        self._rows_of: dict[tuple[str, str], ScaledRows] = {}
         self._best: tuple[float, float] = (-np.inf, -np.inf)
         self._held: tuple[Config, Floats] | None = None
 
@@ -251,8 +252,12 @@ class Evaluator:
         pieces = self.pieces_of(choice.representation)
         memory = self.options["memory"] // 2
         parts = [self._scaled_block(piece, choice.scaling) for piece in pieces]
-        self._forget(memory, {name for name, _, _ in pieces}, choice.scaling)
-        return ScaledRows(parts, choice.scaling, self.folds, memory=memory)
+        key = (choice.representation, choice.scaling)
+        rows = self._rows_of.pop(key, None) or ScaledRows(parts, choice.scaling, self.folds, memory=memory)
+        self._rows_of[key] = rows  # most recently used last
+        names = [name for name, _, _ in pieces]
+        self._forget(memory, {key, *names, *((name, choice.scaling) for name in names)})
+        return rows
 
     def _scaled_block(self, piece: Piece, scaling: str) -> ScaledBlock:
         """Blocks and their Gram matrices are kept: representations share blocks, heads share all of it."""
@@ -264,19 +269,15 @@ class Evaluator:
         self._scaled[key] = scaled
         return scaled
 
-    def _forget(self, memory: int, needed: set[str], scaling: str) -> None:
+    def _forget(self, memory: int, needed: set[Any]) -> None:
         """Drop what was not used for longest while all that is kept takes more than `memory`."""
-        for key in list(self._scaled):
-            if self._held_bytes() <= memory:
-                return
-            if key[0] not in needed or key[1] != scaling:
-                del self._scaled[key]
-        for name in list(self._blocks):
-            if self._held_bytes() <= memory:
-                return
-            if name not in needed:
-                del self._blocks[name]
+        caches: tuple[dict[Any, Any], ...] = (self._rows_of, self._scaled, self._blocks)
+        for cache in caches:
+            for key in [key for key in cache if key not in needed]:
+                if self._held_bytes() <= memory:
+                    return
+                del cache[key]
 
     def _held_bytes(self) -> int:
-        blocks, scaled = self._blocks.values(), self._scaled.values()
-        return sum(own.nbytes for own in blocks) + sum(own.nbytes for own in scaled)
+        held: list[Any] = [*self._rows_of.values(), *self._scaled.values(), *self._blocks.values()]
+        return sum(own.nbytes for own in held)

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky
 
 from featx.solvers.folds import Floats, Folds, Indices
 from featx.solvers.rows import ScaledRows, column_sums
@@ -101,12 +100,7 @@ class CompactRows:
 
     def __init__(self, rows: ScaledRows, fold: int) -> None:
         self.folds, self.n, self.d, self.dtype = rows.folds, rows.n, rows.n, rows.dtype
-        if rows.affords_gram:
-            gram = rows.gram(fold).astype(np.float64)
-        else:
-            scaled = rows.of_fold(fold)
-            gram = (scaled @ scaled.T).astype(np.float64)
-        self.base = _factor(gram, 10 * np.finfo(self.dtype).eps).astype(self.dtype)
+        self.base = rows.compact(fold)
 
     def times(self, weights: Floats, fold: Indices) -> Floats:
         """Scores (n, k, b) of weights (d + 1, k, b), intercepts last."""
@@ -117,21 +111,6 @@ class CompactRows:
         """Gradients (d + 1, k, b) of residuals (n, k, b)."""
         gradient = (self.base.T @ residuals.reshape(self.n, -1)).reshape(-1, *residuals.shape[1:])
         return np.concatenate([gradient, column_sums(residuals)[None]])
-
-
-def _factor(gram: Floats, rounding: float) -> Floats:
-    """Cholesky factor of a Gram matrix, its diagonal raised by as little as makes it definite.
-
-    Centred rows have one rank less than there are rows, and a sum of single-precision products is only
-    exact to its rounding.
-    """
-    mean = float(np.diagonal(gram).mean()) or 1.0
-    for raised in rounding * mean * 10.0 ** np.arange(5):
-        try:
-            return np.asarray(cholesky(gram + raised * np.eye(len(gram)), lower=True, check_finite=False))
-        except LinAlgError:
-            continue
-    raise LinAlgError("the rows' inner products are not those of any rows: is there an infinite value?")
 
 
 LinearRows = ScaledRows | CompactRows

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import LinAlgError, cholesky
 
 from featx.solvers.folds import Floats, Folds, Indices
 
@@ -127,6 +128,7 @@ class ScaledRows:
         self.dtype = self.parts[0].block.dtype
         self.alike = all(part.alike for part in self.parts)
         matrices = sum(1 if part.alike else len(folds.splits) for part in self.parts)
+        self._compact: dict[int, Floats] = {}
         self.affords_gram = bool(matrices * self.n**2 * np.dtype(self.dtype).itemsize <= memory)
 
     def of_fold(self, fold: int, rows: Indices | slice = slice(None)) -> Floats:
@@ -138,6 +140,26 @@ class ScaledRows:
         """Inner products of all rows as a fold scales them, shape (n, n); not to be overwritten."""
         grams = [part.gram(fold) for part in self.parts]
         return grams[0] if len(grams) == 1 else np.asarray(sum(grams))
+
+    def compact(self, fold: int) -> Floats:
+        """Rows in n dimensions, (n, n) lower triangular, with the inner products of `gram`; kept with it."""
+        key = 0 if self.alike else fold
+        if key in self._compact:
+            return self._compact[key]
+        if self.affords_gram:
+            gram = self.gram(fold)
+        else:
+            rows = self.of_fold(fold)
+            gram = rows @ rows.T
+        base = _factor(gram).astype(self.dtype)
+        if self.affords_gram:
+            self._compact[key] = base
+        return base
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the compact rows that are held."""
+        return sum(own.nbytes for own in self._compact.values())
 
     @property
     def by_gram(self) -> bool:
@@ -318,6 +340,23 @@ class ScaledBlock:
         if self.scale is not None:
             gradient *= _columns(self.scale, fold)[:, None]
         return gradient
+
+
+def _factor(gram: Floats) -> Floats:
+    """Cholesky factor of a Gram matrix, its diagonal raised by as little as makes it definite.
+
+    Centred rows have one rank less than there are rows, and a sum of single-precision products is only
+    exact to its rounding.
+    """
+    rounding = 10 * np.finfo(gram.dtype).eps * (float(np.diagonal(gram).mean()) or 1.0)
+    for raised in rounding * 10.0 ** np.arange(5):
+        system = gram.astype(np.float64)
+        system.ravel()[:: len(gram) + 1] += raised
+        try:  # the transpose of a symmetric matrix is what LAPACK takes without a copy
+            return np.asarray(cholesky(system.T, lower=True, overwrite_a=True, check_finite=False))
+        except LinAlgError:
+            continue
+    raise LinAlgError("the rows' inner products are not those of any rows: is there an infinite value?")
 
 
 def as_block(rows: Floats | Block) -> Block:
