@@ -273,6 +273,8 @@ def run_epoch(options: argparse.Namespace) -> None:
 
 def time_epochs() -> dict[str, Any]:
     """Seconds of wall clock and of processor, taken in turns so that other work falls on all alike."""
+    import torch
+
     images = load_images(str(DATA / "catdog"))
     picked = np.random.default_rng(SEED).permutation(len(images))[:EPOCH_IMAGES]
     some = images.select(picked)
@@ -288,7 +290,7 @@ def time_epochs() -> dict[str, Any]:
     for _ in range(REPEATS):
         for name, way in ways.items():
             seconds[name].append(way())
-    return {"seconds": seconds}
+    return {"seconds": seconds, "threads": torch.get_num_threads()}
 
 
 def cached_epochs(images: ImageSet) -> Iterable[Any]:
@@ -464,8 +466,8 @@ def epoch_part() -> list[str]:
     ratio = best["two"][1] / best["cached"][1]
     return [
         f"One epoch of {EPOCH_IMAGES} catdog photos, {BACKBONE}, batches of {EPOCH_BATCH}, float32, AdamW, "
-        f"on the processor; least of {REPEATS} runs taken in turns. The last two stages are "
-        f"{' and '.join(STAGES)}, with what lies above.",
+        f"{found['threads']} thread(s) of the processor; least of {REPEATS} runs taken in turns. "
+        f"The last two stages are {' and '.join(STAGES)}, with what lies above.",
         "",
         *markdown(["way", "s", "processor s", "ratio", "ratio of processor s"], rows),
         "",
@@ -474,10 +476,11 @@ def epoch_part() -> list[str]:
             "layers run each epoch."
             if ratio >= 5
             else "layers run each epoch: less than five times as much. What is left of an epoch is the "
-            "convolutions of the two stages themselves, forward and backward (80 % of its time in a profile; "
-            "depthwise ones are slow backward), which both ways pay alike; no order of memory, fused "
-            "optimizer or bfloat16 tried took more than a quarter off. Where training is "
-            "faster than decoding, as on a GPU, the ratio grows; it was not measured there."
+            "convolutions of the two stages themselves, forward and backward (80 % of its time in a "
+            "profile), which both ways pay. Channels-last memory is used; bfloat16 made it slower here (depthwise "
+            "convolutions then take four times as long backward). Where training is faster than decoding, as "
+            "on a GPU, the ratio grows; it was not measured there. Seconds of the clock include the waiting "
+            "for other work on the machine."
         ),
     ]
 
