@@ -478,9 +478,9 @@ def epoch_part() -> list[str]:
             else "layers run each epoch: less than five times as much. What is left of an epoch is the "
             "convolutions of the two stages themselves, forward and backward (80 % of its time in a "
             "profile), which both ways pay. Channels-last memory is used; bfloat16 made it slower here "
-            "(depthwise convolutions then take four times as long backward). Where training is faster than decoding, as "
-            "on a GPU, the ratio grows; it was not measured there. Seconds of the clock include the waiting "
-            "for other work on the machine."
+            "(depthwise convolutions then take four times as long backward). Where training is faster "
+            "than decoding, as on a GPU, the ratio grows; it was not measured there. Seconds of "
+            "the clock include the waiting for other work on the machine."
         ),
     ]
 
