@@ -1,7 +1,7 @@
 """What the choice of representation is worth, and whether the forecast of more labels holds.
 
 ``python benchmarks/representation.py [--sets catdog,...] [--parts choice,doubling,cost] [--cache DIR]
-[--trials N]``
+[--trials N] [--timeout S]``
 writes docs/representation.md; the sets are looked for in FEATX_TEST_DATA (default ../shared/data). What was
 measured is kept in DIR/results.json, so that a second call goes on where the first stopped.
 
@@ -39,6 +39,7 @@ from machine import describe
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits
 
 from featx import ImageClassifier
 from featx.classifier.representation import widest
@@ -112,19 +113,22 @@ def main() -> None:
     parser.add_argument("--parts", default="choice,doubling,cost")
     parser.add_argument("--cache", help="folder for rows and results (default: a temporary one)")
     parser.add_argument("--trials", type=int, default=50, help="Optuna trials of a choice (default 50)")
+    parser.add_argument("--timeout", type=float, help="seconds of a choice's search (default: no limit)")
     parser.add_argument("--time-one", nargs=2, metavar=("SET", "CUT"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.time_one:
         print(time_fit(*args.time_one))
         return
     warnings.simplefilter("ignore", FeatxWarning)
+    search = {"n_trials": args.trials, "timeout": args.timeout}
     jobs = [job for job in JOBS if not args.sets or job.name in args.sets.split(",")]
     with tempfile.TemporaryDirectory() as temporary:
         cache = Path(args.cache or temporary)
         cache.mkdir(parents=True, exist_ok=True)
         results = Kept(cache / "results.json")
-        for job in jobs:
-            measure(job, args.parts.split(","), cache / "rows", results, trials=args.trials)
+        with threadpool_limits(limits=1):  # small systems: several threads in each only wait for each other
+            for job in jobs:
+                measure(job, args.parts.split(","), cache / "rows", results, search)
         page = render(results.values, jobs)
     print(page)
     if not args.sets:
@@ -148,7 +152,7 @@ class Kept:
         return self.values[key]
 
 
-def measure(job: Job, parts: list[str], cache: Path, results: Kept, *, trials: int) -> None:
+def measure(job: Job, parts: list[str], cache: Path, results: Kept, search: Results) -> None:
     """All parts of one set."""
     rows: list[Extraction] = []
 
@@ -163,7 +167,7 @@ def measure(job: Job, parts: list[str], cache: Path, results: Kept, *, trials: i
         for seed in SEEDS:
             results.once(
                 f"choice/{job.title}/{seed}",
-                lambda seed=seed: choose(job, seed, cache, everything(), trials=trials),
+                lambda seed=seed: choose(job, seed, cache, everything(), search),
             )
         results.once(f"oracle/{job.title}", lambda: ask_oracle(job, everything(), results))
     if "doubling" in parts and not job.groups:
@@ -183,11 +187,11 @@ def load(job: Job) -> ImageSet:
 # Choice --------------------------------------------------------------------------------------------------
 
 
-def choose(job: Job, seed: int, cache: Path, rows: Extraction, *, trials: int) -> Results:
+def choose(job: Job, seed: int, cache: Path, rows: Extraction, search: Results) -> Results:
     """Common practice (i) and featx (iii) on one split: which test images each got right."""
     images = load(job)
     began = time.perf_counter()
-    clf = ImageClassifier(BACKBONE, store=cache, random_state=seed, n_trials=trials)
+    clf = ImageClassifier(BACKBONE, store=cache, random_state=seed, **search)
     clf.fit_with_test(images, test_size=TEST_SIZE, split_salt=str(seed))
     seconds = time.perf_counter() - began
     y = np.asarray(images.labels)[rows.kept]
@@ -204,7 +208,7 @@ def choose(job: Job, seed: int, cache: Path, rows: Extraction, *, trials: int) -
         "chosen": f"{clf.best_params_['head']} on {' + '.join(clf.best_blocks_)}",
         "selection_score": clf.best_score_,
         "verdict": " ".join(clf.choice_.sentences()) if clf.choice_ else "",
-        "trials": trials,
+        **search,
         "seconds": seconds,
     }
 
@@ -354,9 +358,8 @@ def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterat
     measured = [job for job in jobs if f"oracle/{job.title}" in results]
     if not measured:
         return
-    trials = sorted(
-        {results[f"choice/{job.title}/{seed}"].get("trials", 50) for job in measured for seed in SEEDS}
-    )
+    runs = [results[f"choice/{job.title}/{seed}"] for job in measured for seed in SEEDS]
+    limits = sorted({_limits(run["n_trials"], run["timeout"]) for run in runs})
     yield from (
         "",
         "## The choice",
@@ -365,8 +368,8 @@ def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterat
             f"`{BACKBONE}` alone, three splits with {TEST_SIZE:.0%} test (clothing_dev: its own split, three "
             "seeds), accuracy in %. (i) last features, centre crop, `LogisticRegression()`; (ii) the single "
             "layer, pooling, resizing and C that is best on the test parts themselves; (iii) "
-            f"`ImageClassifier()`, from the training part alone, with {' or '.join(map(str, trials))} trials "
-            "beyond the grid. Differences are paired, with 95 % bootstrap "
+            f"`ImageClassifier()`, from the training part alone, with {' or '.join(limits)}. "
+            "Differences are paired, with 95 % bootstrap "
             "intervals over images; the last column says whether (iii) is within 1 point of the better one, "
             "give or take the interval.",
             WIDTH,
@@ -475,6 +478,11 @@ def _cost_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterator
         listed = {k: ", ".join(f"{s:.1f}" for s in own[k]) for k in own}
         both = f"{plain:.1f} ({listed['last']}) | {auto:.1f} ({listed['auto']})"
         yield f"| {title} | {both} | {auto / plain:.2f} |"
+
+
+def _limits(trials: int, timeout: float | None) -> str:
+    limit = "" if timeout is None else f" and at most {timeout:g} s for the search"
+    return f"{trials} trials beyond the grid{limit}"
 
 
 def _points(interval: tuple[float, float, float]) -> str:
