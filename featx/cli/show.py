@@ -55,7 +55,8 @@ def search(console: Console, clf: Any) -> None:
         for sentence in clf.race_.sentences():
             console.text(f"backbone  {sentence}")
         console.data(backbones=clf.race_.to_dict())
-    networks = " and ".join(card.name for card in clf.cards_)
+    used = {clf.specs_[name].weights for name in blocks}
+    networks = " and ".join(card.name for card in clf.cards_ if card.weights in used)
     console.text(f"chosen    {head} ({listed}) on {where} of {networks}")
     console.text(
         f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});"
