@@ -227,6 +227,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
             of_class,
             min(len(train) for train, _ in folds.splits),
             scalings,
+            folds.n_classes,
         )
         search = Search(self, blocks, folds, space, seed, begun)
         search.run()

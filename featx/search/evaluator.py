@@ -30,6 +30,9 @@ from featx.solvers import (
 
 Floats = NDArray[Any]
 
+OUTRUN_ERRORS = 2.0
+"""Standard errors by which a configuration may be behind the best of its group before it is given up."""
+
 COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
 
 Piece = tuple[str, Callable[[], Floats], NDArray[np.bool_] | None]
@@ -137,7 +140,7 @@ class Evaluator:
         linear = self.space.read(config).head.solver in LINEAR
         if self._held is None or self._held[0] != config or linear:
             self._best, self._held = (-np.inf, -np.inf), None  # so that it is held
-            self.options["precise"] = True
+            self.options["precise"], self.prune = True, _never
             result = next(iter(self.evaluate([config], "again")))
             if self._held is None:
                 raise SearchError(f"{config} could not be fitted again: {result.error}")
@@ -173,22 +176,43 @@ class Evaluator:
         )
         for i, fold, answer in SOLVERS[choice.head.solver](task):
             answers[i][fold] = vote_scores(answer) if choice.head.votes else np.asarray(answer)
-            self._record(group[i], answers[i], i, pruned)
+            self._record(group[i], answers[i], i, pruned, group)
         sampled = max(len(train) for train, _ in self.folds.splits) > task.kernel_rows
         if choice.head.solver == "rbf_svm" and sampled:
             for result in group:
                 result.approximate = f"fitted on {task.kernel_rows} rows of each training part"
 
-    def _record(self, result: Result, answers: dict[int, Floats], i: int, pruned: set[int]) -> None:
+    def _record(
+        self,
+        result: Result,
+        answers: dict[int, Floats],
+        i: int,
+        pruned: set[int],
+        group: Sequence[Result],
+    ) -> None:
         done = len(answers) == len(self.folds.splits)
         if not self.scorer.of_probabilities:
             fold = next(reversed(answers))
             result.scores.append(self._score(answers[fold], fold))
         if done:
             self._finish(result, answers)
-        elif result.scores and self.prune(result.scores):
+        elif result.scores and (self.prune(result.scores) or self._outrun(result, group)):
             result.state = PRUNED
             pruned.add(i)
+
+    def _outrun(self, result: Result, group: Sequence[Result]) -> bool:
+        """Whether another of the group is ahead on the same folds by more than chance would put it.
+
+        Chance is taken as for shares of independent test rows; on the same rows it is smaller.
+        """
+        if self.prune is _never:
+            return False
+        k = len(result.scores)
+        best = max(float(np.mean(other.scores[:k])) for other in group if len(other.scores) >= k)
+        if not 0 <= result.score <= best <= 1:
+            return False
+        rows = sum(len(self.folds.splits[fold][1]) for fold in range(k))
+        return bool(best - result.score > OUTRUN_ERRORS * np.sqrt(best * (1 - best) / rows) + 1 / rows)
 
     def _finish(self, result: Result, answers: dict[int, Floats]) -> None:
         class_weight = self.space.read(result.config).class_weight
@@ -281,3 +305,8 @@ class Evaluator:
     def _held_bytes(self) -> int:
         held: list[Any] = [*self._rows_of.values(), *self._scaled.values(), *self._blocks.values()]
         return sum(own.nbytes for own in held)
+
+
+def _never(scores: Sequence[float]) -> bool:
+    """Prune nothing."""
+    return False

@@ -13,11 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from featx.heads import HEADS, SCALINGS, Head
+from featx.solvers import LINEAR
 
 Config = dict[str, Any]
 
 RELEVANT = "relevant:"
 """Begins the name of a representation of features picked over all blocks; the number kept follows."""
+
+MANY_CLASSES = 20
+"""Above as many the coarse grid tries linear models, which iterate over all outputs, in one scaling only."""
 
 PICKED_SCALING = "standard"
 
@@ -54,6 +58,8 @@ class Space:
         Rows of the smallest training part.
     scalings : tuple of str
         Some of `SCALINGS`.
+    n_classes : int
+        Number of classes.
     """
 
     heads: tuple[str, ...]
@@ -61,6 +67,7 @@ class Space:
     class_weights: tuple[str | None, ...]
     n_rows: int
     scalings: tuple[str, ...] = SCALINGS
+    n_classes: int = 2
 
     def suggest(self, trial: Any) -> Config:
         """Draw a configuration from an Optuna trial (or read it off a fixed one)."""
@@ -136,7 +143,8 @@ class Space:
     def _scalings(self, head: str) -> tuple[str, ...]:
         """Scalings of a head's coarse grid that the space has."""
         known = tuple(scaling for scaling in HEADS[head].scalings if scaling in self.scalings)
-        return known or self.scalings[:1]
+        dear = HEADS[head].solver in LINEAR and self.n_classes > MANY_CLASSES
+        return (known[:1] if dear else known) or self.scalings[:1]
 
     def _config(self, representation: str, head: Head, point: Mapping[str, Any], scaling: str) -> Config:
         config: Config = {"head": head.name}
