@@ -309,22 +309,25 @@ class Search:
             for result in self.evaluator.evaluate([new[i] for i in group], origin, deadline=deadline):
                 if result.state != UNFINISHED:
                     self.results[identity(result.config)] = result
-                    studies.add_result(self.study, self.space, result)
+                    with studies.undisturbed():
+                        studies.add_result(self.study, self.space, result)
             self.report(origin)
 
     def _refine(self) -> None:
         """Draw trials in batches; each batch is evaluated by groups, then told to the study."""
         done = studies.count_trials(self.study, "tpe")
         while done < self.settings.n_trials and time.monotonic() < self.deadline:
-            trials = [self.study.ask() for _ in range(min(TPE_BATCH, self.settings.n_trials - done))]
-            configs = [self.space.suggest(trial) for trial in trials]
+            with studies.undisturbed():
+                trials = [self.study.ask() for _ in range(min(TPE_BATCH, self.settings.n_trials - done))]
+                configs = [self.space.suggest(trial) for trial in trials]
             fresh = [config for config in unique(configs) if identity(config) not in self.results]
             evaluated = self.evaluator.evaluate(fresh, "tpe", deadline=self.deadline)
             found = {identity(result.config): result for result in evaluated}
             for trial, config in zip(trials, configs, strict=True):
                 key = identity(config)
                 result = found.get(key) or self.results[key]
-                studies.tell_result(self.study, trial, result)
+                with studies.undisturbed():
+                    studies.tell_result(self.study, trial, result)
                 if result.state != UNFINISHED:
                     self.results.setdefault(key, result)
                 done += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -130,6 +131,29 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         optuna.logging.set_verbosity(before)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Hold SIGINT and SIGTERM back while trials are written.
+
+    Optuna's journal takes and gives back a lock by renaming a file; an exception between the two leaves
+    errors about files that are gone instead of an orderly end.
+    """
+    held: list[int] = []
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    try:
+        before = {number: signal.signal(number, lambda own, _: held.append(own)) for number in numbers}
+    except ValueError:  # not the main thread: no signal is raised here
+        yield
+        return
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for own in held:
+        signal.raise_signal(own)
 
 
 def known_results(study: Any) -> dict[str, Result]:
