@@ -41,7 +41,7 @@ SCREENED_ROWS = 1_000
 FIRST_ROWS = 400
 """Rows that all blocks are first scored on; only the better ones are scored on `SCREENED_ROWS`."""
 
-FINALISTS = 16
+FINALISTS = 12
 """Blocks that are scored on `SCREENED_ROWS`: beside the best, the usual one and the best of each layer."""
 
 ALPHAS = (0.1, 1.0, 10.0)
