@@ -350,8 +350,20 @@ def render(results: Results, jobs: list[Job] | tuple[Job, ...]) -> str:
         *_choice_table(results, jobs),
         *_doubling_table(results, jobs),
         *_cost_table(results, jobs),
+        *_left_out(results, jobs),
     ]
     return "\n".join(parts) + "\n"
+
+
+def _left_out(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterator[str]:
+    """What of a whole run is not in the results yet."""
+    left = [f"the choice on {job.title}" for job in jobs if f"oracle/{job.title}" not in results]
+    if not any(key.startswith("doubling/") for key in results):
+        left.append("the forecast of doubled labels")
+    if not any(key.startswith("cost/") for key in results):
+        left.append("the cost of the choice")
+    if left:
+        yield from ("", f"Not measured in this run: {', '.join(left)}.")
 
 
 def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterator[str]:
