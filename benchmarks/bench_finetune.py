@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from machine import describe
+from page import table
 
 from featx import HeadSearchCV, ImageClassifier
 from featx.evaluation import compare
@@ -469,7 +470,7 @@ def epoch_part() -> list[str]:
         f"{found['threads']} thread(s) of the processor; least of {REPEATS} runs taken in turns. "
         f"The last two stages are {' and '.join(STAGES)}, with what lies above.",
         "",
-        *markdown(["way", "s", "processor s", "ratio", "ratio of processor s"], rows),
+        *table(["way", "s", "processor s", "ratio", "ratio of processor s"], rows),
         "",
         f"The same two stages cost {ratio:.1f} times as much when photos are decoded and the frozen "
         + (
@@ -520,7 +521,7 @@ def far_part() -> list[str]:
         "are bootstraps over images (over speakers where they are groups). The settings were fixed after one "
         "trial on the first folds of omniglot_small1 and fsdd_spectrograms.",
         "",
-        *markdown(head, rows),
+        *table(head, rows),
         "",
         "sign_digits is left out: its probe is right on 0.994 of the held-out images (docs/results.md), so "
         "that not even a perfect network could be told from it within the training part.",
@@ -547,12 +548,12 @@ def scratch_part() -> list[str]:
         "1,119 photos to learn from (a fifth of them for validation), 280 to test on; the last epoch stands. "
         "Four blocks: F. Chollet's net, at five times its learning rate for a third of its epochs."
     )
-    lines = [about, "", *markdown(head, rows)]
+    lines = [about, "", *table(head, rows)]
     curve = [(size, found) for size in SIZES if (found := read(f"curve-{size}"))]
     if curve:
         points = [[str(size), f"{found['scratch']:.3f}", f"{found['probe']:.3f}"] for size, found in curve]
         header = ["photos", "four blocks from scratch", "pretrained features + tuned head"]
-        lines += ["", "Test accuracy by number of photos:", "", *markdown(header, points)]
+        lines += ["", "Test accuracy by number of photos:", "", *table(header, points)]
     return lines
 
 
@@ -577,12 +578,6 @@ def load(job: Job) -> ImageSet:
     if job.speakers:
         images.groups = np.array([Path(str(source)).stem.split("_")[1] for source in images.sources])
     return images
-
-
-def markdown(head: list[str], rows: Iterable[list[str]]) -> list[str]:
-    """A table."""
-    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
-    return [lines[0], "|" + "---|" * len(head), *lines[1:]]
 
 
 if __name__ == "__main__":

@@ -183,6 +183,6 @@ def asked(target: Target) -> str:
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown."""
+    """A Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in [header, *rows]]
     return [lines[0], "|" + "---|" * len(header), *lines[1:]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,17 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
+def one_torch_thread() -> Iterator[None]:
+    """Tiny networks run no faster on more, and a resumed process must count as the first one did."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
 def picture() -> Callable[..., Image.Image]:
     """Make a seeded RGB picture: smooth colours with noise, so that resizing and JPEG have work to do."""
 
@@ -64,3 +75,13 @@ def class_folders(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
             seed = number + (100 if label == "red" else 0)
             picture(seed, tint=tint).save(root / label / f"{label}_{number:02d}.png")
     return root
+
+
+@pytest.fixture
+def six_more(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
+    """A class folder `red` with six new pictures like those of `class_folders`."""
+    red = tmp_path / "new" / "red"
+    red.mkdir(parents=True)
+    for seed in range(6):
+        picture(700 + seed, tint=(90, -60, -60)).save(red / f"{seed}.png")
+    return red.parent

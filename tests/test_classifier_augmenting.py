@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import featx
 from featx import ImageClassifier
@@ -118,7 +116,7 @@ def test_views_are_computed_once_and_tried(class_folders: Path) -> None:
 
 
 def test_a_kept_average_predicts_the_same_when_loaded_and_grows(
-    class_folders: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+    class_folders: Path, tmp_path: Path, six_more: Path
 ) -> None:
     clf = ImageClassifier(**TINY).fit_with_test(class_folders)
     plain = clf.extract(class_folders).blocks[NAME]
@@ -131,11 +129,7 @@ def test_a_kept_average_predicts_the_same_when_loaded_and_grows(
     np.testing.assert_allclose(
         loaded.predict_proba(class_folders), clf.predict_proba(class_folders), atol=2e-3
     )
-    new = tmp_path / "new" / "red"
-    new.mkdir(parents=True)
-    for seed in range(6):
-        picture(700 + seed, tint=(90, -60, -60)).save(new / f"{seed}.png")
-    grown, growth = grow(loaded, load_images(tmp_path / "new"))
+    grown, growth = grow(loaded, load_images(six_more))
     assert growth.n_added == 6
     assert grown.augmentation_ == clf.augmentation_
 

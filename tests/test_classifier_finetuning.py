@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from tinted import pictures
 
 import featx
 from featx import FeatureExtractor, ImageClassifier
@@ -23,28 +23,12 @@ from featx.finetune import Phase
 from featx.images import load_images
 from featx.stores.memory import MemoryStore
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 PHASES = (Phase(trainable="head", epochs=0), Phase(epochs=2, batch_size=16, lr=1e-3, warmup=0))
 KEPT = {"unfreeze": 1, "phases": PHASES, "verdict": 0, "validation": 0}
 """Without a verdict whatever was trained is kept, so that a handful of pictures will do."""
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def pictures(n: int = 40, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
-    """Noise tinted red or blue."""
-    rng = np.random.default_rng(seed)
-    y = np.array(["blue", "red"] * (n // 2))
-    tint = {"red": (60, -40, -40), "blue": (-40, -40, 60)}
-    noise = rng.integers(0, 256, (n, 48, 64, 3)).astype(np.int16)
-    return [(x + tint[label]).clip(0, 255).astype(np.uint8) for x, label in zip(noise, y, strict=True)], y
 
 
 def classifier(**params: Any) -> ImageClassifier:

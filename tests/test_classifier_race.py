@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import featx
 from featx import FeatureExtractor, ImageClassifier
@@ -111,17 +109,13 @@ def test_the_best_of_several_is_fitted_saved_and_loaded(class_folders: Path, tmp
 
 
 def test_two_backbones_predict_grow_and_travel_in_one_file(
-    of_two: ImageClassifier, class_folders: Path, tmp_path: Path, picture: Callable[..., Image.Image]
+    of_two: ImageClassifier, class_folders: Path, tmp_path: Path, six_more: Path
 ) -> None:
     proba = of_two.predict_proba(class_folders)
     loaded = featx.load(of_two.save(tmp_path / "m.featx"), store=None).set_params(runtime="torch", n_jobs=1)
     np.testing.assert_allclose(loaded.predict_proba(class_folders), proba, atol=5e-3)
     assert of_two.advice_.n == sum(part == "train" for part in of_two.assignment_.values())
-    new = tmp_path / "new" / "red"
-    new.mkdir(parents=True)
-    for seed in range(6):
-        picture(700 + seed, tint=(90, -60, -60)).save(new / f"{seed}.png")
-    grown, growth = grow(loaded, load_images(tmp_path / "new"))
+    grown, growth = grow(loaded, load_images(six_more))
     assert growth.n_added == 6
     assert [card.name for card in grown.cards_] == NAMES
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from sklearn.neighbors import NearestCentroid
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 from sklearn.svm import SVC, LinearSVC
+from tinted import pictures
 
 from featx.evaluation import Calibration
 from featx.exceptions import DataError, ModelFileError, UnknownTapError, UsageError
@@ -29,26 +29,10 @@ from featx.search import HeadSearchCV
 from featx.stores.memory import MemoryStore
 
 torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 QUICK = (Phase(trainable="head", epochs=0), Phase(epochs=1, batch_size=16, lr=1e-3, warmup=0))
 STILL = (Phase(epochs=0),)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-def pictures(n: int = 40, seed: int = 0) -> tuple[list[np.ndarray], np.ndarray]:
-    """Noise tinted red or blue."""
-    rng = np.random.default_rng(seed)
-    y = np.array(["blue", "red"] * (n // 2))
-    tint = {"red": (60, -40, -40), "blue": (-40, -40, 60)}
-    noise = rng.integers(0, 256, (n, 48, 64, 3)).astype(np.int16)
-    return [(x + tint[label]).clip(0, 255).astype(np.uint8) for x, label in zip(noise, y, strict=True)], y
 
 
 def extractor(name: str = "test_resnet", **params: Any) -> FeatureExtractor:

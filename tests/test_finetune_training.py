@@ -7,7 +7,6 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,8 @@ timm = pytest.importorskip("timm")
 from featx.finetune import training  # noqa: E402
 from featx.finetune.network import TailClassifier, chosen_names, make_head, prepare_phase  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("one_torch_thread")
 N, SIDE = 24, 32
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Tiny networks run no faster on more, and a resumed process must count as the first one did."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def pictures(n: int = N, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

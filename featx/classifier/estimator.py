@@ -211,6 +211,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     """
 
     race_: Race | None
+    network_: FineTunedNetwork | None
     _training: ImageSet
     _advice: Advice | None
 
@@ -636,9 +637,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.choice_ = tuned.choice
         self.tried_ = tuned.tried
 
-    def _say(self, words: str) -> None:
+    def _say(self, words: str, *, stage: str = "backbones") -> None:
         if self.callback is not None:
-            self.callback(Progress(0, 0, stage="backbones", message=words))
+            self.callback(Progress(0, 0, stage=stage, message=words))
 
     def _report(self, state: SearchProgress) -> None:
         if self.callback is not None:
@@ -648,21 +649,18 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     def _decisions(self, blocks: RowBlocks) -> NDArray[np.float64]:
         check_is_fitted(self, "best_estimator_")
         rows = blocks.stack(self._answering())
-        network = self._network()
+        network = self.network_
         if network is not None:
             return network.logits_of_features(rows)
         return self.decisions_of_rows(rows)
 
     def _calibration(self) -> Calibration:
-        network = self._network()
+        network = self.network_
         return self.calibration_ if network is None else network.calibration
-
-    def _network(self) -> FineTunedNetwork | None:
-        return getattr(self, "network_", None)
 
     def _answering(self) -> tuple[str, ...]:
         """Blocks that predictions are made from."""
-        network = self._network()
+        network = self.network_
         return self.best_blocks_ if network is None else (network.feature_spec.block,)
 
     def _evaluation(
@@ -697,7 +695,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _chosen(self) -> Networks:
         """An extractor of just what predicts: the representations that won, or the fine-tuned network's."""
-        network = self._network()
+        network = self.network_
         return self._of_probe() if network is None else Networks([network.to_extractor(**self._machine())])
 
     def _of_probe(self) -> Networks:
@@ -708,7 +706,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _judging(self) -> Augmentation:
         """How an image is judged: by its average, where that was kept and no other network predicts."""
-        return self.augmentation_ if self._network() is None else PLAIN
+        return self.augmentation_ if self.network_ is None else PLAIN
 
     def _recipe(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in RECIPE_PARAMS}

@@ -16,7 +16,7 @@ from featx.classifier.networks import is_of
 from featx.classifier.race import backbone_names
 from featx.classifier.representation import AUTO
 from featx.exceptions import ModelFileError, UsageError
-from featx.extractor import FeatureExtractor, Progress
+from featx.extractor import FeatureExtractor
 from featx.finetune import FineTunedNetwork, FineTuner, Probe, Verdict, worth_trying
 from featx.finetune.estimator import describe_phases
 from featx.images import ImageSet
@@ -120,7 +120,7 @@ def fine_tune(
             n_verdicts, reason = 0, f"the advice for these images expects too little of it{gain}"
         if not n_verdicts:
             report = FineTuneReport(False, False, f"not tried: {reason}.")
-            _tell(clf, f"fine-tuning {report.reason}")
+            clf._say(f"fine-tuning {report.reason}", stage="fine-tuning")
             return None, report
         settings |= {} if option is None else {"unfreeze": option.what}
     tuner = make_tuner(clf, **settings)
@@ -218,8 +218,3 @@ def _class_weight(clf: ImageClassifier) -> Any:
     if isinstance(clf.class_weight, Mapping) or clf.class_weight in (None, "balanced"):
         return clf.class_weight
     return clf.best_params_.get("class_weight") if hasattr(clf, "best_params_") else None
-
-
-def _tell(clf: ImageClassifier, message: str) -> None:
-    if clf.callback is not None:
-        clf.callback(Progress(0, 0, stage="fine-tuning", message=message))

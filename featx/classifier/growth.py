@@ -191,7 +191,7 @@ def grow(
     """
     if images.labels is None:
         raise LabelError("the new images have no labels; give class folders or a manifest with labels.")
-    if clf._network() is not None:
+    if clf.network_ is not None:
         raise UsageError(
             "the network of this model was fine-tuned on the old images; fit again on all of them, or give "
             "the model file as the backbone: featx fit --backbone MODEL.featx."

@@ -78,7 +78,7 @@ def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
     found = clf.augmentation_.judge(clf._of_probe().extract(pictures), clf.best_blocks_)
     rows = found.blocks.stack(clf.best_blocks_)
     golden: dict[str, NDArray[Any]] = {"rows": rows, "proba": _proba(clf, rows)}
-    network = clf._network()
+    network = clf.network_
     if network is not None:
         tuned = clf.extract(pictures).blocks.stack(clf._answering())
         golden |= {"tuned_rows": tuned, "tuned_proba": network.proba_of_features(tuned)}

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from featx.advice.from_rows import stratified_rows
 from featx.exceptions import ImageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet, ImageSource, picture_size, read_picture
@@ -99,7 +100,7 @@ def choose(
         Of the resizing that won; of all, where the training part is no larger than the sample.
     """
     specs = extractor.specs_
-    chosen = _stratified(codes, SCREENED_IMAGES, random_state)
+    chosen = stratified_rows(codes, SCREENED_IMAGES, random_state=random_state)
     sample = images.select(chosen)
     if not _any_oblong(sample.sources):
         specs = {name: spec for name, spec in specs.items() if spec.resize != "pad"} or specs
@@ -128,18 +129,6 @@ def _of(specs: Specs, extractor: FeatureExtractor, machine: Mapping[str, Any]) -
     if specs.keys() == extractor.specs_.keys():
         return extractor
     return FeatureExtractor.from_specs(specs, extractor.card_, backbone=extractor.backbone, **machine)
-
-
-def _stratified(codes: NDArray[np.intp], size: int, random_state: int) -> NDArray[np.intp]:
-    """Positions of about `size` images, each class by its share and at least twice where it can be."""
-    if len(codes) <= size:
-        return np.arange(len(codes))
-    rng = np.random.default_rng(random_state)
-    picked = []
-    for code in np.unique(codes):
-        members = rng.permutation(np.flatnonzero(codes == code))
-        picked.append(members[: max(2, round(size * len(members) / len(codes)))])
-    return np.sort(np.concatenate(picked))
 
 
 def _any_oblong(sources: Sequence[ImageSource]) -> bool:

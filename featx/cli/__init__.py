@@ -25,6 +25,7 @@ from typing import Any, NoReturn
 import featx
 from featx.cli.console import Console
 from featx.exceptions import FeatxError, FeatxWarning, Interrupted
+from featx.signals import answered_by
 from featx.tables import escape_name
 
 
@@ -145,16 +146,8 @@ def _stopped_by_signals() -> Iterator[None]:
         seen.append(number)
         raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
 
-    try:
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs us there handles signals
+    with answered_by(stop):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

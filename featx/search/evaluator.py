@@ -105,7 +105,7 @@ class Evaluator:
         options: Mapping[str, Any],
     ) -> None:
         self.pieces_of, self.space, self.folds, self.scorer = pieces_of, space, folds, scorer
-        self.prune, self.options = prune, dict(options)
+        self.prune, self.options, self._pruning = prune, dict(options), True
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
         self._rows_of: dict[tuple[str, str], ScaledRows] = {}
@@ -140,11 +140,19 @@ class Evaluator:
         linear = self.space.read(config).head.solver in LINEAR
         if self._held is None or self._held[0] != config or linear:
             self._best, self._held = (-np.inf, -np.inf), None  # so that it is held
-            self.options["precise"], self.prune = True, _never
-            result = next(iter(self.evaluate([config], "again")))
+            result = self.again(config, "again", precise=True)
             if self._held is None:
                 raise SearchError(f"{config} could not be fitted again: {result.error}")
         return self._held[1]
+
+    def again(self, config: Config, origin: str, **options: Any) -> Result:
+        """Evaluate one configuration on every fold, pruned by nothing, with other options than the rest."""
+        before = self.options
+        self.options, self._pruning = {**before, **options}, False
+        try:
+            return next(iter(self.evaluate([config], origin)))
+        finally:
+            self.options, self._pruning = before, True
 
     def _evaluate_group(self, group: list[Result], deadline: float) -> None:
         choice = self.space.read(group[0].config)
@@ -196,7 +204,7 @@ class Evaluator:
             result.scores.append(self._score(answers[fold], fold))
         if done:
             self._finish(result, answers)
-        elif result.scores and (self.prune(result.scores) or self._outrun(result, group)):
+        elif self._pruning and result.scores and (self.prune(result.scores) or self._outrun(result, group)):
             result.state = PRUNED
             pruned.add(i)
 
@@ -205,8 +213,6 @@ class Evaluator:
 
         Chance is taken as for shares of independent test rows; on the same rows it is smaller.
         """
-        if self.prune is _never:
-            return False
         k = len(result.scores)
         best = max(float(np.mean(other.scores[:k])) for other in group if len(other.scores) >= k)
         if not 0 <= result.score <= best <= 1:
@@ -305,8 +311,3 @@ class Evaluator:
     def _held_bytes(self) -> int:
         held: list[Any] = [*self._rows_of.values(), *self._scaled.values(), *self._blocks.values()]
         return sum(own.nbytes for own in held)
-
-
-def _never(scores: Sequence[float]) -> bool:
-    """Prune nothing."""
-    return False

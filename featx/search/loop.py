@@ -297,7 +297,9 @@ class Search:
                 name = self.space.read(result.config).representation
                 best[name] = max(best.get(name, -np.inf), result.score)
         order = sorted(best, key=best.__getitem__, reverse=True)
-        yield self.space.grid(order[0])
+        grid = self.space.grid(order[0])
+        self.total += len(grid) - len(self.grid)  # planned was that of the first representation
+        yield grid
         for name in order[1:2]:
             yield self.space.known_good(name)
 
@@ -362,12 +364,7 @@ class Search:
 
     def _confirm(self, result: Result) -> Result:
         """Evaluate an approximately scored configuration on all rows."""
-        options = dict(self.evaluator.options)
-        self.evaluator.options["kernel_rows"] = len(self.folds.y)
-        try:
-            exact = next(iter(self.evaluator.evaluate([result.config], result.origin)))
-        finally:
-            self.evaluator.options = options
+        exact = self.evaluator.again(result.config, result.origin, kernel_rows=len(self.folds.y))
         self.results[identity(result.config)] = exact
         return exact
 

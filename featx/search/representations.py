@@ -25,6 +25,7 @@ from scipy.linalg import cho_factor, cho_solve, cholesky
 from scipy.linalg.lapack import dpotri
 
 from featx.rows import RowBlocks
+from featx.solvers import sample_rows
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -161,7 +162,7 @@ def screen_representations(
         )
         kept = {*_partners(first, FINALISTS), *(one.name for one in first if one.name.startswith(USUAL))}
         names = [name for name in names if name in kept]
-    rows = _sample(y, n_classes, max_rows, random_state)
+    rows = sample_rows(y, n_classes, max_rows, random_state)
     ridge = _LeaveOut(y[rows], n_classes, None if groups is None else np.asarray(groups)[rows], score)
     kernels: dict[str, Floats] = {}
 
@@ -254,7 +255,7 @@ def pick_relevant(
     targets = _targets(y, n_classes, random_state)
     norms = []
     for number, part in enumerate(parts):
-        rows = part[_sample(y[part], n_classes, SCREENED_ROWS, random_state + number)]
+        rows = part[sample_rows(y[part], n_classes, SCREENED_ROWS, random_state + number)]
         norms.append(_group_lasso(blocks, rows, targets[rows]))
     return {count: [np.sort(np.argsort(-own, kind="stable")[:count]) for own in norms] for count in counts}
 
@@ -318,19 +319,6 @@ def _partners(alone: Sequence[Screened], most: int = PARTNERS) -> list[str]:
     for one in alone:
         first.setdefault(one.name.split(":")[0], one.name)
     return list(dict.fromkeys([*first.values(), *(one.name for one in alone)]))[:most]
-
-
-def _sample(y: Indices, n_classes: int, most: int, random_state: int) -> Indices:
-    """Rows of a stratified sample, sorted."""
-    if len(y) <= most:
-        return np.arange(len(y))
-    place = np.random.default_rng(random_state).permutation(len(y))
-    order = np.lexsort((place, y))
-    count = np.bincount(y, minlength=n_classes)
-    start = np.concatenate([[0], np.cumsum(count)])[:-1]
-    quantile = np.empty(len(y))
-    quantile[order] = (np.arange(len(y)) - start[y[order]] + 0.5) / count[y[order]]
-    return np.sort(np.argsort(quantile, kind="stable")[:most])
 
 
 def _standardised(rows: Floats, *, weigh: bool = True) -> Floats:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featx.exceptions import SearchError, UsageError
 from featx.search.evaluator import COMPLETE, FAILED, PRUNED, Result
 from featx.search.space import Space, identity
+from featx.signals import answered_by
 
 JOURNAL = re.compile(r"^journal://(?P<path>.+)$")
 
@@ -141,19 +142,10 @@ def undisturbed() -> Iterator[None]:
     errors about files that are gone instead of an orderly end.
     """
     held: list[int] = []
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
-    try:
-        before = {number: signal.signal(number, lambda own, _: held.append(own)) for number in numbers}
-    except ValueError:  # not the main thread: no signal is raised here
+    with answered_by(lambda number, _: held.append(number)):
         yield
-        return
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    for own in held:
-        signal.raise_signal(own)
+    for number in held:
+        signal.raise_signal(number)
 
 
 def known_results(study: Any) -> dict[str, Result]:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
-from featx.solvers.folds import ClassWeights, Folds, Split, class_weights
+from featx.solvers.folds import ClassWeights, Folds, Split, class_weights, sample_rows
 from featx.solvers.linear import LINEAR, CompactRows, logistic_ovr, softmax, solve_linear, squared_hinge
 from featx.solvers.neighbours import neighbours
 from featx.solvers.rows import DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block
@@ -36,5 +36,5 @@ SOLVERS: dict[str, Callable[[Task], Iterator[Answer]]] = {
 __all__ = [
     "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS", "Answer", "Block", "ClassWeights", "CompactRows",
     "Folds", "ScaledBlock", "ScaledRows", "Split", "Task", "as_block", "class_weights", "kernel_sample",
-    "solve_lda", "solve_linear",
+    "sample_rows", "solve_lda", "solve_linear",
 ]  # fmt: skip

@@ -8,7 +8,7 @@ import numpy as np
 import sklearn
 from sklearn.svm import SVC
 
-from featx.solvers.folds import Floats, Folds, Indices, class_weights
+from featx.solvers.folds import Floats, Folds, Indices, class_weights, sample_rows
 from featx.solvers.task import Answer, Task, parts, threads
 
 
@@ -45,15 +45,7 @@ def kernel_sample(folds: Folds, fold: int, most: int, random_state: int) -> Indi
     train = folds.splits[fold][0]
     if len(train) <= most:
         return train
-    rng = np.random.default_rng([random_state, fold])
-    place = rng.permutation(len(train))
-    y = folds.y[train]
-    order = np.lexsort((place, y))
-    rank = np.empty(len(train))
-    starts = np.searchsorted(y[order], np.arange(folds.n_classes))
-    count = np.bincount(y, minlength=folds.n_classes)
-    rank[order] = (np.arange(len(train)) - starts[y[order]] + 0.5) / count[y[order]]  # even within a class
-    return np.sort(train[np.argsort(rank, kind="stable")[:most]])
+    return np.sort(train[sample_rows(folds.y[train], folds.n_classes, most, [random_state, fold])])
 
 
 def _spread(groups: list[list[int]], workers: int) -> list[list[int]]:
