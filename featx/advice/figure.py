@@ -145,6 +145,8 @@ def plot_curve(
     -------
     matplotlib.axes.Axes
     """
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
     ax = ax if ax is not None else _axes(1)[0]
     law = law if law is not None else fit_power_law(curve)
     x = np.geomspace(curve.sizes[0], ahead * curve.n, 60)
@@ -158,6 +160,9 @@ def plot_curve(
     if scratch is not None:
         _points(ax, scratch, "C1", line=True)
     ax.set(xscale="log", xlabel="labelled images", ylabel="accuracy")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
     ax.legend(loc="upper left", fontsize=8)
     return ax
 

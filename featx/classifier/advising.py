@@ -117,7 +117,8 @@ def _random_twin(
     chosen = stratified_rows(codes, TWIN_IMAGES, random_state=random_state)
     last = next((spec for name, spec in clf.specs_.items() if name.startswith("last:avg")), None)
     spec = last or next(iter(clf.specs_.values()))
-    machine = {**_machine(clf), "checkpoint": None}
+    # Nobody is told: that no rows of these weights are kept is what a twin is made for.
+    machine = {**_machine(clf), "checkpoint": None, "callback": None}
     extractor = FeatureExtractor(
         clf.card_.name, pretrained=False, resize=spec.resize, input_size=spec.input_size,
         precision=spec.precision, **machine,

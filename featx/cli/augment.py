@@ -90,9 +90,8 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
     buffer = io.BytesIO()
     Image.fromarray(_grid(rows)).save(buffer, "PNG")
     atomic_write(args.output, buffer.getvalue())
-    console.text(
-        f"{len(rows)} pictures (left) and {args.views} views of each under {policy!r}: {args.output}"
-    )
+    shown = f"{len(rows)} picture{'' if len(rows) == 1 else 's'} (left)"
+    console.text(f"{shown} and {args.views} views of each under {policy!r}: {args.output}")
     console.data(output=args.output, policy=policy, views=args.views, pictures=names)
     return 0
 
