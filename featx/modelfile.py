@@ -306,7 +306,7 @@ def _without_padding(data: bytes) -> bytes:
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if array.dtype.names is None:
         return data
-    clean = np.zeros_like(array)
+    clean = np.zeros(array.shape, array.dtype)  # zeros_like copies a zero field by field, and no padding
     for name in array.dtype.names:
         clean[name] = array[name]
     buffer = io.BytesIO()

@@ -75,6 +75,11 @@ def test_equal_heads_give_equal_bytes(head: str) -> None:
     assert dump_estimator(fitted(head)) == dump_estimator(fitted(head))
 
 
+def test_no_byte_of_memory_between_a_tree_s_fields_is_saved() -> None:
+    saved = {dump_estimator(fitted("tree")) for _ in range(40)}
+    assert len(saved) == 1
+
+
 def test_the_number_of_threads_is_not_taken_from_the_file() -> None:
     pipeline = fitted("forest")
     pipeline.named_steps["head"].n_jobs = 10**9  # type: ignore[attr-defined]
