@@ -16,6 +16,7 @@ from featx.heads import vote_scores
 from featx.search.scoring import Scorer
 from featx.search.space import Choice, Config, Space, group_configs
 from featx.solvers import (
+    ASKING,
     LINEAR,
     SOLVERS,
     Block,
@@ -108,7 +109,6 @@ class Evaluator:
         self.prune, self.options, self._pruning = prune, dict(options), True
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
-        self._rows_of: dict[tuple[str, str], ScaledRows] = {}
         self._best: tuple[float, float] = (-np.inf, -np.inf)
         self._held: tuple[Config, Floats] | None = None
 
@@ -204,9 +204,14 @@ class Evaluator:
             result.scores.append(self._score(answers[fold], fold))
         if done:
             self._finish(result, answers)
-        elif self._pruning and result.scores and (self.prune(result.scores) or self._outrun(result, group)):
+        elif self._pruning and result.scores and self._is_hopeless(result, group):
             result.state = PRUNED
             pruned.add(i)
+
+    def _is_hopeless(self, result: Result, group: Sequence[Result]) -> bool:
+        if self.space.read(result.config).head.solver not in ASKING:
+            return False
+        return self._outrun(result, group) or self.prune(result.scores)
 
     def _outrun(self, result: Result, group: Sequence[Result]) -> bool:
         """Whether another of the group is ahead on the same folds by more than chance would put it.
@@ -282,12 +287,9 @@ class Evaluator:
         pieces = self.pieces_of(choice.representation)
         memory = self.options["memory"] // 2
         parts = [self._scaled_block(piece, choice.scaling) for piece in pieces]
-        key = (choice.representation, choice.scaling)
-        rows = self._rows_of.pop(key, None) or ScaledRows(parts, choice.scaling, self.folds, memory=memory)
-        self._rows_of[key] = rows  # most recently used last
         names = [name for name, _, _ in pieces]
-        self._forget(memory, {key, *names, *((name, choice.scaling) for name in names)})
-        return rows
+        self._forget(memory, {*names, *((name, choice.scaling) for name in names)})
+        return ScaledRows(parts, choice.scaling, self.folds, memory=memory)
 
     def _scaled_block(self, piece: Piece, scaling: str) -> ScaledBlock:
         """Blocks and their Gram matrices are kept: representations share blocks, heads share all of it."""
@@ -301,7 +303,7 @@ class Evaluator:
 
     def _forget(self, memory: int, needed: set[Any]) -> None:
         """Drop what was not used for longest while all that is kept takes more than `memory`."""
-        caches: tuple[dict[Any, Any], ...] = (self._rows_of, self._scaled, self._blocks)
+        caches: tuple[dict[Any, Any], ...] = (self._scaled, self._blocks)
         for cache in caches:
             for key in [key for key in cache if key not in needed]:
                 if self._held_bytes() <= memory:
@@ -309,5 +311,5 @@ class Evaluator:
                 del cache[key]
 
     def _held_bytes(self) -> int:
-        held: list[Any] = [*self._rows_of.values(), *self._scaled.values(), *self._blocks.values()]
+        held: list[Any] = [*self._scaled.values(), *self._blocks.values()]
         return sum(own.nbytes for own in held)

@@ -167,10 +167,7 @@ class Search:
         if not name.startswith(RELEVANT):
             return tuple(name.split(SIDE_BY_SIDE)), None
         count = int(name.removeprefix(RELEVANT))
-        every = np.arange(self.blocks.n_rows)
-        columns = pick_relevant(
-            self.blocks, self.folds.y, self.folds.n_classes, [every], [count], random_state=self.seed
-        )[count][0]
+        columns = self._relevant(count)[-1]
         widths = np.array([self.blocks.width(block) for block in self.blocks])
         starts = np.cumsum(widths) - widths
         inside = [
@@ -232,20 +229,26 @@ class Search:
             return [
                 (block, partial(self.blocks.__getitem__, block), None) for block in name.split(SIDE_BY_SIDE)
             ]
-        own = self._relevant(int(name.removeprefix(RELEVANT)))
+        own = self._relevant(int(name.removeprefix(RELEVANT)))[:-1]
         union = np.unique(np.concatenate(own))
         kept = np.column_stack([np.isin(union, one) for one in own])
         return [(name, partial(self._columns, union), kept)]
 
     def _relevant(self, count: int) -> list[NDArray[np.intp]]:
-        """Each fold's picked columns, counted over all blocks."""
+        """Each fold's picked columns, counted over all blocks, and last those picked on all rows."""
         if not self._picked:
             counts = [
                 int(n.removeprefix(RELEVANT)) for n in self.space.representations if n.startswith(RELEVANT)
             ]
-            parts = [train for train, _ in self.folds.splits]
+            parts = [*(train for train, _ in self.folds.splits), np.arange(self.blocks.n_rows)]
             self._picked = pick_relevant(
-                self.blocks, self.folds.y, self.folds.n_classes, parts, counts, random_state=self.seed
+                self.blocks,
+                self.folds.y,
+                self.folds.n_classes,
+                parts,
+                counts,
+                random_state=self.seed,
+                n_jobs=n_threads(self.settings.n_jobs),
             )
         return self._picked[count]
 

@@ -21,11 +21,10 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import cho_factor, cho_solve, cholesky
-from scipy.linalg.lapack import dpotri
+from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
 from featx.rows import RowBlocks
-from featx.solvers import sample_rows
+from featx.solvers import Folds, ScaledBlock, sample_rows
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -48,6 +47,9 @@ FINALISTS = 12
 ALPHAS = (0.1, 1.0, 10.0)
 """Ridge penalties tried for rows of unit length."""
 
+DOUBLE_ROWS = 200
+"""Fewer rows are scored in double precision; with more, single precision is finer than their number."""
+
 PARTNERS = 8
 """Blocks that are tried beside the best ones."""
 
@@ -60,8 +62,11 @@ USUAL = "last:avg"
 SHORTLIST = 6
 """Representations that go into the search."""
 
-PATH_STEPS = 15
+PATH_STEPS = 10
 """Proximal steps of the group lasso; the ranking of features settles long before the optimum."""
+
+POWER_STEPS = 5
+"""Steps of the power iteration: features share one strong direction, which is found at once."""
 
 TARGETS = 16
 """More classes than this are projected at random to as many targets: norms over classes are kept."""
@@ -147,6 +152,7 @@ def screen_representations(
         Best first.
     """
     names = list(blocks)
+    alphas: dict[str, tuple[float, ...]] = dict.fromkeys(blocks, ALPHAS)
     if max_rows > FIRST_ROWS and len(y) > FIRST_ROWS and len(names) > FINALISTS:
         first = screen_representations(
             blocks,
@@ -162,6 +168,7 @@ def screen_representations(
         )
         kept = {*_partners(first, FINALISTS), *(one.name for one in first if one.name.startswith(USUAL))}
         names = [name for name in names if name in kept]
+        alphas = {one.name: (one.alpha,) for one in first}  # what suits some rows suits more of them
     rows = sample_rows(y, n_classes, max_rows, random_state)
     ridge = _LeaveOut(y[rows], n_classes, None if groups is None else np.asarray(groups)[rows], score)
     kernels: dict[str, Floats] = {}
@@ -172,7 +179,10 @@ def screen_representations(
         blocks.release(name)
         width = blocks.width(name)
         kernels[name] = scaled @ scaled.T
-        best = ridge.narrow(scaled) if width < len(rows) / 2 else ridge.of_kernel(kernels[name], ALPHAS)
+        if width < len(rows) / 2:
+            best = ridge.narrow(scaled, alphas[name])
+        else:
+            best = ridge.of_kernel(kernels[name], alphas[name])
         return Screened(name, (name,), width, *best, time.monotonic() - begun)
 
     found = _threads(n_jobs, alone, names)
@@ -229,6 +239,7 @@ def pick_relevant(
     counts: Sequence[int],
     *,
     random_state: int = 0,
+    n_jobs: int = 1,
 ) -> dict[int, list[Indices]]:
     """Pick features over all blocks by a group lasso on each part's rows.
 
@@ -241,65 +252,94 @@ def pick_relevant(
     n_classes : int
         Number of classes.
     parts : sequence of index arrays
-        Training rows of each fold; at most `SCREENED_ROWS` of each are used.
+        Training rows of each fold; of a stratified sample, about `SCREENED_ROWS` of each are used.
     counts : sequence of int
         Numbers of features to keep.
     random_state : int
         Seed of samples and projections.
+    n_jobs : int
+        Threads.
 
     Returns
     -------
     dict of int to list of index arrays
         For each count, each part's columns, sorted.
     """
-    targets = _targets(y, n_classes, random_state)
-    norms = []
-    for number, part in enumerate(parts):
-        rows = part[sample_rows(y[part], n_classes, SCREENED_ROWS, random_state + number)]
-        norms.append(_group_lasso(blocks, rows, targets[rows]))
+    every = np.unique(np.concatenate(parts))
+    most = SCREENED_ROWS * len(parts) // max(1, len(parts) - 1)  # so that a fold's training part has as many
+    rows = every[sample_rows(y[every], n_classes, most, random_state)]
+    targets = _targets(y, n_classes, random_state)[rows]
+    inside = np.column_stack([np.isin(rows, part) for part in parts])
+    norms = _group_lasso(blocks, rows, targets, inside, n_jobs)
     return {count: [np.sort(np.argsort(-own, kind="stable")[:count]) for own in norms] for count in counts}
 
 
-def _group_lasso(blocks: RowBlocks, rows: Indices, targets: Floats) -> Floats:
-    """Norm of each feature's weights after proximal steps (FISTA, Beck and Teboulle 2009)."""
-    scaled = [_standardised(blocks[name][rows], weigh=False) for name in blocks]
-    centered = targets - targets.mean(axis=0)
-    bound = _top_eigenvalue(scaled, len(rows))
-    gradient = [part.T @ centered for part in scaled]
-    penalty = 0.05 * max(float(np.sqrt((own**2).sum(axis=1)).max()) for own in gradient)
+def _group_lasso(
+    blocks: RowBlocks, rows: Indices, targets: Floats, inside: NDArray[np.bool_], n_jobs: int
+) -> Floats:
+    """Norm of each feature's weights after proximal steps (FISTA, Beck and Teboulle 2009), (n_parts, d).
+
+    All parts take their steps together, since what a step costs is reading the rows: they share one matrix,
+    with each part's own standardisation (`ScaledBlock`), and `inside` (n, n_parts) says who learns from what.
+    """
+    which = np.arange(inside.shape[1])
+    splits = tuple((np.flatnonzero(own), np.flatnonzero(~own)) for own in inside.T)
+    folds = Folds(splits, np.zeros(len(rows), np.intp), 1)
+
+    def standardised(name: str) -> ScaledBlock:
+        part = ScaledBlock(blocks[name][rows], "standard", folds)
+        assert part.scale is not None
+        part.scale = part.scale * np.asarray(math.sqrt(part.d), part.scale.dtype)  # a feature is a feature
+        return part
+
+    scaled = _threads(n_jobs, standardised, list(blocks))
+    members = inside[:, None]
+
+    def fitted(weights: Sequence[Floats]) -> Floats:
+        def scores(one: tuple[ScaledBlock, Floats]) -> Floats:
+            own = np.zeros((len(rows), *one[1].shape[1:]), np.float32)
+            one[0].add_scores(own, one[1], which)
+            return own
+
+        both = list(zip(scaled, weights, strict=True))
+        return np.asarray(sum(_threads(n_jobs, scores, both)) * members)
+
+    def gradients(residual: Floats) -> list[Floats]:
+        return _threads(n_jobs, lambda part: part.gradient(residual, which), scaled)
+
+    mean = np.einsum("nk,nb->kb", targets, inside / inside.sum(axis=0))
+    centered = ((targets[:, :, None] - mean) * members).astype(np.float32)
+    # The Lipschitz constant of each part's least squares, by power iteration from where the classes differ.
+    image, bound = centered[:, :1], np.ones(len(which), np.float32)
+    for _ in range(POWER_STEPS):
+        image = fitted(gradients(image / np.linalg.norm(image, axis=0)))
+        bound = 1.05 * np.linalg.norm(image, axis=0)[0]
+    gradient = gradients(centered)
+    penalty = 0.05 * np.max([np.linalg.norm(own, axis=1).max(axis=0) for own in gradient], axis=0)
     weights = [np.zeros_like(own) for own in gradient]
     ahead, pace = weights, 1.0
     for _ in range(PATH_STEPS):
-        residual = centered - sum(part @ own for part, own in zip(scaled, ahead, strict=True))
+        downhill = gradients(centered - fitted(ahead))
         stepped = [
-            _shrink(own + part.T @ residual / bound, penalty / bound)
-            for part, own in zip(scaled, ahead, strict=True)
+            _shrink(own + step / bound, penalty / bound) for own, step in zip(ahead, downhill, strict=True)
         ]
         faster = (1 + math.sqrt(1 + 4 * pace**2)) / 2
         ahead = [new + (pace - 1) / faster * (new - old) for new, old in zip(stepped, weights, strict=True)]
         weights, pace = stepped, faster
-    norm = np.concatenate([np.sqrt((own**2).sum(axis=1)) for own in weights])
+    norm = np.concatenate([np.linalg.norm(own, axis=1) for own in weights]).T
     # Features that the penalty put to zero are ranked by how far they are from entering.
-    residual = centered - sum(part @ own for part, own in zip(scaled, weights, strict=True))
-    near = np.concatenate([np.sqrt(((part.T @ residual) ** 2).sum(axis=1)) for part in scaled])
-    return np.asarray(np.where(norm > 0, 1 + norm / max(norm.max(), 1e-30), near / max(near.max(), 1e-30)))
+    left = gradients(centered - fitted(weights))
+    near = np.concatenate([np.linalg.norm(own, axis=1) for own in left]).T
+    return np.where(norm > 0, 1 + norm / _largest(norm), near / _largest(near))
 
 
-def _shrink(weights: Floats, by: float) -> Floats:
-    norm = np.sqrt((weights**2).sum(axis=1, keepdims=True))
-    return np.asarray(weights * np.maximum(0, 1 - by / np.maximum(norm, 1e-30)))
+def _largest(values: Floats) -> Floats:
+    return np.asarray(np.maximum(values.max(axis=1, keepdims=True), 1e-30))
 
 
-def _top_eigenvalue(scaled: Sequence[Floats], n: int) -> float:
-    """Lipschitz constant of the least-squares gradient, by power iteration on the rows' side."""
-    vector = np.random.default_rng(0).standard_normal(n).astype(scaled[0].dtype)
-    value = 1.0
-    for _ in range(12):
-        vector /= np.linalg.norm(vector)
-        image = sum(part @ (part.T @ vector) for part in scaled)
-        value = float(np.linalg.norm(image))
-        vector = np.asarray(image)
-    return value * 1.05
+def _shrink(weights: Floats, by: Floats) -> Floats:
+    norm = np.linalg.norm(weights, axis=1, keepdims=True)
+    return np.asarray(weights * np.maximum(0, 1 - by / np.maximum(norm, 1e-30)), np.float32)
 
 
 def _targets(y: Indices, n_classes: int, random_state: int) -> Floats:
@@ -321,14 +361,15 @@ def _partners(alone: Sequence[Screened], most: int = PARTNERS) -> list[str]:
     return list(dict.fromkeys([*first.values(), *(one.name for one in alone)]))[:most]
 
 
-def _standardised(rows: Floats, *, weigh: bool = True) -> Floats:
+def _standardised(rows: Floats) -> Floats:
+    """Columns of unit variance, divided by the square root of their number."""
     rows = np.asarray(rows, np.float32)
-    mean = rows.mean(axis=0, dtype=np.float64)
-    scaled = rows - mean.astype(np.float32)
-    spread = np.sqrt(np.einsum("ij,ij->j", scaled, scaled, dtype=np.float64) / len(rows))
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scaled = rows - mean
+    spread = np.sqrt(np.einsum("ij,ij->j", scaled, scaled) / len(rows))
     spread[spread <= 1e-6 * np.abs(mean)] = np.inf  # a constant column says nothing
     spread[spread == 0] = np.inf
-    scaled *= (1 / spread / (math.sqrt(rows.shape[1]) if weigh else 1)).astype(np.float32)
+    scaled *= 1 / spread / math.sqrt(rows.shape[1])
     return np.asarray(scaled)
 
 
@@ -348,7 +389,8 @@ class _LeaveOut:
     ) -> None:
         self.y = y
         self.score = score or _accuracy
-        self.target = np.where(np.arange(n_classes) == y[:, None], 1.0, -1.0)
+        dtype = np.float64 if len(y) < DOUBLE_ROWS else np.float32
+        self.target = np.where(np.arange(n_classes) == y[:, None], 1, -1).astype(dtype)
         if n_classes == 2:
             self.target = self.target[:, 1:]
         self.groups: list[Indices] | None = None
@@ -361,24 +403,32 @@ class _LeaveOut:
     def of_kernel(self, kernel: Floats, alphas: Sequence[float]) -> tuple[float, float, float]:
         """Best (score, error, alpha) for a kernel (n, n) of centred rows."""
         n = len(kernel)
+        factorise, invert = get_lapack_funcs(("potrf", "potri"), (self.target,))
         tried = []
         for alpha in alphas:
-            remainder = alpha * _inverse(kernel, alpha) - 1 / n  # I - H
-            tried.append((*self._rate(remainder @ self.target, remainder, None), alpha))
+            system = kernel.astype(self.target.dtype)
+            system.ravel()[:: n + 1] += alpha
+            factor, failed = factorise(system.T, lower=True, overwrite_a=True)  # as LAPACK takes it: no copy
+            assert not failed
+            solution = cho_solve((factor, True), self.target, check_finite=False)
+            residual = alpha * solution - self.target.mean(axis=0)
+            remainder, _ = invert(factor, lower=True, overwrite_c=True)  # fills the lower half only
+            remainder *= alpha
+            remainder -= 1 / n  # I - H
+            tried.append((*self._rate(residual, remainder, None), alpha))
         return max(tried, key=lambda own: (own[0], -own[1]))
 
-    def narrow(self, rows: Floats) -> tuple[float, float, float]:
+    def narrow(self, rows: Floats, alphas: Sequence[float]) -> tuple[float, float, float]:
         """Best (score, error, alpha) for centred rows with fewer columns than rows."""
-        d = rows.shape[1]
-        double = rows.astype(np.float64)
-        gram = double.T @ double
+        rows = rows.astype(self.target.dtype)
+        gram = rows.T @ rows
         tried = []
-        for alpha in ALPHAS:
+        for alpha in alphas:
             system = gram.copy()
-            system.ravel()[:: d + 1] += alpha
-            half = cho_solve(cho_factor(system, lower=True, check_finite=False), double.T)  # (d, n)
-            residual = self.target - double @ (half @ self.target) - self.target.mean(axis=0)
-            tried.append((*self._rate(residual, None, (double, half)), alpha))
+            system.ravel()[:: rows.shape[1] + 1] += alpha
+            half = cho_solve(cho_factor(system, lower=True, check_finite=False), rows.T)  # (d, n)
+            residual = self.target - rows @ (half @ self.target) - self.target.mean(axis=0)
+            tried.append((*self._rate(residual, None, (rows, half)), alpha))
         return max(tried, key=lambda own: (own[0], -own[1]))
 
     def _rate(
@@ -396,7 +446,8 @@ class _LeaveOut:
             left_out = np.empty_like(residual)
             for rows in self.groups:
                 if remainder is not None:
-                    own = remainder[np.ix_(rows, rows)]
+                    half = np.tril(remainder[np.ix_(rows, rows)])  # rows are in order
+                    own = half + np.tril(half, -1).T
                 else:
                     assert factors is not None
                     own = np.eye(len(rows)) - 1 / n - factors[0][rows] @ factors[1][:, rows]
@@ -404,15 +455,6 @@ class _LeaveOut:
         decision = self.target - left_out
         shown = decision[:, 0] if decision.shape[1] == 1 else decision
         return self.score(shown, self.y), float(np.mean(left_out**2))
-
-
-def _inverse(kernel: Floats, alpha: float) -> Floats:
-    """(kernel + alpha I)^-1 of a symmetric matrix."""
-    system = kernel.astype(np.float64)
-    system.ravel()[:: len(kernel) + 1] += alpha
-    factor = cholesky(system, lower=True, overwrite_a=True, check_finite=False)
-    inverse, _ = dpotri(factor, lower=True, overwrite_c=True)  # fills the lower half only
-    return np.asarray(np.tril(inverse) + np.tril(inverse, -1).T)
 
 
 def _accuracy(decision: Floats, y: Indices) -> float:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
 from featx.solvers.folds import ClassWeights, Folds, Split, class_weights, sample_rows
-from featx.solvers.linear import LINEAR, CompactRows, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.linear import LINEAR, GramRows, logistic_ovr, softmax, solve_linear, squared_hinge
 from featx.solvers.neighbours import neighbours
 from featx.solvers.rows import DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block
 from featx.solvers.task import KERNEL_ROWS, Answer, Task
@@ -33,8 +33,11 @@ SOLVERS: dict[str, Callable[[Task], Iterator[Answer]]] = {
     "estimator": estimator,
 }
 
+ASKING = (*LINEAR, "rbf_svm", "estimator")
+"""Solvers that ask between folds whether a configuration is still wanted; the others are done too soon."""
+
 __all__ = [
-    "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS", "Answer", "Block", "ClassWeights", "CompactRows",
-    "Folds", "ScaledBlock", "ScaledRows", "Split", "Task", "as_block", "class_weights", "kernel_sample",
-    "sample_rows", "solve_lda", "solve_linear",
+    "ASKING", "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS", "Answer", "Block", "ClassWeights",
+    "Folds", "GramRows", "ScaledBlock", "ScaledRows", "Split", "Task", "as_block", "class_weights",
+    "kernel_sample", "sample_rows", "solve_lda", "solve_linear",
 ]  # fmt: skip

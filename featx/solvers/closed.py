@@ -11,6 +11,10 @@ from scipy.linalg import cho_factor, cho_solve
 from featx.solvers.folds import Floats, Indices
 from featx.solvers.task import Answer, Task, by_fold, scores_of
 
+WELL_CONDITIONED = 1e4
+"""Condition up to which a system is solved in single precision, at half the cost: its rounding, times this,
+leaves three digits of a solution in the worst direction and five in the others."""
+
 
 def ridge(task: Task) -> Iterator[Answer]:
     """RidgeClassifier for all alphas: one Gram matrix for each fold, one Cholesky for each alpha."""
@@ -30,35 +34,45 @@ def nearest_mean(task: Task) -> Iterator[Answer]:
 def _ridge_fold(task: Task, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     weight = task.folds.training_weights(fold, task.class_weight)
+    train, weight = train[weight > 0], weight[weight > 0]
     target = np.where(np.arange(task.folds.n_classes) == task.folds.y[train, None], 1.0, -1.0)
     target = target[:, 1:] if task.folds.n_classes == 2 else target
-    share, root = weight / weight.sum(), np.sqrt(weight)[:, None]
-    offset = share @ target
-    target = (target - offset) * root
     alphas = [float(p["alpha"]) for p in task.params]
     if task.rows.by_gram:
-        inner, across = _centred_grams(task.rows.gram(fold), train, test, share)
-        duals = _solves(inner * root * root.T, alphas, target)
-        return [scores_of(across @ (root * dual) + offset) for dual in duals]
+        gram = task.rows.gram(fold)
+        return _ridge_of_gram(
+            gram[train].take(train, axis=1), gram[test].take(train, axis=1), target, weight, alphas
+        )
     rows = task.rows.of_fold(fold)
+    share, root = weight / weight.sum(), np.sqrt(weight)[:, None]
+    offset = share @ target
     center = (share @ rows[train]).astype(rows.dtype)
     inner = (rows[train] - center) * root.astype(rows.dtype)
     held_out = rows[test] - center
-    solutions = penalised_solutions(inner, alphas, target)
+    solutions = penalised_solutions(inner, alphas, (target - offset) * root)
     return [scores_of(held_out @ weights + offset) for weights in solutions]
 
 
-def _centred_grams(gram: Floats, train: Indices, test: Indices, share: Floats) -> tuple[Floats, Floats]:
-    """Inner products of training with training, and of test with training rows, less the weighted mean."""
-    inner, across = gram[np.ix_(train, train)], gram[np.ix_(test, train)]
-    share = share.astype(gram.dtype)
-    along = inner @ share
-    center = share @ along
-    inner -= along[:, None]
-    inner -= along - center
-    across -= (across @ share)[:, None]
-    across -= along - center
-    return inner, across
+def _inner_products(gram: Floats, train: Indices, test: Indices) -> tuple[Floats, Floats]:
+    """Of training rows with training rows, and of test rows with training rows."""
+    return gram[train].take(train, axis=1), gram[test].take(train, axis=1)
+
+
+def _ridge_of_gram(
+    inner: Floats, across: Floats, target: Floats, weight: Floats, alphas: Sequence[float]
+) -> list[Floats]:
+    """Scores of the test rows from inner products of training with training, and of test with training rows.
+
+    Where the gradient vanishes, the coefficients a of the rows and the intercept b satisfy
+    (K + diag(alpha / weight)) a = target - b, and a sums to 0.
+    """
+    right = np.column_stack([target, np.ones(len(target))])
+    answers = []
+    for solution in _solves(inner, [alpha / weight for alpha in alphas], right):
+        own, of_ones = solution[:, :-1], solution[:, -1:]
+        intercept = own.sum(axis=0) / of_ones.sum()
+        answers.append(scores_of(across @ (own - of_ones * intercept) + intercept))
+    return answers
 
 
 def _lda_fold(task: Task, fold: int) -> list[Floats]:
@@ -86,21 +100,26 @@ def _lda_of_gram(
     """Scores of the test rows as `solve_lda` gives them, from inner products alone (Woodbury)."""
     n = len(train)
     member = _membership(y, classes, gram.dtype)  # (classes, n): its product with the rows is the means
-    inner, across = gram[np.ix_(train, train)], gram[np.ix_(test, train)]
+    inner, across = _inner_products(gram, train, test)
     to_means = inner @ member.T  # rows with means
     means = member @ to_means  # means with means
     spread_means = to_means - means[y]
-    spread = inner - to_means[:, y] - to_means[:, y].T + means[np.ix_(y, y)]
     test_means = across @ member.T
-    test_spread = across - test_means[:, y]
-    trace = float(np.trace(spread)) / n / d or 1.0
+    spread = np.diagonal(inner) - 2 * to_means[np.arange(n), y] + np.diagonal(means)[y]
+    trace = float(spread.sum(dtype=np.float64)) / n / d or 1.0
     strengths = [s * trace * n / (1 - s) for s in shrinkages]
     log_shares = np.log(np.bincount(y, minlength=classes) / n)
-    solved = _solves(spread, strengths, spread_means)
+    # (C K C + s I)^-1 of C's range, C the centring within classes: as (K + s I)^-1, less what makes the
+    # coefficients of a class sum to something else than 0.
+    one_hot = (member > 0).T.astype(gram.dtype)
+    solved = _solves(inner, strengths, np.hstack([spread_means, one_hot]))
     for shrinkage, strength, dual in zip(shrinkages, strengths, solved, strict=True):
+        of_means, of_classes = dual[:, :classes], dual[:, classes:]
+        excess = np.linalg.solve(one_hot.T @ of_classes, one_hot.T @ of_means)
+        centred = of_means - of_classes @ excess
         factor = n / (1 - shrinkage) / strength
-        own = (test_means - test_spread @ dual) * factor
-        inside = np.einsum("cc->c", means) - np.einsum("nc,nc->c", spread_means, dual)
+        own = (test_means - across @ centred) * factor
+        inside = np.diagonal(means) - np.einsum("nc,nc->c", spread_means, centred)
         yield own + log_shares - 0.5 * factor * inside
 
 
@@ -176,14 +195,18 @@ def penalised_inverses(rows: Floats, strengths: Sequence[float], target: Floats)
         yield (target - rows.T @ dual.astype(rows.dtype)) / strength
 
 
-def _solves(gram: Floats, strengths: Sequence[float], target: Floats) -> Iterator[Floats]:
-    gram = gram.astype(np.float64)
-    diagonal = gram.ravel()[:: len(gram) + 1]
-    bare = diagonal.copy()
+def _solves(gram: Floats, strengths: Sequence[float | Floats], target: Floats) -> Iterator[Floats]:
+    """(gram + diag(strength))^-1 target for each strength; in double precision where single would not do."""
+    bare = np.diagonal(gram).astype(np.float64)
     floor = 1e-7 * float(bare.mean())  # the Gram matrix is single precision: below this it may be indefinite
     for strength in strengths:
-        diagonal[:] = bare + max(strength, floor)
-        yield cho_solve(cho_factor(gram, lower=True, check_finite=False), target, check_finite=False)
+        least = max(float(np.min(strength)), floor)
+        # The diagonal's sum bounds the largest eigenvalue.
+        plain = gram.dtype == np.float32 and bare.sum() < WELL_CONDITIONED * least
+        system = gram.astype(np.float32 if plain else np.float64, order="C")
+        system.ravel()[:: len(gram) + 1] = bare + np.maximum(strength, floor)
+        factor = cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)  # .T: no copy
+        yield cho_solve(factor, target.astype(system.dtype), overwrite_b=True, check_finite=False)
 
 
 def _class_means(rows: Floats, y: Indices, classes: int) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,16 +12,19 @@ from numpy.typing import NDArray
 
 from featx.solvers.folds import Floats, Folds, Indices
 from featx.solvers.rows import ScaledRows, column_sums
-from featx.solvers.task import Answer, Task, parts, scores_of, threads
+from featx.solvers.task import Answer, Task, scores_of, threads
 
 TOLERANCE = 3e-4
-"""A linear model is done when its gradient is this part of what it was at zero (scikit-learn's default is
+"""A linear model is done when its gradient is as much shorter than it was at zero (scikit-learn's default is
 1e-4 of a gradient that starts near 0.5). Held-out answers stop changing at about three times as much."""
 
 MAX_ITERATIONS = 150
 
 PRECISE = {"tolerance": 1e-5, "max_iterations": 1000}
 """Scores of separable classes go on growing long after the answers have settled."""
+
+SMALL_ARRAYS = 4 * 2**20
+"""Bytes of an array over all problems of a batch: as much as stays in a processor's cache."""
 
 HISTORY = 8
 """Pairs that L-BFGS remembers."""
@@ -46,79 +50,96 @@ def _linear(task: Task, loss: str) -> Iterator[Answer]:
     order = sorted(range(len(task.params)), key=lambda i: float(task.params[i]["C"]))
     mass = folds.masses(task.class_weight)
 
-    def solve(rows: LinearRows, part: Sequence[tuple[int, int]]) -> list[Answer] | None:
-        which = np.array([fold for _, fold in part])
-        strength = np.array([1 / float(task.params[i]["C"]) for i, _ in part])
+    def solve(part: Sequence[tuple[int, int]]) -> list[Answer] | None:
+        which = np.array([fold for fold, _ in part])
+        strength = np.array([1 / float(task.params[i]["C"]) for _, i in part])
         limits: dict[str, Any] = PRECISE if task.precise else {}
         solved = solve_linear(rows, loss, which, strength, mass, stop=task.stop, **limits)
         if solved is None:
             return None
         held_out = [solved.scores[folds.splits[fold][1], :, b] for b, fold in enumerate(which)]
-        return [(i, fold, scores_of(own)) for (i, fold), own in zip(part, held_out, strict=True)]
+        return [(i, fold, scores_of(own)) for (fold, i), own in zip(part, held_out, strict=True)]
 
-    def solve_fold(fold: int) -> list[Answer] | None:
-        wanted = [(i, fold) for i in order if task.alive(i)]
-        return solve(CompactRows(task.rows, fold), wanted) if wanted else []
-
-    wide = task.rows.d > task.rows.n  # fewer rows than columns: as many dimensions as there are rows
-    if wide and not task.rows.alike:
-        calls: list[Any] = [(solve_fold, (fold,)) for fold in range(len(folds.splits))]
-    else:
-        base = CompactRows(task.rows, 0) if wide else task.rows
-        problems = [(i, fold) for i in order for fold in range(len(folds.splits))]
-        calls = []
-        for part in parts(problems, _columns_at_once(task)):
-            workers = min(task.n_jobs, len(part))
-            calls += [(solve, (base, part[k::workers])) for k in range(workers)]
-    for some in parts(calls, task.n_jobs):
-        for answers in threads(task.n_jobs, some):
+    rows = GramRows(task.rows, task.n_jobs) if task.rows.by_gram else task.rows
+    left = [(fold, i) for fold in range(len(folds.splits)) for i in order]
+    most = _problems_at_once(task, rows)
+    while left:
+        size = min(most, math.ceil(len(left) / task.n_jobs))
+        some = [left[k * size : (k + 1) * size] for k in range(task.n_jobs)]
+        for answers in threads(task.n_jobs, [(solve, (part,)) for part in some if part]):
             if answers is None:
                 return
             yield from answers
+        left = [(fold, i) for fold, i in left[task.n_jobs * size :] if task.alive(i)]
 
 
-def _columns_at_once(task: Task) -> int:
-    """Problems whose arrays fit the memory: about 8 of scores' size and 2 m + 6 of weights' size."""
-    rows, outputs = task.rows, task.folds.n_outputs
-    each = outputs * np.dtype(rows.dtype).itemsize * (8 * rows.n + (2 * HISTORY + 6) * (rows.d + 1))
-    return int(max(len(task.folds.splits), task.memory // each))
+def _problems_at_once(task: Task, rows: LinearRows) -> int:
+    """Problems whose arrays are a few megabytes: with more, calls cost nothing, and pruning is worth more.
+
+    At least all folds of a problem where the rows are shared by all folds; never more than fit the memory,
+    with about 8 arrays of scores' size and 2 m + 6 of weights' size.
+    """
+    each = task.folds.n_outputs * np.dtype(rows.dtype).itemsize * rows.height
+    at_once = int(SMALL_ARRAYS // each)
+    if isinstance(rows, ScaledRows):
+        at_once = max(at_once, len(task.folds.splits))
+    return max(1, min(at_once, int(task.memory // (each * (2 * HISTORY + 14)))))
 
 
-class CompactRows:
-    """A fold's rows in as many dimensions as there are rows: a linear model sees no difference.
+class GramRows:
+    """Each fold's rows by their inner products alone, for wide rows: a linear model sees no difference.
 
-    The factor of the rows' Gram matrix has the same inner products; what a penalised linear model can reach
-    is spanned by the rows.
+    What a penalised linear model can reach is spanned by the rows, so a vector of weights is held as its
+    coefficients (n) on the rows, and below them its image, the rows' scores (n), each with the intercept
+    behind: the inner product of two vectors is coefficients times image. An iteration then costs one product
+    with the Gram matrix, where the rows would take two.
 
     Parameters
     ----------
     rows : ScaledRows
-        More columns than rows.
-    fold : int
-        Whose scaling.
+        The rows, shape (n, d).
+    n_jobs : int
+        Threads for the folds' Gram matrices.
     """
 
-    def __init__(self, rows: ScaledRows, fold: int) -> None:
-        self.folds, self.n, self.d, self.dtype = rows.folds, rows.n, rows.n, rows.dtype
-        self.base = rows.compact(fold)
+    def __init__(self, rows: ScaledRows, n_jobs: int = 1) -> None:
+        self.folds, self.n, self.dtype = rows.folds, rows.n, rows.dtype
+        self.half = rows.n + 1
+        self.height = 2 * self.half
+        self.intercepts = [rows.n, -1]
+        several = range(1 if rows.alike else len(rows.folds.splits))
+        self.inner = threads(n_jobs, [(rows.gram, (fold,)) for fold in several])
 
     def times(self, weights: Floats, fold: Indices) -> Floats:
-        """Scores (n, k, b) of weights (d + 1, k, b), intercepts last."""
-        scores = (self.base @ weights[:-1].reshape(self.d, -1)).reshape(-1, *weights.shape[1:])
-        return np.asarray(scores + weights[-1])
+        """Scores (n, k, b) of weights (2 n + 2, k, b); `fold` (b,) is whose scaling."""
+        return np.asarray(weights[self.half : -1] + weights[-1])
 
     def transposed_times(self, residuals: Floats, fold: Indices) -> Floats:
-        """Gradients (d + 1, k, b) of residuals (n, k, b)."""
-        gradient = (self.base.T @ residuals.reshape(self.n, -1)).reshape(-1, *residuals.shape[1:])
-        return np.concatenate([gradient, column_sums(residuals)[None]])
+        """Gradients (2 n + 2, k, b) of residuals (n, k, b)."""
+        gradient = np.empty((self.height, *residuals.shape[1:]), self.dtype)
+        gradient[: self.n] = residuals
+        gradient[self.intercepts] = column_sums(residuals)
+        image = gradient[self.half : -1]
+        if len(self.inner) == 1:
+            image[:] = (self.inner[0] @ residuals.reshape(self.n, -1)).reshape(residuals.shape)
+            return gradient
+        for own in np.unique(fold):
+            where = fold == own
+            part = residuals[:, :, where]
+            image[:, :, where] = (self.inner[own] @ part.reshape(self.n, -1)).reshape(part.shape)
+        return gradient
+
+    def dots(self, a: Floats, b: Floats) -> Floats:
+        """Inner product of each problem's two vectors, shape (b,)."""
+        return np.asarray(np.einsum("nkb,nkb->b", a[: self.half], b[self.half :]))
 
 
-LinearRows = ScaledRows | CompactRows
+LinearRows = ScaledRows | GramRows
 
 
 @dataclass(frozen=True)
 class LinearSolution:
-    """Weights (d + 1, n_outputs, b) on scaled rows, scores (n, n_outputs, b), iterations (b,)."""
+    """Weights (height, n_outputs, b) as the rows hold them, scores (n, n_outputs, b), iterations (b,)."""
 
     weights: Floats
     scores: Floats
@@ -144,7 +165,7 @@ def solve_linear(
 
     Parameters
     ----------
-    rows : ScaledRows or CompactRows
+    rows : ScaledRows or GramRows
         The rows, shape (n, d).
     loss : {'softmax', 'logistic', 'squared_hinge'}
         `squared_hinge` penalises the intercept, as LinearSVC does; the others do not.
@@ -155,7 +176,7 @@ def solve_linear(
     mass : array of shape (n, n_folds)
         Weights of rows in each fold, 0 for those that do not train.
     tolerance : float
-        Largest gradient component, as a part of the largest at zero, at which a problem is done.
+        Length of the gradient, as a part of its length at zero, at which a problem is done.
     max_iterations : int
         Of L-BFGS.
     stop : callable
@@ -175,14 +196,14 @@ class _BatchedLBFGS:
         dtype, outputs, b = rows.dtype, rows.folds.n_outputs, len(fold)
         self.rows, self.fold, self.id = rows, fold, np.arange(b)
         self.loss = _LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)
-        self.penalty = np.broadcast_to(strength.astype(dtype), (rows.d + 1, 1, b)).copy()
+        self.penalty = np.broadcast_to(strength.astype(dtype), (rows.height, 1, b)).copy()
         if loss != "squared_hinge":
-            self.penalty[-1] = 0
-        self.weights = np.zeros((rows.d + 1, outputs, b), dtype)
+            self.penalty[rows.intercepts] = 0
+        self.weights = np.zeros((rows.height, outputs, b), dtype)
         self.scores = np.zeros((rows.n, outputs, b), dtype)
         self.value = self.loss.value(self.scores)
         self.gradient = rows.transposed_times(self.loss.slope(), fold)
-        self.start = np.abs(self.gradient).max(axis=(0, 1))
+        self.start = self._length()
         self.steps: list[Floats] = []
         self.turns: list[Floats] = []
         self.curvatures: list[Floats] = []
@@ -197,7 +218,7 @@ class _BatchedLBFGS:
             if stop():
                 return None
             gain = self._iterate()
-            done = np.abs(self.gradient).max(axis=(0, 1)) <= tolerance * self.start
+            done = self._length() <= tolerance * self.start
             stalled = gain <= self.noise * np.abs(self.value)
             self.stalls = np.where(stalled, self.stalls + 1, 0)
             done |= self.stalls >= 3  # the objective moves no more than rounding does
@@ -212,14 +233,14 @@ class _BatchedLBFGS:
     def _iterate(self) -> Floats:
         """One step of all problems; returns how much each objective fell."""
         direction = self._direction()
-        descent = _dots(self.gradient, direction)
+        descent = self.rows.dots(self.gradient, direction)
         if (upward := descent >= 0).any():
             direction[..., upward] = -self.gradient[..., upward]
-            descent = _dots(self.gradient, direction)
+            descent = self.rows.dots(self.gradient, direction)
         moved = self.rows.times(direction, self.fold)
         pull = self.penalty * self.weights
-        ridge = (0.5 * _dots(pull, self.weights), _dots(pull, direction),
-                 0.5 * _dots(self.penalty * direction, direction))  # fmt: skip
+        ridge = (0.5 * self.rows.dots(pull, self.weights), self.rows.dots(pull, direction),
+                 0.5 * self.rows.dots(self.penalty * direction, direction))  # fmt: skip
         length = np.ones_like(descent)
         slack = self.noise * np.abs(self.value)
         for _ in range(20):
@@ -243,25 +264,29 @@ class _BatchedLBFGS:
         """L-BFGS's two loops, for each problem its own (Nocedal and Wright, algorithm 7.4)."""
         q = self.gradient.copy()
         if not self.steps:
-            q *= -1 / np.sqrt(np.maximum(_dots(q, q), np.finfo(q.dtype).tiny))
+            q *= -1 / np.sqrt(np.maximum(self.rows.dots(q, q), np.finfo(q.dtype).tiny))
             return q
-        weights = []
+        dots, weights = self.rows.dots, []
         for step, turn, curvature in zip(
             reversed(self.steps), reversed(self.turns), reversed(self.curvatures), strict=True
         ):
-            weights.append(curvature * _dots(step, q))
+            weights.append(curvature * dots(step, q))
             q -= weights[-1] * turn
         last, tiny = self.turns[-1], np.finfo(q.dtype).tiny
-        q *= np.maximum(_dots(self.steps[-1], last), tiny) / np.maximum(_dots(last, last), tiny)
+        q *= np.maximum(dots(self.steps[-1], last), tiny) / np.maximum(dots(last, last), tiny)
         for step, turn, curvature, weight in zip(
             self.steps, self.turns, self.curvatures, reversed(weights), strict=True
         ):
-            q += (weight - curvature * _dots(turn, q)) * step
+            q += (weight - curvature * dots(turn, q)) * step
         return np.negative(q, out=q)
 
+    def _length(self) -> Floats:
+        """Length of each problem's gradient, shape (b,)."""
+        return np.sqrt(np.maximum(self.rows.dots(self.gradient, self.gradient), 0))
+
     def _remember(self, step: Floats, turn: Floats) -> None:
-        product = _dots(step, turn)
-        curved = product > np.finfo(step.dtype).eps * _dots(turn, turn) * 1e-6
+        product = self.rows.dots(step, turn)
+        curved = product > np.finfo(step.dtype).eps * self.rows.dots(turn, turn) * 1e-6
         self.steps.append(step)
         self.turns.append(turn)
         self.curvatures.append(np.where(curved, 1 / np.where(curved, product, 1), 0).astype(step.dtype))
@@ -279,11 +304,6 @@ class _BatchedLBFGS:
             [own[..., kept] for own in history] for history in (self.steps, self.turns, self.curvatures)
         )
         self.loss.keep(kept)
-
-
-def _dots(a: Floats, b: Floats) -> Floats:
-    """Inner product of each problem, shape (b,)."""
-    return np.asarray(np.einsum("dkb,dkb->b", a, b))
 
 
 class _Loss:

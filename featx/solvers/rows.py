@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.linalg import LinAlgError, cholesky
 
 from featx.solvers.folds import Floats, Folds, Indices
 
@@ -125,10 +124,11 @@ class ScaledRows:
         ]
         self.n = self.parts[0].block.n
         self.d = sum(part.d for part in self.parts)
+        self.height = self.d + 1
+        self.intercepts = [-1]
         self.dtype = self.parts[0].block.dtype
         self.alike = all(part.alike for part in self.parts)
         matrices = sum(1 if part.alike else len(folds.splits) for part in self.parts)
-        self._compact: dict[int, Floats] = {}
         self.affords_gram = bool(matrices * self.n**2 * np.dtype(self.dtype).itemsize <= memory)
 
     def of_fold(self, fold: int, rows: Indices | slice = slice(None)) -> Floats:
@@ -141,29 +141,9 @@ class ScaledRows:
         grams = [part.gram(fold) for part in self.parts]
         return grams[0] if len(grams) == 1 else np.asarray(sum(grams))
 
-    def compact(self, fold: int) -> Floats:
-        """Rows in n dimensions, (n, n) lower triangular, with the inner products of `gram`; kept with it."""
-        key = 0 if self.alike else fold
-        if key in self._compact:
-            return self._compact[key]
-        if self.affords_gram:
-            gram = self.gram(fold)
-        else:
-            rows = self.of_fold(fold)
-            gram = rows @ rows.T
-        base = _factor(gram).astype(self.dtype)
-        if self.affords_gram:
-            self._compact[key] = base
-        return base
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the compact rows that are held."""
-        return sum(own.nbytes for own in self._compact.values())
-
     @property
     def by_gram(self) -> bool:
-        """Whether closed forms are cheaper by the rows' Gram matrix than by the columns'."""
+        """Whether fits are cheaper by the rows' inner products than by their columns."""
         return self.affords_gram and self.n <= 2 * self.d
 
     def squared_distances(self, fold: int, left: Indices, right: Indices) -> Floats:
@@ -205,6 +185,10 @@ class ScaledRows:
         """Gradients (d + 1, k, b) of residuals (n, k, b)."""
         parts = [part.gradient(residuals, fold) for part in self.parts]
         return np.concatenate([*parts, column_sums(residuals)[None]])
+
+    def dots(self, a: Floats, b: Floats) -> Floats:
+        """Inner product of each problem's two vectors (d + 1, k, b), shape (b,)."""
+        return np.asarray(np.einsum("dkb,dkb->b", a, b))
 
 
 class ScaledBlock:
@@ -249,11 +233,12 @@ class ScaledBlock:
         self.norm = None if self.norm is None else self.norm.astype(block.dtype)
 
     def _standardise(self, folds: Folds, factor: Floats) -> None:
-        share = _training_shares(folds)
+        # Rows are centred on their common mean already, so single precision loses nothing here.
+        share = _training_shares(folds).astype(self.block.dtype)
         mean, square = np.zeros((2, self.d, share.shape[1]))
-        for where, part in _doubled(self.block):
+        for where, part in self.block.chunks():
             mean += part.T @ share[where]
-            square += np.square(part, out=part).T @ share[where]
+            square += np.square(part).T @ share[where]
         variance = square - mean**2
         # A column that does not vary keeps its size, as in StandardScaler.
         alike = variance <= 1e-10 * (mean**2 + self.block.center[:, None].astype(np.float64) ** 2)
@@ -261,12 +246,12 @@ class ScaledBlock:
         self.scale = factor / np.sqrt(np.where(alike, 1.0, variance))
 
     def _center(self, folds: Folds) -> None:
-        share = _training_shares(folds)
-        mean = np.zeros((self.d, share.shape[1]))
-        for where, part in _doubled(self.block):
+        share = _training_shares(folds).astype(self.block.dtype)
+        mean = np.zeros((self.d, share.shape[1]), self.block.dtype)
+        for where, part in self.block.chunks():
             mean += part.T @ share[where]
         squares = np.empty((self.block.n, share.shape[1]))
-        for where, part in _doubled(self.block):
+        for where, part in self.block.chunks():
             own = np.einsum("ij,ij->i", part, part)[:, None]
             squares[where] = own - 2 * (part @ mean) + (mean**2).sum(axis=0)
         self.shift = mean
@@ -342,23 +327,6 @@ class ScaledBlock:
         return gradient
 
 
-def _factor(gram: Floats) -> Floats:
-    """Cholesky factor of a Gram matrix, its diagonal raised by as little as makes it definite.
-
-    Centred rows have one rank less than there are rows, and a sum of single-precision products is only
-    exact to its rounding.
-    """
-    rounding = 10 * np.finfo(gram.dtype).eps * (float(np.diagonal(gram).mean()) or 1.0)
-    for raised in rounding * 10.0 ** np.arange(5):
-        system = gram.astype(np.float64)
-        system.ravel()[:: len(gram) + 1] += raised
-        try:  # the transpose of a symmetric matrix is what LAPACK takes without a copy
-            return np.asarray(cholesky(system.T, lower=True, overwrite_a=True, check_finite=False))
-        except LinAlgError:
-            continue
-    raise LinAlgError("the rows' inner products are not those of any rows: is there an infinite value?")
-
-
 def as_block(rows: Floats | Block) -> Block:
     """Rows as a block that is computed with in the precision that suits its size."""
     return rows if isinstance(rows, Block) else Block(rows, _dtype(rows))
@@ -373,13 +341,6 @@ def _chunks(rows: Floats) -> Iterator[tuple[slice, Floats]]:
     for start in range(0, len(rows), CHUNK_ROWS):
         where = slice(start, min(start + CHUNK_ROWS, len(rows)))
         yield where, rows[where]
-
-
-def _doubled(block: Block) -> Iterator[tuple[slice, Floats]]:
-    """Centred rows in double precision, chunk by chunk; the caller may overwrite them."""
-    for start in range(0, block.n, CHUNK_ROWS):
-        where = slice(start, min(start + CHUNK_ROWS, block.n))
-        yield where, block.take(where).astype(np.float64)
 
 
 def _column(values: Floats, fold: int) -> Floats:
