@@ -187,16 +187,8 @@ def test_picked_features_make_a_plain_pipeline_of_their_columns() -> None:
     for k, rows in enumerate(wide.values()):
         rows[:, 7] += 4 * np.eye(4)[labels][:, k]  # each block knows one class, and hides it among 699
     name = f"{RELEVANT}{RELEVANT_COUNTS[0]}"
-    found = search(n_trials=4).fit(RowBlocks(wide, 200), labels)
-    scores = {
-        params["representation"]: score
-        for params, score in zip(
-            found.cv_results_["params"], found.cv_results_["mean_test_score"], strict=True
-        )
-    }
-    assert name in scores
-    picked = HeadSearchCV(("ridge",), n_trials=0, cv=3, random_state=0, one_se=False,
-                          grid=[{"head": "ridge", "representation": name, "ridge__alpha": 1.0}])  # fmt: skip
+    picked = HeadSearchCV(("ridge",), n_trials=0, cv=3, random_state=0, representations=[(name,)],
+                          grid=[{"head": "ridge", "ridge__alpha": 1.0}])  # fmt: skip
     picked.fit(RowBlocks(wide, 200), labels)
     assert picked.best_blocks_ == tuple(wide)
     (columns,) = [place for _, _, place in picked.best_estimator_.named_steps["scale"].transformers_][:1]
@@ -205,10 +197,25 @@ def test_picked_features_make_a_plain_pipeline_of_their_columns() -> None:
     assert picked.predict(RowBlocks(wide, 200)).shape == (200,)
 
 
+def test_features_are_picked_over_all_layers_where_layers_add_to_one_another() -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.normal(size=(200, 640)).astype(np.float32) for _ in range(3)]
+    halves = [np.repeat(X[:, side], 20, axis=1) for side in (slice(0, 32), slice(32, 64))]
+    wide = {
+        f"blocks.{k}:avg:crop": half + 0.3 * noise[k] for k, half in enumerate(halves)
+    }  # they need each other
+    known = {"blocks.0:avg:crop": np.repeat(X, 10, axis=1), "blocks.1:avg:crop": noise[2]}  # one says it all
+    for blocks_, picks in ((wide, True), (known, False)):
+        found = search(n_trials=2).fit(RowBlocks(blocks_, 200), Y)
+        tried = {params["representation"] for params in found.cv_results_["params"]}
+        assert (f"{RELEVANT}{RELEVANT_COUNTS[0]}" in tried) is picks
+
+
 def test_representations_of_noise_are_at_chance_however_the_features_are_picked() -> None:
     rng = np.random.default_rng(0)
     noise = RowBlocks({f"b{k}": rng.normal(size=(120, 800)).astype(np.float32) for k in range(2)}, 120)
     labels = np.arange(120) % 2
-    point = {"head": "ridge", "representation": f"{RELEVANT}{RELEVANT_COUNTS[0]}", "ridge__alpha": 1.0}
-    found = search(n_trials=0, grid=[point]).fit(noise, labels)
+    picked = [(f"{RELEVANT}{RELEVANT_COUNTS[0]}",)]
+    point = {"head": "ridge", "ridge__alpha": 1.0}
+    found = search(n_trials=0, grid=[point], representations=picked).fit(noise, labels)
     assert abs(found.best_score_ - 0.5) < 0.2

@@ -8,6 +8,7 @@ folds, and kept only if it helps there. Rows alone: nothing here sees a picture.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import time
@@ -37,6 +38,7 @@ from featx.exceptions import SearchWarning
 from featx.heads import HEADS
 from featx.rows import RowBlocks
 from featx.search import HeadSearchCV, SearchProgress
+from featx.search.loop import Search
 from featx.search.representations import SIDE_BY_SIDE
 from featx.search.space import RELEVANT
 
@@ -215,9 +217,13 @@ def tune(
     plain = resolve(settings, y)
     began = time.monotonic()
     search = HeadSearchCV(**plain, callback=callback)
-    search.fit(blocks, y, groups=groups, sample_weight=weight)
+    held = search.search(blocks, y, groups=groups, sample_weight=weight)
+    search.settle(held)
     bench = Bench(blocks, y, groups, weight, plain)
-    winner, params, choice = choose_representation(search, bench)
+    winner, choice = choose_representation(search, held, bench)
+    winner.refit_on(held)
+    params = dict(winner.best_params_)
+    del held  # the matrices of all folds
     seconds = time.monotonic() - began
     tried: list[Tried] = []
     adjustment = None
@@ -424,39 +430,37 @@ class Bench:
         return found if kept else None
 
 
-def choose_representation(search: HeadSearchCV, bench: Bench) -> tuple[HeadSearchCV, Config, Choice | None]:
+def choose_representation(
+    search: HeadSearchCV, held: Search, bench: Bench
+) -> tuple[HeadSearchCV, Choice | None]:
     """The search's winner, or a cheaper representation that is within a standard error and as good.
 
     Compared are the winner, the representation of the next best score, and the cheapest one whose score is
     within one standard error (of the difference over the folds) of the winner's, by a paired test on the
     out-of-fold answers.
     """
-    own = dict(search.best_params_)
+    best = dict(search.best_params_)
     rivals = _best_of_each(search, bench)
-    name = bench.representation_of(own)
+    name = bench.representation_of(best)
     others = [rival for rival in rivals if rival != name]
     if not others:
-        return search, own, None
-    errors = {rival: _gap(search, own, rivals[rival]) for rival in others}
+        return search, None
+    errors = {rival: _gap(search, best, rivals[rival]) for rival in others}
     runner_up = others[0]
     near = [rival for rival in others if errors[rival][0] <= min(errors[rival][1], MOST_GIVEN_UP)]
     cheaper = [rival for rival in near if bench.columns(rival) < bench.columns(name)]
     asked = dict.fromkeys([runner_up, *sorted(cheaper, key=bench.columns)[:1]])
     scored = np.isfinite(search.oof_proba_).all(axis=1)
-    proba = {name: search.oof_proba_} | {
-        rival: bench.evaluate([rivals[rival]], refit=False).oof_proba_ for rival in asked
-    }
+    settled = {name: search} | {rival: copy.copy(search).settle(held, rivals[rival]) for rival in asked}
     scoring = bench.settings["scoring"]
     choice = choose(
-        [Candidate(rival, own_proba[scored], bench.columns(rival)) for rival, own_proba in proba.items()],
+        [Candidate(one, own.oof_proba_[scored], bench.columns(one)) for one, own in settled.items()],
         bench.codes[scored],
         groups=bench.groups[scored],
         metric=scoring if isinstance(scoring, str) and scoring in METRICS else "accuracy",
         tolerance=min(max(errors[rival][1] for rival in asked), MOST_GIVEN_UP),
     )
-    if choice.name == name:
-        return search, own, choice
-    return bench.evaluate([rivals[choice.name]]), rivals[choice.name], choice
+    return settled[choice.name], choice
 
 
 def helps(before: HeadSearchCV, after: HeadSearchCV) -> bool:

@@ -29,6 +29,7 @@ from featx.search.representations import (
     RELEVANT_COUNTS,
     SIDE_BY_SIDE,
     Screened,
+    layers_add,
     screen_representations,
     shortlist,
 )
@@ -209,8 +210,34 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         HeadSearchCV
             Itself.
         """
+        search = self.search(X, y, groups=groups, sample_weight=sample_weight, view=view)
+        self.settle(search)
+        return self.refit_on(search) if self.refit else self
+
+    def search(
+        self,
+        X: ArrayLike | RowBlocks,
+        y: ArrayLike,
+        *,
+        groups: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        view: ArrayLike | None = None,
+    ) -> Search:
+        """Evaluate configurations, and hand out the search with all that it holds, for `settle`.
+
+        Parameters
+        ----------
+        X, y, groups, sample_weight, view
+            As for `fit`.
+
+        Returns
+        -------
+        featx.search.loop.Search
+            It keeps what fits share, so settling on one configuration or another costs little.
+        """
         begun = time.monotonic()
         blocks = self._read_rows(X, y)
+        self._of_array = not isinstance(X, RowBlocks)
         self.classes_, codes = self._read_labels(y, blocks.n_rows)
         seed = self._seed()
         weight = None
@@ -231,30 +258,69 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         )
         search = Search(self, blocks, folds, space, seed, begun)
         search.run()
-
         self.study_ = search.study
-        winner = search.winner()
-        choice = space.read(winner.config)
+        return search
+
+    def settle(self, search: Search, config: Mapping[str, Any] | None = None) -> HeadSearchCV:
+        """Take a configuration of a search, its winner by default, and calibrate it on out-of-fold scores.
+
+        Parameters
+        ----------
+        search : featx.search.loop.Search
+            Of this object, or of the one that this is a copy of.
+        config : mapping, optional
+            A configuration that was evaluated on all folds.
+
+        Returns
+        -------
+        HeadSearchCV
+            Itself.
+        """
+        winner = search.winner() if config is None else search.results[identity(dict(config))]
+        choice = search.space.read(winner.config)
         self.best_params_ = dict(winner.config)
         self.best_score_ = winner.score
-        names, columns = search.representation(choice.representation)
-        self.best_blocks_ = names if isinstance(X, RowBlocks) else ()
+        names, _ = search.representation(choice.representation)
+        self.best_blocks_ = () if self._of_array else names
         self.cv_results_ = search.table()
         self.best_index_ = int(
             np.argmax([identity(p) == identity(winner.config) for p in self.cv_results_["params"]])
         )
-        self.n_splits_ = len(folds.splits)
-        if isinstance(X, RowBlocks):
-            self.n_features_in_ = sum(blocks.width(name) for name in names)
-        self.oof_decision_ = search.evaluator.decisions(winner.config)
+        self.n_splits_ = len(search.folds.splits)
+        if not self._of_array:
+            self.n_features_in_ = sum(search.blocks.width(name) for name in names)
+        with threadpool_limits(limits=1):
+            self.oof_decision_ = search.evaluator.decisions(winner.config)
         self.calibration_ = search.evaluator.calibrate(self.oof_decision_, choice.class_weight)
         self.oof_proba_ = self.calibration_.proba(self.oof_decision_)
-        if self.refit:
-            search.report("refit")
-            widths = [blocks.width(name) for name in names]
-            self.best_estimator_ = self._refit(
-                blocks.stack(names), codes, choice, widths, columns, weight, seed
-            )
+        return self
+
+    def refit_on(self, search: Search) -> HeadSearchCV:
+        """Fit what was settled on to all rows.
+
+        Parameters
+        ----------
+        search : featx.search.loop.Search
+            As for `settle`.
+
+        Returns
+        -------
+        HeadSearchCV
+            Itself.
+        """
+        search.report("refit")
+        choice = search.space.read(self.best_params_)
+        names, columns = search.representation(choice.representation)
+        widths = [search.blocks.width(name) for name in names]
+        self.best_estimator_ = self._refit(
+            search.blocks.stack(names),
+            search.folds.y,
+            choice,
+            widths,
+            columns,
+            search.folds.weight,
+            search.seed,
+        )
         return self
 
     def predict(self, X: ArrayLike | RowBlocks) -> NDArray[Any]:
@@ -417,7 +483,8 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
             )
         names = [one.name for one in shortlist(self.screening_)]
         width = sum(blocks.width(name) for name in blocks)
-        if width * blocks.n_rows * 4 <= self.memory:  # all blocks are held while features are picked
+        held = width * blocks.n_rows * 4 <= self.memory  # all blocks are, while features are picked
+        if held and layers_add(self.screening_, len(scored)):
             names += [f"{RELEVANT}{count}" for count in RELEVANT_COUNTS if count < width]
         return tuple(names)
 

@@ -231,6 +231,17 @@ def shortlist(found: Sequence[Screened], most: int = SHORTLIST) -> list[Screened
     return sorted(kept.values(), key=lambda one: one.rank, reverse=True)
 
 
+def layers_add(found: Sequence[Screened], n_rows: int) -> bool:
+    """Whether blocks side by side beat the best single one by more than a standard error.
+
+    Where they don't, one layer says what there is to say, and picking features over all of them is time lost.
+    """
+    alone = max((one.score for one in found if len(one.blocks) == 1), default=0.0)
+    together = max((one.score for one in found if len(one.blocks) > 1), default=0.0)
+    n_rows = min(n_rows, SCREENED_ROWS)
+    return together - alone > math.sqrt(max(alone * (1 - alone), 0.0) / n_rows)
+
+
 def pick_relevant(
     blocks: RowBlocks,
     y: Indices,
