@@ -229,7 +229,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         views: int = 0,
         view_policy: str = "light",
         heads: Sequence[str] | None = None,
-        n_trials: int = 50,
+        n_trials: int = 30,
         timeout: float | None = None,
         cv: int = 5,
         n_repeats: int | str = AUTO,

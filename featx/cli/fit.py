@@ -42,9 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--trials",
         type=arguments.whole(0),
-        default=50,
+        default=30,
         metavar="N",
-        help="Optuna trials beyond the grid (default 50)",
+        help="Optuna trials beyond the grid (default 30)",
     )
     group.add_argument("--timeout", type=arguments.number(0, 1e9), metavar="S", help="seconds for the search")
     group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")

@@ -140,7 +140,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         self,
         heads: Sequence[str] | None = None,
         *,
-        n_trials: int = 50,
+        n_trials: int = 30,
         timeout: float | None = None,
         cv: Any = 5,
         n_repeats: int = 1,
