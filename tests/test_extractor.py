@@ -318,6 +318,17 @@ def mixed(paths: list[str], tmp_path: Path) -> list[str]:
     return [paths[0], broken, paths[1], absent, paths[2], copy, *paths[3:]]
 
 
+def test_what_has_its_rows_and_a_known_digest_is_not_read(make: Make, paths: list[str]) -> None:
+    ids = as_ids([image_digest(path) for path in paths])
+    right = make().extract(paths[:20]).blocks.stack(["last:avg:crop"])
+    for path in paths[:20]:
+        Path(path).unlink()
+    found = make().extract(paths, ids=ids)
+    assert found.computed == 4
+    assert found.kept.tolist() == list(range(24))
+    np.testing.assert_array_equal(found.blocks.stack(["last:avg:crop"])[:20], right)
+
+
 def test_unreadable_pictures_are_skipped_with_their_reason(make: Make, mixed: list[str]) -> None:
     result = make().extract(mixed, on_error="skip")
     assert [one.name for one in result.skipped] == [mixed[1], mixed[3], mixed[5]]

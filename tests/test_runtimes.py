@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -155,14 +156,32 @@ def test_a_converted_model_is_kept_and_runs_without_the_network(tmp_path: Path, 
         np.testing.assert_array_equal(rows, right)
 
 
+def test_a_model_of_fewer_outputs_is_cut_from_a_kept_one(tmp_path: Path, batch: np.ndarray) -> None:
+    whole = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
+    for spec, right in zip(specs(), whole, strict=True):
+        (rows,) = compile_stem(forbidden, [spec], runtime="openvino", model_cache=tmp_path)(batch)
+        assert agree(rows, right, "fp32")
+
+
 def test_a_damaged_converted_model_is_made_again(tmp_path: Path, batch: np.ndarray) -> None:
     right = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
-    (kept,) = tmp_path.iterdir()
-    content = bytearray(kept.read_bytes())
-    content[-100] ^= 0xFF  # one byte of the weights
-    kept.write_bytes(content)
+    kept = list(tmp_path.iterdir())
+    assert {path.suffix for path in kept} == {".openvino", ".compiled"}
+    for path in kept:
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 0xFF  # one byte of the weights
+        path.write_bytes(content)
     made = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)
     np.testing.assert_array_equal(made(batch)[0], right[0])
+
+
+def test_what_another_build_compiled_is_compiled_again(tmp_path: Path, batch: np.ndarray) -> None:
+    right = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
+    (kept,) = tmp_path.glob("*.compiled")
+    foreign = b"not what this build of OpenVINO writes"
+    kept.write_bytes(hashlib.sha256(foreign).digest() + foreign)
+    again = compile_stem(forbidden, specs(), runtime="openvino", model_cache=tmp_path)(batch)
+    np.testing.assert_array_equal(again[0], right[0])
 
 
 def test_converted_models_that_were_not_used_for_longest_make_room(
@@ -177,7 +196,8 @@ def test_converted_models_that_were_not_used_for_longest_make_room(
     for age, path in enumerate([*second, *first]):
         os.utime(path, (age, age))
     convert("a")  # used again
-    monkeypatch.setattr("featx.backbones.runtimes.KEPT_MODEL_BYTES", 2.5 * next(iter(first)).stat().st_size)
+    of_one = sum(path.stat().st_size for path in first)
+    monkeypatch.setattr("featx.backbones.runtimes.KEPT_MODEL_BYTES", 2.5 * of_one)
     left = convert("c")
     assert first < left
     assert not second & left

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from featx.backbones import sources
 from featx.backbones.card import BackboneCard
 from featx.backbones.finetuned import is_model_file, read_base_card
+from featx.backbones.runtimes import resolve_device
 from featx.exceptions import BackboneError, UnknownModelError, UsageError, WeightsNotFoundError
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def load_backbone(
     checkpoint, pretrained, seed
         As for `open_card`.
     device : str
-        ``auto`` is the first there is of cuda, mps, xpu and cpu; else a name that torch knows.
+        ``auto`` is the first there is of cuda, mps, xpu and cpu; else one of these, or such as ``cuda:1``.
 
     Raises
     ------
@@ -109,8 +110,6 @@ def load_backbone(
     backbone, _ = _load(
         card.name if card else str(name), checkpoint=checkpoint, pretrained=pretrained, seed=seed, card=card
     )
-    from featx.backbones.network import resolve_device
-
     backbone.module.to(resolve_device(device))
     return backbone
 

@@ -35,9 +35,6 @@ Output = tuple[Tensor, Tensor | None]
 """A map (N, C, H, W) and the tokens beside it (N, P, C), if any; both float32."""
 
 
-ACCELERATORS = ("cuda", "mps", "xpu")
-
-
 class Backbone:
     """A pretrained network, ready to be cut.
 
@@ -181,8 +178,9 @@ class Stem(nn.Module):
 
     def normalise(self, images: Tensor) -> Tensor:
         """Shape (N, H, W, 3), uint8, to the network's input (N, 3, H, W), channels-last in memory."""
-        x = (images.to(torch.float32) - self.mean) * self.scale
-        return x.permute(0, 3, 1, 2).to(next(self.network.parameters()).dtype)
+        x = images.permute(0, 3, 1, 2).to(torch.float32)  # first: OpenVINO then normalises 10 times as fast
+        x = (x - self.mean.view(3, 1, 1)) * self.scale.view(3, 1, 1)
+        return x.to(next(self.network.parameters()).dtype)
 
     def _pool(
         self, spec: FeatureSpec, taken: Mapping[tuple[str, bool], Output], final: Tensor | None
@@ -246,27 +244,6 @@ def describe(name: str, source: str, module: Network) -> BackboneCard:
         one_pass=one_pass,
         parameters=sum(parameter.numel() for parameter in module.parameters()),
     )
-
-
-def resolve_device(device: str = "auto") -> torch.device:
-    """``auto``: the first there is of cuda, mps, xpu and cpu (mps and xpu are untested).
-
-    Raises
-    ------
-    UsageError
-        If torch does not know the name, or has no such device here.
-    """
-    if device == "auto":
-        found = torch.accelerator.current_accelerator(check_available=True)
-        return torch.device("cpu") if found is None or found.type not in ACCELERATORS else found
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(
-            f"device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
-            f"choose auto, cpu, or one of {', '.join(ACCELERATORS)} where there is one."
-        ) from error
-    return torch.device(device)
 
 
 def digest_tensors(state: Mapping[str, Tensor]) -> str:

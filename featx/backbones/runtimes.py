@@ -56,13 +56,14 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 1e-2}
 BF16_CPU_FLAGS = ("amx_bf16", "avx512_bf16")
 """bf16 is twice as fast as fp32 with the second (lite0, AMD EPYC, OpenVINO 2026.4), more with the first."""
 
-MODEL_FORMAT = 1
+MODEL_FORMAT = 2
 """Raise it when the graph that is made from a spec changes; converted models are then made again."""
 
-MODEL_SUFFIX = ".openvino"
+MODEL_SUFFIX, COMPILED_SUFFIX = ".openvino", ".compiled"
+"""Of a converted model, and of one as a machine compiled it."""
 
 KEPT_MODEL_BYTES = 2 << 30
-"""Of converted models on disk; each set of outputs of a network is one, and is made again when wanted."""
+"""Of models on disk; each set of outputs of a network is one, and is made again when wanted."""
 
 
 class Compiled(Protocol):
@@ -224,12 +225,18 @@ def resolve_precision(name: str, device: str) -> str:
 @cache
 def cpu_flags() -> tuple[str, ...]:
     """The CPU's bf16 instructions, out of `BF16_CPU_FLAGS`; none where they cannot be told (not Linux)."""
+    present = set(cpu_model().split())
+    return tuple(flag for flag in BF16_CPU_FLAGS if flag in present)
+
+
+@cache
+def cpu_model() -> str:
+    """All instructions of the CPU, or its name where they cannot be told (not Linux)."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("flags"):
-                present = set(line.split())
-                return tuple(flag for flag in BF16_CPU_FLAGS if flag in present)
-    return ()
+                return line
+    return platform.processor()
 
 
 def environment(runtime: str, device: str) -> dict[str, str]:
@@ -401,14 +408,11 @@ class OpenVINORuntime:
     device = "cpu"
 
     def __init__(self, request: Request) -> None:
-        openvino = import_openvino()
         self.precision = request.precision
         self.streams = request.n_threads
-        model = _read_model(_stored_model(request) or _convert(request))
         hint = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}[self.precision]
-        compiled = openvino.Core().compile_model(
-            model,
-            "CPU",
+        compiled = _compile(
+            request,
             {
                 "INFERENCE_PRECISION_HINT": hint,  # never left to OpenVINO, which takes bf16 where it can
                 "NUM_STREAMS": str(self.streams),
@@ -452,6 +456,41 @@ def import_openvino() -> Any:
             del sys.modules["openvino_telemetry"]
 
 
+def _compile(request: Request, options: dict[str, Any]) -> Any:
+    """The compiled model: as it was kept on this machine (5 times as quick), else made from a model."""
+    openvino = import_openvino()
+    path = _path(request, COMPILED_SUFFIX, [cpu_model(), options])
+    kept = _read(path)
+    if kept is not None:
+        with contextlib.suppress(RuntimeError):  # of another build of OpenVINO
+            return openvino.Core().import_model(kept, "CPU", options)
+    content = _read(_path(request, MODEL_SUFFIX)) or _cut(request) or _convert(request)
+    compiled = openvino.Core().compile_model(_read_model(content), "CPU", options)
+    _keep(path, compiled.export_model().getvalue())
+    return compiled
+
+
+def _cut(request: Request) -> bytes | None:
+    """The model out of a kept one of the same network that has more outputs; None where there is none."""
+    path = _path(request, MODEL_SUFFIX)
+    if path is None:
+        return None
+    openvino = import_openvino()
+    for wider in path.parent.glob(f"{_network_name(request)}-*{MODEL_SUFFIX}"):
+        content = _read(wider)
+        if content is None:
+            continue
+        model = _read_model(content)
+        try:
+            outputs = [model.output(_output_name(spec)).get_node() for spec in request.specs]
+        except RuntimeError:  # it lacks one
+            continue
+        content = _serialise(openvino.Model(outputs, model.get_parameters(), request.specs[0].architecture))
+        _keep(path, content)
+        return content
+    return None
+
+
 def _convert(request: Request) -> bytes:
     """Trace the stem into an OpenVINO model, prove it against torch, and keep it."""
     openvino = import_openvino()
@@ -475,6 +514,8 @@ def _convert(request: Request) -> bytes:
         model.inputs[0].get_node().set_element_type(openvino.Type.u8)
         model.reshape({0: openvino.PartialShape([-1, height, width, 3])})
         model.validate_nodes_and_infer_types()
+        for spec, output in zip(request.specs, model.outputs, strict=False):
+            output.get_tensor().add_names({_output_name(spec)})
         content = _serialise(model)
         exact = openvino.Core().compile_model(
             _read_model(content), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
@@ -485,18 +526,25 @@ def _convert(request: Request) -> bytes:
     for ours, theirs in zip(rows, expected, strict=True):
         if ours.shape != theirs.shape or not agree(ours, theirs, "fp32"):
             raise ConversionError("its rows differ from torch's")
-    if (path := _model_path(request)) is not None:
-        with contextlib.suppress(OSError):  # a model that cannot be kept is converted again next time
-            path.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(path, hashlib.sha256(content).digest() + content)
-            _prune(path.parent)
+    _keep(_path(request, MODEL_SUFFIX), content)
     return content
 
 
+def _keep(path: Path | None, content: bytes) -> None:
+    """Write a model with its sha256; one that cannot be kept is made again next time."""
+    if path is None:
+        return
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, hashlib.sha256(content).digest() + content)
+        _prune(path.parent)
+
+
 def _prune(folder: Path) -> None:
-    """Remove the converted models that were not used for longest, down to `KEPT_MODEL_BYTES`."""
+    """Remove the models that were not used for longest, down to `KEPT_MODEL_BYTES`."""
     kept = 0
-    for path in sorted(folder.glob(f"*{MODEL_SUFFIX}"), key=lambda path: -path.stat().st_mtime):
+    models = [path for path in folder.iterdir() if path.suffix in (MODEL_SUFFIX, COMPILED_SUFFIX)]
+    for path in sorted(models, key=lambda path: -path.stat().st_mtime):
         kept += path.stat().st_size
         if kept > KEPT_MODEL_BYTES:
             path.unlink(missing_ok=True)
@@ -515,10 +563,15 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:160]}"
 
 
-def _model_path(request: Request) -> Path | None:
-    """Where the converted model is kept: named by all that its graph depends on."""
+def _path(request: Request, suffix: str, more: Sequence[Any] = ()) -> Path | None:
+    """Where a model is kept: named by its network, and by its outputs and what else it depends on."""
     if request.model_cache is None:
         return None
+    outputs = [_output_name(spec) for spec in request.specs]
+    return request.model_cache / f"{_network_name(request)}-{_hash([outputs, *more])}{suffix}"
+
+
+def _network_name(request: Request) -> str:
     first = request.specs[0]
     recipe = {
         "format": MODEL_FORMAT,
@@ -528,15 +581,20 @@ def _model_path(request: Request) -> Path | None:
         "input_size": first.input_size,
         "mean": first.mean,
         "std": first.std,
-        "outputs": [(spec.cut, spec.pool, spec.final_norm) for spec in request.specs],
     }
-    name = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()
-    return request.model_cache / f"{name[:32]}{MODEL_SUFFIX}"
+    return _hash(recipe)
 
 
-def _stored_model(request: Request) -> bytes | None:
-    """The converted model from disk, or None if it is absent or not as it was written."""
-    path = _model_path(request)
+def _hash(recipe: Any) -> str:
+    return hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _output_name(spec: FeatureSpec) -> str:
+    return f"{spec.cut}:{spec.pool}:{'normed' if spec.final_norm else 'raw'}"
+
+
+def _read(path: Path | None) -> bytes | None:
+    """A kept model, or None if it is absent or not as it was written."""
     if path is None:
         return None
     try:

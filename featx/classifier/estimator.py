@@ -8,6 +8,7 @@ below; nothing here decodes, trains or measures by itself.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 import os
 import warnings
@@ -24,6 +25,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.advice import Advice
 from featx.backbones import is_model_file
+from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import name_policy
 from featx.classifier.augmenting import PLAIN, Augmentation
 from featx.classifier.finetuning import check as check_fine_tune
@@ -50,6 +52,7 @@ from featx.rows import RowBlocks
 from featx.search import SearchProgress
 from featx.search.loop import n_threads
 from featx.splits import check_labels, image_groups, stable_test_mask
+from featx.stores import open_store
 from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
 
@@ -369,9 +372,10 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         if images.splits is not None and (images.splits == "test").any():
             is_test = images.splits == "test"
         else:
-            ids, images = _read_digests(images)
+            images = _read_digests(images)
+            assert images.ids is not None
             is_test = stable_test_mask(
-                ids,
+                images.ids,
                 _labels(images),
                 test_size=test_size,
                 salt=split_salt,
@@ -470,7 +474,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         rows = self._chosen().extract(images.sources, names=images.names, on_error=on_error)
         rows = self._judging().judge(rows, self.best_blocks_)
         if rows.computed:
-            self._check_network()
+            self._check_network(rows)
         return rows
 
     def proba_of_rows(self, blocks: RowBlocks) -> NDArray[np.float64]:
@@ -545,7 +549,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Which representations are extracted is chosen on the `training` part alone.
         """
         extractor = self._candidates(training, n_all=len(images))
-        rows = extractor.extract(images.sources, names=images.names, on_error="skip")
+        rows = extractor.extract(images.sources, names=images.names, on_error="skip", ids=images.ids)
         self.skipped_ = _all_skipped(images, rows)
         _refuse_too_many(self.skipped_, len(images) + len(images.skipped), self.max_bad)
         self.card_, self.cards_ = extractor.card_, extractor.cards_
@@ -568,7 +572,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         names, self.race_ = backbone_names(self.backbone), None
         refuse_checkpoint(names, self.checkpoint)
-        recipe, machine, threads = self._recipe(), self._machine(), n_threads(self.n_jobs)
+        recipe, threads = self._recipe(), n_threads(self.n_jobs)
+        machine = {**self._machine(), "store": open_store(self.store)}  # one: what is tried is kept for all
         if len(names) > 1:
             judged = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
             self.race_ = race(
@@ -671,12 +676,20 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             _labels(images), proba, self.classes_, groups=images.groups, abstain_below=min_confidence
         )
 
-    def _check_network(self) -> None:
-        """After loading: the network must still give the rows that are kept in the model file."""
+    def _check_network(self, computed: Extraction) -> None:
+        """After loading: the network must still give the rows that are kept in the model file.
+
+        A store remembers what has proved it; another version, runtime or processor must prove it anew.
+        """
         from featx.classifier.packing import golden_pictures
 
         expected, self._golden_rows = self._golden_rows, None
         if expected is None:
+            return
+        keys = "".join(spec.key for spec in computed.specs.values())
+        name = hashlib.sha256(keys.encode() + expected.tobytes()).hexdigest()
+        here = environment(computed.runtime, resolve_device(self.device))
+        if computed.store.recall("proven", name) == here:
             return
         found = self._judging().judge(
             self._chosen().extract(golden_pictures(), store=MemoryStore()), self.best_blocks_
@@ -692,6 +705,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
                 DriftWarning,
                 stacklevel=4,
             )
+            return
+        computed.store.remember("proven", name, here)
 
     def _chosen(self) -> Networks:
         """An extractor of just what predicts: the representations that won, or the fine-tuned network's."""
@@ -850,14 +865,15 @@ def _warn_of_leaks(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> None:
         )
 
 
-def _read_digests(images: ImageSet) -> tuple[NDArray[np.uint8], ImageSet]:
-    """Digests of the pictures whose files can be read, and the image set without the others."""
+def _read_digests(images: ImageSet) -> ImageSet:
+    """The image set with digests, and without the pictures whose files cannot be read."""
     digests, errors = read_digests(images.sources, images.names)
     labels = _labels(images)
     lost = [Skipped(error.name, error.reason, labels[position]) for position, error in sorted(errors.items())]
     readable = images.select([position for position, digest in enumerate(digests) if digest])
     readable.skipped = [*images.skipped, *lost]
-    return as_ids(digest for digest in digests if digest), readable
+    readable.ids = as_ids(digest for digest in digests if digest)
+    return readable
 
 
 def _assignment(ids: NDArray[np.uint8], is_test: NDArray[np.bool_]) -> dict[str, str]:

@@ -17,7 +17,7 @@ from featx.extractor import Extraction, FeatureExtractor
 from featx.images import ImageSource
 from featx.rows import RowBlocks
 from featx.spec import FeatureSpec
-from featx.stores.base import FeatureStore
+from featx.stores.base import FeatureStore, Ids
 
 Specs = dict[str, FeatureSpec]
 
@@ -56,13 +56,15 @@ class Networks:
         on_error: str = "raise",
         names: Sequence[str] | None = None,
         store: FeatureStore | None = None,
+        ids: Ids | None = None,
     ) -> Extraction:
         """As `FeatureExtractor.extract`; an image that one network cannot use is left out of all."""
-        first = self.extractors[0].extract(sources, on_error=on_error, names=names, store=store)
+        first = self.extractors[0].extract(sources, on_error=on_error, names=names, store=store, ids=ids)
         for extractor in self.extractors[1:]:
             kept = [sources[row] for row in first.kept]
             called = None if names is None else [names[row] for row in first.kept]
-            first = _joined(first, extractor.extract(kept, on_error=on_error, names=called, store=store))
+            second = extractor.extract(kept, on_error=on_error, names=called, store=store, ids=first.ids)
+            first = _joined(first, second)
         return first
 
 

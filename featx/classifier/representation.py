@@ -1,13 +1,16 @@
 """Which representations a fit may choose from, and the screening that keeps the whole choice cheap.
 
 One forward pass gives the rows of every layer and pooling at once, so those are all candidates. Another
-resizing is another pass: it is tried on a few hundred images of the training part, and only the one that
-wins is extracted whole.
+resizing is another pass: it is tried on a few hundred images of the training part, goes on to more of them
+only if it beats the weights' own by more than chance, and only the one that wins is extracted whole.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,9 +18,13 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from featx.advice.from_rows import stratified_rows
+from featx.advice.measures import probe
+from featx.backbones.card import NATIVE_RESIZES
+from featx.evaluation import Metric
 from featx.exceptions import ImageError
 from featx.extractor import FeatureExtractor
-from featx.images import ImageSet, ImageSource, picture_size, read_picture
+from featx.images import ImageSet, ImageSource, picture_size, read_digests, read_picture
+from featx.rows import RowBlocks
 from featx.search.representations import Screened, screen_representations, shortlist
 from featx.spec import RESIZES, FeatureSpec
 
@@ -29,14 +36,21 @@ AUTO_POOLS = ("avg", "max", "gem", "cls", "cls+avg", "grid2", "grid4")
 AUTO_WIDTH = 8192
 """Columns that a candidate may have: a 4x4 grid of a network's widest layer costs more than it brings."""
 
-SCREENED_IMAGES = 400
-"""Images of the training part that another resizing is tried on."""
+FIRST_IMAGES, SCREENED_IMAGES = 200, 400
+"""Images of the training part that another resizing is tried on, and tried again if it was better there by
+more than a standard error of the paired difference."""
 
 WHOLE_IMAGES = 5000
 """Above as many images only the shortlisted representations are extracted whole, to spare the disk."""
 
 SQUARE = 1.05
 """Longer side over shorter: where no picture passes it, ``pad`` does what ``squash`` does."""
+
+CHOICE = 1
+"""Version of how a resizing is chosen: another's choice is not remembered."""
+
+NORMAL = 1.96
+"""Half a 95 % interval in standard errors."""
 
 Specs = dict[str, FeatureSpec]
 
@@ -101,28 +115,110 @@ def choose(
     """
     specs = extractor.specs_
     chosen = stratified_rows(codes, SCREENED_IMAGES, random_state=random_state)
-    sample = images.select(chosen)
-    if not _any_oblong(sample.sources):
+    if not _any_oblong([images.sources[index] for index in chosen]):
         specs = {name: spec for name, spec in specs.items() if spec.resize != "pad"} or specs
     resizes = list(dict.fromkeys(spec.resize for spec in specs.values()))
-    few, large = len(images) <= len(sample), len(images) > WHOLE_IMAGES and len(specs) > 1
+    few, large = len(images) <= len(chosen), len(images) > WHOLE_IMAGES and len(specs) > 1
     if few or (len(resizes) == 1 and not large):
         return _of(specs, extractor, machine)
-    rows = _of(specs, extractor, machine).extract(sample.sources, names=sample.names, on_error="skip")
-    y = codes[chosen][rows.kept]
-    groups = None if sample.groups is None else sample.groups[rows.kept]
-    ranked: dict[str, list[Screened]] = {}
-    with threadpool_limits(limits=1):  # small systems lose time with more threads each
-        for resize in resizes:
-            blocks = rows.blocks.only([name for name, spec in specs.items() if spec.resize == resize])
-            ranked[resize] = screen_representations(
-                blocks, y, int(codes.max()) + 1, groups=groups, random_state=random_state, n_jobs=n_jobs
-            )
-    best = max(resizes, key=lambda resize: ranked[resize][0].rank)
+    trials = _Trials(extractor, images, codes, machine, random_state, n_jobs)
+    own = NATIVE_RESIZES.get(extractor.card_.crop_mode, resizes[0])
+    usual = own if own in resizes else resizes[0]
+    best = trials.remembered(specs, usual) if len(resizes) > 1 else usual
+    of_best = {name: spec for name, spec in specs.items() if spec.resize == best}
     if large:
-        kept = dict.fromkeys(name for one in shortlist(ranked[best]) for name in one.blocks)
-        return _of({name: specs[name] for name in kept}, extractor, machine)
-    return _of({name: spec for name, spec in specs.items() if spec.resize == best}, extractor, machine)
+        kept = dict.fromkeys(name for one in shortlist(trials.screen(of_best)) for name in one.blocks)
+        of_best = {name: specs[name] for name in kept}
+    return _of(of_best, extractor, machine)
+
+
+@dataclass(frozen=True)
+class _Trials:
+    """Candidates on samples of the training part; what a smaller sample computed is kept for a larger."""
+
+    extractor: FeatureExtractor
+    images: ImageSet
+    codes: NDArray[np.intp]
+    machine: Mapping[str, Any]
+    random_state: int
+    n_jobs: int
+
+    def remembered(self, specs: Specs, usual: str) -> str:
+        """`resize`, which is not asked twice of the same images and recipes."""
+        chosen = stratified_rows(self.codes, SCREENED_IMAGES, random_state=self.random_state)
+        sample = self.images.select(chosen)
+        ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
+        groups = None if sample.groups is None else list(map(str, sample.groups))
+        asked = [
+            (CHOICE, FIRST_IMAGES, SCREENED_IMAGES, self.random_state, usual),
+            sorted(spec.key for spec in specs.values()),
+            [digest and digest.hex() for digest in ids],
+            self.codes[chosen].tolist(),
+            groups,
+        ]
+        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        store = self.extractor._store()
+        known = store.recall("resizing", name)
+        if known is None:
+            known = {"best": self.resize(specs, usual)}
+            store.remember("resizing", name, known)
+        return str(known["best"])
+
+    def resize(self, specs: Specs, usual: str) -> str:
+        """The resizing that is better than the usual one by more than chance, twice; else the usual one."""
+        rivals = {spec.resize for spec in specs.values()} - {usual}
+        gains: dict[str, Metric] = {}
+        for size in (FIRST_IMAGES, SCREENED_IMAGES):
+            going = {name: spec for name, spec in specs.items() if spec.resize in {usual, *rivals}}
+            rows, y, groups = self._rows(going, size)
+            probes = {}
+            for resize in sorted({usual, *rivals}):
+                blocks = rows.only([name for name, spec in going.items() if spec.resize == resize])
+                best = self._screen(blocks, y, groups, combine=False)[0]
+                with threadpool_limits(limits=1):
+                    probes[resize] = probe(
+                        blocks[best.name],
+                        y,
+                        groups=groups,
+                        n_jobs=self.n_jobs,
+                        random_state=self.random_state,
+                    )
+            gains = {resize: probes[resize].minus(probes[usual]) for resize in sorted(rivals)}
+            rivals = {
+                resize for resize, gain in gains.items() if gain.value > (gain.high - gain.value) / NORMAL
+            }
+            if not rivals:
+                return usual
+        return max(sorted(rivals), key=lambda resize: gains[resize].value)
+
+    def screen(self, specs: Specs) -> list[Screened]:
+        """Blocks and their combinations on the larger sample, best first."""
+        return self._screen(*self._rows(specs, SCREENED_IMAGES), combine=True)
+
+    def _rows(self, specs: Specs, size: int) -> tuple[RowBlocks, NDArray[np.intp], NDArray[Any] | None]:
+        chosen = stratified_rows(self.codes, size, random_state=self.random_state)
+        sample = self.images.select(chosen)
+        rows = _of(specs, self.extractor, self.machine).extract(
+            sample.sources, names=sample.names, on_error="skip", ids=sample.ids
+        )
+        y = self.codes[chosen][rows.kept]
+        several = np.flatnonzero(np.bincount(y)[y] > 1)  # a class of one cannot be learnt and asked
+        groups = None if sample.groups is None else sample.groups[rows.kept][several]
+        return rows.blocks.take(several), y[several], groups
+
+    def _screen(
+        self, blocks: RowBlocks, y: NDArray[np.intp], groups: NDArray[Any] | None, *, combine: bool
+    ) -> list[Screened]:
+        with threadpool_limits(limits=1):  # small systems lose time with more threads each
+            return screen_representations(
+                blocks,
+                y,
+                int(self.codes.max()) + 1,
+                groups=groups,
+                combine=combine,
+                random_state=self.random_state,
+                n_jobs=self.n_jobs,
+            )
 
 
 def _of(specs: Specs, extractor: FeatureExtractor, machine: Mapping[str, Any]) -> FeatureExtractor:

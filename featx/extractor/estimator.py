@@ -367,6 +367,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         on_error: str = "raise",
         names: Sequence[str] | None = None,
         store: FeatureStore | None = None,
+        ids: Ids | None = None,
     ) -> Extraction:
         """See that the images' rows are in the store, and hand out access to them.
 
@@ -381,6 +382,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             What to call the images in messages.
         store : FeatureStore, optional
             Instead of the extractor's own, for this call (a service keeps no rows with a `MemoryStore`).
+        ids : array of shape (n, 32), uint8, optional
+            Digests of the sources, where these were read a moment ago: those with all their rows are not
+            read again.
 
         Raises
         ------
@@ -399,7 +403,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         rows = _Rows(
             self, store or self._store(), sources, names, strict=on_error == "raise", callback=self.callback
         )
-        rows.compute()
+        rows.compute(ids)
         return rows.extraction(began)
 
     def plan(self, sources: Any) -> Plan:
@@ -639,12 +643,12 @@ class _Rows:
         self._device, _ = extractor._hardware()
         self._environment = environment(resolve_runtime(extractor.runtime, self._device), self._device)
 
-    def compute(self) -> None:
+    def compute(self, ids: Ids | None = None) -> None:
         """Run the pipeline over all sources."""
         specs = list(self.specs.values())
         self._explain_misses(specs)
         suspects = canary.unproven(self.store, specs, self._environment)
-        run, forward = self._run(specs, self.sources, self.names, strict=self.strict)
+        run, forward = self._run(specs, self.sources, self.names, strict=self.strict, ids=ids)
         self.ids, self.unread, self.bad = run.ids, run.unread, run.bad
         self.computed, self.loading_s, self.runtime = run.computed, forward.loading_s, forward.name
         self._remark_on_pictures(run)
@@ -691,6 +695,7 @@ class _Rows:
         names: Sequence[str],
         *,
         strict: bool,
+        ids: Ids | None = None,
     ) -> tuple[Run, Forward]:
         extractor = self._extractor
         n_threads = _n_threads(extractor.n_jobs)
@@ -718,7 +723,7 @@ class _Rows:
             callback=self._callback,
         )
         try:
-            run(sources, names)
+            run(sources, names, ids)
         finally:
             decoder.close()
         self.limit, self.batch_size = run.limit, batch_size.value

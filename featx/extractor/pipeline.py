@@ -300,8 +300,10 @@ class Run:
         self._history: deque[tuple[float, int, dict[str, float]]] = deque()
         self._reported = 0.0
 
-    def __call__(self, sources: Sequence[ImageSource], names: Sequence[str]) -> None:
+    def __call__(self, sources: Sequence[ImageSource], names: Sequence[str], ids: Ids | None = None) -> None:
         """See that every readable source has its rows in the store.
+
+        Where the sources' digests are known, those with all their rows are not read.
 
         Raises
         ------
@@ -310,10 +312,11 @@ class Run:
         """
         self._sources, self._names = sources, names
         self.ids: Ids = np.zeros((len(sources), 32), np.uint8)
+        wanted = range(len(sources)) if ids is None else self._unknown(ids)
         finished = False
         with TORCH_THREADS.in_use():
             try:
-                read = self._reading.run(range(len(sources)))
+                read = self._reading.run(wanted)
                 decoded = self._decoding.run(self._missing(read))
                 computed = self._running.run(self._batches(decoded))
                 for kept in self._keeping.run(self._portions(computed)):
@@ -388,6 +391,14 @@ class Run:
         return sum(one.last for one in inputs)
 
     # --- between the stages, in the calling thread ---
+
+    def _unknown(self, ids: Ids) -> list[int]:
+        """Positions of the sources that lack a row; the others are done."""
+        lacking = np.logical_or.reduce([self.store.missing(key, ids) for key in self._keys])
+        self.ids[~lacking] = ids[~lacking]
+        self._done = self.cached = int((~lacking).sum())
+        found: list[int] = np.flatnonzero(lacking).tolist()
+        return found
 
     def _missing(self, read: Iterable[Read]) -> Iterator[tuple[Picture, NDArray[np.bool_]]]:
         """Pictures of which some row is missing, each once, with the specs that lack it."""

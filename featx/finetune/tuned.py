@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from featx.backbones import BackboneCard, load_backbone
 from featx.backbones.finetuned import BASE, FORMAT, JSON_MEMBER, TENSOR_MEMBER, lay_over, open_base
+from featx.backbones.runtimes import resolve_device
 from featx.evaluation import Calibration
 from featx.exceptions import FeatxError, ModelFileError
 from featx.extractor import FeatureExtractor
@@ -301,7 +302,7 @@ class FineTunedNetwork:
         """The network before fine-tuning."""
         if not any(name.startswith(BASE) for name in self.tensors):
             return load_backbone(self.card, checkpoint=self.checkpoint, device=self.device)
-        from featx.backbones.network import Backbone, resolve_device
+        from featx.backbones.network import Backbone
 
         module = open_base(self.card, self.tensors)
         module.to(resolve_device(self.device))

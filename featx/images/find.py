@@ -68,6 +68,8 @@ class ImageSet:
         What was set aside on the way.
     root : Path, optional
         The folder or manifest they come from.
+    ids : array of shape (n, 32), uint8, optional
+        Digests, where the pictures have just been read (see `read_digests`).
     """
 
     sources: list[ImageSource]
@@ -78,6 +80,7 @@ class ImageSet:
     weights: NDArray[np.float64] | None = None
     skipped: list[Skipped] = field(default_factory=list)
     root: Path | None = None
+    ids: NDArray[np.uint8] | None = None
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -99,6 +102,7 @@ class ImageSet:
             part(self.weights),
             list(self.skipped),
             self.root,
+            part(self.ids),
         )
 
 

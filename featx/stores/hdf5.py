@@ -25,6 +25,7 @@ import shutil
 import threading
 import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,9 @@ COMMIT_S = 10.0
 
 PACK_BYTES, PACK_ROWS = 64 << 20, 1 << 17
 """Small segments are packed into ones of at most this size; packing holds one twice in memory."""
+
+WRITERS = 4
+"""Spaces that a commit writes at a time."""
 
 PACK_SEGMENTS, CLOSE_SEGMENTS = 32, 8
 """A commit packs a space with so many small segments; closing does so at fewer."""
@@ -489,8 +493,9 @@ class HDF5Store:
                     buffer.space.written = True
                 self._buffered_bytes = 0
             try:
-                for buffer in buffers:
-                    self._write(buffer)
+                with ThreadPoolExecutor(WRITERS) as pool:  # a sync waits for the disk, which takes several
+                    for _ in pool.map(self._write, buffers):
+                        pass
             finally:
                 with self._lock:
                     for buffer in buffers:  # empty, or what an error left

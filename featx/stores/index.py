@@ -1,8 +1,9 @@
 """DigestIndex: where each digest's row is, in 36 bytes a row, without a file of its own.
 
-Runs of digests sorted by their first 8 bytes; a run is merged into its neighbour when they are of similar
-size, so that adding is cheap while a long extraction commits and there are never more than about
-log2(n) runs to search. A dictionary of a million digests takes ten times the time and memory.
+Runs of digests; a run is merged into its neighbour when they are of similar size, so that adding is cheap
+while a long extraction commits and there are never more than about log2(n) runs to search. A run that is
+asked again and again is sorted by the first 8 bytes; the first few questions are answered by a scan, since
+sorting a million digests takes as long as ten of those. A dictionary takes ten times the time and memory.
 """
 
 from __future__ import annotations
@@ -16,16 +17,40 @@ from featx.stores.base import DIGEST_BYTES, Ids
 
 WORDS = DIGEST_BYTES // 8
 
+SCANS = 8
+"""Questions that a run answers by a scan before it is sorted."""
 
-@dataclass(frozen=True)
+SCANNED_SHARE = 16
+"""A scan pays where at most one digest is asked for in so many that are there."""
+
+SIEVE_BITS = 16
+"""A scan looks up these bits of every digest in a table of those asked for: few others pass."""
+
+
+@dataclass
 class _Run:
-    """Digests as 64-bit words in the machine's byte order, sorted by the first, and their row numbers."""
+    """Digests as 64-bit words in the machine's byte order, and their row numbers."""
 
     words: NDArray[np.uint64]  # (n, 4)
     place: NDArray[np.uint32]  # (n,)
+    is_sorted: bool = False
+    asked: int = 0
 
     def __len__(self) -> int:
         return len(self.place)
+
+    def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Row number of each digest, -1 where there is none."""
+        self.asked += 1
+        scan = self.asked <= SCANS and SCANNED_SHARE * len(words) <= len(self)
+        if not self.is_sorted and scan:
+            return _find(_sifted(self, words), words)
+        if not self.is_sorted:
+            order = np.argsort(self.words[:, 0])
+            self.words = np.take(self.words, order, axis=0)  # 6 times as fast as words[order]
+            self.place = np.take(self.place, order)
+            self.is_sorted = True
+        return _find(self, words)
 
 
 class DigestIndex:
@@ -42,7 +67,7 @@ class DigestIndex:
         if not len(ids):
             return
         place = np.arange(first_place, first_place + len(ids), dtype=np.uint32)
-        self._runs.append(_sorted_run(_words(ids), place))
+        self._runs.append(_Run(_words(ids), place))
         while len(self._runs) > 1 and 2 * len(self._runs[-1]) >= len(self._runs[-2]):
             self._runs[-2:] = [_merge(self._runs[-2:])]
 
@@ -52,7 +77,7 @@ class DigestIndex:
         for run in self._runs:
             mask = (run.place < first_place) | (run.place >= last_place)
             if mask.any():
-                kept.append(run if mask.all() else _Run(run.words[mask], run.place[mask]))
+                kept.append(run if mask.all() else _Run(run.words[mask], run.place[mask], run.is_sorted))
         self._runs = kept
 
     def find(self, ids: Ids) -> NDArray[np.int64]:
@@ -63,7 +88,7 @@ class DigestIndex:
             open_ = np.flatnonzero(places < 0)
             if not len(open_):
                 break
-            places[open_] = _find(run, words[open_])
+            places[open_] = run.find(words[open_])
         return places
 
 
@@ -82,14 +107,19 @@ def _find(run: _Run, words: NDArray[np.uint64]) -> NDArray[np.int64]:
     return places
 
 
+def _sifted(run: _Run, words: NDArray[np.uint64]) -> _Run:
+    """The sorted part of a run whose digests may be among those asked for."""
+    asked_for = np.zeros(1 << SIEVE_BITS, bool)
+    asked_for[words.view(np.uint16).reshape(len(words), -1)[:, 0]] = True
+    passed = np.flatnonzero(asked_for[run.words.view(np.uint16).reshape(len(run), -1)[:, 0]])
+    some = run.words[passed]
+    order = np.argsort(some[:, 0])
+    return _Run(some[order], run.place[passed[order]], is_sorted=True)
+
+
 def _merge(runs: list[_Run]) -> _Run:
     words, places = [run.words for run in runs], [run.place for run in runs]
-    return _sorted_run(np.concatenate(words), np.concatenate(places))
-
-
-def _sorted_run(words: NDArray[np.uint64], place: NDArray[np.uint32]) -> _Run:
-    order = np.argsort(words[:, 0])
-    return _Run(np.take(words, order, axis=0), np.take(place, order))  # 6 times as fast as words[order]
+    return _Run(np.concatenate(words), np.concatenate(places))
 
 
 def _words(ids: Ids) -> NDArray[np.uint64]:

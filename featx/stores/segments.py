@@ -31,10 +31,11 @@ from featx.stores.base import Ids
 FORMAT = 1
 """Version of the layout on disk: the name of the cache's inner folder and an attribute of every segment."""
 
-BLOCK_ROWS = 64
+BLOCK_ROWS = 16
 BLOCK_BYTES = 1 << 20
-"""A block is what is checked together: 64 rows, fewer where rows are large (unpooled ones are 400 kB), so
-that one scattered row never costs more than about 1 MiB of reading."""
+"""A block is what is read and checked together: 16 rows, fewer where rows are large (unpooled ones are 400
+kB), so that one scattered row never costs more than about 1 MiB of reading. Segments say how many theirs has
+(the first had 64)."""
 
 READ_BYTES = 16 << 20
 """Neighbouring blocks are read together up to this size, which bounds the memory of a read."""
@@ -121,21 +122,24 @@ def open_segment(path: Path, key: str) -> tuple[Segment, Ids]:
         If the file cannot be opened for a reason that is not the file's (gone, no permission, ...).
     """
     try:
-        with h5py.File(path, "r", locking=False) as file:
-            written = int(file.attrs["format"])
+        with h5py.File(path, "r", locking=False) as opened:
+            file = opened.id  # the lower interface takes half the time, and a store may have many segments
+            written = int(_attribute(file, "format"))
             if written > FORMAT:
-                raise StoreFormatError(newer_format(path, written, _text(file.attrs.get("versions", b"{}"))))
+                made_by = _text(opened.attrs.get("versions", b"{}"))
+                raise StoreFormatError(newer_format(path, written, made_by))
             if written < FORMAT:
                 raise BadSegmentError(f"format {written} inside a folder of format {FORMAT}")
-            ids, sums, x = file["id"][:], file["sum"][:], file["x"]
             head: dict[str, Any] = {
                 "format": written,
-                "spec": _text(file.attrs["spec"]),
-                "block_rows": int(file.attrs["block_rows"]),
-                "versions": _text(file.attrs["versions"]),
+                "spec": _text(_attribute(file, "spec")),
+                "block_rows": int(_attribute(file, "block_rows")),
+                "versions": _text(_attribute(file, "versions")),
             }
-            shape, dtype, offset = x.shape, x.dtype, x.id.get_offset()
-            digest = file.attrs["digest"]
+            digest = _attribute(file, "digest")
+            ids, sums = _dataset(file, "id"), _dataset(file, "sum")
+            x = h5py.h5d.open(file, b"x")
+            shape, dtype, offset = x.shape, x.dtype, x.get_offset()
     except (BadSegmentError, StoreFormatError):
         raise
     except OSError as error:
@@ -277,6 +281,20 @@ def _read_blocks(file: io.FileIO, segment: Segment, first: int, last: int) -> ND
         if not check_sum(found, segment.sums[block].tobytes()):
             raise BadSegmentError(f"block {block} of {len(segment.sums)} does not have its sha256")
     return slab
+
+
+def _attribute(file: Any, name: str) -> NDArray[Any]:
+    attribute = h5py.h5a.open(file, name.encode())
+    value = np.empty(attribute.shape, attribute.dtype)
+    attribute.read(value)
+    return value
+
+
+def _dataset(file: Any, name: str) -> NDArray[Any]:
+    dataset = h5py.h5d.open(file, name.encode())
+    values = np.empty(dataset.shape, dataset.dtype)
+    dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
+    return values
 
 
 def _text(value: Any) -> str:
