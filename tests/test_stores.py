@@ -396,6 +396,14 @@ def test_a_segment_is_plain_hdf5_as_documented(cache: Path) -> None:
     assert (path.parent / "spec.json").read_text() == SPEC.to_json()
 
 
+def test_segments_of_larger_blocks_are_still_read(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as before:
+        before.setattr("featx.stores.segments.BLOCK_ROWS", 64)
+        with HDF5Store(cache) as store:
+            fill(store, range(130))
+    assert np.array_equal(HDF5Store(cache).read(KEY, ids_of(*range(130))), rows_of(*range(130)))
+
+
 def test_scattered_rows_of_many_segments_and_blocks_are_right(cache: Path) -> None:
     store = HDF5Store(cache)
     for start in range(0, 1000, 250):
