@@ -8,6 +8,7 @@ batch size, threads) is left out and recorded beside the rows instead.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Mapping
@@ -138,7 +139,7 @@ class FeatureSpec:
             )
         return cls(**fields)
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         """Hex sha256 of the canonical JSON: the name of the space of rows."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()

@@ -201,6 +201,8 @@ class Computed:
 
     inputs: list[Input]
     rows: dict[FeatureSpec, NDArray[np.float32]]
+    finite: NDArray[np.bool_]
+    """Inputs whose rows are finite in every output."""
 
 
 Decode = Callable[[Picture, NDArray[np.bool_], Callable[[str], None]], list[Input]]
@@ -366,27 +368,28 @@ class Run:
         batch = np.stack([one.pixels for one in inputs])
         for one in inputs:
             one.pixels = _NO_PIXELS
-        return Computed(inputs, self.forward(batch, outputs, [one.name for one in inputs]))
+        rows = self.forward(batch, outputs, [one.name for one in inputs])
+        return Computed(inputs, rows, finite_rows(list(rows.values())))
 
     def _keep(self, portion: list[Computed]) -> int:
         """Append rows to their spaces; number of pictures that are done with it."""
+        if not portion:
+            return 0
         inputs = [one for computed in portion for one in computed.inputs]
-        finite = [finite_rows(list(computed.rows.values())) for computed in portion]
-        for computed, good in zip(portion, finite, strict=True):
-            for index in np.flatnonzero(~good):
-                self.bad[computed.inputs[index].digest] = "the network gives NaN or Inf for it, in fp32 too"
+        good = np.concatenate([computed.finite for computed in portion])
+        for index in np.flatnonzero(~good):
+            self.bad[inputs[index].digest] = "the network gives NaN or Inf for it, in fp32 too"
+        ids = as_ids([one.digest for one in inputs])
+        wanted = np.stack([one.wanted for one in inputs]) & good[:, None]
+        sizes = [len(computed.inputs) for computed in portion]
         for number, spec in enumerate(self.recipe.specs):
             output = self.recipe.outputs[self.recipe.output_of[number]]
-            ids: list[bytes] = []
-            rows: list[NDArray[np.float32]] = []
-            for computed, good in zip(portion, finite, strict=True):
-                wanted = [
-                    index for index, one in enumerate(computed.inputs) if one.wanted[number] and good[index]
-                ]
-                ids += [computed.inputs[index].digest for index in wanted]
-                rows += [computed.rows[output][wanted]] if wanted else []
-            if ids:
-                self.store.append(self._keys[number], as_ids(ids), np.concatenate(rows), spec)
+            has = np.repeat([output in computed.rows for computed in portion], sizes)
+            chosen = wanted[has, number]  # what wants an output has it
+            if chosen.any():
+                rows = np.concatenate([one.rows[output] for one in portion if output in one.rows])
+                rows = rows if chosen.all() else rows[chosen]
+                self.store.append(self._keys[number], ids[has][chosen], rows, spec)
         self._in_flight.difference_update(one.digest for one in inputs if one.last)
         return sum(one.last for one in inputs)
 
