@@ -459,12 +459,15 @@ def import_openvino() -> Any:
 def _compile(request: Request, options: dict[str, Any]) -> Any:
     """The compiled model: as it was kept on this machine (5 times as quick), else made from a model."""
     openvino = import_openvino()
-    path = _path(request, COMPILED_SUFFIX, [cpu_model(), options])
+    source, path = _path(request, MODEL_SUFFIX), _path(request, COMPILED_SUFFIX, [cpu_model(), options])
     kept = _read(path)
     if kept is not None:
         with contextlib.suppress(RuntimeError):  # of another build of OpenVINO
-            return openvino.Core().import_model(kept, "CPU", options)
-    content = _read(_path(request, MODEL_SUFFIX)) or _cut(request) or _convert(request)
+            compiled = openvino.Core().import_model(kept, "CPU", options)
+            _touch(source, path)
+            return compiled
+    content = _read(source) or _cut(request) or _convert(request)
+    _touch(source)
     compiled = openvino.Core().compile_model(_read_model(content), "CPU", options)
     _keep(path, compiled.export_model().getvalue())
     return compiled
@@ -486,6 +489,7 @@ def _cut(request: Request) -> bytes | None:
         except RuntimeError:  # it lacks one
             continue
         content = _serialise(openvino.Model(outputs, model.get_parameters(), request.specs[0].architecture))
+        _touch(wider)
         _keep(path, content)
         return content
     return None
@@ -599,10 +603,17 @@ def _read(path: Path | None) -> bytes | None:
         return None
     try:
         content = path.read_bytes()
-        os.utime(path)  # its time stamp is its last use
     except OSError:
         return None
     return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
+
+
+def _touch(*paths: Path | None) -> None:
+    """Note that kept models were used: their time stamps are their last use."""
+    for path in paths:
+        if path is not None:
+            with contextlib.suppress(OSError):
+                os.utime(path)
 
 
 def _serialise(model: Any) -> bytes:
