@@ -287,6 +287,15 @@ def test_bfloat16_trains_close_to_float32() -> None:
     assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
+def test_a_processors_mixed_precision_spares_the_depthwise_convolutions() -> None:
+    rows, depthwise = torch.ones(2, 4, 5, 5), torch.nn.Conv2d(4, 4, 3, groups=4)
+    pointwise = torch.nn.Conv2d(4, 8, 1)
+    with training.in_precision("bf16", "cpu"):
+        assert depthwise(rows).dtype == torch.float32
+        assert pointwise(rows).dtype == torch.bfloat16
+        assert depthwise(pointwise(rows)[:, :4]).dtype == torch.float32
+
+
 def test_a_transformer_trains_with_layer_decay_and_stochastic_depth() -> None:
     net = module(name="test_vit")
     x = np.random.default_rng(0).normal(size=(N, 3, 160, 160)).astype(np.float32)

@@ -118,7 +118,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     timeout : float, optional
         Seconds for these trials.
     precision : {'auto', 'fp32', 'bf16', 'fp16'}
-        Of the training's forward pass; ``auto`` is bf16 or fp16 on CUDA and fp32 elsewhere.
+        Of the training's forward pass: ``auto`` is bf16 where the device multiplies it natively, else fp16
+        on CUDA, else fp32. On a processor depthwise convolutions stay in fp32.
     disk_limit : int
         Bytes that cached rows may take; above it images stream.
     memory : int
@@ -503,8 +504,8 @@ class _Opened:
         probe: Probe | None,
     ) -> Job:
         """The job of training above one cut."""
+        from featx.backbones.runtimes import resolve_precision
         from featx.finetune.job import Job
-        from featx.finetune.training import resolve_precision
 
         backbone = self.backbone()
         device = str(next(backbone.module.parameters()).device)

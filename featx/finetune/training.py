@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from featx.exceptions import UsageError
 from featx.finetune.checkpoint import Checkpoint
+from featx.finetune.depthwise import SingleDepthwise
 from featx.finetune.network import TailClassifier, TrainedLayer, prepare_phase, set_modes, trained_layers
 from featx.finetune.phases import EXP_DECAY, Phase
 from featx.finetune.rows import MEMORY, ArrayRows, Index, RowSource, batches
@@ -269,7 +270,7 @@ def _train_epoch(
     ):
         inputs, targets = to_tensor(rows, recipe.device), torch.from_numpy(task.y[numbers]).to(recipe.device)
         inputs, mixed = mix(inputs, targets) if mix is not None else (inputs, targets)
-        with _autocast(recipe):
+        with in_precision(recipe.precision, recipe.device):
             logits = trained(inputs)
         loss = _loss(logits.float(), mixed, numbers, task, phase)
         optimizer.zero_grad(set_to_none=True)
@@ -467,29 +468,17 @@ def to_tensor(rows: NDArray[Any], device: str) -> Tensor:
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
-def _autocast(recipe: Recipe) -> Any:
-    if recipe.precision == "fp32":
-        return contextlib.nullcontext()
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[recipe.precision]
-    return torch.autocast(recipe.device.split(":")[0], dtype=dtype)
+@contextlib.contextmanager
+def in_precision(precision: str, device: str) -> Iterator[None]:
+    """The precision of a training's forward pass, as a context."""
+    with contextlib.ExitStack() as contexts:
+        if precision != "fp32":
+            dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+            contexts.enter_context(torch.autocast(device.split(":")[0], dtype=dtype))
+            if device == "cpu":
+                contexts.enter_context(SingleDepthwise())
+        yield
 
 
 def _cuda_devices(device: str) -> list[int]:
     return [torch.device(device).index or 0] if device.startswith("cuda") else []
-
-
-def resolve_precision(precision: str, device: str) -> str:
-    """The training precision that ``auto`` means: bf16 (else fp16) on CUDA, fp32 elsewhere.
-
-    Raises
-    ------
-    UsageError
-        If the name is not known.
-    """
-    if precision not in ("auto", "fp32", "bf16", "fp16"):
-        raise UsageError(f"precision {precision!r} is not known; choose one of auto, fp32, bf16, fp16.")
-    if precision != "auto":
-        return precision
-    if not device.startswith("cuda"):
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
