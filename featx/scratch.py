@@ -145,7 +145,7 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         """
         import torch
 
-        from featx.backbones.runtimes import resolve_device
+        from featx.backbones.runtimes import resolve_device, resolve_precision
         from featx.finetune.network import TailClassifier, make_head
         from featx.finetune.training import Recipe, Task, train
 
@@ -177,10 +177,12 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         )
         rows = self._rows(_as_images(X))
         task = Task(rows=rows, y=codes, n_classes=len(self.classes_), fit=parts.fit, stop=parts.stop)
+        device = resolve_device(self.device)
         self._recipe = Recipe(
             phases=(phase,),
             seed=seed,
-            device=resolve_device(self.device),
+            device=device,
+            precision=resolve_precision("auto", device),
             memory=self.memory,
             stops=None if self.keep_best else (self.epochs,),
         )
