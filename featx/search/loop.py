@@ -286,8 +286,8 @@ class Search:
     def _stages(self) -> Iterator[list[Config]]:
         """The grid in an order that spends little on hopeless representations.
 
-        Closed-form heads first on all of them; the best one then gets the whole grid, the runner-up the
-        known-good points.
+        Closed-form heads first on all of them; the best one (of equals the simplest) then gets the whole
+        grid, the runner-up the known-good points.
         """
         names = self.space.representations
         if len(names) == 1 or not isinstance(self.settings.grid, str) or len(self.grid) == 1:
@@ -299,7 +299,7 @@ class Search:
             if result.state == COMPLETE:
                 name = self.space.read(result.config).representation
                 best[name] = max(best.get(name, -np.inf), result.score)
-        order = sorted(best, key=best.__getitem__, reverse=True)
+        order = sorted(best, key=lambda name: (-best[name], self._complexity(name)))
         grid = self.space.grid(order[0])
         self.total += len(grid) - len(self.grid)  # planned was that of the first representation
         yield grid
