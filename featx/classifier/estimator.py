@@ -98,7 +98,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         "auto" for all that the layer allows, are chosen from.
     resize : {"crop", "squash", "pad"} or list, default "auto"
         What happens to pictures that are not square: the centre, all of it squeezed, or all of it with
-        bars. "auto" tries each on a few hundred training images and keeps the best.
+        bars. "auto" tries each on a few hundred training images and leaves the usual one only for one that
+        is better by more than chance.
     input_size : int or tuple of int, optional
         Side, or height and width, in pixels fed to the network; default as the weights were trained.
     backbone_budget : float, default 600
