@@ -440,7 +440,7 @@ def choose_representation(
     out-of-fold answers.
     """
     best = dict(search.best_params_)
-    rivals = _best_of_each(search, bench)
+    rivals = {rival: dict(result.config) for rival, result in held.best_of_each().items()}
     name = bench.representation_of(best)
     others = [rival for rival in rivals if rival != name]
     if not others:
@@ -479,14 +479,6 @@ def _tried(name: str, before: HeadSearchCV, after: HeadSearchCV, kept: bool, beg
         kept,
         time.monotonic() - began,
     )
-
-
-def _best_of_each(search: HeadSearchCV, bench: Bench) -> dict[str, Config]:
-    """The best configuration of each representation, best first."""
-    best: dict[str, Config] = {}
-    for config in _ranked(search):
-        best.setdefault(bench.representation_of(config), config)
-    return best
 
 
 def _best_that(search: HeadSearchCV, suits: Callable[[Config], bool]) -> Config | None:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluation import METRICS, Calibration, fit_calibration
+from featx.evaluation import Calibration, fit_calibration
 from featx.exceptions import SearchError
 from featx.heads import vote_scores
-from featx.search.scoring import Scorer
+from featx.search.scoring import Scorer, brier, standard_error
 from featx.search.space import Choice, Config, Space, group_configs
 from featx.solvers import (
     ASKING,
@@ -33,6 +33,9 @@ Floats = NDArray[Any]
 
 OUTRUN_ERRORS = 2.0
 """Standard errors by which a configuration may be behind the best of its group before it is given up."""
+
+ROUNDING = 1e-12
+"""Scores that differ by less are equal."""
 
 COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
 
@@ -56,8 +59,8 @@ class Result:
         Why it was tried.
     approximate : str
         How its evaluation differs from a fit on all training rows; empty if it does not.
-    log_loss : float
-        Out-of-fold log loss after calibration, for breaking ties; NaN where it was not needed.
+    brier : float
+        Out-of-fold Brier score after calibration, of those that cannot be told from the best; else NaN.
     error : str
         Why it failed.
     """
@@ -67,7 +70,7 @@ class Result:
     state: str = UNFINISHED
     origin: str = "grid"
     approximate: str = ""
-    log_loss: float = float("nan")
+    brier: float = float("nan")
     error: str = ""
 
     @property
@@ -109,8 +112,9 @@ class Evaluator:
         self.prune, self.options, self._pruning = prune, dict(options), True
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
-        self._best: tuple[float, float] = (-np.inf, -np.inf)
-        self._held: tuple[Config, Floats] | None = None
+        self._best: Result | None = None
+        self._held: tuple[Result, Floats] | None = None
+        self._held_out = float(np.mean([len(test) / len(train) for train, test in folds.splits]))
 
     def evaluate(
         self, configs: Sequence[Config], origin: str, *, deadline: float = float("inf")
@@ -138,8 +142,8 @@ class Evaluator:
         Linear models are solved once more, to where their scores have settled.
         """
         linear = self.space.read(config).head.solver in LINEAR
-        if self._held is None or self._held[0] != config or linear:
-            self._best, self._held = (-np.inf, -np.inf), None  # so that it is held
+        if self._held is None or self._held[0].config != config or linear:
+            self._best = self._held = None  # so that it is held
             result = self.again(config, "again", precise=True)
             if self._held is None:
                 raise SearchError(f"{config} could not be fitted again: {result.error}")
@@ -235,20 +239,30 @@ class Evaluator:
         if not np.isfinite(result.score):
             result.state, result.error = FAILED, "the score is not a number"
             return
-        if result.score >= self._best[0]:
-            self._hold(result, decision, calibration or self.calibrate(decision, class_weight))
+        if self._best is None or self.contends(result, self._best):
+            self._weigh(result, decision)
         result.state = COMPLETE  # not before all that can fail is done
 
-    def _hold(self, result: Result, decision: Floats, calibration: Calibration) -> None:
-        """Keep the decisions of the best result so far; equal scores go by log loss."""
-        scored = np.isfinite(decision if decision.ndim == 1 else decision[:, 0])
-        shares = calibration.proba(decision[scored])
-        rows = np.flatnonzero(scored)
-        weight = None if self.folds.weight is None else self.folds.weight[rows]
-        result.log_loss = float(METRICS["log_loss"](self.folds.y[rows], shares, weight))
-        rank = (result.score, -result.log_loss)
-        if rank > self._best:
-            self._best, self._held = rank, (result.config, decision)
+    def contends(self, result: Result, best: Result) -> bool:
+        """Whether a result is behind by no more than a standard error of the difference.
+
+        A score of probabilities has little noise to begin with: there only equal ones do.
+        """
+        behind = np.subtract(best.scores, result.scores)
+        error = 0.0 if self.scorer.of_probabilities else standard_error(behind, self._held_out)
+        return bool(behind.mean() <= error + ROUNDING)
+
+    def _weigh(self, result: Result, decision: Floats) -> None:
+        """Say how far a contender's probabilities are from the truth; keep the decisions of the surest."""
+        weighting = self.scorer.weighting
+        scored = np.flatnonzero(np.isfinite(decision if decision.ndim == 1 else decision[:, 0]))
+        y, weight = self.folds.y[scored], self.folds.row_weights(scored)
+        weight = weight * class_weights(weighting, y, weight, self.folds.n_classes)[y]
+        result.brier = brier(y, self.calibrate(decision, weighting).proba(decision[scored]), weight)
+        if self._held is None or result.brier < self._held[0].brier:
+            self._held = (result, decision)
+        if self._best is None or result.score > self._best.score:
+            self._best = result
 
     def calibrate(self, decision: Floats, class_weight: ClassWeights) -> Calibration:
         """Fit the calibration on out-of-fold decisions of the rows that scored.

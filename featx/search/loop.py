@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 from featx.exceptions import SearchError, SearchWarning, UsageError
 from featx.rows import RowBlocks
 from featx.search import study as studies
-from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Piece, Result
+from featx.search.evaluator import COMPLETE, FAILED, ROUNDING, UNFINISHED, Evaluator, Piece, Result
 from featx.search.representations import SIDE_BY_SIDE, USUAL, pick_relevant
 from featx.search.scoring import Scorer
 from featx.search.space import RELEVANT, Config, Space, group_configs, identity, unique
@@ -30,9 +30,6 @@ TPE_BATCH = 10
 
 PRUNE_AFTER = 8
 """Completed configurations before a fold's score can prune another."""
-
-ROUNDING = 1e-12
-"""Scores that differ by less are equal, and the log loss decides."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ class Search:
         self._say_if_short()
 
     def winner(self) -> Result:
-        """Return the best complete result; ties go by log loss, then by the cheaper head.
+        """Return the surest of the complete results that cannot be told from the best one.
 
         With `one_se` that is the best of the simplest representation within a standard error.
 
@@ -142,22 +139,27 @@ class Search:
         SearchError
             If there is none, with the first cause.
         """
-        ranked = sorted(
-            (r for r in self.results.values() if r.state == COMPLETE), key=self._rank, reverse=True
-        )
-        for result in ranked:
+        for result in self._ranked():
             if not result.approximate:
-                return self._simplest(result, ranked) if self.settings.one_se else result
-            exact = self._confirm(result)
-            if exact.state == COMPLETE and all(
-                exact.score >= r.score - ROUNDING for r in ranked if not r.approximate
+                surest = self._surest(self._exact())
+                return self._simplest(surest) if self.settings.one_se else surest
+            confirmed = self._confirm(result)
+            if confirmed.state == COMPLETE and all(
+                confirmed.score >= r.score - ROUNDING for r in self._exact() if r is not confirmed
             ):
-                return exact
+                return confirmed
         causes = [r.error for r in self.results.values() if r.state == FAILED]
         raise SearchError(
             f"none of {len(self.results)} configurations could be fitted; first cause: "
             f"{causes[0] if causes else 'time was up before one was done'}."
         )
+
+    def best_of_each(self) -> dict[str, Result]:
+        """Each representation's surest configuration, by its name; the best score's representation first."""
+        of_each: dict[str, list[Result]] = {}
+        for result in self._exact():
+            of_each.setdefault(self.space.read(result.config).representation, []).append(result)
+        return {name: self._surest(ranked) for name, ranked in of_each.items()}
 
     def representation(self, name: str) -> tuple[tuple[str, ...], NDArray[np.intp] | None]:
         """Blocks of a representation, in order, and the columns of these that it keeps, if not all.
@@ -198,7 +200,7 @@ class Search:
             "origin": np.array([result.origin for result in rows]),
             "state": np.array([result.state for result in rows]),
             "approximate": np.array([result.approximate for result in rows]),
-            "log_loss": np.array([result.log_loss for result in rows]),
+            "brier": np.array([result.brier for result in rows]),
         }
         return table | {f"split{fold}_test_score": scores[:, fold] for fold in range(n_splits)}
 
@@ -338,20 +340,35 @@ class Search:
                 done += 1
             self.report("tpe")
 
-    def _simplest(self, best: Result, ranked: Sequence[Result]) -> Result:
+    def _ranked(self) -> list[Result]:
+        complete = (result for result in self.results.values() if result.state == COMPLETE)
+        return sorted(complete, key=self._rank, reverse=True)
+
+    def _exact(self) -> list[Result]:
+        return [result for result in self._ranked() if not result.approximate]
+
+    def _surest(self, ranked: Sequence[Result]) -> Result:
+        """Of those that cannot be told from the best score, the one with probabilities nearest the truth.
+
+        The best of hundreds of scores of few images is mostly luck: a share of right answers counts each
+        image as a whole, and its error is larger than what there is to choose between. Probabilities say of
+        the same images how far each answer was from turning over: their Brier score, a proper one, is much
+        less noisy. Equal ones go by the cheaper head.
+        """
+        contenders = [result for result in ranked if self.evaluator.contends(result, ranked[0])]
+        return max(contenders, key=self._sureness)
+
+    def _simplest(self, best: Result) -> Result:
         """Return the best of the simplest representation that is not worse by more than one standard error.
 
         The error is that of the difference over the same folds, so folds that are hard for both do not count.
         """
-        first: dict[str, Result] = {}
-        for result in ranked:
-            if not result.approximate:
-                first.setdefault(self.space.read(result.config).representation, result)
-        for name in sorted(first, key=self._complexity):
-            worse = np.subtract(best.scores, first[name].scores)
+        of_each = self.best_of_each()
+        for name in sorted(of_each, key=self._complexity):
+            worse = np.subtract(best.scores, of_each[name].scores)
             error = np.std(worse, ddof=1) / np.sqrt(len(worse)) if len(worse) > 1 else 0.0
             if np.mean(worse) <= error + ROUNDING:
-                return first[name]
+                return of_each[name]
         return best
 
     def _complexity(self, name: str) -> tuple[int, int, int]:
@@ -376,8 +393,11 @@ class Search:
         return studies.should_prune(self.study, scores)
 
     def _rank(self, result: Result) -> tuple[float, float, int]:
-        loss = result.log_loss if np.isfinite(result.log_loss) else np.inf
-        return (round(result.score / ROUNDING) * ROUNDING, -loss, -self.space.read(result.config).head.cost)
+        return (round(result.score / ROUNDING) * ROUNDING, *self._sureness(result))
+
+    def _sureness(self, result: Result) -> tuple[float, int]:
+        distance = result.brier if np.isfinite(result.brier) else np.inf
+        return (-distance, -self.space.read(result.config).head.cost)
 
     def _say_if_short(self) -> None:
         if self.settings.n_trials == 0 and isinstance(self.settings.grid, str) and len(self.grid) == 1:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,9 @@ LOWER_IS_BETTER = ("log_loss", "ece")
 
 OF_PROBABILITIES = ("log_loss", "ece")
 
+OF_CLASSES = ("balanced_accuracy", "macro_f1")
+"""Metrics to which every class counts alike, however rare."""
+
 
 class Scorer:
     """The search's objective.
@@ -36,12 +40,15 @@ class Scorer:
     ----------
     of_probabilities : bool
         Whether it needs calibrated probabilities, so that it can only be asked when all folds are done.
+    weighting : str or None
+        Class weighting under which a row counts as much as it does for the metric.
     """
 
     def __init__(self, scoring: str | Callable[..., float], classes: NDArray[Any]) -> None:
         self.classes = classes
         self.metric: Any = None
         self.scorer: Any = None
+        self.weighting = "balanced" if scoring in OF_CLASSES else None
         if isinstance(scoring, str) and scoring in METRICS:
             self.metric = METRICS[scoring]
             self.sign = -1.0 if scoring in LOWER_IS_BETTER else 1.0
@@ -127,3 +134,28 @@ class _Answers(ClassifierMixin, BaseEstimator):
 def decided(decision: Floats) -> NDArray[np.intp]:
     """Class indices that decision values choose."""
     return np.asarray((decision > 0).astype(np.intp) if decision.ndim == 1 else decision.argmax(axis=1))
+
+
+def standard_error(differences: Sequence[float] | Floats, held_out: float) -> float:
+    """Standard error of the mean difference between two configurations that were scored on the same folds.
+
+    Folds share most of their training rows, so that their differences are not independent, and drawing
+    folds anew makes no new rows, though the usual error shrinks as if it did. The corrected one of Nadeau and
+    Bengio ("Inference for the generalization error", Machine Learning 52, 2003) is
+    ``s * sqrt(1 / J + n_test / n_train)`` for J folds.
+
+    Parameters
+    ----------
+    differences : array of shape (J,)
+        Of each fold.
+    held_out : float
+        Rows that a fold scores for each that it trains on: n_test / n_train.
+    """
+    j = len(differences)
+    return float(np.std(differences, ddof=1)) * math.sqrt(1 / j + held_out) if j > 1 else 0.0
+
+
+def brier(y: NDArray[np.intp], proba: Floats, weight: Floats) -> float:
+    """Mean squared distance of the probabilities (n, C) from the truth (Brier 1950); less is better."""
+    distance = (proba**2).sum(axis=1) + 1 - 2 * proba[np.arange(len(y)), y]
+    return float(weight @ distance / weight.sum())

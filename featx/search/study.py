@@ -162,7 +162,7 @@ def known_results(study: Any) -> dict[str, Result]:
             COMPLETE if trial.state.name == "COMPLETE" else PRUNED,
             attributes["origin"],
             attributes.get("approximate", ""),
-            attributes.get("log_loss", float("nan")),
+            attributes.get("brier", float("nan")),
         )
     return found
 
@@ -236,8 +236,8 @@ def _attributes(result: Result) -> dict[str, Any]:
     attributes: dict[str, Any] = {"origin": result.origin}
     if result.approximate:
         attributes["approximate"] = result.approximate
-    if np.isfinite(result.log_loss):
-        attributes["log_loss"] = result.log_loss
+    if np.isfinite(result.brier):
+        attributes["brier"] = result.brier
     if result.error:
         attributes["error"] = result.error
     return attributes
