@@ -448,10 +448,3 @@ DEFAULT_HEADS = (
     "nearest_mean",
 )
 """The cheap ones. Trees are tried when asked for."""
-
-TRUSTED_TYPES = (
-    "featx.heads.ExponentialWeights",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
-"""Types of fitted heads that skops does not trust by itself; all others load with an empty list."""

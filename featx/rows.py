@@ -1,17 +1,21 @@
 """RowBlocks: a lazy mapping from a block's name to its rows.
 
 Several taps, pools and resizes reach the search without one dense, wide matrix: a block (one
-representation, one array of shape (n, d)) is loaded when it is first asked for. No torch here.
+representation, one array of shape (n, d)) is loaded when it is first asked for. Some rows of a block can be
+read without the others, so that a block need never be in memory whole. No torch here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Rows = NDArray[np.float32]
+Some = NDArray[np.intp] | slice
+"""Which rows: indices or a slice."""
 
 
 class RowBlocks(Mapping[str, Rows]):
@@ -26,6 +30,9 @@ class RowBlocks(Mapping[str, Rows]):
         Number of rows of every block.
     widths : mapping of str to int, optional
         Columns of blocks, where they are known without loading.
+    readers : mapping of str to callable, optional
+        Functions of an array of row indices that give these rows alone, where a block is kept somewhere
+        they can be read from; such a block needs no loader. Arrays, also memory maps, need no reader.
     """
 
     def __init__(
@@ -34,8 +41,12 @@ class RowBlocks(Mapping[str, Rows]):
         n_rows: int,
         *,
         widths: Mapping[str, int] | None = None,
+        readers: Mapping[str, Callable[[NDArray[np.intp]], ArrayLike]] | None = None,
     ) -> None:
-        self._loaders = dict(loaders)
+        self._readers = dict(readers or {})
+        every = np.arange(n_rows)
+        whole = {name: partial(read, every) for name, read in self._readers.items()}
+        self._loaders: dict[str, Callable[[], ArrayLike] | ArrayLike] = {**whole, **loaders}
         self._loaded: dict[str, Rows] = {}
         self._widths = dict(widths or {})
         self.n_rows = n_rows
@@ -56,9 +67,27 @@ class RowBlocks(Mapping[str, Rows]):
         """Number of blocks, as for any mapping; `n_rows` counts the rows."""
         return len(self._loaders)
 
+    def part(self, name: str, rows: Some) -> Rows:
+        """Some rows (indices or a slice) of a block, shape (m, d); only these are read, where that can be."""
+        if name in self._loaded:
+            return self._loaded[name][rows]
+        source = self._loaders[name]
+        if name in self._readers:
+            index = np.arange(self.n_rows)[rows] if isinstance(rows, slice) else rows
+            return np.asarray(self._readers[name](index), dtype=np.float32)
+        if not callable(source) and np.ndim(source) == 2 and len(source) == self.n_rows:  # type: ignore[arg-type]
+            return np.asarray(source[rows], dtype=np.float32)  # type: ignore[index]
+        return self[name][rows]
+
+    def source(self, name: str) -> RowSource:
+        """A block as something to take rows from, like an array that lies elsewhere."""
+        return RowSource(self, name)
+
     def width(self, name: str) -> int:
-        """Columns of a block; loads it only if they are not known."""
-        return self._widths[name] if name in self._widths else self[name].shape[1]
+        """Columns of a block; reads a row of it only if they are not known."""
+        if name not in self._widths:
+            self._widths[name] = self.part(name, slice(0, 1)).shape[1]
+        return self._widths[name]
 
     def release(self, name: str) -> None:
         """Forget a loaded block; it is loaded again when asked for."""
@@ -76,16 +105,56 @@ class RowBlocks(Mapping[str, Rows]):
         index = np.asarray(rows)
         index = np.flatnonzero(index) if index.dtype == bool else index
 
-        def part(name: str) -> Callable[[], Rows]:
+        def load(name: str) -> Callable[[], Rows]:
             return lambda: self[name][index]
 
-        return RowBlocks({name: part(name) for name in self}, len(index), widths=self._widths)
+        def read(name: str) -> Callable[[NDArray[np.intp]], Rows]:
+            return lambda some: self.part(name, index[some])
+
+        return RowBlocks(
+            {name: load(name) for name in self},
+            len(index),
+            widths=self._widths,
+            readers={name: read(name) for name in self},
+        )
 
     def only(self, names: Sequence[str]) -> RowBlocks:
         """The mapping restricted to some blocks."""
+        return self.renamed({name: name for name in names})
 
-        def load(name: str) -> Callable[[], Rows]:
-            return lambda: self[name]
+    def renamed(self, names: Mapping[str, str]) -> RowBlocks:
+        """Some blocks under new names: ``{new: old}``."""
 
-        widths = {name: self._widths[name] for name in names if name in self._widths}
-        return RowBlocks({name: load(name) for name in names}, self.n_rows, widths=widths)
+        def load(old: str) -> Callable[[], Rows]:
+            return lambda: self[old]
+
+        return RowBlocks(
+            {new: load(old) for new, old in names.items()},
+            self.n_rows,
+            widths={new: self._widths[old] for new, old in names.items() if old in self._widths},
+            readers={new: partial(self.part, old) for new, old in names.items()},
+        )
+
+
+class RowSource:
+    """A block's rows by index, as an array gives them: `shape`, `dtype`, and ``source[rows]``.
+
+    Parameters
+    ----------
+    blocks : RowBlocks
+        The blocks.
+    name : str
+        Which of them.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, blocks: RowBlocks, name: str) -> None:
+        self.blocks, self.name = blocks, name
+        self.shape = (blocks.n_rows, blocks.width(name))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: Some) -> Rows:
+        return self.blocks.part(self.name, rows)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from featx.advice import IMBALANCED_FROM, imbalance_ratio, views_for_minority
 from featx.extractor import Extraction
 from featx.rows import RowBlocks
+from featx.solvers import STREAM_ROWS
 from featx.spec import FeatureSpec
 
 Rows = NDArray[np.float32]
@@ -83,7 +84,7 @@ class Augmentation:
     def split(self, blocks: RowBlocks, names: Sequence[str]) -> list[RowBlocks]:
         """Rows of each view, under the names of the plain blocks."""
         return [
-            _renamed(blocks, {name: view_name(name, view) for name in names})
+            blocks.renamed({name: view_name(name, view) for name in names})
             for view in range(1, self.views + 1)
         ]
 
@@ -128,7 +129,7 @@ def view_name(name: str, view: int) -> str:
 def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:
     """What may help with these labels and so many views."""
     few = len(y) <= FEW_A_CLASS * len(np.unique(y))
-    kinds = ["noise"] if few or views else []
+    kinds = ["noise"] if few or (views and len(y) <= STREAM_ROWS) else []  # noise needs all rows in memory
     if views:
         kinds += ["rows", "average", "average+rows"]
         kinds += ["minority"] if imbalance_ratio(y) >= IMBALANCED_FROM else []
@@ -167,8 +168,16 @@ def average(parts: Sequence[RowBlocks]) -> RowBlocks:
     def load(name: str) -> Callable[[], Rows]:
         return lambda: np.mean([part[name] for part in parts], axis=0, dtype=np.float32)
 
+    def read(name: str) -> Callable[[NDArray[np.intp]], Rows]:
+        return lambda some: np.mean([part.part(name, some) for part in parts], axis=0, dtype=np.float32)
+
     first = parts[0]
-    return RowBlocks({n: load(n) for n in first}, first.n_rows, widths={n: first.width(n) for n in first})
+    return RowBlocks(
+        {name: load(name) for name in first},
+        first.n_rows,
+        widths={name: first.width(name) for name in first},
+        readers={name: read(name) for name in first},
+    )
 
 
 def add_noise(plain: RowBlocks, seed: int) -> RowBlocks:
@@ -241,13 +250,21 @@ def _stacked(parts: Sequence[RowBlocks]) -> RowBlocks:
         return lambda: np.concatenate([part[name] for part in parts])
 
     first = parts[0]
-    widths = {name: first.width(name) for name in first}
-    return RowBlocks({name: load(name) for name in first}, sum(part.n_rows for part in parts), widths=widths)
+    ends = np.cumsum([part.n_rows for part in parts])
 
+    def read(name: str) -> Callable[[NDArray[np.intp]], Rows]:
+        def some(rows: NDArray[np.intp]) -> Rows:
+            out = np.empty((len(rows), first.width(name)), np.float32)
+            for part, end in zip(parts, ends, strict=True):
+                own = (rows >= end - part.n_rows) & (rows < end)
+                out[own] = part.part(name, rows[own] - (end - part.n_rows))
+            return out
 
-def _renamed(blocks: RowBlocks, names: Mapping[str, str]) -> RowBlocks:
-    def load(name: str) -> Callable[[], Rows]:
-        return lambda: blocks[name]
+        return some
 
-    widths = {new: blocks.width(old) for new, old in names.items()}
-    return RowBlocks({new: load(old) for new, old in names.items()}, blocks.n_rows, widths=widths)
+    return RowBlocks(
+        {name: load(name) for name in first},
+        int(ends[-1]),
+        widths={name: first.width(name) for name in first},
+        readers={name: read(name) for name in first},
+    )

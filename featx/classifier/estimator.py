@@ -51,6 +51,7 @@ from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name
 from featx.rows import RowBlocks
 from featx.search import SearchProgress
 from featx.search.loop import n_threads
+from featx.search.streaming import chunks_of
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores import open_store
 from featx.stores.base import as_ids
@@ -654,11 +655,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
     def _decisions(self, blocks: RowBlocks) -> NDArray[np.float64]:
         check_is_fitted(self, "best_estimator_")
-        rows = blocks.stack(self._answering())
         network = self.network_
-        if network is not None:
-            return network.logits_of_features(rows)
-        return self.decisions_of_rows(rows)
+        score = self.decisions_of_rows if network is None else network.logits_of_features
+        return np.concatenate([score(rows) for _, rows in chunks_of(blocks, self._answering())])
 
     def _calibration(self) -> Calibration:
         network = self.network_

@@ -220,7 +220,8 @@ def grow(
     labels = check_labels([*known.labels.tolist(), *np.asarray(fresh.labels).tolist()])
     groups = _joined_groups(known, fresh)
     is_test = _test_part(clf.assignment_, ids, labels, groups, fresh, test_size, split_salt)
-    blocks = RowBlocks({name: _reader(store, spec.key, ids) for name, spec in specs.items()}, len(ids))
+    readers = {name: _reader(store, spec.key, ids) for name, spec in specs.items()}
+    blocks = RowBlocks({}, len(ids), readers=readers)
 
     grown = _refit(
         clf, specs, blocks.take(~is_test), ids[~is_test], labels[~is_test], _take(groups, ~is_test), n_trials
@@ -441,8 +442,10 @@ def _class_changes(
     return sorted(found, key=lambda change: -abs(change.difference.value))
 
 
-def _reader(store: FeatureStore, key: str, ids: NDArray[np.uint8]) -> Callable[[], NDArray[Any]]:
-    return lambda: store.read(key, ids)
+def _reader(
+    store: FeatureStore, key: str, ids: NDArray[np.uint8]
+) -> Callable[[NDArray[np.intp]], NDArray[Any]]:
+    return lambda some: store.read(key, ids[some])
 
 
 def _take(values: NDArray[Any] | None, mask: NDArray[Any]) -> NDArray[Any] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,13 +114,18 @@ def _joined(first: Extraction, second: Extraction) -> Extraction:
     """Two networks' rows of the images that both could use."""
     widths = {name: blocks.width(name) for blocks in (first.blocks, second.blocks) for name in blocks}
     left = first.blocks.take(second.kept)
-    loaders = {name: _loader(blocks, name) for blocks in (left, second.blocks) for name in blocks}
+    owner = {name: blocks for blocks in (left, second.blocks) for name in blocks}
     return dataclasses.replace(
         first,
         ids=second.ids,
         kept=first.kept[np.asarray(second.kept)],
         skipped=[*first.skipped, *second.skipped],
-        blocks=RowBlocks(loaders, second.blocks.n_rows, widths=widths),
+        blocks=RowBlocks(
+            {name: partial(blocks.__getitem__, name) for name, blocks in owner.items()},
+            second.blocks.n_rows,
+            widths=widths,
+            readers={name: partial(blocks.part, name) for name, blocks in owner.items()},
+        ),
         specs={**first.specs, **second.specs},
         computed=max(first.computed, second.computed),
         canaries=first.canaries + second.canaries,
@@ -127,7 +133,3 @@ def _joined(first: Extraction, second: Extraction) -> Extraction:
         seconds=first.seconds + second.seconds,
         loading_s=first.loading_s + second.loading_s,
     )
-
-
-def _loader(blocks: RowBlocks, name: str) -> Any:
-    return lambda: blocks[name]

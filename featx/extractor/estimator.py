@@ -669,13 +669,13 @@ class _Rows:
             if self._reason(index)
         ]
         self.kept = kept
-        loaders = {name: self._loader(spec) for name, spec in self.specs.items()}
+        readers = {name: self._reader(spec) for name, spec in self.specs.items()}
         widths = {name: self.card.width(spec) for name, spec in self.specs.items() if spec.pool != "none"}
         return Extraction(
             ids=self.ids[kept],
             kept=kept,
             skipped=skipped,
-            blocks=RowBlocks(loaders, len(kept), widths=widths),
+            blocks=RowBlocks({}, len(kept), widths=widths, readers=readers),
             specs=self.specs,
             store=self.store,
             computed=self.computed,
@@ -734,15 +734,18 @@ class _Rows:
         path: Path | None = getattr(self.store, "path", None)
         return path or getattr(self._extractor._store(), "path", None)
 
-    def _loader(self, spec: FeatureSpec) -> Callable[[], NDArray[Any]]:
-        def load() -> NDArray[Any]:
-            ids = self.ids[self.kept]
+    def _reader(self, spec: FeatureSpec) -> Callable[[NDArray[np.intp]], NDArray[Any]]:
+        """A function of positions among the kept that reads their rows from the store."""
+
+        def read(some: NDArray[np.intp]) -> NDArray[Any]:
+            kept = self.kept[some]
+            ids = self.ids[kept]
             if not len(ids):
                 return np.empty((0, self.card.width(spec)), np.float32)
             try:
                 rows = self.store.read(spec.key, ids)
             except KeyError:  # damaged on disk and set aside, or pruned by another process: compute again
-                lost = self.kept[np.asarray(self.store.missing(spec.key, ids))].tolist()
+                lost = kept[np.asarray(self.store.missing(spec.key, ids))].tolist()
                 self._run(
                     [spec],
                     [self.sources[index] for index in lost],
@@ -752,7 +755,7 @@ class _Rows:
                 rows = self.store.read(spec.key, ids)
             return rows.reshape(len(ids), -1)
 
-        return load
+        return read
 
     def _reason(self, index: int) -> str:
         return self.unread.get(index) or (self.bad.get(self.ids[index].tobytes(), "") if self.bad else "")

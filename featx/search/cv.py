@@ -35,7 +35,17 @@ from featx.search.representations import (
 )
 from featx.search.scoring import Scorer, decided
 from featx.search.space import RELEVANT, Space, identity
-from featx.solvers import DEFAULT_MEMORY, KERNEL_ROWS, Folds, class_weights, solve_lda
+from featx.search.streaming import chunks_of, fit_pipeline_streamed
+from featx.solvers import (
+    DEFAULT_MEMORY,
+    KERNEL_ROWS,
+    STREAM_ROWS,
+    Folds,
+    class_weights,
+    moment_bytes,
+    solve_lda,
+    streamed_bytes,
+)
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[Any]
@@ -100,6 +110,11 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
     kernel_rows : int
         Above as many training rows SVMs are screened on a stratified sample, labelled as approximate; an
         approximate winner is evaluated on all rows before it wins.
+    stream_rows : int
+        Above as many rows they are read chunk by chunk, from where they are kept, and never held together:
+        ridge, LDA and the nearest mean go by second moments that one pass gives for all folds, linear models
+        by L-BFGS whose steps are passes. Heads that need all rows are then left out unless `heads` names one
+        (then all rows are held, and an SVM stays approximate). See `memory_`.
 
     Attributes
     ----------
@@ -125,6 +140,12 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         Leave-one-out scores of blocks and combinations, best first; empty where nothing was screened.
     left_out_ : dict
         Heads that could not be used, with the reason.
+    memory_ : dict of str to int
+        Bytes that a search of streamed rows took at most, whatever the number of rows: ``chunks`` of rows at
+        hand, ``moments`` ((folds + 7 + 3 threads) * d^2 * 8), ``weights`` (25 arrays of the weights of all
+        problems that are solved at once, a thirty-second of `memory`); and what grows with them, since there
+        is an answer for each row and class: ``scores`` (eight times 8 * n * outputs). Empty where rows were
+        held.
     n_features_in_ : int
         Columns that `predict` needs.
 
@@ -159,6 +180,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         pruner: Any = "median",
         memory: int = DEFAULT_MEMORY,
         kernel_rows: int = KERNEL_ROWS,
+        stream_rows: int = STREAM_ROWS,
     ) -> None:
         self.heads = heads
         self.n_trials = n_trials
@@ -180,6 +202,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         self.pruner = pruner
         self.memory = memory
         self.kernel_rows = kernel_rows
+        self.stream_rows = stream_rows
 
     def fit(
         self,
@@ -248,15 +271,16 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         folds = Folds(self._split(blocks, codes, groups, view, seed), codes, len(self.classes_), weight)
         of_class = CLASS_WEIGHTS if self.class_weight == "search" else (self._class_weight(),)
         heads, scalings = self._heads(folds, weight), self._scalings()
+        streamed = len(codes) > self.stream_rows and all(HEADS[name].streams for name in heads)
         space = Space(
             heads,
-            self._representations(blocks, folds, groups, seed, begun),
+            self._representations(blocks, folds, groups, seed, begun, streamed=streamed),
             of_class,
             min(len(train) for train, _ in folds.splits),
             scalings,
             folds.n_classes,
         )
-        search = Search(self, blocks, folds, space, seed, begun)
+        search = Search(self, blocks, folds, space, seed, begun, streamed=streamed)
         search.run()
         self.study_ = search.study
         return search
@@ -287,6 +311,10 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
             np.argmax([identity(p) == identity(winner.config) for p in self.cv_results_["params"]])
         )
         self.n_splits_ = len(search.folds.splits)
+        self.memory_: dict[str, int] = {}
+        if search.streamed:
+            widest = max(map(search.width, search.space.representations))
+            self.memory_ = streamed_bytes(search.folds, widest, n_threads(self.n_jobs), self.memory)
         if not self._of_array:
             self.n_features_in_ = sum(search.blocks.width(name) for name in names)
         with threadpool_limits(limits=1):
@@ -312,6 +340,9 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         choice = search.space.read(self.best_params_)
         names, columns = search.representation(choice.representation)
         widths = [search.blocks.width(name) for name in names]
+        if search.streamed and columns is None:
+            self.best_estimator_ = self._refit_streamed(search, names, choice)
+            return self
         self.best_estimator_ = self._refit(
             search.blocks.stack(names),
             search.folds.y,
@@ -356,10 +387,9 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 "this search was made with refit=False: it chose a head but has none to predict with."
             )
         if isinstance(X, RowBlocks):
-            rows: Any = X.stack(self.best_blocks_ or tuple(X))
-        else:
-            rows = X
-        rows = validate_data(self, rows, reset=False, dtype=[np.float64, np.float32])
+            parts = chunks_of(X, self.best_blocks_ or tuple(X))
+            return np.concatenate([decision_scores(self.best_estimator_, part) for _, part in parts])
+        rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         return decision_scores(self.best_estimator_, rows)
 
     def _read_rows(self, X: ArrayLike | RowBlocks, y: ArrayLike) -> RowBlocks:
@@ -441,6 +471,11 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 self.left_out_[name] = "it cannot use sample weights"
             elif self.class_weight not in (None, "search") and not head.takes_weights:
                 self.left_out_[name] = "it cannot use class weights"
+            elif self.heads is None and len(folds.y) > self.stream_rows and not head.streams:
+                self.left_out_[name] = (
+                    f"it needs all rows in memory, and there are more than {self.stream_rows:,}; name it in "
+                    "`heads` to try it all the same"
+                )
         heads = tuple(name for name in dict.fromkeys(asked) if name not in self.left_out_)
         told = "; ".join(f"{name}: {why}" for name, why in self.left_out_.items())
         if not heads:
@@ -456,7 +491,14 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         return scalings
 
     def _representations(
-        self, blocks: RowBlocks, folds: Folds, groups: Any, seed: int, begun: float
+        self,
+        blocks: RowBlocks,
+        folds: Folds,
+        groups: Any,
+        seed: int,
+        begun: float,
+        *,
+        streamed: bool,
     ) -> tuple[str, ...]:
         """Names of what is searched, most promising first; screened where the user names none."""
         self.screening_: list[Screened] = []
@@ -481,6 +523,10 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 n_jobs=n_threads(self.n_jobs),
                 deadline=float("inf") if self.timeout is None else begun + self.timeout / 2,
             )
+        if streamed:
+            threads = n_threads(self.n_jobs)
+            fitting = [o for o in self.screening_ if moment_bytes(folds, o.width, threads) <= self.memory]
+            return tuple(one.name for one in shortlist(fitting or self.screening_))
         names = [one.name for one in shortlist(self.screening_)]
         width = sum(blocks.width(name) for name in blocks)
         held = width * blocks.n_rows * 4 <= self.memory  # all blocks are, while features are picked
@@ -500,6 +546,17 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         if strange:
             raise UsageError(f"class_weight names labels that do not occur: {sorted(map(repr, strange))}.")
         return tuple(float(self.class_weight.get(label, 1.0)) for label in self.classes_.tolist())
+
+    def _refit_streamed(self, search: Search, names: Sequence[str], choice: Any) -> Any:
+        blocks, folds, seed = search.blocks, search.folds, search.seed
+        widths, threads = [blocks.width(name) for name in names], n_threads(self.n_jobs)
+        pipeline = make_pipeline(
+            choice.head.name, choice.params, choice.scaling, widths, n_rows=blocks.n_rows, random_state=seed
+        )
+        with threadpool_limits(limits=1):
+            return fit_pipeline_streamed(
+                pipeline, blocks, names, folds, self.classes_, choice, n_jobs=threads, memory=self.memory
+            )
 
     def _refit(
         self,

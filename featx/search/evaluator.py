@@ -112,6 +112,7 @@ class Evaluator:
         self.prune, self.options, self._pruning = prune, dict(options), True
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
+        self._moments: dict[tuple[str, str], ScaledRows] = {}
         self._best: Result | None = None
         self._held: tuple[Result, Floats] | None = None
         self._held_out = float(np.mean([len(test) / len(train) for train, test in folds.splits]))
@@ -241,6 +242,7 @@ class Evaluator:
             return
         if self._best is None or self.contends(result, self._best):
             self._weigh(result, decision)
+        answers.clear()
         result.state = COMPLETE  # not before all that can fail is done
 
     def contends(self, result: Result, best: Result) -> bool:
@@ -302,8 +304,12 @@ class Evaluator:
         memory = self.options["memory"] // 2
         parts = [self._scaled_block(piece, choice.scaling) for piece in pieces]
         names = [name for name, _, _ in pieces]
-        self._forget(memory, {*names, *((name, choice.scaling) for name in names)})
-        return ScaledRows(parts, choice.scaling, self.folds, memory=memory)
+        key = (choice.representation, choice.scaling)
+        rows = self._moments.pop(key, None) or ScaledRows(parts, choice.scaling, self.folds, memory=memory)
+        if rows.by_moments:
+            self._moments[key] = rows
+        self._forget(memory, {key, *names, *((name, choice.scaling) for name in names)})
+        return rows
 
     def _scaled_block(self, piece: Piece, scaling: str) -> ScaledBlock:
         """Blocks and their Gram matrices are kept: representations share blocks, heads share all of it."""
@@ -317,7 +323,7 @@ class Evaluator:
 
     def _forget(self, memory: int, needed: set[Any]) -> None:
         """Drop what was not used for longest while all that is kept takes more than `memory`."""
-        caches: tuple[dict[Any, Any], ...] = (self._scaled, self._blocks)
+        caches: tuple[dict[Any, Any], ...] = (self._moments, self._scaled, self._blocks)
         for cache in caches:
             for key in [key for key in cache if key not in needed]:
                 if self._held_bytes() <= memory:
@@ -325,5 +331,5 @@ class Evaluator:
                 del cache[key]
 
     def _held_bytes(self) -> int:
-        held: list[Any] = [*self._scaled.values(), *self._blocks.values()]
+        held: list[Any] = [*self._moments.values(), *self._scaled.values(), *self._blocks.values()]
         return sum(own.nbytes for own in held)

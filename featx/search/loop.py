@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -78,13 +78,23 @@ class Search:
         Of sampler and heads.
     begun : float
         `time.monotonic()` at which the time budget began.
+    streamed : bool
+        Whether blocks are read chunk by chunk whenever they are needed.
     """
 
     def __init__(
-        self, settings: Any, blocks: RowBlocks, folds: Folds, space: Space, seed: int, begun: float
+        self,
+        settings: Any,
+        blocks: RowBlocks,
+        folds: Folds,
+        space: Space,
+        seed: int,
+        begun: float,
+        *,
+        streamed: bool = False,
     ) -> None:
         self.settings, self.blocks, self.folds, self.space = settings, blocks, folds, space
-        self.seed, self.begun = seed, begun
+        self.seed, self.begun, self.streamed = seed, begun, streamed
         self.deadline = float("inf") if settings.timeout is None else begun + settings.timeout
         self.scorer = Scorer(settings.scoring, settings.classes_)
         self.study = studies.open_study(
@@ -143,6 +153,8 @@ class Search:
             if not result.approximate:
                 surest = self._surest(self._exact())
                 return self._simplest(surest) if self.settings.one_se else surest
+            if len(self.folds.y) > self.settings.stream_rows:  # a kernel of all rows would not fit
+                return result
             confirmed = self._confirm(result)
             if confirmed.state == COMPLETE and all(
                 confirmed.score >= r.score - ROUNDING for r in self._exact() if r is not confirmed
@@ -180,6 +192,11 @@ class Search:
         kept = np.concatenate([inside[number] + offset for number, offset in zip(used, offsets, strict=True)])
         names = list(self.blocks)
         return tuple(names[number] for number in used), kept
+
+    def width(self, name: str) -> int:
+        """Columns that a representation is made from."""
+        names = self.blocks if name.startswith(RELEVANT) else name.split(SIDE_BY_SIDE)
+        return sum(self.blocks.width(block) for block in names)
 
     def table(self) -> dict[str, Any]:
         """`cv_results_`: one entry for each configuration."""
@@ -228,9 +245,8 @@ class Search:
     def _pieces_of(self, name: str) -> list[Piece]:
         """Blocks of a representation; picked features are one block, of the columns that any fold picked."""
         if not name.startswith(RELEVANT):
-            return [
-                (block, partial(self.blocks.__getitem__, block), None) for block in name.split(SIDE_BY_SIDE)
-            ]
+            read: Callable[[str], Any] = self.blocks.source if self.streamed else self.blocks.__getitem__
+            return [(block, partial(read, block), None) for block in name.split(SIDE_BY_SIDE)]
         own = self._relevant(int(name.removeprefix(RELEVANT)))[:-1]
         union = np.unique(np.concatenate(own))
         kept = np.column_stack([np.isin(union, one) for one in own])
@@ -418,7 +434,8 @@ class Search:
         splits = [np.concatenate([train, [-1], test]) for train, test in self.folds.splits]
         weight = np.empty(0) if self.folds.weight is None else self.folds.weight
         scoring = np.array([str(self.settings.scoring)])
-        return studies.data_key(self.blocks, self.folds.y, weight, scoring, *splits)
+        blocks = {name: self.blocks.source(name) for name in self.blocks} if self.streamed else self.blocks
+        return studies.data_key(blocks, self.folds.y, weight, scoring, *splits)
 
 
 def n_threads(n_jobs: int | None) -> int:

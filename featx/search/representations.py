@@ -175,7 +175,7 @@ def screen_representations(
 
     def alone(name: str) -> Screened:
         begun = time.monotonic()
-        scaled = _standardised(blocks[name][rows])
+        scaled = _standardised(blocks.part(name, rows))
         blocks.release(name)
         width = blocks.width(name)
         kernels[name] = scaled @ scaled.T

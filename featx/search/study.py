@@ -212,7 +212,7 @@ def should_prune(study: Any, scores: Sequence[float]) -> bool:
     return bool(study.pruner.prune(study, trial))
 
 
-def data_key(blocks: Mapping[str, NDArray[Any]], *arrays: Any) -> str:
+def data_key(blocks: Mapping[str, Any], *arrays: Any) -> str:
     """Short hash of the rows, labels, folds and weights: part of a study's name."""
     digest = hashlib.sha256()
     for name, rows in blocks.items():
@@ -228,7 +228,7 @@ def _update(digest: Any, array: NDArray[Any]) -> None:
     if array.dtype == object or array.dtype.kind == "U":
         digest.update("\0".join(map(str, array.ravel().tolist())).encode())
         return
-    for start in range(0, len(array), 4096) if array.ndim else ():
+    for start in range(0, len(array), 4096) if array.shape else ():
         digest.update(np.ascontiguousarray(array[start : start + 4096]).data)
 
 

@@ -17,9 +17,11 @@ from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
 from featx.solvers.folds import ClassWeights, Folds, Split, class_weights, sample_rows
 from featx.solvers.linear import LINEAR, GramRows, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.moments import moment_bytes
 from featx.solvers.neighbours import neighbours
-from featx.solvers.rows import DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block
-from featx.solvers.task import KERNEL_ROWS, Answer, Task
+from featx.solvers.rows import CHUNK_ROWS, DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block
+from featx.solvers.streamed import Fitted, fit_streamed, streamed_bytes
+from featx.solvers.task import KERNEL_ROWS, STREAM_ROWS, Answer, Task
 
 SOLVERS: dict[str, Callable[[Task], Iterator[Answer]]] = {
     "softmax": softmax,
@@ -37,7 +39,8 @@ ASKING = (*LINEAR, "rbf_svm", "estimator")
 """Solvers that ask between folds whether a configuration is still wanted; the others are done too soon."""
 
 __all__ = [
-    "ASKING", "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS", "Answer", "Block", "ClassWeights",
-    "Folds", "GramRows", "ScaledBlock", "ScaledRows", "Split", "Task", "as_block", "class_weights",
-    "kernel_sample", "sample_rows", "solve_lda", "solve_linear",
+    "ASKING", "CHUNK_ROWS", "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS", "STREAM_ROWS", "Answer",
+    "Block", "ClassWeights", "Fitted", "Folds", "GramRows", "ScaledBlock", "ScaledRows", "Split", "Task",
+    "as_block", "class_weights", "fit_streamed", "kernel_sample", "moment_bytes", "sample_rows", "solve_lda",
+    "solve_linear", "streamed_bytes",
 ]  # fmt: skip

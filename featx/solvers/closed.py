@@ -1,34 +1,121 @@
-"""Closed forms: ridge, discriminant analysis, nearest mean; every penalty from one Gram matrix a fold."""
+"""Closed forms: ridge, discriminant analysis, nearest mean; every penalty from one Gram matrix a fold.
+
+Few rows have a Gram matrix of their own (rows by rows). Many have moments (columns by columns), which one
+pass over the rows gives for all folds, also where the rows are not in memory.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
-from scipy.linalg import cho_factor, cho_solve
 
+from featx.exceptions import SearchError
 from featx.solvers.folds import Floats, Indices
-from featx.solvers.task import Answer, Task, by_fold, scores_of
-
-WELL_CONDITIONED = 1e4
-"""Condition up to which a system is solved in single precision, at half the cost: its rounding, times this,
-leaves three digits of a solution in the worst direction and five in the others."""
+from featx.solvers.moments import (
+    FoldMoments,
+    Moments,
+    lda_of_moments,
+    moment_bytes,
+    ridge_of_moments,
+    solve_penalised,
+)
+from featx.solvers.rows import CHUNK_ROWS
+from featx.solvers.task import SHARE, Answer, Task, by_fold, scores_of, threads
 
 
 def ridge(task: Task) -> Iterator[Answer]:
     """RidgeClassifier for all alphas: one Gram matrix for each fold, one Cholesky for each alpha."""
-    return by_fold(task, _ridge_fold)
+    return _by_moments(task, _ridge_of) if task.rows.by_moments else by_fold(task, _ridge_fold)
 
 
 def lda(task: Task) -> Iterator[Answer]:
     """LinearDiscriminantAnalysis (lsqr) for all shrinkages, from one within-class Gram matrix a fold."""
-    return by_fold(task, _lda_fold)
+    return _by_moments(task, _lda_of) if task.rows.by_moments else by_fold(task, _lda_fold)
 
 
 def nearest_mean(task: Task) -> Iterator[Answer]:
-    """Minus the squared distance to each class's mean."""
-    return by_fold(task, _nearest_mean_fold)
+    """Minus the squared distance to each class's mean; less the row's own length where rows are streamed."""
+    return _by_moments(task, _nearest_mean_of) if task.rows.streamed else by_fold(task, _nearest_mean_fold)
+
+
+Solution = tuple[Floats, Floats]
+"""Weights (d, k) and offsets (k,) of scores on scaled rows, one output for two classes."""
+
+
+def _by_moments(task: Task, solve: Callable[[Task, Moments], Iterator[Solution]]) -> Iterator[Answer]:
+    """Every fold's solutions from its moments, and the scores of its test rows."""
+    moments = moments_of(task)
+    if moments is None:
+        return
+
+    def solve_fold(task: Task, fold: int) -> list[Floats]:
+        shift, scale = task.rows.affine(fold)
+        solved = solve(task, moments.of(fold).scaled(shift, scale))
+        scores = task.rows.score(fold, task.folds.splits[fold][1], list(solved))
+        return [scores_of(own) for own in scores]
+
+    size = len(task.params)
+    if task.rows.streamed:
+        size = max(1, task.memory // SHARE // (4 * task.rows.n * task.folds.n_outputs))
+    for start in range(0, len(task.params), size):
+        some = replace(task, params=task.params[start : start + size])
+        for i, fold, scores in by_fold(some, solve_fold):
+            yield start + i, fold, scores
+
+
+def moments_of(task: Task) -> FoldMoments | None:
+    """Moments of the task's rows, kept with them where no class weights are in them; None if stopped."""
+    plain = task.class_weight is None
+    if plain and task.rows.moments is not None:
+        return task.rows.moments
+    _refuse_too_wide(task)
+    moments = sum_moments(task, FoldMoments(task.folds, task.class_weight, apart=task.rows.apart))
+    if plain:
+        task.rows.moments = moments
+    return moments
+
+
+def _refuse_too_wide(task: Task) -> None:
+    needed = moment_bytes(task.folds, task.rows.d, task.n_jobs)
+    if task.rows.streamed and needed > task.memory:
+        raise SearchError(
+            f"{task.rows.d:,} columns of rows that are read in chunks have second moments of "
+            f"{needed / 2**30:.1f} GiB in all folds, more than the {task.memory / 2**30:.1f} GiB of memory=; "
+            "choose a narrower representation, or allow more."
+        )
+
+
+def sum_moments(task: Task, moments: FoldMoments) -> FoldMoments | None:
+    """Pass over the task's rows; None if stopped."""
+    run = partial(threads, task.n_jobs)
+    done = moments.sum_up(task.rows.base, task.rows.d, chunk=CHUNK_ROWS, run=run, stop=task.stop)
+    return moments if done else None
+
+
+def _ridge_of(task: Task, moments: Moments) -> Iterator[Solution]:
+    return ridge_of_moments(moments, [float(p["alpha"]) for p in task.params])
+
+
+def _lda_of(task: Task, moments: Moments) -> Iterator[Solution]:
+    for _, weights, offset in lda_of_moments(moments, [float(p["shrinkage"]) for p in task.params]):
+        yield one_for_two(weights, offset)
+
+
+def _nearest_mean_of(task: Task, moments: Moments) -> Iterator[Solution]:
+    means = moments.means
+    solution = one_for_two(2 * means.T, -np.einsum("cd,cd->c", means, means))
+    return iter([solution] * len(task.params))
+
+
+def one_for_two(weights: Floats, offset: Floats) -> Solution:
+    """Of two classes how much the second is ahead."""
+    if len(offset) == 2:
+        return weights[:, 1:] - weights[:, :1], offset[1:] - offset[:1]
+    return weights, offset
 
 
 def _ridge_fold(task: Task, fold: int) -> list[Floats]:
@@ -68,7 +155,7 @@ def _ridge_of_gram(
     """
     right = np.column_stack([target, np.ones(len(target))])
     answers = []
-    for solution in _solves(inner, [alpha / weight for alpha in alphas], right):
+    for solution in solve_penalised(inner, [alpha / weight for alpha in alphas], right):
         own, of_ones = solution[:, :-1], solution[:, -1:]
         intercept = own.sum(axis=0) / of_ones.sum()
         answers.append(scores_of(across @ (own - of_ones * intercept) + intercept))
@@ -112,7 +199,7 @@ def _lda_of_gram(
     # (C K C + s I)^-1 of C's range, C the centring within classes: as (K + s I)^-1, less what makes the
     # coefficients of a class sum to something else than 0.
     one_hot = (member > 0).T.astype(gram.dtype)
-    solved = _solves(inner, strengths, np.hstack([spread_means, one_hot]))
+    solved = solve_penalised(inner, strengths, np.hstack([spread_means, one_hot]))
     for shrinkage, strength, dual in zip(shrinkages, strengths, solved, strict=True):
         of_means, of_classes = dual[:, :classes], dual[:, classes:]
         excess = np.linalg.solve(one_hot.T @ of_classes, one_hot.T @ of_means)
@@ -179,9 +266,9 @@ def penalised_solutions(rows: Floats, strengths: Sequence[float], target: Floats
     """(rows' rows + strength I)^-1 rows' target for each strength, by the smaller Gram matrix."""
     n, d = rows.shape
     if d <= n:
-        yield from _solves(rows.T @ rows, strengths, rows.T @ target)
+        yield from solve_penalised(rows.T @ rows, strengths, rows.T @ target)
         return
-    for dual in _solves(rows @ rows.T, strengths, target):
+    for dual in solve_penalised(rows @ rows.T, strengths, target):
         yield rows.T @ dual.astype(rows.dtype)
 
 
@@ -189,24 +276,12 @@ def penalised_inverses(rows: Floats, strengths: Sequence[float], target: Floats)
     """(rows' rows + strength I)^-1 target, target of shape (d, k), by the smaller Gram matrix (Woodbury)."""
     n, d = rows.shape
     if d <= n:
-        yield from _solves(rows.T @ rows, strengths, target)
+        yield from solve_penalised(rows.T @ rows, strengths, target)
         return
-    for strength, dual in zip(strengths, _solves(rows @ rows.T, strengths, rows @ target), strict=True):
+    for strength, dual in zip(
+        strengths, solve_penalised(rows @ rows.T, strengths, rows @ target), strict=True
+    ):
         yield (target - rows.T @ dual.astype(rows.dtype)) / strength
-
-
-def _solves(gram: Floats, strengths: Sequence[float | Floats], target: Floats) -> Iterator[Floats]:
-    """(gram + diag(strength))^-1 target for each strength; in double precision where single would not do."""
-    bare = np.diagonal(gram).astype(np.float64)
-    floor = 1e-7 * float(bare.mean())  # the Gram matrix is single precision: below this it may be indefinite
-    for strength in strengths:
-        least = max(float(np.min(strength)), floor)
-        # The diagonal's sum bounds the largest eigenvalue.
-        plain = gram.dtype == np.float32 and bare.sum() < WELL_CONDITIONED * least
-        system = gram.astype(np.float32 if plain else np.float64, order="C")
-        system.ravel()[:: len(gram) + 1] = bare + np.maximum(strength, floor)
-        factor = cho_factor(system.T, lower=True, overwrite_a=True, check_finite=False)  # .T: no copy
-        yield cho_solve(factor, target.astype(system.dtype), overwrite_b=True, check_finite=False)
 
 
 def _class_means(rows: Floats, y: Indices, classes: int) -> Floats:

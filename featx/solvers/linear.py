@@ -10,24 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.solvers.folds import Floats, Folds, Indices
+from featx.solvers import streamed
+from featx.solvers.descent import HISTORY, MAX_ITERATIONS, PRECISE, TOLERANCE, History
+from featx.solvers.folds import Floats, Indices
+from featx.solvers.losses import LOSSES
 from featx.solvers.rows import ScaledRows, column_sums
 from featx.solvers.task import Answer, Task, scores_of, threads
 
-TOLERANCE = 3e-4
-"""A linear model is done when its gradient is as much shorter than it was at zero (scikit-learn's default is
-1e-4 of a gradient that starts near 0.5). Held-out answers stop changing at about three times as much."""
-
-MAX_ITERATIONS = 150
-
-PRECISE = {"tolerance": 1e-5, "max_iterations": 1000}
-"""Scores of separable classes go on growing long after the answers have settled."""
-
 SMALL_ARRAYS = 4 * 2**20
 """Bytes of an array over all problems of a batch: as much as stays in a processor's cache."""
-
-HISTORY = 8
-"""Pairs that L-BFGS remembers."""
 
 
 def softmax(task: Task) -> Iterator[Answer]:
@@ -46,6 +37,10 @@ def squared_hinge(task: Task) -> Iterator[Answer]:
 
 
 def _linear(task: Task, loss: str) -> Iterator[Answer]:
+    limits: dict[str, Any] = PRECISE if task.precise else {}
+    if task.rows.streamed:
+        yield from streamed.linear(task, loss, **limits)
+        return
     folds = task.folds
     order = sorted(range(len(task.params)), key=lambda i: float(task.params[i]["C"]))
     mass = folds.masses(task.class_weight)
@@ -53,7 +48,6 @@ def _linear(task: Task, loss: str) -> Iterator[Answer]:
     def solve(part: Sequence[tuple[int, int]]) -> list[Answer] | None:
         which = np.array([fold for fold, _ in part])
         strength = np.array([1 / float(task.params[i]["C"]) for _, i in part])
-        limits: dict[str, Any] = PRECISE if task.precise else {}
         solved = solve_linear(rows, loss, which, strength, mass, stop=task.stop, **limits)
         if solved is None:
             return None
@@ -195,7 +189,7 @@ class _BatchedLBFGS:
     def __init__(self, rows: LinearRows, loss: str, fold: Indices, strength: Floats, mass: Floats) -> None:
         dtype, outputs, b = rows.dtype, rows.folds.n_outputs, len(fold)
         self.rows, self.fold, self.id = rows, fold, np.arange(b)
-        self.loss = _LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)
+        self.loss = LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)
         self.penalty = np.broadcast_to(strength.astype(dtype), (rows.height, 1, b)).copy()
         if loss != "squared_hinge":
             self.penalty[rows.intercepts] = 0
@@ -204,9 +198,7 @@ class _BatchedLBFGS:
         self.value = self.loss.value(self.scores)
         self.gradient = rows.transposed_times(self.loss.slope(), fold)
         self.start = self._length()
-        self.steps: list[Floats] = []
-        self.turns: list[Floats] = []
-        self.curvatures: list[Floats] = []
+        self.history = History(dots=rows.dots)
         self.noise = 20 * np.finfo(dtype).eps
         self.solution = LinearSolution(
             np.zeros_like(self.weights), np.zeros_like(self.scores), np.zeros(b, np.intp)
@@ -232,11 +224,7 @@ class _BatchedLBFGS:
 
     def _iterate(self) -> Floats:
         """One step of all problems; returns how much each objective fell."""
-        direction = self._direction()
-        descent = self.rows.dots(self.gradient, direction)
-        if (upward := descent >= 0).any():
-            direction[..., upward] = -self.gradient[..., upward]
-            descent = self.rows.dots(self.gradient, direction)
+        direction, descent = self.history.direction(self.gradient)
         moved = self.rows.times(direction, self.fold)
         pull = self.penalty * self.weights
         ridge = (0.5 * self.rows.dots(pull, self.weights), self.rows.dots(pull, direction),
@@ -255,43 +243,14 @@ class _BatchedLBFGS:
         step = length * direction
         self.weights = self.weights + step
         gradient = self.rows.transposed_times(self.loss.slope(), self.fold) + self.penalty * self.weights
-        self._remember(step, gradient - self.gradient)
+        self.history.remember(step, gradient - self.gradient)
         gain = self.value - value
         self.scores, self.value, self.gradient = scores, value, gradient
         return np.asarray(gain)
 
-    def _direction(self) -> Floats:
-        """L-BFGS's two loops, for each problem its own (Nocedal and Wright, algorithm 7.4)."""
-        q = self.gradient.copy()
-        if not self.steps:
-            q *= -1 / np.sqrt(np.maximum(self.rows.dots(q, q), np.finfo(q.dtype).tiny))
-            return q
-        dots, weights = self.rows.dots, []
-        for step, turn, curvature in zip(
-            reversed(self.steps), reversed(self.turns), reversed(self.curvatures), strict=True
-        ):
-            weights.append(curvature * dots(step, q))
-            q -= weights[-1] * turn
-        last, tiny = self.turns[-1], np.finfo(q.dtype).tiny
-        q *= np.maximum(dots(self.steps[-1], last), tiny) / np.maximum(dots(last, last), tiny)
-        for step, turn, curvature, weight in zip(
-            self.steps, self.turns, self.curvatures, reversed(weights), strict=True
-        ):
-            q += (weight - curvature * dots(turn, q)) * step
-        return np.negative(q, out=q)
-
     def _length(self) -> Floats:
         """Length of each problem's gradient, shape (b,)."""
         return np.sqrt(np.maximum(self.rows.dots(self.gradient, self.gradient), 0))
-
-    def _remember(self, step: Floats, turn: Floats) -> None:
-        product = self.rows.dots(step, turn)
-        curved = product > np.finfo(step.dtype).eps * self.rows.dots(turn, turn) * 1e-6
-        self.steps.append(step)
-        self.turns.append(turn)
-        self.curvatures.append(np.where(curved, 1 / np.where(curved, product, 1), 0).astype(step.dtype))
-        if len(self.steps) > HISTORY:
-            del self.steps[0], self.turns[0], self.curvatures[0]
 
     def _retire(self, done: NDArray[np.bool_], iteration: int) -> None:
         leaving, kept = self.id[done], ~done
@@ -300,93 +259,8 @@ class _BatchedLBFGS:
         self.solution.iterations[leaving] = iteration
         for name in ("id", "fold", "penalty", "weights", "scores", "value", "gradient", "start", "stalls"):
             setattr(self, name, getattr(self, name)[..., kept])
-        self.steps, self.turns, self.curvatures = (
-            [own[..., kept] for own in history] for history in (self.steps, self.turns, self.curvatures)
-        )
+        self.history.keep(kept)
         self.loss.keep(kept)
-
-
-class _Loss:
-    """A loss of scores (n, k, b), weighted by mass (n, b); `slope` is that of the last value asked."""
-
-    def __init__(self, folds: Folds, mass: Floats, dtype: Any) -> None:
-        self.mass = mass[:, None, :]
-        self.y = folds.y
-        self._last: Floats = np.empty(0)
-        signs = np.where(np.arange(folds.n_classes) == folds.y[:, None], 1, -1).astype(dtype)
-        self.sign = (signs[:, 1:] if folds.n_classes == 2 else signs)[:, :, None]  # (n, k, 1)
-
-    def keep(self, kept: NDArray[np.bool_]) -> None:
-        self.mass = self.mass[..., kept]
-        self._last = self._last[..., kept]
-
-    def value(self, scores: Floats) -> Floats:
-        raise NotImplementedError
-
-    def slope(self) -> Floats:
-        raise NotImplementedError
-
-
-class _Logistic(_Loss):
-    """log(1 + exp(-sign * score)) for each output."""
-
-    def value(self, scores: Floats) -> Floats:
-        margin = scores * self.sign
-        self._last = np.exp(-np.abs(margin))
-        value = np.log1p(self._last)
-        value -= np.minimum(margin, 0)
-        self._positive = margin > 0
-        return np.asarray(np.einsum("nkb,nb->b", value, self.mass[:, 0]))
-
-    def slope(self) -> Floats:
-        # 1 / (1 + exp(margin)) from exp(-|margin|), without overflow
-        chance = np.where(self._positive, self._last, 1) / (1 + self._last)
-        chance *= -self.sign
-        chance *= self.mass
-        return np.asarray(chance)
-
-    def keep(self, kept: NDArray[np.bool_]) -> None:
-        super().keep(kept)
-        self._positive = self._positive[..., kept]
-
-
-class _Softmax(_Loss):
-    """-log of the true class's softmax."""
-
-    def value(self, scores: Floats) -> Floats:
-        top = scores.max(axis=1, keepdims=True)
-        self._last = np.exp(scores - top)
-        self._total = self._last.sum(axis=1)
-        value = np.log(self._total)
-        value += top[:, 0]
-        value -= scores[np.arange(len(self.y)), self.y]
-        return np.asarray(np.einsum("nb,nb->b", value, self.mass[:, 0]))
-
-    def slope(self) -> Floats:
-        mass = self.mass[:, 0]
-        chance = self._last * (mass / self._total)[:, None]
-        chance[np.arange(len(self.y)), self.y] -= mass
-        return np.asarray(chance)
-
-    def keep(self, kept: NDArray[np.bool_]) -> None:
-        super().keep(kept)
-        self._total = self._total[..., kept]
-
-
-class _SquaredHinge(_Loss):
-    """max(0, 1 - sign * score)^2 for each output."""
-
-    def value(self, scores: Floats) -> Floats:
-        self._last = np.maximum(1 - scores * self.sign, 0)
-        return np.asarray(np.einsum("nkb,nkb,nb->b", self._last, self._last, self.mass[:, 0]))
-
-    def slope(self) -> Floats:
-        slope = self._last * (-2 * self.sign)
-        slope *= self.mass
-        return np.asarray(slope)
-
-
-_LOSSES: dict[str, type[_Loss]] = {"softmax": _Softmax, "logistic": _Logistic, "squared_hinge": _SquaredHinge}
 
 
 LINEAR = ("softmax", "logistic_ovr", "squared_hinge")

@@ -10,12 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.solvers.folds import Floats, Folds, Indices
+from featx.solvers.moments import FoldMoments, moment_bytes
 
 DEFAULT_MEMORY = 4 * 2**30
 """Bytes that the matrices of one group of fits may take."""
 
 CHUNK_ROWS = 4096
 """Rows that are converted, scaled or compared at a time."""
+
+SAMPLE_ROWS = 1024
+"""Rows whose mean stands for that of all where only its size matters."""
 
 DOUBLE_BELOW = 200_000
 """Matrices of fewer values are solved in double precision: it costs nothing there."""
@@ -27,21 +31,24 @@ class Block:
     Parameters
     ----------
     rows : array of shape (n, d)
-        Any floating type; also a memory map.
+        Any floating type; also a memory map, or what can be asked for some rows.
     dtype : numpy dtype
         Of the computation.
     streamed : bool
-        Whether rows are converted chunk by chunk whenever they are needed, instead of once.
+        Whether rows are read and converted chunk by chunk whenever they are needed, instead of once. They
+        are then centred on the mean of a sample.
     """
 
-    def __init__(self, rows: Floats, dtype: Any, *, streamed: bool = False) -> None:
+    def __init__(self, rows: Any, dtype: Any, *, streamed: bool = False) -> None:
         self.n, self.d = rows.shape
         self.dtype = dtype
         self.source = rows
-        total = np.zeros(self.d)
-        for _, part in _chunks(rows):
+        self.streamed = streamed
+        total, count = np.zeros(self.d), 0
+        for _, part in _chunks(_sample(rows) if streamed else rows):
             total += part.sum(axis=0, dtype=np.float64)
-        self.center = (total / self.n).astype(dtype)
+            count += len(part)
+        self.center = (total / count).astype(dtype)
         self._base = None if streamed else self._centered(rows)
         self._gram: Floats | None = None
         self._computing = threading.Lock()
@@ -129,6 +136,11 @@ class ScaledRows:
         self.dtype = self.parts[0].block.dtype
         self.alike = all(part.alike for part in self.parts)
         matrices = sum(1 if part.alike else len(folds.splits) for part in self.parts)
+        self.streamed = any(part.block.streamed for part in self.parts)
+        self.apart = any(part.apart for part in self.parts)
+        self.memory = memory
+        self.moments: FoldMoments | None = None
+        self.curvature: Any = None
         self.affords_gram = bool(matrices * self.n**2 * np.dtype(self.dtype).itemsize <= memory)
 
     def of_fold(self, fold: int, rows: Indices | slice = slice(None)) -> Floats:
@@ -142,9 +154,43 @@ class ScaledRows:
         return grams[0] if len(grams) == 1 else np.asarray(sum(grams))
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the moments, and of the curvature found from them, that are held."""
+        return sum(own.nbytes for own in (self.moments, self.curvature) if own is not None)
+
+    @property
     def by_gram(self) -> bool:
         """Whether fits are cheaper by the rows' inner products than by their columns."""
         return self.affords_gram and self.n <= 2 * self.d
+
+    @property
+    def by_moments(self) -> bool:
+        """Whether closed forms go by the moments of all folds at once: always where rows are streamed."""
+        if self.streamed:
+            return True
+        afforded = moment_bytes(self.folds, self.d) <= self.memory
+        return self.n > 2 * self.d and not self.apart and afforded
+
+    def base(self, rows: Indices | slice, fold: int) -> Floats:
+        """Rows before a fold shifts and scales their columns; the same for all folds unless `apart`."""
+        parts = [part.base(fold, rows) for part in self.parts]
+        return parts[0] if len(parts) == 1 else np.hstack(parts)
+
+    def affine(self, fold: int) -> tuple[Floats, Floats]:
+        """A fold's `shift` and `scale` of the columns, (d,) each: its rows are ``(base - shift) * scale``."""
+        shifts, scales = zip(*(part.affine(fold) for part in self.parts), strict=True)
+        return np.concatenate(shifts), np.concatenate(scales)
+
+    def score(self, fold: int, rows: Indices, solutions: Sequence[tuple[Floats, Floats]]) -> Iterator[Floats]:
+        """Scores (m, k) of some rows, by each (weights (d, k), offsets (k,)) of the fold's scaled rows."""
+        shift, scale = self.affine(fold)
+        weights = np.hstack([own for own, _ in solutions]) * scale[:, None]
+        offset = np.concatenate([own for _, own in solutions]) - shift @ weights
+        weights = weights.astype(self.dtype)
+        scores = np.empty((len(rows), len(offset)), self.dtype)
+        for where, some in _chunks(rows):
+            scores[where] = self.base(some, fold) @ weights + offset
+        yield from np.split(scores, np.cumsum([len(own) for _, own in solutions])[:-1], axis=1)
 
     def squared_distances(self, fold: int, left: Indices, right: Indices) -> Floats:
         """Squared Euclidean distances between rows as a fold scales them, shape (len(left), len(right))."""
@@ -181,6 +227,14 @@ class ScaledRows:
         scores += weights[-1]
         return scores
 
+    def prepare(self, weights: Floats, fold: Indices) -> list[tuple[Floats, Floats]]:
+        """What each block needs to score chunks by weights (d, k, b)."""
+        ends = np.cumsum([part.d for part in self.parts])
+        return [
+            part.prepare(weights[end - part.d : end].astype(self.dtype), fold)
+            for part, end in zip(self.parts, ends, strict=True)
+        ]
+
     def transposed_times(self, residuals: Floats, fold: Indices) -> Floats:
         """Gradients (d + 1, k, b) of residuals (n, k, b)."""
         parts = [part.gradient(residuals, fold) for part in self.parts]
@@ -213,6 +267,7 @@ class ScaledBlock:
         self.block, self.d = block, block.d
         self.alike = scaling in ("none", "l2") and kept is None
         self.uniform = scaling != "standard" and kept is None
+        self.apart = scaling == "center_l2"
         self.shift: Floats = -block.center[:, None]  # (d, n_folds)
         self.scale: Floats | None = None  # (d, n_folds)
         self.norm: Floats | None = None  # (n, n_folds)
@@ -240,8 +295,10 @@ class ScaledBlock:
             mean += part.T @ share[where]
             square += np.square(part).T @ share[where]
         variance = square - mean**2
-        # A column that does not vary keeps its size, as in StandardScaler.
-        alike = variance <= 1e-10 * (mean**2 + self.block.center[:, None].astype(np.float64) ** 2)
+        # A column that does not vary keeps its size, as in StandardScaler. Off the common mean, where other
+        # rows vary, its variance is what rounding leaves of its square.
+        alike = variance <= 100 * np.finfo(share.dtype).eps * mean**2
+        alike |= variance <= 1e-10 * (mean**2 + self.block.center[:, None].astype(np.float64) ** 2)
         self.shift = mean
         self.scale = factor / np.sqrt(np.where(alike, 1.0, variance))
 
@@ -287,6 +344,20 @@ class ScaledBlock:
             gram *= self.scale[0, 0] ** 2
         return np.asarray(gram)
 
+    def base(self, fold: int, rows: Indices | slice) -> Floats:
+        """Rows before a fold shifts and scales their columns; of unit length where that is the scaling."""
+        return self.block.take(rows) if self.norm is None else self.of_fold(fold, rows)
+
+    def affine(self, fold: int) -> tuple[Floats, Floats]:
+        """A fold's shift and scale of the columns of `base`, (d,) each."""
+        if self.norm is not None:
+            return np.zeros(self.d), np.ones(self.d)
+        assert self.scale is not None
+        return (
+            np.broadcast_to(_column(self.shift, fold), self.d).astype(np.float64),
+            np.broadcast_to(_column(self.scale, fold), self.d).astype(np.float64),
+        )
+
     def of_fold(self, fold: int, rows: Indices | slice) -> Floats:
         """Rows as a fold scales them."""
         scaled = self.block.take(rows) - _column(self.shift, fold)
@@ -298,38 +369,63 @@ class ScaledBlock:
 
     def add_scores(self, scores: Floats, weights: Floats, fold: Indices) -> None:
         """Add this block's part to scores (n, k, b) of weights (d, k, b)."""
-        if self.scale is not None:
-            weights = weights * _columns(self.scale, fold)[:, None]
-        offset = np.einsum(
-            "db,dkb->kb", np.broadcast_to(_columns(self.shift, fold), weights[:, 0].shape), weights
-        )
-        flat = weights.reshape(self.d, -1)
-        norm = None if self.norm is None else _columns(self.norm, fold)[:, None]
+        ready = self.prepare(weights, fold)
         for where, part in self.block.chunks():
-            own = (part @ flat).reshape(-1, *weights.shape[1:])
-            own -= offset
-            if norm is not None:
-                own *= norm[where]
-            scores[where] += own
+            scores[where] += self.chunk_scores(part, where, ready, fold)
 
     def gradient(self, residuals: Floats, fold: Indices) -> Floats:
         """Gradients (d, k, b) of residuals (n, k, b)."""
-        if self.norm is not None:
-            residuals = residuals * _columns(self.norm, fold)[:, None]
-        flat = residuals.reshape(len(residuals), -1)
-        total = np.zeros((self.d, flat.shape[1]), self.block.dtype)
+        shape = residuals.shape[1:]
+        total, sums = np.zeros((self.d, *shape), self.block.dtype), np.zeros(shape, self.block.dtype)
         for where, part in self.block.chunks():
-            total += part.T @ flat[where]
-        gradient = total.reshape(-1, *residuals.shape[1:])
-        gradient -= _columns(self.shift, fold)[:, None] * column_sums(residuals)
+            own, own_sums = self.chunk_gradient(part, where, residuals[where], fold)
+            total += own
+            sums += own_sums
+        return self.scale_gradient(total, sums, fold)
+
+    def prepare(self, weights: Floats, fold: Indices) -> tuple[Floats, Floats]:
+        """Weights (d, k, b) for unscaled rows, and what each fold's shift takes off their scores (k, b)."""
+        if self.scale is not None:
+            weights = weights * _columns(self.scale, fold)[:, None]
+        shift = np.broadcast_to(_columns(self.shift, fold), weights[:, 0].shape)
+        return weights, np.einsum("db,dkb->kb", shift, weights)
+
+    def chunk_scores(self, part: Floats, where: slice, ready: tuple[Floats, Floats], fold: Indices) -> Floats:
+        """Scores (m, k, b) of centred rows by what `prepare` gave."""
+        weights, offset = ready
+        own = (part @ weights.reshape(self.d, -1)).reshape(-1, *weights.shape[1:])
+        own -= offset
+        if self.norm is not None:
+            own *= _columns(self.norm[where], fold)[:, None]
+        return np.asarray(own)
+
+    def chunk_gradient(
+        self, part: Floats, where: slice, residuals: Floats, fold: Indices
+    ) -> tuple[Floats, Floats]:
+        """Products (d, k, b) of centred rows with residuals (m, k, b), and these' sums (k, b)."""
+        if self.norm is not None:
+            residuals = residuals * _columns(self.norm[where], fold)[:, None]
+        product = part.T @ residuals.reshape(len(residuals), -1)
+        return product.reshape(-1, *residuals.shape[1:]), column_sums(residuals)
+
+    def scale_gradient(self, product: Floats, sums: Floats, fold: Indices) -> Floats:
+        """Gradient of the scaled rows' weights, from products and sums of `chunk_gradient`."""
+        gradient = product - _columns(self.shift, fold)[:, None] * sums
         if self.scale is not None:
             gradient *= _columns(self.scale, fold)[:, None]
-        return gradient
+        return np.asarray(gradient)
 
 
-def as_block(rows: Floats | Block) -> Block:
-    """Rows as a block that is computed with in the precision that suits its size."""
-    return rows if isinstance(rows, Block) else Block(rows, _dtype(rows))
+def as_block(rows: Any) -> Block:
+    """Rows as a block that is computed with in the precision that suits its size.
+
+    What is no array, but can be asked for some rows, is read chunk by chunk.
+    """
+    if isinstance(rows, Block):
+        return rows
+    return (
+        Block(rows, _dtype(rows)) if isinstance(rows, np.ndarray) else Block(rows, np.float32, streamed=True)
+    )
 
 
 def _dtype(rows: Floats) -> Any:
@@ -341,6 +437,11 @@ def _chunks(rows: Floats) -> Iterator[tuple[slice, Floats]]:
     for start in range(0, len(rows), CHUNK_ROWS):
         where = slice(start, min(start + CHUNK_ROWS, len(rows)))
         yield where, rows[where]
+
+
+def _sample(rows: Any) -> Floats:
+    """Some rows, evenly spaced."""
+    return np.asarray(rows[np.unique(np.linspace(0, len(rows) - 1, SAMPLE_ROWS).astype(np.intp))])
 
 
 def _column(values: Floats, fold: int) -> Floats:

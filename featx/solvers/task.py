@@ -16,6 +16,15 @@ KERNEL_ROWS = 8_000
 """Above as many training rows an SVM is screened on a stratified sample of this size (labelled so)."""
 
 
+STREAM_ROWS = 50_000
+"""Above as many rows they are read chunk by chunk, and only heads that need no more are tried unasked."""
+
+
+SHARE = 32
+"""Part of the memory that the weights, or the scores, of fits on streamed rows take: more of them at once
+would read the rows less often, but reading is a small part of the work."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a solver is asked: configurations of one head on one scaling of one representation.
