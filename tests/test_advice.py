@@ -247,6 +247,16 @@ def test_too_little_evidence_does_not_excuse_a_much_worse_score() -> None:
     assert choose(pair, y, tolerance=0.01).name == "good"
 
 
+def test_a_preferred_candidate_is_the_one_that_others_are_held_against() -> None:
+    y, good = answers(20, 1.0)
+    worse = good.copy()
+    worse[0] = worse[0, ::-1]
+    pair = [Candidate("higher", good, 5), Candidate("surer", worse, 10)]
+    found = choose(pair, y, preferred="surer")
+    assert (found.best, found.runner_up, found.name) == ("surer", "higher", "higher")  # cheaper, and as good
+    assert choose([pair[1], Candidate("higher", good, 20)], y, preferred="surer").name == "surer"
+
+
 def test_a_single_candidate_is_chosen_without_a_test() -> None:
     y, proba = answers(10, 0.9)
     found = choose([Candidate("only", proba, 1)], y)

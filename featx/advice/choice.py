@@ -47,7 +47,7 @@ class Choice:
     name : str
         The chosen candidate.
     best : str
-        The candidate of the highest score; another one if a cheaper was as good.
+        The candidate of the highest score, or the preferred one; a cheaper was taken if it was as good.
     runner_up : str or None
         The next best score.
     against_best : Comparison or None
@@ -99,6 +99,7 @@ def choose(
     groups: ArrayLike | None = None,
     metric: str = "accuracy",
     tolerance: float = 0.0,
+    preferred: str | None = None,
     random_state: int = 0,
 ) -> Choice:
     """Take the cheapest candidate that is not distinguishable from the best.
@@ -116,6 +117,8 @@ def choose(
     tolerance : float
         A cheaper candidate must also be within this of the best's score. 0 asks for no more than the test;
         with few images that lets a much worse score pass for want of evidence.
+    preferred : str, optional
+        The candidate that counts as the best, whatever the scores; by default that of the highest score.
     random_state : int
         Seed of the bootstrap.
 
@@ -134,7 +137,10 @@ def choose(
         return Choice(candidates[0].name, candidates[0].name, None, None, None)
     first = candidates[0]
     tests = [versus(first, other) for other in candidates]
-    order = sorted(range(len(candidates)), key=lambda i: (tests[i].difference, candidates[i].cost))
+    order = sorted(
+        range(len(candidates)),
+        key=lambda i: (candidates[i].name != preferred, tests[i].difference, candidates[i].cost),
+    )
     best, second = candidates[order[0]], candidates[order[1]]
     against_second = versus(best, second)
     for cheap in sorted((c for c in candidates if c.cost < best.cost), key=lambda c: c.cost):

@@ -40,6 +40,7 @@ from featx.rows import RowBlocks
 from featx.search import HeadSearchCV, SearchProgress
 from featx.search.loop import Search
 from featx.search.representations import SIDE_BY_SIDE
+from featx.search.scoring import distances
 from featx.search.space import RELEVANT
 
 AUTO = "auto"
@@ -435,9 +436,10 @@ def choose_representation(
 ) -> tuple[HeadSearchCV, Choice | None]:
     """The search's winner, or a cheaper representation that is within a standard error and as good.
 
-    Compared are the winner, the representation of the next best score, and the cheapest one whose score is
-    within one standard error (of the difference over the folds) of the winner's, by a paired test on the
-    out-of-fold answers.
+    Compared are the winner, the representation of the next best score, and the cheapest one that is as good:
+    its score is within one standard error (of the difference over the folds) of the winner's, its
+    probabilities are as near to the truth, give or take a standard error, and a paired test on the
+    out-of-fold answers does not tell them apart.
     """
     best = dict(search.best_params_)
     rivals = {rival: dict(result.config) for rival, result in held.best_of_each().items()}
@@ -449,18 +451,35 @@ def choose_representation(
     runner_up = others[0]
     near = [rival for rival in others if errors[rival][0] <= min(errors[rival][1], MOST_GIVEN_UP)]
     cheaper = [rival for rival in near if bench.columns(rival) < bench.columns(name)]
-    asked = dict.fromkeys([runner_up, *sorted(cheaper, key=bench.columns)[:1]])
+    settled = {name: search, runner_up: copy.copy(search).settle(held, rivals[runner_up])}
+    costs = {name: float(bench.columns(name)), runner_up: math.inf}
+    for rival in sorted(cheaper, key=bench.columns):
+        own = settled.get(rival) or copy.copy(search).settle(held, rivals[rival])
+        if _as_sure(search, own, bench):
+            settled[rival], costs[rival] = own, float(bench.columns(rival))
+            break
     scored = np.isfinite(search.oof_proba_).all(axis=1)
-    settled = {name: search} | {rival: copy.copy(search).settle(held, rivals[rival]) for rival in asked}
     scoring = bench.settings["scoring"]
     choice = choose(
-        [Candidate(one, own.oof_proba_[scored], bench.columns(one)) for one, own in settled.items()],
+        [Candidate(one, own.oof_proba_[scored], costs[one]) for one, own in settled.items()],
         bench.codes[scored],
         groups=bench.groups[scored],
         metric=scoring if isinstance(scoring, str) and scoring in METRICS else "accuracy",
-        tolerance=min(max(errors[rival][1] for rival in asked), MOST_GIVEN_UP),
+        tolerance=min(max(errors[rival][1] for rival in settled if rival != name), MOST_GIVEN_UP),
+        preferred=name,
     )
     return settled[choice.name], choice
+
+
+def _as_sure(winner: HeadSearchCV, rival: HeadSearchCV, bench: Bench) -> bool:
+    """Whether probabilities are no further from the truth than the winner's by more than a standard error."""
+    scored = np.isfinite(winner.oof_proba_).all(axis=1)
+    y = bench.codes[scored]
+    worse = distances(y, rival.oof_proba_[scored]) - distances(y, winner.oof_proba_[scored])
+    if bench.settings["scoring"] in OF_RARE_CLASSES:
+        worse /= np.bincount(y)[y]
+    of_group = np.bincount(np.unique(bench.groups[scored], return_inverse=True)[1], worse)
+    return bool(worse.sum() <= math.sqrt(of_group @ of_group))
 
 
 def helps(before: HeadSearchCV, after: HeadSearchCV) -> bool:

@@ -155,7 +155,11 @@ def standard_error(differences: Sequence[float] | Floats, held_out: float) -> fl
     return float(np.std(differences, ddof=1)) * math.sqrt(1 / j + held_out) if j > 1 else 0.0
 
 
+def distances(y: NDArray[np.intp], proba: Floats) -> Floats:
+    """Squared distance of each row's probabilities (n, C) from the truth, shape (n,)."""
+    return np.asarray((proba**2).sum(axis=1) + 1 - 2 * proba[np.arange(len(y)), y])
+
+
 def brier(y: NDArray[np.intp], proba: Floats, weight: Floats) -> float:
-    """Mean squared distance of the probabilities (n, C) from the truth (Brier 1950); less is better."""
-    distance = (proba**2).sum(axis=1) + 1 - 2 * proba[np.arange(len(y)), y]
-    return float(weight @ distance / weight.sum())
+    """Mean squared distance of probabilities (n, C) from the truth (Brier 1950); less is better."""
+    return float(weight @ distances(y, proba) / weight.sum())
