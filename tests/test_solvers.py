@@ -324,3 +324,34 @@ def test_lda_of_one_row_a_class_is_the_nearest_mean() -> None:
     (_, weights, offset), *_ = solve_lda(rows, np.array([0, 1]), 2, [0.5])
     scores = np.array([[1.0, 1.0], [3.0, 1.0]]) @ weights + offset
     assert scores.argmax(axis=1).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+def test_svms_of_scikit_learn_intelex_score_as_those_of_scikit_learn(
+    classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("sklearnex", reason="the extra intelex is not installed", exc_type=ImportError)
+    from featx.solvers import fits
+
+    folds, answers = folds_of(Y % classes), []
+    for module in ("sklearnex.svm", "sklearn.svm"):
+        monkeypatch.setattr(fits, "FASTER", module)
+        fits.svc_class.cache_clear()
+        assert fits.svc_class().__module__.startswith(module.split(".")[0] + ".")
+        task = Task(ScaledRows([X], "standard", folds), HEADS["rbf_svm"].grid, class_weight="balanced")
+        answers.append({(i, fold): scores for i, fold, scores in SOLVERS["rbf_svm"](task)})
+    fits.svc_class.cache_clear()
+    same = [np.mean(decided(answers[0][key]) == decided(answers[1][key])) for key in answers[1]]
+    assert np.mean(same) > 0.995
+    if classes == 2:  # the scores of more count votes
+        for key in answers[1]:
+            np.testing.assert_allclose(answers[0][key], answers[1][key], atol=0.01)
+
+
+def test_a_search_does_without_scikit_learn_intelex(monkeypatch: pytest.MonkeyPatch) -> None:
+    from featx.solvers import fits
+
+    monkeypatch.setattr(fits, "FASTER", "no_such_module.svm")
+    fits.svc_class.cache_clear()
+    assert fits.svc_class().__module__ == "sklearn.svm._classes"
+    fits.svc_class.cache_clear()
