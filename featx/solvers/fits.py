@@ -15,8 +15,7 @@ from featx.solvers.folds import Floats, Folds, Indices, class_weights, sample_ro
 from featx.solvers.task import Answer, Task, parts, threads
 
 FASTER = "sklearnex.svm"
-"""scikit-learn-intelex, where it is installed: the same scores, in 0.4 s instead of 0.4 s (1,400 rows, 2
-classes) and 6.4 to 9.4 s instead of 8.9 to 12.5 s (5,000 rows, 10 classes; version 2026.2.0)."""
+"""scikit-learn-intelex, where it is installed (version 2026.2.0 gave the same scores)."""
 
 
 def rbf_svm(task: Task) -> Iterator[Answer]:
@@ -32,6 +31,7 @@ def rbf_svm(task: Task) -> Iterator[Answer]:
     for fold in folds:
         train = kernel_sample(task.folds, fold, task.kernel_rows, task.random_state)
         workers = max(1, min(task.n_jobs, int(task.memory // (12 * len(train) * task.rows.n + 1))))
+        workers = workers if svc_class() is SVC else 1  # the other one has threads of its own
         squares = (
             task.rows.squared_distances(fold, train, train),
             task.rows.squared_distances(fold, task.folds.splits[fold][1], train),
