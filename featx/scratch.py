@@ -16,17 +16,29 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from featx.advice import ScorePath
+from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.extractor import Progress
 from featx.finetune.phases import Phase
 from featx.finetune.rows import MEMORY, ArrayRows, RowSource, row_bytes
 from featx.finetune.verdict import make_parts
 from featx.images import ImageSet, load_images, resolve_decoder
+from featx.solvers import sample_rows
 from featx.spec import FeatureSpec
-from featx.splits import check_labels
+from featx.splits import check_labels, make_folds
 
 if TYPE_CHECKING:
     from torch import nn
+
+PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Parts of the training images that a path from scratch has points at."""
+
+FEWEST_OF_CLASS = 3
+"""Images of each class at its first point: one is needed to validate on, and more to learn from."""
+
+NORMAL = 1.96
+"""Half a 95 % interval in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -254,6 +266,62 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
+
+
+def scratch_path(
+    images: ImageSet,
+    y: ArrayLike,
+    *,
+    groups: ArrayLike | None = None,
+    random_state: int = 0,
+    **params: Any,
+) -> ScorePath:
+    """How a convnet from nothing grows with the labels: what a learning curve of features is held against.
+
+    One fifth of the images (a stratified fold) scores every point; the others are learnt from in nested,
+    stratified parts.
+
+    Parameters
+    ----------
+    images : ImageSet
+    y : array-like of shape (n,)
+        Labels.
+    groups : array-like of shape (n,), optional
+        Never parted between training and scoring.
+    random_state : int
+        Seed of fold, parts and nets.
+    **params
+        Of `ScratchClassifier`.
+
+    Returns
+    -------
+    ScorePath
+        Accuracy by training images, with 95 % intervals of the images that score.
+
+    Raises
+    ------
+    DataError
+        If there are too few images of a class for one point.
+    """
+    labels = check_labels(y)
+    classes, codes = np.unique(labels, return_inverse=True)
+    train, test = make_folds(labels, groups=groups, random_state=random_state)[0]
+    sizes, scores = [], []
+    for part in PARTS:
+        own = train[sample_rows(codes[train], len(classes), round(part * len(train)), random_state)]
+        if np.bincount(codes[own], minlength=len(classes)).min() < FEWEST_OF_CLASS:
+            continue
+        net = ScratchClassifier(**{"random_state": random_state, **params})
+        net.fit(images.select(own), labels[own], groups=None if groups is None else np.asarray(groups)[own])
+        right = float(np.mean(net.predict(images.select(test)) == labels[test]))
+        half = NORMAL * (right * (1 - right) / len(test)) ** 0.5
+        sizes.append(float(len(own)))
+        scores.append(Metric(right, max(right - half, 0.0), min(right + half, 1.0)))
+    if not sizes:
+        raise DataError(
+            f"a class has fewer than {FEWEST_OF_CLASS} images to train on; label more of it."
+        )
+    return ScorePath("a small convnet from scratch", tuple(sizes), tuple(scores))
 
 
 def build(net: Convnet) -> tuple[nn.Module, int]:

@@ -186,6 +186,20 @@ def test_featx_advise_says_what_to_do(
     assert figure.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
+def test_featx_advise_holds_features_against_a_convnet_from_nothing(
+    class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, found = _json(
+        capsys, "advise", str(class_folders), *RECIPE, "--cut", "layer2,last", "--heads", "logistic",
+        "--trials", "1", "--scratch",
+    )  # fmt: skip
+    assert code == 0
+    assert found["scratch"][-1]["n"] == 19  # four fifths of 24
+    assert 0 <= found["scratch"][-1]["low"] <= found["scratch"][-1]["high"] <= 1
+    assert set(found["transfer"]) == {"start", "slope", "end", "over"}
+
+
 def test_featx_curve_prints_few_shots_and_the_forecast(
     class_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

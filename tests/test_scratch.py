@@ -9,8 +9,10 @@ import pytest
 from PIL import Image
 from sklearn.base import clone
 
-from featx.exceptions import UsageError
-from featx.scratch import CONVNETS, Convnet, ScratchClassifier, build
+from featx.exceptions import DataError, SearchWarning, UsageError
+from featx.images import load_images
+from featx.scratch import CONVNETS, Convnet, ScratchClassifier, build, scratch_path
+from tests.tinted import pictures
 
 torch = pytest.importorskip("torch")
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
@@ -46,6 +48,27 @@ def test_it_learns_two_colours_and_keeps_the_curves(
     assert net.score(images, y) >= 0.9
     assert [record["epoch"] for record in net.history_] == [*range(1, 13)]
     assert {"loss", "accuracy", "stop_loss", "stop_accuracy", "lr", "seconds"} <= net.history_[0].keys()
+
+
+def test_a_path_from_scratch_grows_with_the_labels(picture: Callable[..., Image.Image]) -> None:
+    y = np.array(["red", "blue"] * 40)
+    tints = {"red": (90, -60, -60), "blue": (-60, -60, 90)}
+    images = [picture(seed, tint=tints[label]) for seed, label in enumerate(y)]
+    path = scratch_path(
+        load_images(images), y, architecture="tiny", epochs=12, lr=3e-3, batch_size=4, device="cpu"
+    )
+    assert path.x == (8.0, 16.0, 32.0, 64.0)  # four fifths of 80, and its parts
+    assert path.score[-1].value >= 0.9
+    assert all(metric.low <= metric.value <= metric.high for metric in path.score)
+
+
+def test_a_class_of_two_images_is_too_small_for_a_path() -> None:
+    images, _ = pictures(20)
+    with (
+        pytest.raises(DataError, match="a class has fewer than 3 images to train on"),
+        pytest.warns(SearchWarning, match="2 folds instead of 5"),
+    ):
+        scratch_path(load_images(images), np.array(["red"] * 2 + ["blue"] * 18), epochs=1)
 
 
 def test_it_is_a_scikit_learn_estimator(two_colours: tuple[list[Image.Image], np.ndarray]) -> None:
