@@ -102,10 +102,13 @@ TARGETS = (
     Target("store.million", "a million rows: open the store, find and serve 1,400", 0.5, "s", at_most=True,
            why="reading 1,400 scattered rows is the larger part."),
     Target("job.cold", "`featx fit` on catdog, cold, 200 and more configurations", 20, "s", at_most=True,
-           why="imports, conversion of all layers and of the chosen one, and the forward pass in turn; see "
-               "*The whole job*."),
+           why="imports of PyTorch and scikit-learn, opening and converting the network, and the passes of "
+               "1,399 photos and of 400 more that other resizings are tried on follow one another; the search "
+               "of a warm fit comes on top. See *The whole job*."),
     Target("job.warm", "`featx fit` on catdog, warm", 4, "s", at_most=True,
-           why="imports alone are told beside it."),
+           why="two seconds are imports, the rest the search over layers, poolings and heads: its products "
+               "wait for memory, and its Cholesky factors for the interpreter's lock, so two cores do little "
+               "more than one."),
     Target("job.predict", "`featx predict` on one new photo, converted network kept", 3, "s", at_most=True,
            why="imports of scikit-learn and OpenVINO are most of it."),
 )  # fmt: skip
