@@ -580,7 +580,7 @@ def far_part() -> list[str]:
         lines.append(f"The two cannot be told apart on {listed(even)}: what differs is within chance.")
     missing = [job.words for job in FAR if job.name not in {found[0].name for found in results}]
     if missing:
-        lines.append(f"Not run: {listed(missing)}.")
+        lines.append(f"Not played to the end yet: {listed(missing)}.")
     return [
         *lines,
         "",

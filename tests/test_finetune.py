@@ -495,3 +495,12 @@ def test_large_classics_run_through_both_phases(name: str, unfreeze: int, traine
         assert any(part.startswith(module) for part in parts), module
     assert all(any(part.startswith(module) for module in trained) for part in parts)
     assert tuner.predict_proba(x[:2]).shape == (2, 2)
+
+
+def test_where_batch_statistics_move_the_head_starts_on_those_of_the_images() -> None:
+    x, y = pictures()
+    still = Phase(epochs=1, batch_size=20, lr=1e-9, warmup=0, label_smoothing=0, batch_norm="trained")
+    settings = {"phases": (still,), "unfreeze": "layer1", "validation": 0, "verdict": 0, "random_state": 0}
+    started = FineTuner(extractor(), **settings).fit(x, y)
+    assert started.history_[0]["accuracy"] > 0.9
+    assert started.history_[0]["loss"] < 0.3

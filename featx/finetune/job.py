@@ -9,8 +9,8 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,14 @@ from torch import nn
 
 from featx.backbones.network import Backbone
 from featx.finetune import training
-from featx.finetune.network import TailClassifier, TrainedLayer, linear_head, make_head, open_tail
+from featx.finetune.network import (
+    TailClassifier,
+    TrainedLayer,
+    linear_head,
+    make_head,
+    open_tail,
+    prepare_phase,
+)
 from featx.finetune.phases import Phase, phases_to_json
 from featx.finetune.probe import FittedProbe, Probe, fold_linear, logistic_probe
 from featx.finetune.rows import MEMORY, Index, RowSource, batches
@@ -123,14 +130,33 @@ class Job:
             class_weights=self.class_weights,
         )
         started = time.monotonic()
-        module = self.fresh_module(fit)
+        module = self.fresh_module(fit, phases)
         path = self._checkpoint(recipe, fit, stop) if resumable else None
         run = training.train(module, task, recipe, checkpoint=path, on_epoch=on_epoch, on_rows=self.on_rows)
         return Training(module, run, recipe, time.monotonic() - started)
 
-    def fresh_module(self, fit: Index) -> TailClassifier:
-        """The tail as pretrained, with a new head."""
-        return TailClassifier(copy.deepcopy(self.tail).requires_grad_(True), self.first_head(fit))
+    def fresh_module(self, fit: Index, phases: Sequence[Phase] = ()) -> TailClassifier:
+        """The tail as pretrained, with a new head.
+
+        Where batch statistics will move, those of the rows to fit are put in first and the head is fitted on
+        the features that they give: one fitted on others would start on logits of another scale, and the
+        first steps would throw away more than the head.
+        """
+        tail = copy.deepcopy(self.tail).requires_grad_(True)
+        moving = next((phase for phase in phases if phase.epochs and phase.batch_norm != "frozen"), None)
+        if moving is None or self.head != "probe":
+            return TailClassifier(tail, self.first_head(fit))
+        module = TailClassifier(tail, make_head("linear", self.features.shape[1], self.n_classes))
+        prepare_phase(module, moving)
+        training.move_statistics(module, (self._tensor(rows) for rows in self._batches(fit)))
+        tail.requires_grad_(True)
+        features = np.zeros_like(self.features)
+        features[fit] = self._features(tail, fit)
+        fitted = replace(self.own_probe, rows=features).fit(self.y, fit, self.weights)
+        folded = fold_linear(fitted.scores, features[fit[:PROOF_ROWS]])
+        assert folded is not None  # a logistic regression is linear
+        module.head = linear_head(*folded).to(self.device)
+        return module
 
     def describe(self, phases: Sequence[Phase]) -> list[list[TrainedLayer]]:
         """What each phase would train."""
@@ -192,21 +218,26 @@ class Job:
     @cached_property
     def features(self) -> NDArray[np.float32]:
         """Last features of all the images before any training, shape (n, width)."""
-        parts = [
-            self.tail(training.to_tensor(rows, self.device)).float().cpu().numpy()
-            for rows in self._plain_batches()
-        ]
-        return np.concatenate(parts)
+        return self._features(self.tail, np.arange(len(self.rows)))
 
     @cached_property
     def own_probe(self) -> Probe:
         """A logistic regression on the last features."""
         return logistic_probe(self.features, self.y, groups=self.groups, random_state=self.seed)
 
-    def _plain_batches(self) -> Any:
+    def _features(self, tail: nn.Module, index: Index) -> NDArray[np.float32]:
+        tail.eval()
         with torch.inference_mode():
-            for _, rows in batches(self.rows, np.arange(len(self.rows)), 64, memory=self.memory):
-                yield rows
+            return np.concatenate(
+                [tail(self._tensor(rows)).float().cpu().numpy() for rows in self._batches(index)]
+            )
+
+    def _batches(self, index: Index) -> Iterator[NDArray[Any]]:
+        for _, rows in batches(self.rows, index, 64, memory=self.memory):
+            yield rows
+
+    def _tensor(self, rows: NDArray[Any]) -> torch.Tensor:
+        return training.to_tensor(rows, self.device)
 
     def _checkpoint(self, recipe: Recipe, fit: Index, stop: Index) -> Path | None:
         """File of this very training: rows, labels, parts and recipe are in its name."""

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from featx.exceptions import UsageError
 from featx.finetune.checkpoint import Checkpoint
@@ -160,6 +161,29 @@ def describe(module: TailClassifier, phases: Sequence[Phase]) -> list[list[Train
         prepare_phase(module, phase)
         described.append(trained_layers(module, _parameter_groups(module, phase)))
     return described
+
+
+def move_statistics(module: TailClassifier, batches: Iterable[Tensor]) -> None:
+    """Put the means over batches in place of the batch statistics that a prepared phase would move.
+
+    Parameters
+    ----------
+    module : TailClassifier
+        As `prepare_phase` leaves it.
+    batches : iterable of Tensor
+        Rows at the cut.
+    """
+    norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
+    momenta = [norm.momentum for norm in norms]
+    module.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.train().momentum = None  # the mean over all batches
+    with torch.no_grad():
+        for rows in batches:
+            module.tail(rows)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.eval().momentum = momentum
 
 
 def predict_logits(
