@@ -318,9 +318,7 @@ def scratch_path(
         sizes.append(float(len(own)))
         scores.append(Metric(right, max(right - half, 0.0), min(right + half, 1.0)))
     if not sizes:
-        raise DataError(
-            f"a class has fewer than {FEWEST_OF_CLASS} images to train on; label more of it."
-        )
+        raise DataError(f"a class has fewer than {FEWEST_OF_CLASS} images to train on; label more of it.")
     return ScorePath("a small convnet from scratch", tuple(sizes), tuple(scores))
 
 

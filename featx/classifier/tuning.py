@@ -40,7 +40,7 @@ from featx.rows import RowBlocks
 from featx.search import HeadSearchCV, SearchProgress
 from featx.search.loop import Search
 from featx.search.representations import SIDE_BY_SIDE
-from featx.search.scoring import distances
+from featx.search.scoring import distances, standard_error
 from featx.search.space import RELEVANT
 
 AUTO = "auto"
@@ -485,7 +485,7 @@ def _as_sure(winner: HeadSearchCV, rival: HeadSearchCV, bench: Bench) -> bool:
 def helps(before: HeadSearchCV, after: HeadSearchCV) -> bool:
     """Whether the second is better by `LEAST_GAIN` and by more than a standard error over the same folds."""
     gain = _fold_scores(after) - _fold_scores(before)
-    return bool(gain.mean() >= LEAST_GAIN and gain.mean() > _standard_error(gain))
+    return bool(gain.mean() >= LEAST_GAIN and gain.mean() > standard_error(gain, before.held_out_))
 
 
 def _tried(name: str, before: HeadSearchCV, after: HeadSearchCV, kept: bool, began: float) -> Tried:
@@ -494,7 +494,7 @@ def _tried(name: str, before: HeadSearchCV, after: HeadSearchCV, kept: bool, beg
         name,
         float(after.best_score_),
         float(gain.mean()),
-        _standard_error(gain),
+        standard_error(gain, before.held_out_),
         kept,
         time.monotonic() - began,
     )
@@ -532,7 +532,7 @@ def _without_foreign(params: Config) -> Config:
 def _gap(search: HeadSearchCV, first: Config, second: Config) -> tuple[float, float]:
     """Mean and standard error of the first one's score less the second's, over the folds."""
     worse = _fold_scores(search, first) - _fold_scores(search, second)
-    return float(worse.mean()), _standard_error(worse)
+    return float(worse.mean()), standard_error(worse, search.held_out_)
 
 
 def _fold_scores(search: HeadSearchCV, config: Config | None = None) -> NDArray[np.float64]:
@@ -540,7 +540,3 @@ def _fold_scores(search: HeadSearchCV, config: Config | None = None) -> NDArray[
     table = search.cv_results_
     at = search.best_index_ if config is None else table["params"].index(config)
     return np.array([table[f"split{fold}_test_score"][at] for fold in range(search.n_splits_)])
-
-
-def _standard_error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

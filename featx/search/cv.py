@@ -138,6 +138,10 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         All trials.
     screening_ : list of featx.search.representations.Screened
         Leave-one-out scores of blocks and combinations, best first; empty where nothing was screened.
+    n_splits_ : int
+        Folds, all drawings of them together.
+    held_out_ : float
+        Rows that a fold scores for each that it trains on, which the error of repeated folds depends on.
     left_out_ : dict
         Heads that could not be used, with the reason.
     memory_ : dict of str to int
@@ -311,6 +315,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
             np.argmax([identity(p) == identity(winner.config) for p in self.cv_results_["params"]])
         )
         self.n_splits_ = len(search.folds.splits)
+        self.held_out_ = search.evaluator.held_out
         self.memory_: dict[str, int] = {}
         if search.streamed:
             widest = max(map(search.width, search.space.representations))

@@ -115,7 +115,7 @@ class Evaluator:
         self._moments: dict[tuple[str, str], ScaledRows] = {}
         self._best: Result | None = None
         self._held: tuple[Result, Floats] | None = None
-        self._held_out = float(np.mean([len(test) / len(train) for train, test in folds.splits]))
+        self.held_out = float(np.mean([len(test) / len(train) for train, test in folds.splits]))
 
     def evaluate(
         self, configs: Sequence[Config], origin: str, *, deadline: float = float("inf")
@@ -251,7 +251,7 @@ class Evaluator:
         A score of probabilities has little noise to begin with: there only equal ones do.
         """
         behind = np.subtract(best.scores, result.scores)
-        error = 0.0 if self.scorer.of_probabilities else standard_error(behind, self._held_out)
+        error = 0.0 if self.scorer.of_probabilities else standard_error(behind, self.held_out)
         return bool(behind.mean() <= error + ROUNDING)
 
     def _weigh(self, result: Result, decision: Floats) -> None:
