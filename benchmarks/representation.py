@@ -357,7 +357,12 @@ def render(results: Results, jobs: list[Job] | tuple[Job, ...]) -> str:
 
 def _left_out(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterator[str]:
     """What of a whole run is not in the results yet."""
-    left = [f"the choice on {job.title}" for job in jobs if f"oracle/{job.title}" not in results]
+    left = [f"the choice on {job.title}" for job in jobs if not _chosen(results, job)]
+    left += [
+        f"the oracle on {job.title}"
+        for job in jobs
+        if _chosen(results, job) and f"oracle/{job.title}" not in results
+    ]
     if not any(key.startswith("doubling/") for key in results):
         left.append("the forecast of doubled labels")
     if not any(key.startswith("cost/") for key in results):
@@ -366,8 +371,12 @@ def _left_out(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterator[s
         yield from ("", f"Not measured in this run: {', '.join(left)}.")
 
 
+def _chosen(results: Results, job: Job) -> bool:
+    return all(f"choice/{job.title}/{seed}" in results for seed in SEEDS)
+
+
 def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterator[str]:
-    measured = [job for job in jobs if f"oracle/{job.title}" in results]
+    measured = [job for job in jobs if _chosen(results, job)]
     if not measured:
         return
     runs = [results[f"choice/{job.title}/{seed}"] for job in measured for seed in SEEDS]
@@ -393,25 +402,25 @@ def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterat
     notes, gains = [], {}
     for job in measured:
         runs = [results[f"choice/{job.title}/{seed}"] for seed in SEEDS]
-        oracle = results[f"oracle/{job.title}"]
+        oracle = results.get(f"oracle/{job.title}")
         tests = [np.array(run["test"]) for run in runs]
         usual, featx = ([np.array(run[k], float) for run in runs] for k in ("usual", "featx"))
-        best = [np.array(own, float) for own in oracle["right"]]
+        best = usual if oracle is None else [np.array(own, float) for own in oracle["right"]]
         means = [float(np.mean([own.mean() for own in kind])) for kind in (usual, best, featx)]
         over_usual = paired([a - b for a, b in zip(featx, usual, strict=True)], tests)
         better = best if means[1] >= means[0] else usual
         over_better = paired([a - b for a, b in zip(featx, better, strict=True)], tests)
         gains[job.title] = over_usual[0]
         yield (
-            f"| {job.title} | {100 * means[0]:.1f} | {100 * means[1]:.1f} | **{100 * means[2]:.1f}** | "
-            f"{_points(over_usual)} | {_points(over_better)} | "
+            f"| {job.title} | {100 * means[0]:.1f} | {'' if oracle is None else f'{100 * means[1]:.1f}'} | "
+            f"**{100 * means[2]:.1f}** | {_points(over_usual)} | {_points(over_better)} | "
             f"{'yes' if over_better[2] >= -MARGIN else 'no'} |"
         )
         chosen = "; ".join(dict.fromkeys(run["chosen"] for run in runs))
-        notes.append(
-            f"* {job.title}: oracle {oracle['name']} (C = {oracle['C']:g}) of {oracle['candidates']} "
-            f"representations; featx took {chosen}."
-        )
+        known = "oracle not measured"
+        if oracle is not None:
+            known = f"oracle {oracle['name']} (C = {oracle['C']:g}) of {oracle['candidates']} representations"
+        notes.append(f"* {job.title}: {known}; featx took {chosen}.")
     far = [gains[job.title] for job in measured if job.far and not job.groups]
     if far:
         yield from (
