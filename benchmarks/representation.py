@@ -411,10 +411,12 @@ def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterat
         better = best if means[1] >= means[0] else usual
         over_better = paired([a - b for a, b in zip(featx, better, strict=True)], tests)
         gains[job.title] = over_usual[0]
+        against = "| | |"
+        if oracle is not None:
+            against = f"| {_points(over_better)} | {'yes' if over_better[2] >= -MARGIN else 'no'} |"
         yield (
             f"| {job.title} | {100 * means[0]:.1f} | {'' if oracle is None else f'{100 * means[1]:.1f}'} | "
-            f"**{100 * means[2]:.1f}** | {_points(over_usual)} | {_points(over_better)} | "
-            f"{'yes' if over_better[2] >= -MARGIN else 'no'} |"
+            f"**{100 * means[2]:.1f}** | {_points(over_usual)} {against}"
         )
         chosen = "; ".join(dict.fromkeys(run["chosen"] for run in runs))
         known = "oracle not measured"
