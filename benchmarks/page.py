@@ -103,7 +103,7 @@ TARGETS = (
            why="reading 1,400 scattered rows is the larger part."),
     Target("job.cold", "`featx fit` on catdog, cold, 200 and more configurations", 20, "s", at_most=True,
            why="imports of PyTorch and scikit-learn, opening and converting the network, and the passes of "
-               "1,399 photos and of 400 more that other resizings are tried on follow one another; the search "
+               "1,399 photos and of 400 more for other resizings follow one another; the search "
                "of a warm fit comes on top. See *The whole job*."),
     Target("job.warm", "`featx fit` on catdog, warm", 4, "s", at_most=True,
            why="two seconds are imports, the rest the search over layers, poolings and heads: its products "
