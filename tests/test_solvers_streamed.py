@@ -354,3 +354,19 @@ def test_many_stored_rows_take_the_stated_memory_and_give_the_scores_of_scikit_l
     }.items():
         expected = model.fit(full[train], labels[train]).score(full[test], labels[test])
         assert found["scores"][head] == pytest.approx(expected, abs=0.004)  # one fold of 40,000 against three
+
+
+def test_a_column_that_is_constant_in_a_fold_only_has_no_say() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(300, 12)).astype(np.float32)
+    y = (rows[:, 0] > 0).astype(np.intp)
+    test = np.arange(0, 300, 10)
+    rows[:, 5] = 7000.0
+    rows[test, 5] = rng.normal(scale=1e4, size=len(test))  # far from 0, and off the common mean elsewhere
+    folds = Folds(((np.setdiff1d(np.arange(300), test), test),), y, 2)
+    shared = ScaledRows([rows], "standard", folds)
+    assert shared.by_moments
+    ((_, _, scores),) = SOLVERS["ridge"](Task(shared, [{"alpha": 1e-3}]))
+    without = ScaledRows([np.delete(rows, 5, axis=1)], "standard", folds)
+    ((_, _, expected),) = SOLVERS["ridge"](Task(without, [{"alpha": 1e-3 * 12 / 11}]))
+    np.testing.assert_allclose(scores, expected, atol=1e-3)

@@ -20,6 +20,9 @@ WELL_CONDITIONED = 1e4
 """Condition up to which a system is solved in single precision, at half the cost: its rounding, times this,
 leaves three digits of a solution in the worst direction and five in the others."""
 
+ROUNDING = 1e-6
+"""Share of a column's sum of squares that single precision may leave of a variance of nothing."""
+
 SLAB = 256
 """Rows of a large matrix that are changed at a time."""
 
@@ -61,10 +64,16 @@ class Moments:
         return np.asarray(self.sums / np.where(self.count == 0, 1, self.count)[:, None])
 
     def scaled(self, shift: Floats, scale: Floats) -> Moments:
-        """Moments of ``(row - shift) * scale``; `second` is overwritten."""
-        total = self.sums.sum(axis=0)
+        """Moments of ``(row - shift) * scale``; `second` is overwritten.
+
+        A column that is constant here, but not in the rows that the base was centred on, is left with what
+        rounding makes of its square, which may be negative: it says nothing, so it is put to zero.
+        """
+        total, square = self.sums.sum(axis=0), np.diagonal(self.second).copy()
+        silent = square - total**2 / self.weight <= ROUNDING * square
         left = np.column_stack([shift, total - self.weight * shift])
         second = subtract_product(self.second, left, np.stack([total, shift]))
+        scale = np.where(silent, 0.0, scale)
         second *= scale[:, None]
         second *= scale
         return Moments(self.count, (self.sums - self.count[:, None] * shift) * scale, second)
