@@ -600,16 +600,26 @@ def _fit_sigmoid(decision: Floats, y: Indices, weight: Floats) -> Calibration:
         slope = weight * (expit(logit) - target)
         return float(value / weight.sum()), np.array([slope @ standard, slope.sum()]) / weight.sum()
 
-    start = np.array([1.0, math.log((positive + 1) / (negative + 1))])
-    found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(MIN_SLOPE, None), (None, None)]).x
     rows = np.column_stack([standard, np.ones_like(standard)])
-    for _ in range(POLISHING):
-        chance = expit(rows @ found)
-        bend = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows
-        step = np.linalg.lstsq(bend, rows.T @ (weight * (chance - target)), rcond=None)[0]
-        if not found[0] - step[0] > MIN_SLOPE or np.abs(step).max() > 0.1:
-            break  # at the bound, or so flat that Newton's step means nothing
-        found = found - step
+
+    def newton(found: Floats, most: int, longest: float) -> tuple[Floats, bool]:
+        """Steps until they are nothing; whether they ended so."""
+        for _ in range(most):
+            chance = expit(rows @ found)
+            bend = (rows * (weight * chance * (1 - chance))[:, None]).T @ rows
+            step = np.linalg.lstsq(bend, rows.T @ (weight * (chance - target)), rcond=None)[0]
+            if not found[0] - step[0] > MIN_SLOPE or np.abs(step).max() > longest:
+                return found, False  # at the bound, or so flat that Newton's step means nothing
+            found = found - step
+            if np.abs(step).max() < 1e-10:
+                return found, True
+        return found, False
+
+    start = np.array([1.0, math.log((positive + 1) / (negative + 1))])
+    found, done = newton(start, NEWTON_STEPS, 5.0)
+    if not done:
+        bounds = [(MIN_SLOPE, None), (None, None)]
+        found, _ = newton(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x, POLISHING, 0.1)
     return Calibration("sigmoid", float(found[0] / scale), float(found[1]))
 
 
@@ -651,6 +661,9 @@ def _plain(value: Any) -> Any:
 MIN_SLOPE = 1e-4
 """Least slope of a calibration on scores of unit spread: scores that say nothing become even odds, and
 still keep their order."""
+
+NEWTON_STEPS = 25
+"""Newton steps that are tried before a slower search within bounds."""
 
 POLISHING = 4
 """Newton steps after the search, so that the answer does not depend on where the search began: whole-number

@@ -51,8 +51,10 @@ def _linear(task: Task, loss: str) -> Iterator[Answer]:
         solved = solve_linear(rows, loss, which, strength, mass, stop=task.stop, **limits)
         if solved is None:
             return None
-        held_out = [solved.scores[folds.splits[fold][1], :, b] for b, fold in enumerate(which)]
-        return [(i, fold, scores_of(own)) for (fold, i), own in zip(part, held_out, strict=True)]
+        return [
+            (i, fold, scores_of(rows.held_out(solved.scores, solved.weights, b, fold)))
+            for b, (fold, i) in enumerate(part)
+        ]
 
     rows = GramRows(task.rows, task.n_jobs) if task.rows.by_gram else task.rows
     left = [(fold, i) for fold in range(len(folds.splits)) for i in order]
@@ -101,8 +103,16 @@ class GramRows:
         self.half = rows.n + 1
         self.height = 2 * self.half
         self.intercepts = [rows.n, -1]
-        several = range(1 if rows.alike else len(rows.folds.splits))
-        self.inner = threads(n_jobs, [(rows.gram, (fold,)) for fold in several])
+        self.alike = rows.alike
+        if rows.alike:
+            self.inner = [(rows.gram(0), np.empty(0))]
+            return
+
+        def cut(fold: int) -> tuple[Floats, Floats]:
+            gram, (train, test) = rows.gram(fold), rows.folds.splits[fold]
+            return gram[train].take(train, axis=1), gram[test].take(train, axis=1)
+
+        self.inner = threads(n_jobs, [(cut, (fold,)) for fold in range(len(rows.folds.splits))])
 
     def times(self, weights: Floats, fold: Indices) -> Floats:
         """Scores (n, k, b) of weights (2 n + 2, k, b); `fold` (b,) is whose scaling."""
@@ -114,14 +124,24 @@ class GramRows:
         gradient[: self.n] = residuals
         gradient[self.intercepts] = column_sums(residuals)
         image = gradient[self.half : -1]
-        if len(self.inner) == 1:
-            image[:] = (self.inner[0] @ residuals.reshape(self.n, -1)).reshape(residuals.shape)
+        if self.alike:
+            image[:] = (self.inner[0][0] @ residuals.reshape(self.n, -1)).reshape(residuals.shape)
             return gradient
         for own in np.unique(fold):
-            where = fold == own
+            where, train = fold == own, self.folds.splits[own][0]
             part = residuals[:, :, where]
-            image[:, :, where] = (self.inner[own] @ part.reshape(self.n, -1)).reshape(part.shape)
+            scores = np.zeros_like(part)  # of rows that do not train it is asked at the end
+            inner = part[train].reshape(len(train), -1)
+            scores[train] = (self.inner[own][0] @ inner).reshape(len(train), *part.shape[1:])
+            image[:, :, where] = scores
         return gradient
+
+    def held_out(self, scores: Floats, weights: Floats, b: int, fold: int) -> Floats:
+        """Scores (m, k) of a fold's test rows in problem b, whose scores and weights are given."""
+        train, test = self.folds.splits[fold]
+        if self.alike:
+            return np.asarray(scores[test, :, b])
+        return np.asarray(self.inner[fold][1] @ weights[train, :, b] + weights[-1, :, b])
 
     def dots(self, a: Floats, b: Floats) -> Floats:
         """Inner product of each problem's two vectors, shape (b,)."""

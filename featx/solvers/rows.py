@@ -240,6 +240,10 @@ class ScaledRows:
         parts = [part.gradient(residuals, fold) for part in self.parts]
         return np.concatenate([*parts, column_sums(residuals)[None]])
 
+    def held_out(self, scores: Floats, weights: Floats, b: int, fold: int) -> Floats:
+        """Scores (m, k) of a fold's test rows in problem b, whose scores and weights are given."""
+        return np.asarray(scores[self.folds.splits[fold][1], :, b])
+
     def dots(self, a: Floats, b: Floats) -> Floats:
         """Inner product of each problem's two vectors (d + 1, k, b), shape (b,)."""
         return np.asarray(np.einsum("dkb,dkb->b", a, b))
