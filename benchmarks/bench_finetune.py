@@ -545,9 +545,9 @@ def catdog_part() -> list[str]:
 RECIPES = (
     "Settings were not chosen fold by fold: that of the shapes was tried on one fold of another deal of "
     "shape_edges16, that of omniglot_small1 on its first fold without augmentation, that of "
-    "fsdd_spectrograms on one speaker, and each then serves all folds. The first fold of omniglot_small1 also "
-    "showed, by 0.910 right where it is 0.930 now, that the head must be fitted on the batch statistics that "
-    "training moves to, which `FineTuner` does since."
+    "fsdd_spectrograms on one speaker, and each then serves all folds. The first fold of omniglot_small1 "
+    "also showed, by 0.910 right where it is 0.930 now, that the head must be fitted on the batch "
+    "statistics that training moves to, which `FineTuner` does since."
 )
 
 
