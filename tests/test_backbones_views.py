@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from featx.backbones import open_card
 from featx.backbones.transform import prepare
-from featx.backbones.views import POLICIES, View, ViewPolicy, draw_view, name_policy, parse_policy
+from featx.backbones.views import POLICIES, ViewPolicy, draw_view, name_policy, parse_policy
 from featx.exceptions import UsageError
 from featx.spec import FeatureSpec
 
@@ -108,23 +107,6 @@ def test_what_comes_in_at_the_border_is_the_policys_choice(border: str, corner: 
     angles = {number: abs(draw_view(policy, number, DIGEST).angle) for number in range(1, 20)}
     spec = make_spec(max(angles, key=lambda number: angles[number]), policy, background=(7, 7, 7))
     assert prepare(flat, spec, digest=DIGEST)[0, 0].tolist() == [corner] * 3
-
-
-STILL = View(
-    top=0, left=0, side=1, flip=False, angle=0, shear=0, shift=(0, 0), scale=1, brightness=1, contrast=1,
-    saturation=1, hue=0, border="edge",
-)  # fmt: skip
-
-
-def test_a_quarter_turn_and_a_shift_put_each_pixel_where_they_say() -> None:
-    picture = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
-    turned = dataclasses.replace(STILL, angle=90.0).finish(picture, (0, 0, 0))
-    assert np.array_equal(turned, np.rot90(picture, -1))  # clockwise
-    shifted = dataclasses.replace(STILL, shift=(0.25, -0.5)).finish(picture, (0, 0, 0))
-    assert np.array_equal(shifted[:4, 2:], picture[4:, :6])
-    assert (shifted[:4, :2] == picture[4:, :1]).all()
-    blank = dataclasses.replace(STILL, shift=(0.25, 0.0), border="background")
-    assert (blank.finish(picture, (9, 8, 7))[:, :2] == (9, 8, 7)).all()
 
 
 def test_brightness_alone_scales_the_pixels() -> None:

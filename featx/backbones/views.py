@@ -27,9 +27,6 @@ Picture = NDArray[np.uint8]
 """RGB, shape (H, W, 3)."""
 
 BORDERS = ("reflect", "edge", "background")
-OUTSIDE: Mapping[str, str] = {"reflect": "reflection", "edge": "border", "background": "zeros"}
-"""What `torch.nn.functional.grid_sample` calls the borders; sampling as they say takes a third of the time
-that padding by half the picture on each side takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,29 +228,25 @@ class View:
         return (self.angle, self.shear, *self.shift, self.scale) != (0, 0, 0, 0, 1)
 
     def _move(self, image: Tensor, background: tuple[int, int, int]) -> Tensor:
-        """Shear, scale, turn and shift about the centre; where nothing was, the border comes in."""
-        import torch
-        from torch.nn.functional import affine_grid, grid_sample
+        from torchvision.transforms.v2 import InterpolationMode, functional
 
         height, width = image.shape[1:]
-        theta = torch.tensor(self._sources(width, height), dtype=torch.float32)
-        grid = affine_grid(theta[None], [1, 3, height, width], align_corners=False)
-        filled = background if self.border == "background" else (0, 0, 0)
-        level = torch.tensor(filled, dtype=torch.float32)[:, None, None]
-        moved = grid_sample(
-            (image - level)[None], grid, padding_mode=OUTSIDE[self.border], align_corners=False
+        margin = [width // 2, height // 2] if self.border != "background" else [0, 0]
+        if (
+            self.border != "background"
+        ):  # bring the surroundings in by padding; an affine map fills with a colour
+            image = functional.pad(image, margin, padding_mode=self.border)
+        image = functional.affine(
+            image,
+            angle=self.angle,
+            translate=[self.shift[0] * width, self.shift[1] * height],
+            scale=self.scale,
+            shear=[self.shear, 0.0],
+            interpolation=InterpolationMode.BILINEAR,
+            fill=[float(level) for level in background],
         )
-        return (moved[0] + level).round_().clamp_(0, 255).to(torch.uint8)
-
-    def _sources(self, width: int, height: int) -> NDArray[np.float64]:
-        """Where each pixel comes from: an affine map of coordinates from -1 to 1, shape (2, 3)."""
-        angle, slant = math.radians(self.angle), math.tan(math.radians(self.shear))
-        cos, sin = math.cos(angle), math.sin(angle)
-        forward = self.scale * np.array([[cos, -cos * slant - sin], [sin, cos - sin * slant]])
-        sides = np.array([width, height])
-        back = np.linalg.inv(forward)
-        start = -2 * back @ (self.shift * sides) / sides
-        return np.column_stack([back * sides / sides[:, None], start])
+        moved: Tensor = functional.crop(image, margin[1], margin[0], height, width)
+        return moved
 
 
 def draw_view(policy: str, number: int, digest: bytes) -> View:
