@@ -277,7 +277,13 @@ def run(
 def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, many: list[str], number: int) -> None:
     cache = tmp_path / "cache"
     command = [sys.executable, "-c", EXTRACT, str(cache), "pillow", "2", *many]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
+    )
     assert process.stdout is not None
     computed = 0
     while computed < 128:
