@@ -41,7 +41,6 @@ from featx.search import HeadSearchCV, SearchProgress
 from featx.search.loop import Search
 from featx.search.representations import SIDE_BY_SIDE
 from featx.search.scoring import distances, standard_error
-from featx.search.space import RELEVANT
 
 AUTO = "auto"
 
@@ -367,11 +366,6 @@ class Bench:
         """Its name; a search of one block does not say it."""
         return str(config.get("representation", next(iter(self.blocks))))
 
-    def columns(self, name: str) -> int:
-        """Columns that a representation is made from: what using it costs."""
-        names = list(self.blocks) if name.startswith(RELEVANT) else name.split(SIDE_BY_SIDE)
-        return sum(self.blocks.width(block) for block in names)
-
     def try_class_weights(
         self, search: HeadSearchCV, winner: HeadSearchCV, params: Config, tried: list[Tried]
     ) -> tuple[HeadSearchCV, Config]:
@@ -450,13 +444,13 @@ def choose_representation(
     errors = {rival: _gap(search, best, rivals[rival]) for rival in others}
     runner_up = others[0]
     near = [rival for rival in others if errors[rival][0] <= min(errors[rival][1], MOST_GIVEN_UP)]
-    cheaper = [rival for rival in near if bench.columns(rival) < bench.columns(name)]
+    cheaper = [rival for rival in near if held.width(rival) < held.width(name)]
     settled = {name: search, runner_up: copy.copy(search).settle(held, rivals[runner_up])}
-    costs = {name: float(bench.columns(name)), runner_up: math.inf}
-    for rival in sorted(cheaper, key=bench.columns):
+    costs = {name: float(held.width(name)), runner_up: math.inf}
+    for rival in sorted(cheaper, key=held.width):
         own = settled.get(rival) or copy.copy(search).settle(held, rivals[rival])
         if _as_sure(search, own, bench):
-            settled[rival], costs[rival] = own, float(bench.columns(rival))
+            settled[rival], costs[rival] = own, float(held.width(rival))
             break
     scored = np.isfinite(search.oof_proba_).all(axis=1)
     scoring = bench.settings["scoring"]

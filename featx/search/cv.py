@@ -46,6 +46,7 @@ from featx.solvers import (
     solve_lda,
     streamed_bytes,
 )
+from featx.solvers.closed import one_for_two
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[Any]
@@ -631,16 +632,11 @@ def _fit_lda(head: Any, rows: Floats, y: NDArray[Any]) -> None:
     the covariance, which predictions do not need.
     """
     head.classes_, codes = np.unique(y, return_inverse=True)
-    n_classes = len(head.classes_)
-    solved = solve_lda(rows.astype(np.float64), codes, n_classes, [head.shrinkage])
+    solved = solve_lda(rows.astype(np.float64), codes, len(head.classes_), [head.shrinkage])
     head.means_, weights, offset = next(solved)
     head.priors_ = np.bincount(codes) / len(codes)
+    weights, offset = one_for_two(weights, offset)
     head.coef_, head.intercept_ = weights.T, offset
-    if n_classes == 2:
-        head.coef_, head.intercept_ = (
-            head.coef_[1:] - head.coef_[:1],
-            head.intercept_[1:] - head.intercept_[:1],
-        )
     head.n_features_in_ = rows.shape[1]
 
 

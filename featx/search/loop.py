@@ -194,7 +194,7 @@ class Search:
         return tuple(names[number] for number in used), kept
 
     def width(self, name: str) -> int:
-        """Columns that a representation is made from."""
+        """Columns that a representation is made from: what using it costs."""
         names = self.blocks if name.startswith(RELEVANT) else name.split(SIDE_BY_SIDE)
         return sum(self.blocks.width(block) for block in names)
 
@@ -391,12 +391,7 @@ class Search:
         """Few blocks are simpler than many, picked features the least simple; then by columns."""
         if name.startswith(RELEVANT):
             return (len(self.blocks), int(name.removeprefix(RELEVANT)), 0)
-        names = name.split(SIDE_BY_SIDE)
-        return (
-            len(names),
-            0 if name.startswith(USUAL) else 1,
-            sum(self.blocks.width(block) for block in names),
-        )
+        return (len(name.split(SIDE_BY_SIDE)), 0 if name.startswith(USUAL) else 1, self.width(name))
 
     def _confirm(self, result: Result) -> Result:
         """Evaluate an approximately scored configuration on all rows."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -25,6 +24,7 @@ from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
 from featx.rows import RowBlocks
 from featx.solvers import Folds, ScaledBlock, sample_rows
+from featx.solvers.task import threads
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -474,7 +474,4 @@ def _accuracy(decision: Floats, y: Indices) -> float:
 
 
 def _threads(n_jobs: int, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    if n_jobs == 1 or len(items) == 1:
-        return [function(item) for item in items]
-    with ThreadPoolExecutor(min(n_jobs, len(items))) as pool:
-        return list(pool.map(function, items))
+    return threads(n_jobs, [(function, (item,)) for item in items])

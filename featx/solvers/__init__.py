@@ -16,7 +16,8 @@ from collections.abc import Callable, Iterator
 from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
 from featx.solvers.folds import ClassWeights, Folds, Split, class_weights, sample_rows
-from featx.solvers.linear import LINEAR, GramRows, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.linear import GramRows, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.losses import LINEAR
 from featx.solvers.moments import moment_bytes
 from featx.solvers.neighbours import neighbours
 from featx.solvers.rows import CHUNK_ROWS, DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block

@@ -126,10 +126,7 @@ def _ridge_fold(task: Task, fold: int) -> list[Floats]:
     target = target[:, 1:] if task.folds.n_classes == 2 else target
     alphas = [float(p["alpha"]) for p in task.params]
     if task.rows.by_gram:
-        gram = task.rows.gram(fold)
-        return _ridge_of_gram(
-            gram[train].take(train, axis=1), gram[test].take(train, axis=1), target, weight, alphas
-        )
+        return _ridge_of_gram(*task.rows.fold_products(fold, train, test), target, weight, alphas)
     rows = task.rows.of_fold(fold)
     share, root = weight / weight.sum(), np.sqrt(weight)[:, None]
     offset = share @ target
@@ -138,11 +135,6 @@ def _ridge_fold(task: Task, fold: int) -> list[Floats]:
     held_out = rows[test] - center
     solutions = penalised_solutions(inner, alphas, (target - offset) * root)
     return [scores_of(held_out @ weights + offset) for weights in solutions]
-
-
-def _inner_products(gram: Floats, train: Indices, test: Indices) -> tuple[Floats, Floats]:
-    """Of training rows with training rows, and of test rows with training rows."""
-    return gram[train].take(train, axis=1), gram[test].take(train, axis=1)
 
 
 def _ridge_of_gram(
@@ -167,7 +159,8 @@ def _lda_fold(task: Task, fold: int) -> list[Floats]:
     y, classes = task.folds.y[train], task.folds.n_classes
     shrinkages = [float(p["shrinkage"]) for p in task.params]
     if task.rows.by_gram:
-        scores = _lda_of_gram(task.rows.gram(fold), train, test, y, classes, task.rows.d, shrinkages)
+        products = task.rows.fold_products(fold, train, test)
+        scores = _lda_of_gram(*products, y, classes, task.rows.d, shrinkages)
     else:
         rows = task.rows.of_fold(fold)
         solved = solve_lda(rows[train], y, classes, shrinkages)
@@ -176,18 +169,11 @@ def _lda_fold(task: Task, fold: int) -> list[Floats]:
 
 
 def _lda_of_gram(
-    gram: Floats,
-    train: Indices,
-    test: Indices,
-    y: Indices,
-    classes: int,
-    d: int,
-    shrinkages: Sequence[float],
+    inner: Floats, across: Floats, y: Indices, classes: int, d: int, shrinkages: Sequence[float]
 ) -> Iterator[Floats]:
     """Scores of the test rows as `solve_lda` gives them, from inner products alone (Woodbury)."""
-    n = len(train)
-    member = _membership(y, classes, gram.dtype)  # (classes, n): its product with the rows is the means
-    inner, across = _inner_products(gram, train, test)
+    n = len(inner)
+    member = _membership(y, classes, inner.dtype)  # (classes, n): its product with the rows is the means
     to_means = inner @ member.T  # rows with means
     means = member @ to_means  # means with means
     spread_means = to_means - means[y]
@@ -198,7 +184,7 @@ def _lda_of_gram(
     log_shares = np.log(np.bincount(y, minlength=classes) / n)
     # (C K C + s I)^-1 of C's range, C the centring within classes: as (K + s I)^-1, less what makes the
     # coefficients of a class sum to something else than 0.
-    one_hot = (member > 0).T.astype(gram.dtype)
+    one_hot = (member > 0).T.astype(inner.dtype)
     solved = solve_penalised(inner, strengths, np.hstack([spread_means, one_hot]))
     for shrinkage, strength, dual in zip(shrinkages, strengths, solved, strict=True):
         of_means, of_classes = dual[:, :classes], dual[:, classes:]
@@ -247,11 +233,11 @@ def _nearest_mean_fold(task: Task, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     y, classes = task.folds.y[train], task.folds.n_classes
     if task.rows.by_gram:
-        gram = task.rows.gram(fold)
-        member = _membership(y, classes, gram.dtype)
-        to_means = gram[np.ix_(test, train)] @ member.T
-        means = np.einsum("cn,nc->c", member, gram[np.ix_(train, train)] @ member.T)
-        own = np.diagonal(gram)[test][:, None]
+        inner, across = task.rows.fold_products(fold, train, test)
+        member = _membership(y, classes, inner.dtype)
+        to_means = across @ member.T
+        means = np.einsum("cn,nc->c", member, inner @ member.T)
+        own = np.diagonal(task.rows.gram(fold))[test][:, None]
     else:
         rows = task.rows.of_fold(fold)
         centers = _class_means(rows[train], y, classes)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featx.solvers import streamed
 from featx.solvers.descent import HISTORY, MAX_ITERATIONS, PRECISE, TOLERANCE, History
 from featx.solvers.folds import Floats, Indices
-from featx.solvers.losses import LOSSES
+from featx.solvers.losses import LOSSES, loss_of
 from featx.solvers.rows import ScaledRows, column_sums
 from featx.solvers.task import Answer, Task, scores_of, threads
 
@@ -23,12 +23,12 @@ SMALL_ARRAYS = 4 * 2**20
 
 def softmax(task: Task) -> Iterator[Answer]:
     """Multinomial logistic regression (binary: one logistic), scikit-learn's objective."""
-    return _linear(task, "softmax" if task.folds.n_classes > 2 else "logistic")
+    return _linear(task, "softmax")
 
 
 def logistic_ovr(task: Task) -> Iterator[Answer]:
     """One logistic regression for each class against the rest."""
-    return _linear(task, "logistic")
+    return _linear(task, "logistic_ovr")
 
 
 def squared_hinge(task: Task) -> Iterator[Answer]:
@@ -36,8 +36,9 @@ def squared_hinge(task: Task) -> Iterator[Answer]:
     return _linear(task, "squared_hinge")
 
 
-def _linear(task: Task, loss: str) -> Iterator[Answer]:
+def _linear(task: Task, solver: str) -> Iterator[Answer]:
     limits: dict[str, Any] = PRECISE if task.precise else {}
+    loss = loss_of(solver, task.folds)
     if task.rows.streamed:
         yield from streamed.linear(task, loss, **limits)
         return
@@ -103,16 +104,9 @@ class GramRows:
         self.half = rows.n + 1
         self.height = 2 * self.half
         self.intercepts = [rows.n, -1]
-        self.alike = rows.alike
-        if rows.alike:
-            self.inner = [(rows.gram(0), np.empty(0))]
-            return
-
-        def cut(fold: int) -> tuple[Floats, Floats]:
-            gram, (train, test) = rows.gram(fold), rows.folds.splits[fold]
-            return gram[train].take(train, axis=1), gram[test].take(train, axis=1)
-
-        self.inner = threads(n_jobs, [(cut, (fold,)) for fold in range(len(rows.folds.splits))])
+        self.common = rows.gram(0) if rows.alike else None
+        of_folds = [(rows.fold_products, (fold, *split)) for fold, split in enumerate(rows.folds.splits)]
+        self.products = [] if rows.alike else threads(n_jobs, of_folds)
 
     def times(self, weights: Floats, fold: Indices) -> Floats:
         """Scores (n, k, b) of weights (2 n + 2, k, b); `fold` (b,) is whose scaling."""
@@ -124,24 +118,24 @@ class GramRows:
         gradient[: self.n] = residuals
         gradient[self.intercepts] = column_sums(residuals)
         image = gradient[self.half : -1]
-        if self.alike:
-            image[:] = (self.inner[0][0] @ residuals.reshape(self.n, -1)).reshape(residuals.shape)
+        if self.common is not None:
+            image[:] = (self.common @ residuals.reshape(self.n, -1)).reshape(residuals.shape)
             return gradient
         for own in np.unique(fold):
             where, train = fold == own, self.folds.splits[own][0]
             part = residuals[:, :, where]
             scores = np.zeros_like(part)  # of rows that do not train it is asked at the end
             inner = part[train].reshape(len(train), -1)
-            scores[train] = (self.inner[own][0] @ inner).reshape(len(train), *part.shape[1:])
+            scores[train] = (self.products[own][0] @ inner).reshape(len(train), *part.shape[1:])
             image[:, :, where] = scores
         return gradient
 
     def held_out(self, scores: Floats, weights: Floats, b: int, fold: int) -> Floats:
         """Scores (m, k) of a fold's test rows in problem b, whose scores and weights are given."""
         train, test = self.folds.splits[fold]
-        if self.alike:
+        if self.common is not None:
             return np.asarray(scores[test, :, b])
-        return np.asarray(self.inner[fold][1] @ weights[train, :, b] + weights[-1, :, b])
+        return np.asarray(self.products[fold][1] @ weights[train, :, b] + weights[-1, :, b])
 
     def dots(self, a: Floats, b: Floats) -> Floats:
         """Inner product of each problem's two vectors, shape (b,)."""
@@ -281,7 +275,3 @@ class _BatchedLBFGS:
             setattr(self, name, getattr(self, name)[..., kept])
         self.history.keep(kept)
         self.loss.keep(kept)
-
-
-LINEAR = ("softmax", "logistic_ovr", "squared_hinge")
-"""Solvers that iterate, and stop when answers have settled."""

@@ -94,3 +94,11 @@ class _SquaredHinge(Loss):
 
 
 LOSSES: dict[str, type[Loss]] = {"softmax": _Softmax, "logistic": _Logistic, "squared_hinge": _SquaredHinge}
+
+LINEAR = {"softmax": "softmax", "logistic_ovr": "logistic", "squared_hinge": "squared_hinge"}
+"""Loss of each solver that iterates and stops when answers have settled."""
+
+
+def loss_of(solver: str, folds: Folds) -> str:
+    """Loss of a solver for so many classes: two have one logistic."""
+    return "logistic" if solver == "softmax" and folds.n_classes == 2 else LINEAR[solver]

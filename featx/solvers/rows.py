@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.solvers.descent import inner_products
 from featx.solvers.folds import Floats, Folds, Indices
 from featx.solvers.moments import FoldMoments, moment_bytes
 
@@ -153,6 +154,11 @@ class ScaledRows:
         grams = [part.gram(fold) for part in self.parts]
         return grams[0] if len(grams) == 1 else np.asarray(sum(grams))
 
+    def fold_products(self, fold: int, train: Indices, test: Indices) -> tuple[Floats, Floats]:
+        """Inner products of training rows with one another, and of test rows with training rows."""
+        gram = self.gram(fold)
+        return gram[train].take(train, axis=1), gram[test].take(train, axis=1)
+
     @property
     def nbytes(self) -> int:
         """Bytes of the moments, and of the curvature found from them, that are held."""
@@ -246,7 +252,7 @@ class ScaledRows:
 
     def dots(self, a: Floats, b: Floats) -> Floats:
         """Inner product of each problem's two vectors (d + 1, k, b), shape (b,)."""
-        return np.asarray(np.einsum("dkb,dkb->b", a, b))
+        return inner_products(a, b)
 
 
 class ScaledBlock:

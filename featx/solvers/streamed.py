@@ -22,7 +22,7 @@ from scipy.linalg import eigh
 from featx.solvers.closed import moments_of, one_for_two, sum_moments
 from featx.solvers.descent import HISTORY, MAX_ITERATIONS, TOLERANCE, History, inner_products
 from featx.solvers.folds import Floats, Folds, Indices
-from featx.solvers.losses import LOSSES
+from featx.solvers.losses import LINEAR, LOSSES, loss_of
 from featx.solvers.moments import FoldMoments, lda_of_moments, moment_bytes, ridge_of_moments
 from featx.solvers.rows import CHUNK_ROWS
 from featx.solvers.task import SHARE, Answer, Task, parts, scores_of, threads
@@ -39,9 +39,6 @@ separable and they would grow for long; far nearer elsewhere."""
 
 CURVATURE = {"logistic": 0.25, "squared_hinge": 2.0}
 """Second derivative of a loss at zero; of the softmax it is 1 / n_classes."""
-
-LOSS_OF = {"softmax": "softmax", "logistic_ovr": "logistic", "squared_hinge": "squared_hinge"}
-"""Loss of each solver; two classes have one logistic."""
 
 STATE_ARRAYS = 2 * HISTORY + 9
 """Arrays of the weights' size that a problem needs."""
@@ -90,7 +87,7 @@ class Fitted:
 
 def fit_streamed(task: Task, solver: str) -> Fitted:
     """The model of a task's only configuration, fitted on the training rows of its only fold."""
-    if solver in LOSS_OF:
+    if solver in LINEAR:
         solved = solve_streamed(task, loss_of(solver, task.folds), [(0, 0)], **REFIT)
         assert solved is not None  # nothing stops it
         return Fitted(solved[0][:-1, :, 0], solved[0][-1, :, 0], passes=solved[1])
@@ -125,11 +122,6 @@ def linear(
             if own:
                 scores = task.rows.score(fold, task.folds.splits[fold][1], solutions)
                 yield from ((part[b][0], fold, scores_of(s)) for b, s in zip(own, scores, strict=True))
-
-
-def loss_of(solver: str, folds: Folds) -> str:
-    """Loss of a solver for so many classes."""
-    return "logistic" if solver == "softmax" and folds.n_classes == 2 else LOSS_OF[solver]
 
 
 def problems_at_once(task: Task) -> int:
