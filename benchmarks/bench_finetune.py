@@ -13,13 +13,14 @@ where there are any.
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
+import multiprocessing
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,8 @@ CUTS, POOLS = ["blocks.4", "blocks.6", None], ["avg", "grid2", "grid4"]
 
 EVERYTHING = Phase(epochs=14, lr=1e-3, batch_norm="trained")
 """Far from the pretraining the batch statistics are others, so they are trained too."""
-TWO_STAGES = Phase(epochs=20, lr=5e-4, batch_size=16)
+SMALL = EVERYTHING.replace(epochs=40, batch_size=16)
+"""128 images to learn from: as many steps as smaller batches give."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,11 @@ class Job:
         return self.name + (" (speakers as groups)" if self.speakers else "")
 
     @property
+    def key(self) -> str:
+        """Its name in those of files."""
+        return self.name + ("-speakers" if self.speakers else "")
+
+    @property
     def numbers(self) -> list[int]:
         """The folds that are played, those of the first deal before those of the next."""
         return [deal * self.folds + fold for deal in range(self.repeats) for fold in range(self.played)]
@@ -77,19 +84,43 @@ class Job:
 
 WHOLE = {"unfreeze": "all", "view_policy": "rotate=10,shear=8,shift=0.08,zoom=0.15,border=edge"}
 SPEECH = {"unfreeze": "all", "view_policy": "shift=0.1,zoom=0.1,border=edge"}
-UPPER = {"unfreeze": 2, "views": 8, "view_policy": "flip=0.5,rotate=10,shift=0.08,zoom=0.15,border=edge"}
+FLIPPED = "flip=0.5,rotate=10,shift=0.08,zoom=0.15,border=edge"
+UPPER = {"unfreeze": 2, "views": 8, "view_policy": FLIPPED}
+
+TRYOUT_DEAL = 99
+TRYOUTS = {
+    "two stages, 8 cached views": Job(
+        "shape_edges16", "squash", Phase(epochs=20, lr=5e-4, batch_size=16), settings=UPPER
+    ),
+} | {
+    f"all layers at {side} pixels, rate {lr:g}": Job(
+        "shape_edges16", "squash", SMALL.replace(lr=lr), side=side,
+        settings={"unfreeze": "all", "view_policy": FLIPPED},
+    )
+    for side in (112, 160, 224)
+    for lr in (5e-4, 1e-3)
+}  # fmt: skip
+"""Recipes for tiny sets, tried on another deal of shape_edges16 than those that count."""
+
+SHAPES = TRYOUTS["all layers at 224 pixels, rate 0.0005"]
+"""The best of them."""
 
 FAR = (
-    Job(
-        "shape_edges16", "squash", TWO_STAGES, settings=UPPER, repeats=2, how="two stages, 8 cached views",
+    replace(SHAPES, repeats=4, how="all layers at 224 pixels, fresh augmentation"),
+    replace(
+        SHAPES, name="shape_silhouettes16", repeats=4, how="all layers at 224 pixels, fresh augmentation"
     ),
     Job(
-        "shape_silhouettes16", "squash", TWO_STAGES, settings=UPPER, repeats=2,
-        how="two stages, 8 cached views",
-    ),
-    Job(
-        "omniglot_small1", "squash", EVERYTHING, played=2, side=80, settings=WHOLE,
+        "omniglot_small1", "squash", EVERYTHING, side=80, settings=WHOLE,
         how="all layers at 80 pixels, fresh augmentation",
+    ),
+    Job(
+        "sign_digits", "squash", EVERYTHING, side=112, settings=WHOLE,
+        how="all layers at 112 pixels, fresh augmentation",
+    ),
+    Job(
+        "fsdd_spectrograms", "squash", EVERYTHING.replace(epochs=20, lr=5e-4), side=128, settings=SPEECH,
+        how="all layers at 128 pixels, fresh augmentation",
     ),
     Job(
         "fsdd_spectrograms", "squash", EVERYTHING.replace(epochs=12, mixup=0.4, cutmix=1.0), folds=6,
@@ -108,6 +139,7 @@ def main() -> None:
     parser.add_argument("--who", choices=["probe", "tuned"], help="of the two on far sets only this one")
     parser.add_argument("--nets", help="of the nets from scratch only these, by number")
     parser.add_argument("--again", action="store_true", help="run what is kept once more")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side (default 1)")
     options = parser.parse_args()
     KEPT.mkdir(parents=True, exist_ok=True)
     for part in PARTS if options.part == "all" else [options.part]:
@@ -117,15 +149,25 @@ def main() -> None:
         (ROOT / "docs" / "finetuning.md").write_text(write_page(), encoding="utf-8")
 
 
-def kept(name: str, run: Callable[[], dict[str, Any]], *, again: bool) -> dict[str, Any]:
-    """What a run found, from its file if it was run before."""
-    path = KEPT / f"{name}.json"
-    if again or not path.exists():
-        began = time.perf_counter()
-        found = {"date": datetime.date.today().isoformat(), **run()}
-        path.write_text(json.dumps({**found, "minutes": (time.perf_counter() - began) / 60}))
-        print(name, {key: value for key, value in found.items() if not isinstance(value, list)}, flush=True)
-    return dict(json.loads(path.read_text()))
+def play(tasks: Mapping[str, Callable[[], dict[str, Any]]], options: argparse.Namespace) -> None:
+    """Run what is not kept, in so many processes."""
+    left = [name for name in tasks if options.again or not (KEPT / f"{name}.json").exists()]
+    if options.jobs == 1:
+        for name in left:
+            keep(name, tasks[name])
+        return
+    with ProcessPoolExecutor(options.jobs, mp_context=multiprocessing.get_context("spawn")) as processes:
+        for done in [processes.submit(keep, name, tasks[name]) for name in left]:
+            done.result()
+
+
+def keep(name: str, run: Callable[[], dict[str, Any]]) -> None:
+    """Run, and keep what it found, with its date, machine and minutes."""
+    began = time.perf_counter()
+    found = {"machine": describe(SEED), **run()}
+    text = json.dumps({**found, "minutes": (time.perf_counter() - began) / 60})
+    (KEPT / f"{name}.json").write_text(text)
+    print(name, {key: value for key, value in found.items() if not isinstance(value, list)}, flush=True)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -139,15 +181,31 @@ def read(name: str) -> dict[str, Any]:
 
 def run_far(options: argparse.Namespace) -> None:
     """Far sets, fold by fold."""
+    tasks: dict[str, Callable[[], dict[str, Any]]] = {}
     for job in FAR:
         if options.sets and job.name not in options.sets.split(","):
             continue
         numbers = job.numbers if options.folds is None else map(int, options.folds.split(","))
+        if options.who != "tuned":
+            Fold(job, 0).rows  # noqa: B018  (extracted once, whatever runs side by side)
         for number in numbers:
             fold = Fold(job, number)
-            for who, play in {"probe": fold.play_probe, "tuned": fold.play_tuner}.items():
+            for who, answer in {"probe": fold.play_probe, "tuned": fold.play_tuner}.items():
                 if options.who in (None, who):
-                    kept(f"far-{job.name}-{number}-{who}", play, again=options.again)
+                    tasks[f"far-{job.key}-{number}-{who}"] = answer
+    play(tasks, options)
+
+
+def run_tryout(options: argparse.Namespace) -> None:
+    """Recipes for the shapes, on another deal of one of the two."""
+    play(
+        {
+            f"tryout-{name}-{fold}": Fold(job, TRYOUT_DEAL * job.folds + fold).play_tuner
+            for name, job in TRYOUTS.items()
+            for fold in range(job.folds)
+        },
+        options,
+    )
 
 
 @dataclass
@@ -222,7 +280,7 @@ class Fold:
 def far_results() -> Iterable[tuple[Job, int, int, Any, list[float]]]:
     """Of each far set of which a fold was played by both: folds, answers, comparison, minutes of each."""
     for job in FAR:
-        played = [[read(f"far-{job.name}-{n}-{who}") for who in ("tuned", "probe")] for n in job.numbers]
+        played = [[read(f"far-{job.key}-{n}-{who}") for who in ("tuned", "probe")] for n in job.numbers]
         both = [fold for fold in played if all(fold)]
         if not both:
             continue
@@ -257,7 +315,7 @@ def one_hot(answers: Any, n_classes: int) -> Any:
 
 def run_catdog(options: argparse.Namespace) -> None:
     """The front door on a near set, with its own verdict, and without the rule that spares the attempt."""
-    kept("catdog", play_catdog, again=options.again)
+    play({"catdog": play_catdog}, options)
 
 
 def play_catdog() -> dict[str, Any]:
@@ -295,10 +353,13 @@ WAYS = {
 
 def run_epoch(options: argparse.Namespace) -> None:
     """Seconds per epoch of the same two stages on cached rows, and decoded each time; and of all layers."""
-    kept("epoch", time_epochs, again=options.again)
+    from featx.backbones.runtimes import resolve_device
+
+    device = resolve_device("auto")
+    play({f"epoch-{device}": partial(time_epochs, device)}, options)
 
 
-def time_epochs() -> dict[str, Any]:
+def time_epochs(device: str) -> dict[str, Any]:
     """Seconds a photo, of the clock and of the processor, in turns so that other work falls on all alike."""
     import torch
 
@@ -310,22 +371,25 @@ def time_epochs() -> dict[str, Any]:
     ways: dict[str, Callable[[ImageSet], tuple[float, float]]] = {
         "cached": lambda images: cached_epoch(images, "auto"),
         "single": lambda images: cached_epoch(images, "fp32"),
-        "two": lambda images: plain_epoch(images, whole=False),
-        "mixed": lambda images: plain_epoch(images, whole=False, mixed=True),
-        "all": lambda images: plain_epoch(images, whole=True),
+        "two": lambda images: plain_epoch(images, device, whole=False),
+        "mixed": lambda images: plain_epoch(images, device, whole=False, mixed=True),
+        "all": lambda images: plain_epoch(images, device, whole=True),
     }
+    counts = dict.fromkeys(ways, EPOCH_IMAGES) | {"all": EPOCH_IMAGES_ALL}
+    if device != "cpu":  # fast enough for all of them
+        counts = dict.fromkeys(ways, len(images))
     seconds: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for way in ways.values():
         way(few)  # code warm
     for _ in range(REPEATS):
         for name, way in ways.items():
-            count = EPOCH_IMAGES_ALL if name == "all" else EPOCH_IMAGES
-            wall, processor = way(images.select(picked[:count]))
-            seconds[name].append((wall / count, processor / count))
+            wall, processor = way(images.select(picked[: counts[name]]))
+            seconds[name].append((wall / counts[name], processor / counts[name]))
     return {
         "seconds": seconds,
+        "counts": counts,
         "threads": torch.get_num_threads(),
-        "precision": resolve_precision("auto", "cpu"),
+        "precision": resolve_precision("auto", device),
     }
 
 
@@ -341,8 +405,9 @@ def cached_epoch(images: ImageSet, precision: str) -> tuple[float, float]:
     return record["seconds"], record["cpu_seconds"]
 
 
-def plain_epoch(images: ImageSet, *, whole: bool, mixed: bool = False) -> tuple[float, float]:
-    """One epoch as it is commonly written: torchvision's tutorial transform, AdamW, no workers.
+def plain_epoch(images: ImageSet, device: str, *, whole: bool, mixed: bool = False) -> tuple[float, float]:
+    """One epoch as it is commonly written: torchvision's tutorial transform, AdamW; a worker for each core
+    where the network is elsewhere.
 
     Decoding in this process makes its processor time countable; on two busy cores workers gain nothing.
     """
@@ -355,6 +420,7 @@ def plain_epoch(images: ImageSet, *, whole: bool, mixed: bool = False) -> tuple[
 
     network = load_backbone(BACKBONE, device="cpu").module
     network.reset_classifier(2)
+    network.to(device)
     free = network if whole else [network.blocks[5], network.blocks[6], network.conv_head, network.bn2]
     network.requires_grad_(whole)
     for module in [] if whole else [*free, network.get_classifier()]:
@@ -376,16 +442,19 @@ def plain_epoch(images: ImageSet, *, whole: bool, mixed: bool = False) -> tuple[
         def __getitem__(self, index: int) -> Any:
             return transform(Image.open(images.sources[index]).convert("RGB")), int(labels[index])
 
-    loader = DataLoader(Photos(), EPOCH_BATCH, shuffle=True)
+    workers = 0 if device == "cpu" else os.cpu_count() or 0
+    loader = DataLoader(Photos(), EPOCH_BATCH, shuffle=True, num_workers=workers, pin_memory=device != "cpu")
     optimizer = torch.optim.AdamW([p for p in network.parameters() if p.requires_grad], lr=1e-4)
     network.train()
     began, used = time.perf_counter(), time.process_time()
     for x, target in loader:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
-            loss = torch.nn.functional.cross_entropy(network(x), target)
+        with torch.autocast(device, torch.bfloat16, enabled=mixed):
+            logits = network(x.to(device, non_blocking=True))
+            loss = torch.nn.functional.cross_entropy(logits, target.to(device, non_blocking=True))
         loss.backward()
         optimizer.step()
+    float(loss.detach())  # waits for the device
     return time.perf_counter() - began, time.process_time() - used
 
 
@@ -412,8 +481,7 @@ SCRATCH: tuple[tuple[str, dict[str, Any]], ...] = (
 def run_scratch(options: argparse.Namespace) -> None:
     """The tutorials' convnets on catdog."""
     numbers = range(len(SCRATCH)) if options.nets is None else map(int, options.nets.split(","))
-    for number in numbers:
-        kept(f"scratch-{number}", lambda n=number: play_scratch(n), again=options.again)  # type: ignore[misc]
+    play({f"scratch-{number}": partial(play_scratch, number) for number in numbers}, options)
 
 
 def play_scratch(number: int) -> dict[str, Any]:
@@ -439,8 +507,7 @@ SIZES = (40, 160, 600)
 
 def run_curve(options: argparse.Namespace) -> None:
     """Higher start, higher slope, higher asymptote? Test accuracy by number of photos."""
-    for size in SIZES:
-        kept(f"curve-{size}", lambda n=size: play_curve(n), again=options.again)  # type: ignore[misc]
+    play({f"curve-{size}": partial(play_curve, size) for size in SIZES}, options)
 
 
 def play_curve(size: int) -> dict[str, Any]:
@@ -634,6 +701,7 @@ SECTIONS: Mapping[str, Callable[[], list[str]]] = {
 PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "epoch": run_epoch,
     "catdog": run_catdog,
+    "tryout": run_tryout,
     "far": run_far,
     "scratch": run_scratch,
     "curve": run_curve,

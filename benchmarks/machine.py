@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import importlib
 import importlib.metadata
 import os
 import platform
@@ -12,14 +13,29 @@ PACKAGES = ("featx", "torch", "torchvision", "timm", "openvino", "scikit-learn",
 
 def describe(seed: int | str) -> str:
     """Date, processor, cores, memory, versions and seed, as one Markdown paragraph."""
-    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+    versions = ", ".join(f"{name} {found}" for name in PACKAGES if (found := version(name)))
     gigabytes = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return (
         f"Date {datetime.date.today().isoformat()}; "
-        f"{cpu()}, {os.cpu_count()} cores, {gigabytes:.0f} GiB; "
+        f"{cpu()}, {os.cpu_count()} cores, {gigabytes:.0f} GiB{gpu()}; "
         f"{platform.system()} {platform.machine()}, Python {platform.python_version()}; "
         f"{versions}; seed {seed}."
     )
+
+
+def version(name: str) -> str | None:
+    """Of an installed package, or of featx in this checkout."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.import_module(name).__version__ if name == "featx" else None
+
+
+def gpu() -> str:
+    """The CUDA device's name, if there is one."""
+    import torch
+
+    return f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
 
 
 def cpu() -> str:

@@ -196,7 +196,7 @@ def test_packaged_weights_are_the_pinned_file_and_fill_every_tensor(name: str) -
     path = download(name)
     assert hashlib.sha256(path.read_bytes()).hexdigest() == PACKAGES[name].sha256
     packaged = torch.load(path, weights_only=True).values()
-    loaded = load_backbone(name).module.state_dict().values()
+    loaded = load_backbone(name, device="cpu").module.state_dict().values()
     assert all(torch.equal(one, other) for one, other in zip(packaged, loaded, strict=True))
 
 
@@ -207,7 +207,7 @@ def test_lite0_sees_cats_and_dogs_in_photos_of_them(real_data: Path) -> None:
 
     from featx.backbones.transform import prepare
 
-    backbone = load_backbone(LITE)
+    backbone = load_backbone(LITE, device="cpu")
     spec = backbone.card.spec(decoder="pillow")
     hits = {"cat": 0, "dog": 0}
     wanted = {
@@ -259,7 +259,7 @@ def test_a_checkpoint_may_have_other_classes_or_none(tmp_path: Path, n_classes: 
     import torch
 
     path = save_checkpoint(tmp_path / "own.safetensors", num_classes=n_classes)
-    backbone = load_backbone("test_resnet", checkpoint=path)
+    backbone = load_backbone("test_resnet", checkpoint=path, device="cpu")
     assert backbone.card.num_features == 96
     with torch.inference_mode():
         assert backbone.module(torch.zeros(1, 3, 160, 160)).shape == (1, n_classes or 96)

@@ -332,7 +332,7 @@ def test_heads_on_the_fine_tuned_backbone_see_what_its_own_head_sees(fitted: Fin
         input_size=64,
         runtime="torch",
     ).fit_transform(x)
-    head = fitted.network_.trained_part().head
+    head = fitted.network_.trained_part().head.cpu()
     with torch.inference_mode():
         logits = head(torch.from_numpy(rows)).numpy()
     assert np.allclose(fitted.network_.calibration.proba(logits), fitted.predict_proba(x), atol=1e-3)

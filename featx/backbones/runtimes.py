@@ -144,7 +144,7 @@ def compile_stem(
     UsageError
         If the runtime or device is unknown, or the one cannot use the other.
     """
-    device = resolve_device(device)
+    device = resolve_device(device, runtime)
     name = resolve_runtime(runtime, device)
     request = Request(
         make_stem, specs, device, precision or specs[0].precision, n_threads or cpu_count(), model_cache
@@ -185,8 +185,15 @@ def resolve_runtime(name: str, device: str) -> str:
     return name
 
 
-def resolve_device(name: str) -> str:
+def resolve_device(name: str, runtime: str = AUTO) -> str:
     """Name of the device that `name` means here. Imports torch only where an accelerator may be present.
+
+    Parameters
+    ----------
+    name : str
+        ``auto`` is the first of `DEVICES` that is there.
+    runtime : str
+        Where it is named, ``auto`` means a device that it can use.
 
     Raises
     ------
@@ -196,7 +203,8 @@ def resolve_device(name: str) -> str:
     if name.partition(":")[0] not in (AUTO, *DEVICES):
         raise UsageError(f"device {name!r} is not known; choose one of auto, {', '.join(DEVICES)}.")
     if name == AUTO:
-        return _best_device() if accelerator_likely() else "cpu"
+        for_cpu = runtime in RUNTIMES and RUNTIMES[runtime].devices == ("cpu",)
+        return _best_device() if accelerator_likely() and not for_cpu else "cpu"
     if name != "cpu" and not _has_device(name):
         raise UsageError(
             f"device {name!r} is not available to torch here; device='auto' takes what is there."
@@ -271,10 +279,10 @@ def accelerator_likely(device: str = AUTO) -> bool:
     return "+xpu" in _version("torch") or any(Path(path).exists() for path in ACCELERATOR_FILES)
 
 
-def accelerator_name(device: str, precision: str) -> str:
+def accelerator_name(device: str, runtime: str, precision: str) -> str:
     """What an answer of torch about a device depends on, as one text."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
-    return " ".join((platform.node(), _version("torch"), visible, device, precision))
+    return " ".join((platform.node(), _version("torch"), visible, device, runtime, precision))
 
 
 @cache

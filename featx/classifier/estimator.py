@@ -688,7 +688,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             return
         keys = "".join(spec.key for spec in computed.specs.values())
         name = hashlib.sha256(keys.encode() + expected.tobytes()).hexdigest()
-        here = environment(computed.runtime, resolve_device(self.device))
+        here = environment(computed.runtime, resolve_device(self.device, self.runtime))
         if computed.store.recall("proven", name) == here:
             return
         found = self._judging().judge(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx import __version__
 from featx.advice import Adjustment, Choice
 from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
@@ -69,7 +70,7 @@ PARAMS = (
 )  # fmt: skip
 """Constructor parameters that are kept: what is about this machine (store, device, callback, ...) is not."""
 
-PACKAGES = ("featx", "scikit-learn", "numpy", "skops", "timm", "torch")
+PACKAGES = ("scikit-learn", "numpy", "skops", "timm", "torch")
 
 
 def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
@@ -198,7 +199,7 @@ def _describe(clf: ImageClassifier) -> dict[str, Any]:
     classes = np.asarray(clf.classes_)
     return {
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
         "params": {name: getattr(clf, name) for name in PARAMS} | {"backbone": _backbone_name(clf)},
         "card": json.loads(clf.card_.to_json()),
         "more_cards": [json.loads(card.to_json()) for card in clf.cards_[1:]],

@@ -543,12 +543,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     def _hardware(self) -> tuple[str, str]:
         """Device and precision that are meant here; an accelerator is remembered: asking imports torch."""
         if not accelerator_likely(self.device):
-            device = resolve_device(self.device)
+            device = resolve_device(self.device, self.runtime)
             return device, resolve_precision(self.precision, device)
-        store, place = self._store(), accelerator_name(self.device, self.precision)
+        store, place = self._store(), accelerator_name(self.device, self.runtime, self.precision)
         note = store.recall("hardware", place)
         if note is None:
-            device = resolve_device(self.device)
+            device = resolve_device(self.device, self.runtime)
             note = {"device": device, "precision": resolve_precision(self.precision, device)}
             if device != "cpu":
                 store.remember("hardware", place, note)

@@ -99,6 +99,7 @@ class Job:
     name: bytes = b""
     on_rows: Callable[[int, str], None] | None = None
     files: list[Path] = field(default_factory=list)
+    _own_probes: dict[bytes, Probe] = field(default_factory=dict, init=False)
 
     def train(
         self,
@@ -152,7 +153,7 @@ class Job:
         tail.requires_grad_(True)
         features = np.zeros_like(self.features)
         features[fit] = self._features(tail, fit)
-        fitted = replace(self.own_probe, rows=features).fit(self.y, fit, self.weights)
+        fitted = replace(self.own_probe(fit), rows=features).fit(self.y, fit, self.weights)
         folded = fold_linear(fitted.scores, features[fit[:PROOF_ROWS]])
         assert folded is not None  # a logistic regression is linear
         module.head = linear_head(*folded).to(self.device)
@@ -181,15 +182,23 @@ class Job:
                 return make_head(self.head, self.features.shape[1], self.n_classes)
         folded = self._folded(self.fit_probe(fit)) if self.probe is not None else None
         if folded is None:
-            folded = fold_linear(
-                self.own_probe.fit(self.y, fit, self.weights).scores, self.features[:PROOF_ROWS]
-            )
+            own = self.own_probe(fit).fit(self.y, fit, self.weights)
+            folded = fold_linear(own.scores, self.features[:PROOF_ROWS])
         assert folded is not None  # a logistic regression is linear
         return linear_head(*folded)
 
     def fit_probe(self, index: Index) -> FittedProbe:
         """The probe, fitted on some images."""
-        return (self.probe or self.own_probe).fit(self.y, index, self.weights)
+        return (self.probe or self.own_probe(index)).fit(self.y, index, self.weights)
+
+    def own_probe(self, index: Index) -> Probe:
+        """A logistic regression on the last features, its penalty chosen on these images alone."""
+        key = index.tobytes()
+        if key not in self._own_probes:
+            self._own_probes[key] = logistic_probe(
+                self.features, self.y, index, groups=self.groups, random_state=self.seed
+            )
+        return self._own_probes[key]
 
     def probe_proba(self, fitted: FittedProbe, index: Index) -> NDArray[np.float64]:
         """The probe's probabilities."""
@@ -219,11 +228,6 @@ class Job:
     def features(self) -> NDArray[np.float32]:
         """Last features of all the images before any training, shape (n, width)."""
         return self._features(self.tail, np.arange(len(self.rows)))
-
-    @cached_property
-    def own_probe(self) -> Probe:
-        """A logistic regression on the last features."""
-        return logistic_probe(self.features, self.y, groups=self.groups, random_state=self.seed)
 
     def _features(self, tail: nn.Module, index: Index) -> NDArray[np.float32]:
         tail.eval()

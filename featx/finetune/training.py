@@ -285,7 +285,7 @@ def _train_epoch(
     schedule.step_update(step)
     rates = [group["lr"] for group in optimizer.param_groups]
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    total_loss, total_right, seen = 0.0, 0, 0
+    losses, right, seen = [], [], 0
     started, used = time.monotonic(), time.process_time()
     stage = f"phase {run.phase + 1} of {len(recipe.phases)}, epoch {run.epoch} of {phase.epochs}"
 
@@ -308,11 +308,12 @@ def _train_epoch(
         schedule.step_update(step)
         if average is not None:
             average.update(trained, step=step)
-        total_loss += float(loss.detach()) * len(numbers)
-        total_right += int((logits.detach().argmax(1) == targets).sum())
+        losses.append(loss.detach() * len(numbers))  # summed at the end: a GPU is not waited for each step
+        right.append((logits.detach().argmax(1) == targets).sum())
         seen += len(numbers)
         if on_rows is not None:
             on_rows(len(numbers), stage)
+    total_loss = float(torch.stack(losses).sum())
     if not math.isfinite(total_loss):
         raise UsageError(
             f"training diverged in {stage}: the loss is not finite at a learning rate of {phase.lr:g}; use a "
@@ -322,7 +323,7 @@ def _train_epoch(
         "phase": run.phase,
         "epoch": run.epoch,
         "loss": total_loss / seen,
-        "accuracy": total_right / seen,
+        "accuracy": int(torch.stack(right).sum()) / seen,
         "lr": max(rates),
         "lr_lowest": min(rates),
         "seconds": time.monotonic() - started,
