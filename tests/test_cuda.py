@@ -86,7 +86,7 @@ def test_a_network_fine_tuned_on_the_card_answers_alike_on_the_processor(
 def test_a_model_fitted_on_the_card_is_loaded_without_one(class_folders: Path, tmp_path: Path) -> None:
     clf = ImageClassifier("test_resnet", device="cuda", n_trials=2, random_state=0, **TINY).fit(class_folders)
     clf.save(tmp_path / "model.featx")
-    here = load(tmp_path / "model.featx", device="cpu")
+    here = load(tmp_path / "model.featx").set_params(device="cpu")
     photos = sorted(str(path) for path in class_folders.rglob("*.png"))
     assert np.allclose(here.predict_proba(photos), clf.predict_proba(photos), atol=0.02)
 
