@@ -465,8 +465,8 @@ SMALL_DATA_VIEWS = "flip=0.5,rotate=15,shear=0.1,zoom=0.2,shift=0.1,border=edge"
 FOUR: dict[str, Any] = {"architecture": "four-blocks", "lr": 5e-4}
 """Five times the tutorial's rate and a third of its epochs: the page is made on a few processor cores."""
 SCRATCH: tuple[tuple[str, dict[str, Any]], ...] = (
-    ("four blocks", {**FOUR, "epochs": 12}),
-    ("four blocks, L2", {**FOUR, "epochs": 12, "l2": 1e-3}),
+    ("four blocks", {**FOUR, "epochs": 30}),
+    ("four blocks, L2", {**FOUR, "epochs": 30, "l2": 1e-4}),
     (
         "four blocks, augmentation, dropout",
         {**FOUR, "epochs": 24, "dropout": 0.5, "view_policy": TUTORIAL_VIEWS},

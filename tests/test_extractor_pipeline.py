@@ -132,11 +132,11 @@ def test_a_batch_size_that_was_asked_for_stays() -> None:
 
 def test_memory_that_ran_out_is_a_ceiling_for_good() -> None:
     size = BatchSize("auto", "cuda")
-    assert size.value == 32
-    size.forbid(32)
+    assert size.value == 128
+    size.forbid(128)
     for _ in range(100):
         size.observe(size.value, 1e-3)
-    assert size.value == 16
+    assert size.value == 64
     assert BatchSize("auto", "cuda")._ceiling == MAX_BATCH
 
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from featx.backbones.runtimes import (
     RUNTIMES,
     TOLERANCE,
     Compiled,
+    Launches,
     agree,
     can_run,
     compile_stem,
@@ -292,6 +294,26 @@ def test_the_environment_names_versions_without_importing_them() -> None:
     found = environment("openvino", "cpu")
     assert found["torch"] == torch.__version__.partition("+")[0] or found["torch"] == torch.__version__
     assert found["runtime"] == "openvino"
+
+
+def test_decoders_wait_while_any_thread_launches_on_a_device_and_not_on_a_processor() -> None:
+    launches, passed = Launches(), threading.Event()
+
+    def decode() -> None:
+        launches.give_way()
+        passed.set()
+
+    with launches.alone("cpu"):
+        launches.give_way()
+    with pytest.raises(MemoryError), launches.alone("cuda"):  # what fails is over, too
+        raise MemoryError
+    with launches.alone("cuda"):
+        with launches.alone("cuda"):
+            decoder = threading.Thread(target=decode)
+            decoder.start()
+        assert not passed.wait(0.2)
+    assert passed.wait(10)
+    decoder.join()
 
 
 @pytest.mark.gpu

@@ -49,7 +49,8 @@ WORTH = 1.03
 
 FIRST_BATCH = {"cpu": 2}
 """Where the search for a batch size begins; on CPUs small batches keep a layer's maps in the cache."""
-FIRST_BATCH_ELSEWHERE = 32
+FIRST_BATCH_ELSEWHERE = 128
+"""Launching a pass takes tens of milliseconds however many pictures it is for."""
 MAX_BATCH = 512
 
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from featx.backbones.runtimes import LAUNCHES
 from featx.exceptions import UsageError
 from featx.finetune.checkpoint import Checkpoint
 from featx.finetune.depthwise import SingleDepthwise
@@ -193,13 +194,13 @@ def predict_logits(
     module.eval()
     if not len(index):
         return np.empty((0, 0), np.float32)
+    found = []
     with torch.inference_mode():
-        return np.concatenate(
-            [
-                module(to_tensor(values, recipe.device)).float().cpu().numpy()
-                for _, values in batches(rows, index, EVALUATION_BATCH, memory=recipe.memory)
-            ]
-        )
+        for _, values in batches(rows, index, EVALUATION_BATCH, memory=recipe.memory):
+            with LAUNCHES.alone(recipe.device):
+                logits = module(to_tensor(values, recipe.device)).float()
+            found.append(logits.cpu().numpy())
+    return np.concatenate(found)
 
 
 def _train_phase(
@@ -292,22 +293,24 @@ def _train_epoch(
     for numbers, rows in batches(
         task.rows, task.fit, phase.batch_size, epoch=epoch_seed, seed=recipe.seed, memory=recipe.memory
     ):
-        inputs, targets = to_tensor(rows, recipe.device), torch.from_numpy(task.y[numbers]).to(recipe.device)
-        inputs, mixed = mix(inputs, targets) if mix is not None else (inputs, targets)
-        with in_precision(recipe.precision, recipe.device):
-            logits = trained(inputs)
-        loss = _loss(logits.float(), mixed, numbers, task, phase)
-        optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        if phase.clip_norm is not None:
-            scaler.unscale_(optimizer)
-            nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
-        scaler.step(optimizer)
-        scaler.update()
-        step += 1
-        schedule.step_update(step)
-        if average is not None:
-            average.update(trained, step=step)
+        with LAUNCHES.alone(recipe.device):
+            inputs = to_tensor(rows, recipe.device)
+            targets = torch.from_numpy(task.y[numbers]).to(recipe.device)
+            inputs, mixed = mix(inputs, targets) if mix is not None else (inputs, targets)
+            with in_precision(recipe.precision, recipe.device):
+                logits = trained(inputs)
+            loss = _loss(logits.float(), mixed, numbers, task, phase)
+            optimizer.zero_grad(set_to_none=True)
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            if phase.clip_norm is not None:
+                scaler.unscale_(optimizer)
+                nn.utils.clip_grad_norm_(parameters, phase.clip_norm)
+            scaler.step(optimizer)
+            scaler.update()
+            step += 1
+            schedule.step_update(step)
+            if average is not None:
+                average.update(trained, step=step)
         losses.append(loss.detach() * len(numbers))  # summed at the end: a GPU is not waited for each step
         right.append((logits.detach().argmax(1) == targets).sum())
         seen += len(numbers)
