@@ -23,7 +23,7 @@ from featx.evaluation import Calibration
 from featx.exceptions import DataError, ModelFileError, UnknownTapError, UsageError
 from featx.extractor import FeatureExtractor, Progress
 from featx.finetune import FineTunedNetwork, FineTuner, Phase, Probe, worth_trying
-from featx.finetune.probe import fold_linear
+from featx.finetune.probe import LOGISTIC_C, USUAL_C, fold_linear, logistic_probe
 from featx.finetune.verdict import decide, make_parts
 from featx.search import HeadSearchCV
 from featx.stores.memory import MemoryStore
@@ -166,6 +166,20 @@ def test_a_probe_that_is_not_linear_in_the_last_features_gives_way_to_a_logistic
     tuner = FineTuner(extractor(), phases=STILL, verdict=0, random_state=0)
     tuner.fit(x, y, probe=probe_for(x, estimator, **params))
     assert tuner.score(x, y) == 1.0
+
+
+def test_the_probe_s_penalty_is_chosen_without_the_images_that_judge() -> None:
+    rng = np.random.default_rng(0)
+    y = np.arange(90) % 2
+    rows = rng.normal(size=(90, 30)).astype(np.float32)
+    rows[60:, 0] += 8 * y[60:]  # what judges could be told apart with any penalty, the others with none
+
+    def penalty(index: np.ndarray) -> float:
+        return float(logistic_probe(rows, y, index).estimator.get_params()["logisticregression__C"])
+
+    assert penalty(np.arange(60)) == min(LOGISTIC_C)
+    assert penalty(np.arange(90)) > min(LOGISTIC_C)
+    assert penalty(np.array([0, 1])) == USUAL_C  # a single image of each class: nothing to choose by
 
 
 def test_folding_finds_weights_of_many_classes_and_refuses_curves() -> None:
@@ -398,16 +412,24 @@ def test_progress_is_told_in_rows() -> None:
 
 def test_tuning_chooses_cut_and_phase_and_prunes_by_epoch() -> None:
     x, y = pictures()
-    phases = (Phase(trainable="head", epochs=0), Phase(epochs=2, batch_size=16, lr=1e-3))
-    tuner = FineTuner(extractor(), phases=phases, n_trials=5, verdict=0, refit=False, random_state=0).fit(
-        x, y
-    )
-    first = tuner.study_.trials[0]
+    phases = (Phase(epochs=3, batch_size=16, lr=1e-3),)
+    tuner = FineTuner(
+        extractor(), head="linear", phases=phases, n_trials=8, verdict=0, refit=False, random_state=0
+    ).fit(x, y)
+    first, *others = tuner.study_.trials
     assert first.params["lr"] == pytest.approx(1e-3)
-    assert len(tuner.study_.trials) == 5
-    assert set(first.intermediate_values) == {1, 2}
+    assert set(first.intermediate_values) == {1, 2, 3}
     assert tuner.phases_[-1].lr == tuner.study_.best_params["lr"]
     assert tuner.unfreeze_ in (1, 2)
+    pruned = [trial for trial in others if trial.state.name == "PRUNED"]
+    assert len(others) == 7
+    assert pruned
+    for trial in pruned:  # it was behind the median of the finished ones at the epoch at which it ended
+        epoch = max(trial.intermediate_values)
+        before = [one for one in tuner.study_.trials[: trial.number] if one.state.name == "COMPLETE"]
+        median = np.median([one.intermediate_values[epoch] for one in before])
+        assert max(trial.intermediate_values.values()) < median
+    assert min(max(trial.intermediate_values) for trial in pruned) < 3  # some time was saved
 
 
 def test_views_are_cached_beside_the_plain_rows() -> None:
