@@ -170,15 +170,14 @@ def test_a_probe_that_is_not_linear_in_the_last_features_gives_way_to_a_logistic
 
 def test_the_probe_s_penalty_is_chosen_without_the_images_that_judge() -> None:
     rng = np.random.default_rng(0)
-    y = np.arange(90) % 2
-    rows = rng.normal(size=(90, 30)).astype(np.float32)
-    rows[60:, 0] += 8 * y[60:]  # what judges could be told apart with any penalty, the others with none
+    y = np.arange(180) % 2
+    rows = rng.normal(size=(180, 30)).astype(np.float32)
+    rows[60:] += 2 * y[60:, None]  # what judges is told apart by weights of any size, the rest by none
 
     def penalty(index: np.ndarray) -> float:
         return float(logistic_probe(rows, y, index).estimator.get_params()["logisticregression__C"])
 
-    assert penalty(np.arange(60)) == min(LOGISTIC_C)
-    assert penalty(np.arange(90)) > min(LOGISTIC_C)
+    assert penalty(np.arange(60)) < penalty(np.arange(180)) == max(LOGISTIC_C)
     assert penalty(np.array([0, 1])) == USUAL_C  # a single image of each class: nothing to choose by
 
 
