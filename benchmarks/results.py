@@ -37,12 +37,12 @@ class Job:
 JOBS = (
     Job("catdog", "stable hash, 20 % test"),
     Job("clothing_dev", "the given test folder", ("",)),
-    Job("sign_digits", "stable hash, 20 % test", SALTS[:2]),
-    Job("fsdd_spectrograms", "stable hash, 20 % test", SALTS[:2]),
-    Job("fsdd_spectrograms", "speakers as groups", SALTS[:2]),
-    Job("shape_edges16", "stable hash, 20 % test", SALTS[:2]),
-    Job("shape_silhouettes16", "stable hash, 20 % test", SALTS[:2]),
-    Job("omniglot_small1", "stable hash, 20 % test", SALTS[:1]),
+    Job("sign_digits", "stable hash, 20 % test"),
+    Job("fsdd_spectrograms", "stable hash, 20 % test"),
+    Job("fsdd_spectrograms", "speakers as groups"),
+    Job("shape_edges16", "stable hash, 20 % test"),
+    Job("shape_silhouettes16", "stable hash, 20 % test"),
+    Job("omniglot_small1", "stable hash, 20 % test", SALTS[:3]),
 )
 
 
@@ -124,8 +124,7 @@ def render(rows: list[list[str]]) -> str:
         "classes) it stays below `LogisticRegression()` on the last features, within chance. Tried were the",
         "best accuracy, log loss and Brier score of out-of-fold answers among what the corrected standard",
         "error cannot tell apart (the last is used), the simplest of these, fewer heads, and more repeats",
-        "of the folds: over tiny sets they differ by less than their errors. What the whole choice costs",
-        "beside a plain fit has not been measured on a quiet machine.",
+        "of the folds: over tiny sets they differ by less than their errors.",
     ]
     return "\n".join(lines) + "\n"
 

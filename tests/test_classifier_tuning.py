@@ -42,6 +42,17 @@ def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() ->
     assert found.params["representation"] == "blocks.1:avg:crop"
 
 
+def test_a_cheaper_representation_with_as_many_right_answers_but_less_sure_of_them_is_not_taken() -> None:
+    y = np.arange(300) % 2
+    blocks = RowBlocks(
+        {"last:avg:crop": noisy(y, 64, signal=30), "blocks.1:avg:crop": noisy(y, 8, signal=5.5, seed=1)}, 300
+    )
+    alone = tuned(blocks.only(["blocks.1:avg:crop"]), y).winner.best_score_
+    found = tuned(blocks, y).winner
+    assert found.best_score_ - alone < 0.01  # three pictures of 300
+    assert found.best_blocks_ == ("last:avg:crop",)
+
+
 def test_a_better_representation_is_taken_however_wide() -> None:
     y = np.arange(150) % 2
     blocks = RowBlocks(
