@@ -524,7 +524,7 @@ def test_another_backbone_is_advised_with_its_cost() -> None:
     assert (found.next_step.action, found.next_step.what) == ("other_backbone", "big")
     assert (
         found.sentences()[0]
-        == "Next, use the backbone big: measured +8.0 points [+6.0, +10.0], about 12 min here."
+        == "Next, use the backbone big (last features of both compared): measured +8.0 points [+6.0, +10.0], about 12 min here."
     )
 
 
@@ -559,12 +559,27 @@ def test_the_sentences_carry_the_numbers() -> None:
     text = " ".join(found.sentences())
     for part in (
         "peaks before the end: b.2:grid4:crop has 0.900 [0.880, 0.920]",
-        "ahead of nearest neighbours by +5.0 points [+3.0, +7.0]",
-        "ahead of random weights: +10.0 points",
+        "+5.0 points [+3.0, +7.0] ahead of nearest neighbours",
+        "ahead of random weights.",
         "1,000 instead of 500 labels are expected to bring +5.0 points [+4.0, +6.0]",
         "different from those that the network was trained on",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("difference", "said"),
+    [
+        (around(-0.1), "-10.0 points [-12.0, -8.0] behind random weights"),
+        (around(0.01), "not distinguishable (+1.0 points [-1.0, +3.0]) from random weights"),
+    ],
+)
+def test_pretraining_that_is_behind_or_even_is_called_so(difference: Metric, said: str) -> None:
+    found = advise(
+        n=500, n_classes=10, accuracy=around(0.9), in_use="b.2:grid4:crop",
+        domain=judge_domain(FAR, over_random=difference),
+    )  # fmt: skip
+    assert said in " ".join(found.sentences())
 
 
 def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:

@@ -264,3 +264,14 @@ def test_growing_a_fine_tuned_model_says_what_to_do_instead(
 ) -> None:
     with pytest.raises(UsageError, match="fine-tuned on the old images"):
         grow(tuned, load_images(class_folders))
+
+
+@pytest.mark.parametrize("choice", [True, "auto"])
+def test_images_that_cannot_be_dealt_into_three_parts_leave_the_search_s_head(choice: bool | str) -> None:
+    x, _ = pictures(42)
+    y = np.array(["rare", "rare", *np.random.default_rng(0).permutation(["blue", "red"] * 20)])
+    clf = classifier(fine_tune=choice, fine_tune_params={"unfreeze": 1, "phases": PHASES}, cv=2).fit(x, y)
+    assert (clf.fine_tune_.tried, clf.network_) == (False, None)
+    assert clf.fine_tune_.reason.startswith("not tried: ")
+    assert "rare" in clf.fine_tune_.reason or choice == "auto"
+    assert clf.predict_proba(x).shape == (42, 3)

@@ -20,7 +20,7 @@ from sklearn.svm import SVC, LinearSVC
 from tinted import pictures
 
 from featx.evaluation import Calibration
-from featx.exceptions import DataError, ModelFileError, UnknownTapError, UsageError
+from featx.exceptions import DataError, ModelFileError, UnknownTapError, UnsupportedCutError, UsageError
 from featx.extractor import FeatureExtractor, Progress
 from featx.finetune import FineTunedNetwork, FineTuner, Phase, Probe, worth_trying
 from featx.finetune.probe import LOGISTIC_C, USUAL_C, fold_linear, logistic_probe
@@ -429,6 +429,74 @@ def test_tuning_chooses_cut_and_phase_and_prunes_by_epoch() -> None:
         median = np.median([one.intermediate_values[epoch] for one in before])
         assert max(trial.intermediate_values.values()) < median
     assert min(max(trial.intermediate_values) for trial in pruned) < 3  # some time was saved
+
+
+def test_tuning_of_phases_that_mix_pictures_keeps_to_what_was_asked() -> None:
+    x, y = pictures(20)
+    told: list[str] = []
+    tuner = FineTuner(
+        extractor(), unfreeze="all", head="linear", phases=(Phase(epochs=1, batch_size=16, mixup=0.2),),
+        n_trials=2, verdict=0, refit=False, random_state=0,
+        callback=lambda event: told.append(event.message),
+    ).fit(x, y)  # fmt: skip
+    assert tuner.unfreeze_ == "all"
+    assert [trial.state.name for trial in tuner.study_.trials] == ["COMPLETE", "COMPLETE"]
+    assert any("trial 2 of 2" in message and "best" in message for message in told)
+
+
+def test_the_cost_of_a_verdict_counts_the_trials_that_led_to_it() -> None:
+    x, y = pictures()
+    tuner = FineTuner(
+        extractor(), head="linear", phases=(Phase(epochs=1, batch_size=16),), n_trials=3, refit=False,
+        random_state=0,
+    ).fit(x, y)  # fmt: skip
+    trials = sum(trial.duration.total_seconds() for trial in tuner.study_.trials)
+    assert tuner.verdict_.minutes > trials / 60
+
+
+def test_class_weights_may_be_the_square_root_and_what_is_not_known_is_refused() -> None:
+    x, y = pictures(20)
+    y = np.where(np.arange(20) < 16, "many", "few")
+    opened = FineTuner(extractor(), class_weight="sqrt", phases=STILL, verdict=0, random_state=0).fit(x, y)
+    assert opened.classes_.tolist() == ["few", "many"]
+    with pytest.raises(UsageError, match="class_weight 'root' is not known; choose balanced, sqrt"):
+        FineTuner(extractor(), class_weight="root").fit(x, y)
+
+
+def test_a_cut_that_cannot_be_trained_above_is_refused_before_anything_is_computed() -> None:
+    x, y = pictures(20)
+    store = MemoryStore()
+    with pytest.raises(UnsupportedCutError, match=r"unfreeze='all'") as caught:
+        FineTuner(
+            extractor("visformer_tiny", store=store, input_size=None), unfreeze=2, phases=STILL, verdict=0
+        ).fit(x, y)
+    assert "last" not in str(caught.value).partition("Nearest")[2]
+    assert not store.keys()
+
+
+def test_checkpoints_are_found_again_without_a_seed(tmp_path: Path) -> None:
+    x, y = pictures(20)
+    phases = (Phase(epochs=3, batch_size=16),)
+
+    def fit(stop_at: int | None) -> list[int]:
+        epochs: list[int] = []
+
+        def listen(event: Progress) -> None:
+            words = event.stage.rpartition("epoch ")[2].split(" of ")
+            if event.done and words[0].isdigit():
+                epochs.append(int(words[0]))
+                if epochs[-1] == stop_at:
+                    raise KeyboardInterrupt
+
+        FineTuner(
+            extractor(), head="linear", phases=phases, verdict=0, refit=False, checkpoints=tmp_path,
+            callback=listen,
+        ).fit(x, y)  # fmt: skip
+        return epochs
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(3)
+    assert set(fit(None)) == {3}
 
 
 def test_views_are_cached_beside_the_plain_rows() -> None:

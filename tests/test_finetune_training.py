@@ -127,6 +127,66 @@ def test_a_killed_run_resumes_to_bit_equal_weights(tmp_path: Path, kill_at: tupl
     assert [r["loss"] for r in run.history] == [r["loss"] for r in again.history]
 
 
+@pytest.mark.parametrize("optimizer", ["lamb", "adamp", "lion", "radam", "momentum"])
+def test_an_interrupted_run_goes_on_alike_with_any_optimizer(tmp_path: Path, optimizer: str) -> None:
+    recipe = training.Recipe(phases=(Phase(epochs=3, batch_size=8, lr=1e-2, optimizer=optimizer),))
+    whole, resumed = module(), module()
+    training.train(whole, task(), recipe)
+
+    def stop(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        training.train(module(), task(), recipe, checkpoint=tmp_path / "run", on_epoch=stop)
+    training.train(resumed, task(), recipe, checkpoint=tmp_path / "run")
+    expected, got = weights(whole), weights(resumed)
+    assert all(np.array_equal(expected[name], got[name]) for name in expected)
+
+
+def test_a_moving_average_lies_between_the_start_and_the_end() -> None:
+    def moved(**params: Any) -> dict[str, np.ndarray]:
+        net = module()
+        phase = Phase(epochs=3, batch_size=8, lr=1e-2, warmup=0, **params)
+        training.train(net, task(stop=np.arange(0)), training.Recipe(phases=(phase,)))
+        return weights(net)
+
+    start, plain, averaged = weights(module()), moved(), moved(ema=0.9)
+    name = "head.weight"
+    assert 0 < np.linalg.norm(averaged[name] - start[name]) < np.linalg.norm(plain[name] - start[name])
+    path = np.linalg.norm(plain[name] - start[name])
+    assert np.linalg.norm(averaged[name] - plain[name]) < path
+
+
+def test_clipping_bounds_each_step() -> None:
+    lr, clip, epochs = 0.1, 1e-3, 2
+    net = module()
+    before = weights(net)
+    phase = Phase(
+        epochs=epochs, batch_size=8, lr=lr, optimizer="momentum", momentum=0.0, weight_decay=0.0,
+        clip_norm=clip, schedule="constant", warmup=0,
+    )  # fmt: skip
+    fitted = task(stop=np.arange(0))
+    training.train(net, fitted, training.Recipe(phases=(phase,)))
+    after = weights(net)
+    trained = [name for name, _ in net.named_parameters()]
+    moved = math.sqrt(sum(float(np.square(after[name] - before[name]).sum()) for name in trained))
+    steps = epochs * -(-len(fitted.fit) // 8)
+    assert 0 < moved <= steps * lr * clip * (1 + 1e-4)
+
+
+def test_smoothed_labels_keep_the_loss_above_their_entropy() -> None:
+    smoothing = 0.2
+    phase = Phase(epochs=8, batch_size=8, lr=1e-2, warmup=0, label_smoothing=smoothing)
+    run = training.train(module(), task(), training.Recipe(phases=(phase,)))
+    off = smoothing / 2  # of two classes
+    entropy = -(off * math.log(off) + (1 - off) * math.log(1 - off))
+    assert run.history[-1]["accuracy"] == 1.0
+    assert entropy <= run.history[-1]["loss"] < entropy + 0.2
+    sharp = training.train(module(), task(), training.Recipe(phases=(phase.replace(label_smoothing=0.0),)))
+    assert sharp.history[-1]["loss"] < entropy
+
+
 def test_a_damaged_checkpoint_is_named(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     recipe = training.Recipe(phases=(Phase(trainable="head", epochs=1, batch_size=8),))

@@ -296,6 +296,31 @@ def test_the_environment_names_versions_without_importing_them() -> None:
     assert found["runtime"] == "openvino"
 
 
+def test_the_first_inferences_of_a_process_may_come_from_several_threads(tmp_path: Path) -> None:
+    script = """
+import os, sys, threading
+import numpy as np
+sys.path.insert(0, "tests")
+from test_runtimes import SPEC, make
+from featx.backbones.runtimes import compile_stem
+sys.setswitchinterval(1e-6)
+compiled = compile_stem(make("test_resnet"), [SPEC], runtime="openvino", n_threads=4)
+start, batch = threading.Barrier(4), np.zeros((2, *SPEC.input_size, 3), np.uint8)
+threads = [threading.Thread(target=lambda: (start.wait(), compiled(batch)), daemon=True) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join(30)
+os._exit(any(thread.is_alive() for thread in threads))  # threads that hang would hold the exit up
+"""
+    root = Path(__file__).resolve().parents[1]
+    done = subprocess.Popen([sys.executable, "-c", script], cwd=root)
+    try:
+        assert done.wait(120) == 0
+    finally:
+        done.kill()
+
+
 def test_decoders_wait_while_any_thread_launches_on_a_device_and_not_on_a_processor() -> None:
     launches, passed = Launches(), threading.Event()
 

@@ -75,7 +75,10 @@ class Choice:
             else:
                 said.append(f"{self.best} is not distinguishable from {self.runner_up}: {between}.")
         if self.against_best is not None:
-            said.append(f"{self.name} is cheaper and not distinguishable from {self.best}: it was taken.")
+            if self.name == self.runner_up:
+                said.append("The latter is cheaper: it was taken.")
+            else:
+                said.append(f"{self.name} is cheaper and not distinguishable from {self.best}: it was taken.")
         return said
 
     def to_dict(self) -> dict[str, Any]:

@@ -50,10 +50,13 @@ class Twin:
         Its last features.
     index : array of shape (m,), int
         Which rows of the blocks they belong to.
+    block : str, optional
+        The block of the pretrained network that was made alike; its last features by default.
     """
 
     rows: NDArray[np.float32]
     index: NDArray[np.intp]
+    block: str | None = None
 
 
 def advise_on_rows(
@@ -162,7 +165,8 @@ def advise_on_rows(
     neighbours = ask([last], last, rows=few, kind="knn")
     over_random = None
     if twin is not None:
-        pretrained = ask([last], last, rows=twin.index, kind="ridge")
+        alike = twin.block or last
+        pretrained = ask([alike], alike, rows=twin.index, kind="ridge")
         over_random = pretrained.minus(ask(twin.rows, "random", rows=twin.index, kind="ridge"))
     domain = None
     if len(layers) > 1:  # a single layer tells nothing of depth

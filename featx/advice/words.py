@@ -16,7 +16,7 @@ DO: dict[str, str] = {
     "combine": "combine {what}",
     "label_more": "label twice as many images",
     "fine_tune": "fine-tune the layers above {what}",
-    "other_backbone": "use the backbone {what}",
+    "other_backbone": "use the backbone {what} (last features of both compared)",
 }
 
 
@@ -59,15 +59,21 @@ def _domain(domain: Domain) -> Iterator[str]:
         )
     yield (f"The last features use about {last.effective_rank:.0f} of {last.width} directions.")
     if domain.neighbours_behind is not None:
-        yield f"A linear head is ahead of nearest neighbours by {_points(domain.neighbours_behind)}."
+        yield f"A linear head is {_against(domain.neighbours_behind)} nearest neighbours."
     if domain.over_random is not None:
-        ahead = "ahead of" if domain.over_random.low > 0 else "not distinguishable from"
-        yield f"The pretraining is {ahead} random weights: {_points(domain.over_random)}."
+        yield f"The pretraining is {_against(domain.over_random)} random weights."
     yield {
         "similar": "So the pictures are similar to those that the network was trained on.",
         "between": "So the pictures are neither clearly similar to the network's own nor clearly different.",
         "different": "So the pictures are different from those that the network was trained on.",
     }[domain.verdict]
+
+
+def _against(gain: Metric) -> str:
+    """How one thing stands to another, by the difference and its interval."""
+    if gain.low > 0:
+        return f"{_points(gain)} ahead of"
+    return f"{_points(gain)} behind" if gain.high < 0 else f"not distinguishable ({_points(gain)}) from"
 
 
 def _labels(advice: Advice) -> Iterator[str]:

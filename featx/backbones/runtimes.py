@@ -473,6 +473,19 @@ class OpenVINORuntime:
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.streams):
             self._requests.put(compiled.create_infer_request())
+        self._infer_once(request.specs[0].input_size)
+
+    def _infer_once(self, input_size: tuple[int, int]) -> None:
+        """The process's first inference, alone.
+
+        It makes pyopenvino's statics, which each wait for the interpreter's lock while they are made: two
+        threads that came here at once waited for each other for ever (OpenVINO 2026.4).
+        """
+        global _inferred
+        with _FIRST_INFERENCE:
+            if not _inferred:
+                self(np.zeros((1, *input_size, 3), np.uint8))
+            _inferred = True
 
     def __call__(self, batch: Batch) -> list[NDArray[np.float32]]:
         """Rows of each spec."""
@@ -487,6 +500,9 @@ class OpenVINORuntime:
         """Let go of the network."""
         while not self._requests.empty():
             self._requests.get()
+
+
+_FIRST_INFERENCE, _inferred = threading.Lock(), False
 
 
 def import_openvino() -> Any:

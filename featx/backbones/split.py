@@ -100,12 +100,14 @@ def split_backbone(
     parts, reason = _try_split(backbone, tap.name, size)
     if parts is not None:
         return parts
-    others = sorted(card.taps, key=lambda other: abs(other.index - tap.index))[1:]
+    below = [other for other in card.taps[:-1] if other is not tap]  # above the last there is nothing
+    others = sorted(below, key=lambda other: abs(other.index - tap.index))
     working = (other.words for other in others if _try_split(backbone, other.name, size)[0] is not None)
     near = ", ".join(word for word, _ in zip(working, range(SUGGESTIONS), strict=False))
     raise UnsupportedCutError(
         f"{card.name} cannot be split at {tap.words}: {reason}. "
         + (f"Nearest cuts that work: {near}." if near else "None of its cuts works.")
+        + " The whole network can be trained without one (unfreeze='all')."
     )
 
 

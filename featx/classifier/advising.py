@@ -115,19 +115,19 @@ def _random_twin(
         return None, math.nan
     codes = np.unique(labels, return_inverse=True)[1]
     chosen = stratified_rows(codes, TWIN_IMAGES, random_state=random_state)
-    last = next((spec for name, spec in clf.specs_.items() if name.startswith("last:avg")), None)
-    spec = last or next(iter(clf.specs_.values()))
+    last = (item for item in clf.specs_.items() if item[0].startswith("last:avg"))
+    name, spec = next(last, next(iter(clf.specs_.items())))
     # Nobody is told: that no rows of these weights are kept is what a twin is made for.
     machine = {**_machine(clf), "checkpoint": None, "callback": None}
     extractor = FeatureExtractor(
-        clf.card_.name, pretrained=False, resize=spec.resize, input_size=spec.input_size,
-        precision=spec.precision, **machine,
+        clf.card_.name, pretrained=False, cut=spec.cut, pool=spec.pool, resize=spec.resize,
+        input_size=spec.input_size, precision=spec.precision, **machine,
     )  # fmt: skip
     sources = [images.sources[row] for row in chosen]
     rows = extractor.extract(sources, names=[images.names[row] for row in chosen], on_error="skip")
     block = next(iter(rows.blocks.values()))
     seconds = (rows.seconds - rows.loading_s) / rows.computed if rows.computed else math.nan
-    return Twin(block, chosen[rows.kept]), seconds
+    return Twin(block, chosen[rows.kept], name), seconds
 
 
 def _others(

@@ -47,7 +47,16 @@ from featx.exceptions import (
 from featx.extractor import DEFAULT_BACKBONE, Extraction, Plan, Progress
 from featx.finetune import FineTunedNetwork
 from featx.heads import decision_scores
-from featx.images import MAX_PIXELS, ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
+from featx.images import (
+    MAX_PIXELS,
+    ImageSet,
+    ImageSource,
+    Skipped,
+    escape_name,
+    golden_pictures,
+    load_images,
+    read_digests,
+)
 from featx.rows import RowBlocks
 from featx.search import SearchProgress
 from featx.search.loop import n_threads
@@ -681,8 +690,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         A store remembers what has proved it; another version, runtime or processor must prove it anew.
         """
-        from featx.classifier.packing import golden_pictures
-
         expected, self._golden_rows = self._golden_rows, None
         if expected is None:
             return

@@ -15,7 +15,7 @@ from featx.advice import Option
 from featx.classifier.networks import is_of
 from featx.classifier.race import backbone_names
 from featx.classifier.representation import AUTO
-from featx.exceptions import ModelFileError, UsageError
+from featx.exceptions import DataError, LabelError, ModelFileError, UsageError
 from featx.extractor import FeatureExtractor
 from featx.finetune import FineTunedNetwork, FineTuner, Probe, Verdict, worth_trying
 from featx.finetune.estimator import describe_phases
@@ -114,25 +114,34 @@ def fine_tune(
     n_verdicts, reason = _verdicts(clf, len(images))
     settings: dict[str, Any] = {"n_verdicts": n_verdicts or 1}
     if clf.fine_tune == "auto":
-        option = _advised(clf) if n_verdicts else None
+        option = None
+        try:
+            option = _advised(clf) if n_verdicts else None
+        except DataError as error:
+            n_verdicts, reason = 0, f"there are too few images to measure whether it pays ({error})"
         if option is not None and not option.worthwhile:
             gain = f" ({100 * option.gain.value:+.1f} points)" if option.gain is not None else ""
             n_verdicts, reason = 0, f"the advice for these images expects too little of it{gain}"
         if not n_verdicts:
-            report = FineTuneReport(False, False, f"not tried: {reason}.")
-            clf._say(f"fine-tuning {report.reason}", stage="fine-tuning")
-            return None, report
+            return None, _not_tried(clf, reason)
         settings |= {} if option is None else {"unfreeze": option.what}
     tuner = make_tuner(clf, **settings)
-    tuner.fit(
-        images,
-        check_labels(images.labels),
-        groups=images.groups,
-        sample_weight=images.weights,
-        probe=Probe(
-            clf.best_estimator_, blocks.stack(clf.best_blocks_), clf.calibration_, adjustment=clf.adjustment_
-        ),
-    )
+    try:
+        tuner.fit(
+            images,
+            check_labels(images.labels),
+            groups=images.groups,
+            sample_weight=images.weights,
+            probe=Probe(
+                clf.best_estimator_,
+                blocks.stack(clf.best_blocks_),
+                clf.calibration_,
+                adjustment=clf.adjustment_,
+            ),
+        )
+    except LabelError as error:  # the search is done and stands
+        reason = f"the images cannot be dealt into parts to train on, stop by and judge ({error})"
+        return None, _not_tried(clf, reason)
     verdict = tuner.verdict_
     report = FineTuneReport(
         tried=True,
@@ -146,6 +155,12 @@ def fine_tune(
     )
     clf._advice = None  # it did not know yet what fine-tuning brings
     return tuner.network_ if report.kept else None, report
+
+
+def _not_tried(clf: ImageClassifier, reason: str) -> FineTuneReport:
+    report = FineTuneReport(False, False, f"not tried: {reason.rstrip('.')}.")
+    clf._say(f"fine-tuning {report.reason}", stage="fine-tuning")
+    return report
 
 
 def make_tuner(clf: ImageClassifier, **settings: Any) -> FineTuner:
@@ -215,6 +230,6 @@ def _advised(clf: ImageClassifier) -> Option | None:
 
 def _class_weight(clf: ImageClassifier) -> Any:
     """As the winning head has it, where that was searched."""
-    if isinstance(clf.class_weight, Mapping) or clf.class_weight in (None, "balanced"):
+    if isinstance(clf.class_weight, Mapping) or clf.class_weight in (None, "balanced", "sqrt"):
         return clf.class_weight
     return clf.best_params_.get("class_weight") if hasattr(clf, "best_params_") else None

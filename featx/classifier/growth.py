@@ -123,7 +123,8 @@ class Growth:
             verdict = {"a": "better than before", "b": "worse than before"}.get(found.verdict, found.verdict)
             points = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             scores = f"{found.value_b:.3f} before, {found.value_a:.3f} now"
-            said.append(f"On the {what}: {scores}, {points}: {verdict}.")
+            exact = f"exact test p = {found.mcnemar_p:.2g}"
+            said.append(f"On the {what}: {scores}, {points}, {exact}: {verdict}.")
         for word in ("better", "worse"):
             named = [c for c in self.by_class if c.verdict == word][:CLASSES_TOLD]
             if named:

@@ -41,6 +41,7 @@ from featx.files import (
     write_archive,
 )
 from featx.finetune import FineTunedNetwork
+from featx.images import GOLDEN_PICTURES, golden_pictures
 from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
@@ -49,10 +50,6 @@ KIND, FORMAT, MEMBERS = MODEL_KIND, MODEL_FORMAT, MODEL_MEMBERS
 
 OF_NETWORK = (JSON_MEMBER, TENSOR_MEMBER)
 """Members of a fine-tuned network, absent where a head on frozen features predicts."""
-
-GOLDEN_PICTURES = 8
-GOLDEN_SIDE = 96
-GOLDEN_SEED = 20_260
 
 HEAD_TOLERANCE = 1e-4
 """Largest difference of a probability that another version of scikit-learn may make unremarked."""
@@ -178,21 +175,6 @@ def _open_network(
             f"{where}: the fine-tuned head gives other outputs than it did; get the file again."
         )
     clf.network_ = network
-
-
-def golden_pictures() -> list[NDArray[np.uint8]]:
-    """Seeded synthetic pictures, each (96, 96, 3) uint8: smooth colour fields with noise; never a user's."""
-    rng = np.random.default_rng(GOLDEN_SEED)
-    across = np.linspace(0, 1, GOLDEN_SIDE)
-    pictures = []
-    for _ in range(GOLDEN_PICTURES):
-        frequency = rng.uniform(1, 12, (2, 3))
-        waves = np.sin(across[:, None, None] * frequency[0] * 6.28) * np.cos(
-            across[None, :, None] * frequency[1] * 6.28
-        )
-        noisy = 127 + 90 * waves + rng.normal(0, 20, waves.shape)
-        pictures.append(noisy.clip(0, 255).astype(np.uint8))
-    return pictures
 
 
 def _describe(clf: ImageClassifier) -> dict[str, Any]:

@@ -49,6 +49,9 @@ Config = dict[str, Any]
 OF_RARE_CLASSES = ("balanced_accuracy", "macro_f1")
 """Metrics to which every class counts alike: weights and thresholds are tried for these alone."""
 
+SAME_METRICS = {"f1_macro": "macro_f1"}
+"""scikit-learn's names of metrics that featx has under another."""
+
 CLASS_WEIGHTS = ("balanced", "sqrt")
 """What ``class_weight="auto"`` tries."""
 
@@ -283,6 +286,8 @@ def resolve(settings: Mapping[str, Any], y: NDArray[Any]) -> dict[str, Any]:
     plain = {**settings, "one_se": False}  # `choose_representation` asks image by image instead
     if plain["scoring"] == AUTO:
         plain["scoring"] = metric_for(y)
+    elif isinstance(plain["scoring"], str):
+        plain["scoring"] = SAME_METRICS.get(plain["scoring"], plain["scoring"])
     if plain["class_weight"] == AUTO:
         plain["class_weight"] = None
     if plain["n_repeats"] == AUTO:

@@ -142,7 +142,9 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
         help="of rows; above it images stream",
     )
     group.add_argument(
-        "--checkpoints", metavar="DIR", help="write one after each epoch; the same command goes on from there"
+        "--checkpoints",
+        metavar="DIR",
+        help="write one after each epoch; the same command goes on from there (trials begin anew)",
     )
 
 

@@ -41,6 +41,11 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
     return images
 
 
+def _metric(scoring: Any) -> str:
+    """The metric's name before its value; accuracy is what people expect and needs none."""
+    return "" if scoring == "accuracy" or not isinstance(scoring, str) else f"{scoring.replace('_', ' ')} "
+
+
 def search(console: Console, clf: Any) -> None:
     """Which representation and head won, and by what."""
     trials = clf.search_.study_.trials if hasattr(clf, "search_") else []
@@ -59,7 +64,8 @@ def search(console: Console, clf: Any) -> None:
     networks = " and ".join(card.name for card in clf.cards_ if card.weights in used)
     console.text(f"chosen    {head} ({listed}) on {where} of {networks}")
     console.text(
-        f"          cross-validation {clf.best_score_:.4f} over {len(trials)} configurations ({tried});"
+        f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {len(trials)} "
+        f"configurations ({tried});"
     )
     console.text(
         "          it is the score that was selected by, so it is optimistic: trust the held-out part"
@@ -68,7 +74,10 @@ def search(console: Console, clf: Any) -> None:
         console.text(f"          {' '.join(clf.choice_.sentences())}")
     for one in clf.tried_:
         verdict = "kept" if one.kept else "not kept"
-        console.text(f"          {one.name}: {100 * one.gain:+.1f} points out of fold, {verdict}")
+        console.text(
+            f"          {one.name}: {100 * one.gain:+.1f} points out of fold (standard error "
+            f"{100 * one.error:.1f}), {verdict}"
+        )
     console.data(
         choice=clf.choice_ and clf.choice_.to_dict(),
         augmentation=clf.augmentation_.to_dict(),

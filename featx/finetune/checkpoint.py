@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from featx.exceptions import ModelFileError
 from featx.files import atomic_write
 
-FORMAT = "1"
+FORMAT = "2"
+COUNTERS = ("step",)
+"""What moves in an optimizer's parameter groups besides the learning rate, which the schedule sets."""
 
 
 class Checkpoint:
@@ -42,6 +44,7 @@ class Checkpoint:
         self._best: dict[str, Tensor] = {}
         self._run: dict[str, Any] | None = None
         self._state: dict[str, Tensor] = {}
+        self._numbers: dict[str, Any] = {}
         if path is not None and path.exists():
             self._open(path, module)
 
@@ -53,11 +56,17 @@ class Checkpoint:
         """Put the optimizer and the moving average back, once, if the file was written in this phase."""
         if self._run is None or self._run["phase"] != phase or not self._run["epoch"]:
             return
-        state: dict[int, dict[str, Tensor]] = {}
-        for name, value in _part(self._state, "optimizer").items():
+        state: dict[int, dict[str, Any]] = {}
+        for name, value in {**_part(self._state, "optimizer"), **self._numbers["state"]}.items():
             number, _, key = name.partition(".")
             state.setdefault(int(number), {})[key] = value
-        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        fresh = optimizer.state_dict()["param_groups"]
+        groups = [one | kept for one, kept in zip(fresh, self._numbers["groups"], strict=True)]
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for parameter, values in optimizer.state.items():
+            for name, value in values.items():
+                if torch.is_tensor(value) and value.shape == parameter.shape:  # norms sum in memory's order
+                    values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if average is not None:
             average.module.load_state_dict(_part(self._state, "average"))
         self._run, self._state = None, {}
@@ -88,11 +97,23 @@ class Checkpoint:
         tensors |= {f"best.{k}": v for k, v in self._best.items()}
         if average is not None:
             tensors |= {f"average.{k}": v for k, v in average.module.state_dict().items()}
-        for number, values in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{number}.{k}": torch.as_tensor(v) for k, v in values.items()}
+        state = {
+            f"{number}.{name}": value
+            for number, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        tensors |= {f"optimizer.{name}": value for name, value in state.items() if torch.is_tensor(value)}
+        numbers = {  # not as tensors: arithmetic with those rounds otherwise
+            "state": {name: value for name, value in state.items() if not torch.is_tensor(value)},
+            "groups": [
+                {name: float(group[name]) for name in COUNTERS if name in group}
+                for group in optimizer.param_groups
+            ],
+        }
         plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.path, save(plain, {"format": FORMAT, "run": json.dumps(run)}))
+        header = {"format": FORMAT, "run": json.dumps(run), "numbers": json.dumps(numbers)}
+        atomic_write(self.path, save(plain, header))
 
     def _open(self, path: Path, module: nn.Module) -> None:
         try:
@@ -101,7 +122,7 @@ class Checkpoint:
             if header["format"] != FORMAT:
                 raise ValueError(f"format {header['format']}, not {FORMAT}")
             self._state = load(data)
-            run = json.loads(header["run"])
+            run, self._numbers = json.loads(header["run"]), json.loads(header["numbers"])
             module.load_state_dict(_part(self._state, "module"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelFileError(

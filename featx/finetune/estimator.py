@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags, compute_class_weight
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import BackboneCard, is_model_file, load_backbone
@@ -32,6 +32,7 @@ from featx.finetune.rows import MEMORY, ArrayRows, RowSource, StoredRows, row_by
 from featx.finetune.tuned import FineTunedNetwork, stem_function
 from featx.finetune.verdict import Parts, Verdict, decide, make_parts
 from featx.images import ImageSet, image_digest, load_images
+from featx.solvers import class_weights as weigh_classes
 from featx.spec import LAST, FeatureSpec
 from featx.splits import check_labels, image_groups
 from featx.stores import open_store
@@ -41,6 +42,12 @@ if TYPE_CHECKING:
     from featx.finetune.job import Job, Training
     from featx.finetune.network import TrainedLayer
 
+CLASS_WEIGHTS = ("balanced", "sqrt")
+HEAD_STARTS = {
+    "probe": "as the probe, or as a logistic regression where that is not linear in the last features",
+    "linear": "from zeros",
+    "mlp": "from random weights",
+}
 DISK_LIMIT = 20_000_000_000
 """Bytes that unpooled rows may take, by default; more streams from the images instead."""
 FREE_SHARE = 0.5
@@ -101,8 +108,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         Augmented versions of each image that are cached beside the plain one; an epoch draws one of all.
     view_policy : str
         Augmentation of cached views, or of streamed images; ``"none"`` for none.
-    class_weight : None, 'balanced' or dict
-        As in scikit-learn.
+    class_weight : None, 'balanced', 'sqrt' or dict
+        As in scikit-learn; ``sqrt`` is the square root of ``balanced``.
     validation : float
         Share of the training images that decides the best epoch and calibrates.
     verdict : float
@@ -125,7 +132,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     memory : int
         Bytes of rows that are held at once.
     checkpoints : path, optional
-        Folder for a file that is written after each epoch, from which the same `fit` goes on.
+        Folder for a file that is written after each epoch, from which the same `fit` goes on (trials of
+        tuning begin anew). Where `random_state` is None it is then made of the data, so that it is the same.
     random_state : int, optional
         Seed of parts, order, dropout and views.
     callback : callable, optional
@@ -234,14 +242,14 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         labels = check_labels(y)
         self.classes_, codes = np.unique(labels, return_inverse=True)
         self._check(X, labels)
-        seed = int(np.random.default_rng(self.random_state).integers(1 << 31))
+        state: Any = self.random_state
+        if state is None and self.checkpoints is not None:
+            state = np.frombuffer(hashlib.sha256(codes.tobytes()).digest(), np.uint32)
+        seed = int(np.random.default_rng(state).integers(1 << 31))
         phases = self.first_phases()
         opened = _Opened.of(self, X, groups, seed)
-        self.plan_ = opened.plan(self.unfreeze)
-        self._tell("fine-tuning: " + self.plan_.reason if self.plan_ is not None else "")
-        job = opened.job(self.unfreeze, codes, sample_weight, probe)
         parts = make_parts(
-            codes,
+            labels,
             validation=self.validation,
             verdict=self.verdict,
             n_verdicts=self.n_verdicts,
@@ -249,22 +257,35 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             random_state=seed % 1000,
         )
         self.unfreeze_, self.phases_ = self.unfreeze, phases
+        jobs: dict[int | str, Job] = {}
+
+        def open_job(unfreeze: int | str) -> Job:
+            """The job above a cut, opened once; what its rows will take is told before."""
+            if unfreeze not in jobs:
+                self.plan_ = opened.plan(unfreeze)
+                self._tell("fine-tuning: " + self.plan_.reason if self.plan_ is not None else "")
+                jobs[unfreeze] = opened.job(unfreeze, codes, sample_weight, probe)
+            return jobs[unfreeze]
+
+        began = time.monotonic()
         if self.n_trials:
             from featx.finetune.tuning import tune
 
             self.study_, self.unfreeze_, self.phases_ = tune(
-                lambda unfreeze: opened.job(unfreeze, codes, sample_weight, probe),
-                opened.choices(self.unfreeze),
+                open_job,
+                opened.choices(self.unfreeze, phases),
                 parts[0],
                 phases,
                 n_trials=self.n_trials,
                 timeout=self.timeout,
                 seed=seed,
+                tell=self._tell,
             )
-            job = opened.job(self.unfreeze_, codes, sample_weight, probe)
+        self._tuning_minutes = (time.monotonic() - began) / 60 if self.n_trials else 0.0
+        job = open_job(self.unfreeze_)
         self.plan_ = opened.plan(self.unfreeze_)
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
-        for line in describe_phases(self.phases_, self.trained_):
+        for line in describe_phases(self.phases_, self.trained_, self.head):
             self._tell(line)
         job.on_rows = self._reporter(job, parts)
         trained = self._judge(job, parts)
@@ -312,13 +333,18 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             raise UsageError(f"head {self.head!r} is not known; choose one of {', '.join(HEADS)}.")
         if len(X) != len(labels):
             raise DataError(f"{len(X)} images but {len(labels)} labels; give one for each image.")
+        if isinstance(self.class_weight, str) and self.class_weight not in CLASS_WEIGHTS:
+            raise UsageError(
+                f"class_weight {self.class_weight!r} is not known; choose {', '.join(CLASS_WEIGHTS)}, a dict "
+                "or None."
+            )
         for name in ("validation", "verdict"):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it is a share from 0 to 0.5.")
 
     def _judge(self, job: Job, parts: Sequence[Parts]) -> list[Training]:
         """Train on each part; compare with the probe on what it leaves out."""
-        tuned, probed, minutes, probe_minutes = [], [], 0.0, 0.0
+        tuned, probed, minutes, probe_minutes = [], [], self._tuning_minutes, 0.0
         trainings = []
         for part in parts:
             trained = job.train(part.fit, part.stop, self.phases_)
@@ -386,12 +412,14 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         return tags
 
 
-def describe_phases(phases: Sequence[Phase], trained: Sequence[Sequence[TrainedLayer]]) -> list[str]:
+def describe_phases(
+    phases: Sequence[Phase], trained: Sequence[Sequence[TrainedLayer]], head: str = "probe"
+) -> list[str]:
     """What each phase trains, as lines: names, numbers of parameters, learning rates."""
     lines = []
     for number, (phase, layers) in enumerate(zip(phases, trained, strict=True), 1):
         if not phase.epochs:
-            lines.append(f"phase {number} of {len(phases)}: left out, the head starts as the tuned probe")
+            lines.append(f"phase {number} of {len(phases)}: left out, the head starts {HEAD_STARTS[head]}")
             continue
         total = sum(layer.parameters for layer in layers)
         lines.append(
@@ -454,9 +482,13 @@ class _Opened:
             raise UsageError(f"unfreeze is {unfreeze!r}; it is a number of stages from 1, a tap or 'all'.")
         return taps[-1 - stages].name if stages < len(taps) else None
 
-    def choices(self, unfreeze: int | str) -> tuple[int | str, ...]:
-        """What tuning may unfreeze: as asked, and from images one and two stages as well."""
-        others = (1, 2) if self.images is not None and len(self.card.taps) > 3 else ()
+    def choices(self, unfreeze: int | str, phases: Sequence[Phase]) -> tuple[int | str, ...]:
+        """What tuning may unfreeze: as asked, and from images one and two stages as well.
+
+        Phases that mix pictures, or name what they train, are for what was asked alone.
+        """
+        bound = any(phase.mixes or isinstance(phase.trainable, tuple) for phase in phases)
+        others = (1, 2) if self.images is not None and len(self.card.taps) > 3 and not bound else ()
         return tuple(dict.fromkeys((unfreeze, *others)))
 
     def spec(self, unfreeze: int | str) -> FeatureSpec:
@@ -477,7 +509,7 @@ class _Opened:
         cut, spec, n, views = self.cut(unfreeze), self.spec(unfreeze), len(self.images), self.tuner.views
         if cut is None:
             shape: tuple[int, ...] = (3, *spec.input_size)
-            why = "the whole network is trained, so images stream"
+            why = f"the whole network is trained, so images stream, {self._augmented()}"
             return FineTunePlan(None, shape, 0, n, views, 0, True, why)
         shape = self.row_shape(spec)
         one = row_bytes(shape, np.dtype(spec.dtype).itemsize)
@@ -485,9 +517,14 @@ class _Opened:
         limit, why = self._limit()
         words = f"{n} images × {1 + views} of {one / 1e3:.0f} kB at {cut}: {total / 1e9:.2f} GB"
         if total > limit:
-            words += f", more than {why} ({limit / 1e9:.2f} GB), so images stream through the frozen layers"
+            words += f", more than {why} ({limit / 1e9:.2f} GB), so images stream through the frozen layers, "
+            words += self._augmented()
             return FineTunePlan(cut, shape, one, n, views, total, True, words)
         return FineTunePlan(cut, shape, one, n, views, total, False, f"{words}, kept in the store")
+
+    def _augmented(self) -> str:
+        policy = self.tuner.view_policy
+        return "unchanged" if policy == "none" else f"augmented afresh each epoch ({policy})"
 
     def row_shape(self, spec: FeatureSpec) -> tuple[int, ...]:
         """Shape of one unpooled row."""
@@ -506,6 +543,7 @@ class _Opened:
         """The job of training above one cut."""
         from featx.backbones.runtimes import resolve_precision
         from featx.finetune.job import Job
+        from featx.finetune.network import open_tail
 
         backbone = self.backbone()
         device = str(next(backbone.module.parameters()).device)
@@ -517,16 +555,15 @@ class _Opened:
         class_weights = None
         if tuner.class_weight is not None:
             given = tuner.class_weight
-            if not isinstance(given, str):
-                given = {code: given[label] for code, label in enumerate(tuner.classes_) if label in given}
-            class_weights = compute_class_weight(given, classes=np.arange(n_classes), y=codes).astype(
-                np.float32
-            )
+            kind = given if isinstance(given, str) else np.array([given.get(c, 1.0) for c in tuner.classes_])
+            class_weights = weigh_classes(kind, codes, np.ones(len(codes)), n_classes).astype(np.float32)
+        cut, input_size = self.cut(unfreeze), self.spec(unfreeze).input_size
+        tail = open_tail(backbone, cut, input_size)  # proved before any row is computed
         rows = self._rows(unfreeze)
         return Job(
             backbone=backbone,
-            cut=self.cut(unfreeze),
-            input_size=self.spec(unfreeze).input_size,
+            cut=cut,
+            tail=tail,
             rows=rows if rows is not None else ArrayRows(np.empty((0, 0), np.float32)),
             y=codes,
             n_classes=n_classes,

@@ -18,15 +18,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from featx.backbones.card import BackboneCard
+from featx.backbones.transform import prepare
 from featx.evaluation import Calibration
 from featx.exceptions import FeatxError, UsageError
 from featx.files import atomic_write
 from featx.finetune.network import WholeNetwork
+from featx.images import golden_pictures
 from featx.spec import FeatureSpec
 
 TOLERANCE = 1e-3
 """Greatest difference of a probability between torch and onnxruntime."""
-GOLDEN_PICTURES = 4
 OPSET = 18
 
 
@@ -93,7 +94,7 @@ def export_onnx(
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'featx[onnx]'.") from error
     model = Deployed(network, head, card, calibration)
-    golden = golden_pictures(spec.input_size)
+    golden = _golden(spec)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter speaks of its own internals
         program: Any = torch.onnx.export(
@@ -125,10 +126,10 @@ def export_onnx(
     return worst
 
 
-def golden_pictures(input_size: tuple[int, int]) -> NDArray[np.float32]:
-    """Seeded pictures to check an exported graph with, shape (4, 3, H, W), scale 0 to 255."""
-    rng = np.random.default_rng(0)
-    return rng.integers(0, 256, (GOLDEN_PICTURES, 3, *input_size)).astype(np.float32)
+def _golden(spec: FeatureSpec) -> NDArray[np.float32]:
+    """The golden pictures as the graph takes them, shape (n, 3, H, W), scale 0 to 255."""
+    pictures = [prepare(picture, spec) for picture in golden_pictures()]
+    return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2), np.float32)
 
 
 def _metadata(card: BackboneCard, spec: FeatureSpec, classes: NDArray[Any]) -> dict[str, str]:

@@ -28,7 +28,6 @@ from featx.finetune.network import (
     TrainedLayer,
     linear_head,
     make_head,
-    open_tail,
     prepare_phase,
 )
 from featx.finetune.phases import Phase, phases_to_json
@@ -50,6 +49,7 @@ class Training:
     run: Run
     recipe: Recipe
     seconds: float
+    """What it took, epochs before an interruption included."""
 
 
 @dataclass(kw_only=True)
@@ -61,8 +61,8 @@ class Job:
     backbone : Backbone
     cut : str or None
         None trains the whole network on pictures.
-    input_size : tuple of int
-        Height and width of the pictures.
+    tail : nn.Module
+        The layers above the cut, as pretrained.
     rows : RowSource
         Rows at the cut, of all the images.
     y : ndarray of shape (n,), int
@@ -81,7 +81,7 @@ class Job:
 
     backbone: Backbone
     cut: str | None
-    input_size: tuple[int, int]
+    tail: nn.Module
     rows: RowSource
     y: NDArray[np.intp]
     n_classes: int
@@ -134,7 +134,8 @@ class Job:
         module = self.fresh_module(fit, phases)
         path = self._checkpoint(recipe, fit, stop) if resumable else None
         run = training.train(module, task, recipe, checkpoint=path, on_epoch=on_epoch, on_rows=self.on_rows)
-        return Training(module, run, recipe, time.monotonic() - started)
+        seconds = max(time.monotonic() - started, sum(epoch["seconds"] for epoch in run.history))
+        return Training(module, run, recipe, seconds)
 
     def fresh_module(self, fit: Index, phases: Sequence[Phase] = ()) -> TailClassifier:
         """The tail as pretrained, with a new head.
@@ -218,11 +219,6 @@ class Job:
         theirs = self.probe.rows[:PROOF_ROWS] @ weight.T + bias
         agree = np.abs(ours - theirs).max() <= AGREEMENT * max(1.0, float(np.abs(theirs).max()))
         return folded if agree else None
-
-    @cached_property
-    def tail(self) -> nn.Module:
-        """The layers above the cut, as pretrained."""
-        return open_tail(self.backbone, self.cut, self.input_size)
 
     @cached_property
     def features(self) -> NDArray[np.float32]:

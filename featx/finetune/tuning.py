@@ -34,6 +34,7 @@ def tune(
     n_trials: int,
     timeout: float | None,
     seed: int,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> tuple[optuna.Study, int | str, tuple[Phase, ...]]:
     """Search the last phase and the cut.
 
@@ -49,6 +50,8 @@ def tune(
         The last one is changed.
     n_trials, timeout, seed
         As Optuna has them.
+    tell : callable
+        Told of each trial in words.
 
     Returns
     -------
@@ -61,13 +64,10 @@ def tune(
 
     if not len(parts.stop):
         raise UsageError("tuning needs validation images; set validation to a share above 0.")
-    jobs: dict[int | str, Job] = {}
 
     def objective(trial: optuna.Trial) -> float:
         which = unfreezes[trial.suggest_int("unfreeze", 0, len(unfreezes) - 1)]
-        if which not in jobs:
-            jobs[which] = open_job(which)
-        step = 0
+        job, step = open_job(which), 0
 
         def listen(record: dict[str, Any]) -> None:
             nonlocal step
@@ -76,10 +76,10 @@ def tune(
             if trial.should_prune():
                 raise optuna.TrialPruned
 
-        trained = jobs[which].train(
+        trained = job.train(
             parts.fit, parts.stop, _suggested(trial, phases), on_epoch=listen, resumable=False
         )
-        accuracy, negative_loss = _best(trained.run.best_score, jobs[which].monitor)
+        accuracy, negative_loss = _best(trained.run.best_score, job.monitor)
         trial.set_user_attr("stops", trained.run.stops)
         return accuracy + 1e-4 * negative_loss
 
@@ -92,11 +92,27 @@ def tune(
             pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS, n_warmup_steps=1),
         )
         study.enqueue_trial({"unfreeze": 0, **_first(phases[-1])})
-        study.optimize(objective, n_trials=n_trials, timeout=timeout)
+        study.optimize(
+            objective,
+            n_trials=n_trials,
+            timeout=timeout,
+            callbacks=[lambda study, trial: tell(_words(study, trial, n_trials))],
+        )
     finally:
         optuna.logging.set_verbosity(before)
     best = study.best_trial
     return study, unfreezes[best.params["unfreeze"]], _suggested(best, phases)
+
+
+def _words(study: optuna.Study, trial: optuna.trial.FrozenTrial, n_trials: int) -> str:
+    """What came of a trial; the score holds a ten-thousandth of the log loss, which does not show."""
+    if trial.value is None:
+        found = "failed"
+    elif trial.state.name == "PRUNED":
+        found = f"given up after {len(trial.intermediate_values)} epochs"
+    else:
+        found = f"{trial.value:.1%} of the validation images"
+    return f"fine-tuning trial {trial.number + 1} of {n_trials}: {found}; best {study.best_value:.1%}"
 
 
 def _suggested(trial: Any, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:

@@ -10,11 +10,13 @@ from __future__ import annotations
 from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture, picture_size
 from featx.images.decoders import DECODERS, resolve_decoder
 from featx.images.find import ImageSet, Skipped, load_images, load_paths
+from featx.images.golden import GOLDEN_PICTURES, golden_pictures
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
 from featx.tables import escape_name
 
 __all__ = [
     "DECODERS",
+    "GOLDEN_PICTURES",
     "MAX_PIXELS",
     "DecodePolicy",
     "ImageSet",
@@ -23,6 +25,7 @@ __all__ = [
     "Skipped",
     "decode_picture",
     "escape_name",
+    "golden_pictures",
     "image_digest",
     "load_images",
     "load_paths",
