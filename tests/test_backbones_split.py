@@ -168,12 +168,18 @@ def test_an_unknown_cut_is_named() -> None:
         backbone("test_resnet").split("layer9")
 
 
-def test_where_arithmetic_lies_between_all_stages_training_the_whole_network_is_named() -> None:
-    """Visformer adds position embeddings between its stages, which no module does."""
+@pytest.mark.parametrize(
+    ("name", "cut", "why"),
+    [
+        ("visformer_tiny", "stage1", "size of tensor"),  # position embeddings that no module adds
+        ("coat_lite_tiny", "serial_blocks1", "expected 4, got 3"),  # and assertions of its own on the way
+    ],
+)
+def test_where_no_cut_works_training_the_whole_network_is_named(name: str, cut: str, why: str) -> None:
     with pytest.raises(
-        UnsupportedCutError, match=r"cannot be split at stage1 .*None of its cuts works.*unfreeze='all'"
+        UnsupportedCutError, match=rf"cannot be split at {cut} .*{why}.*None of its cuts.*unfreeze='all'"
     ):
-        backbone("visformer_tiny").split("stage1")
+        backbone(name).split(cut)
 
 
 @pytest.mark.slow
