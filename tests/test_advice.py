@@ -522,9 +522,9 @@ def test_another_backbone_is_advised_with_its_cost() -> None:
     )
     assert found.next_step is not None
     assert (found.next_step.action, found.next_step.what) == ("other_backbone", "big")
-    assert (
-        found.sentences()[0]
-        == "Next, use the backbone big (last features of both compared): measured +8.0 points [+6.0, +10.0], about 12 min here."
+    assert found.sentences()[0] == (
+        "Next, use the backbone big (last features of both compared): measured +8.0 points [+6.0, +10.0], "
+        "about 12 min here."
     )
 
 
