@@ -74,7 +74,7 @@ DRAWINGS = 5
 
 BANDS = ("forecast", "forecast, with the test's chance", "no change", "last doubling again")
 
-COST_SETS = ("catdog", "fsdd_spectrograms")
+COST_SETS = ("catdog", "clothing_dev", "sign_digits", "fsdd_spectrograms")
 COST_ROUNDS = 3
 
 

@@ -131,6 +131,8 @@ def test_a_custom_policy_is_its_own_text_and_comes_back_from_it() -> None:
 def test_a_policy_that_is_none_is_refused_with_what_is_allowed(text: str) -> None:
     with pytest.raises(UsageError, match=r"choose one of none, light, photo|is not within|is not one of"):
         parse_policy(text)
+    with pytest.raises(UsageError, match=r"is not known \(colour, brigthness\?\)"):
+        parse_policy("flip=0.5,colour=0.2,brigthness=1")
 
 
 def test_a_card_takes_policies_in_any_form_and_refuses_unknown_ones() -> None:

@@ -172,6 +172,35 @@ def test_featx_add_grows_a_saved_model(
     assert len(load(tmp_path / "n.featx").assignment_) == 48
 
 
+def test_a_grown_folder_that_is_fitted_again_says_what_changed(
+    class_folders: Path, more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tmp_path / "m.featx"
+    fit = ["fit", str(class_folders), "-o", str(model), *RECIPE, "--cut", "last", "--heads", "logistic"]
+    fit += ["--trials", "1", "--cv", "3"]
+    code, found = _json(capsys, *fit)
+    assert code == 0
+    assert "refit" not in found  # nothing was there before
+    before = load(model).assignment_
+    (more / "red" / "copy_of_blue_00.png").unlink()
+    for path in more.rglob("*.png"):
+        path.rename(class_folders / path.parent.name / f"new_{path.name}")
+    (class_folders / "red" / "red_00.png").unlink()
+    code, found = _json(capsys, *fit)
+    assert code == 0
+    after = load(model).assignment_
+    assert found["computed"] == 24
+    assert (found["refit"]["n_added"], found["refit"]["n_gone"]) == (24, 1)
+    assert {name: before[name] for name in before if name in after}.items() <= after.items()
+    asked = [name for name, part in after.items() if part == "test" and before.get(name) != "train"]
+    assert found["refit"]["n_test"] == len(asked)
+    assert sum(change["n"] for change in found["refit"]["by_class"]) == len(asked)
+    assert main(fit) == 0
+    said = capsys.readouterr().out
+    assert "0 images are new beside the model before, 0 of its images are gone." in said
+    assert "+0.0 points [+0.0, +0.0], exact test p = 1: not distinguishable" in said
+
+
 def test_featx_advise_says_what_to_do(
     class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -99,7 +99,7 @@ def _others(advice: Advice) -> Iterator[str]:
         if option is advice.next_step:
             continue
         if option.done:
-            yield f"Already done: {_do(option)} ({option.evidence[0]})."
+            yield f"In use already: {_do(option)} ({option.evidence[0]})."
         elif option.gain is not None:
             verdict = "Worth a try after that" if option.worthwhile else "Not worth it now"
             yield f"{verdict}: {_do(option)}, {_gain(option)}{_cost(option)}."

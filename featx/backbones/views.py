@@ -136,16 +136,18 @@ def parse_policy(policy: str) -> ViewPolicy:
     """
     if policy in POLICIES:
         return POLICIES[policy]
+    wrong = ""
     try:
         pairs = dict(pair.split("=", 1) for pair in policy.replace(" ", "").split(","))
-        if not set(pairs) <= {*BOUNDS, "border"}:
+        if unknown := [name for name in pairs if name not in (*BOUNDS, "border")]:
+            wrong = f" ({', '.join(unknown)}?)"
             raise ValueError
         return ViewPolicy(**{name: text if name == "border" else float(text) for name, text in pairs.items()})  # type: ignore[arg-type]
     except ValueError as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"view policy {policy!r} is not known; choose one of {', '.join(POLICIES)}, or write one as "
+            f"view policy {policy!r} is not known{wrong}; choose one of {', '.join(POLICIES)}, or write one as "
             f"name=number pairs of {', '.join(BOUNDS)} and border, e.g. flip=0.5,rotate=10."
         ) from None
 

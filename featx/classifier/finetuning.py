@@ -150,7 +150,7 @@ def fine_tune(
         verdict=verdict,
         cut="" if tuner.network_.whole else tuner.network_.spec.cut,
         disk="" if tuner.plan_ is None else tuner.plan_.reason,
-        phases=tuple(describe_phases(tuner.phases_, tuner.trained_)),
+        phases=tuple(describe_phases(tuner.phases_, tuner.trained_, tuner.head)),
         history=tuple(tuner.history_),
     )
     clf._advice = None  # it did not know yet what fine-tuning brings

@@ -8,7 +8,7 @@ cross-validated and calibrated on the grown training part.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,11 @@ class ClassChange:
             return "better"
         return "worse" if self.difference.high < 0 else "not distinguishable"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings, ready for JSON; None for what is not known."""
+        plain = {name: _number(value) for name, value in vars(self).items()}
+        return {**plain, "difference": self.difference.to_dict(), "verdict": self.verdict}
+
 
 @dataclass(frozen=True)
 class Growth:
@@ -120,16 +125,8 @@ class Growth:
         if self.new_classes:
             said.append(f"New classes: {', '.join(map(str, self.new_classes))}.")
         for what, found in (("whole test part", self.change), ("old test part", self.change_on_old_test)):
-            verdict = {"a": "better than before", "b": "worse than before"}.get(found.verdict, found.verdict)
-            points = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-            scores = f"{found.value_b:.3f} before, {found.value_a:.3f} now"
-            exact = f"exact test p = {found.mcnemar_p:.2g}"
-            said.append(f"On the {what}: {scores}, {points}, {exact}: {verdict}.")
-        for word in ("better", "worse"):
-            named = [c for c in self.by_class if c.verdict == word][:CLASSES_TOLD]
-            if named:
-                listed = ", ".join(f"{c.label} ({100 * c.difference.value:+.0f})" for c in named)
-                said.append(f"Classes that are {word}: {listed}.")
+            said.append(f"On the {what}: {change_in_words(found)}.")
+        said += changed_classes(self.by_class)
         tuning = next((o for o in self.advice.options if o.action == "fine_tune"), None)
         if tuning is not None and tuning.gain is not None:
             now = "It may be time to fine-tune" if tuning.worthwhile else "It is not yet time to fine-tune"
@@ -141,14 +138,7 @@ class Growth:
         plain = {**vars(self)}
         for name in ("change", "change_on_old_test", "advice", "evaluation"):
             plain[name] = plain[name].to_dict()
-        plain["by_class"] = [
-            {
-                **{k: _number(v) for k, v in vars(c).items()},
-                "difference": c.difference.to_dict(),
-                "verdict": c.verdict,
-            }
-            for c in self.by_class
-        ]
+        plain["by_class"] = [change.to_dict() for change in self.by_class]
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
 
@@ -242,7 +232,7 @@ def grow(
         one.proba_of_rows(one.augmentation_.judged(blocks.take(test), one.best_blocks_))
         for one in (grown, clf)
     )
-    before = _widened(before, clf.classes_, grown.classes_)
+    before = widened(before, clf.classes_, grown.classes_)
     grown.evaluation_ = evaluate(labels[test], after, grown.classes_, groups=test_groups)
     codes = np.array([classes.index(label) for label in labels[test].tolist()], dtype=np.intp)
     was_test = test < len(known.ids)
@@ -270,7 +260,7 @@ def grow(
         change_on_old_test=compare(
             codes[was_test], after[was_test], before[was_test], groups=_take(test_groups, was_test)
         ),
-        by_class=tuple(_class_changes(codes, after, before, classes, clf.classes_.tolist())),
+        by_class=tuple(class_changes(codes, after, before, classes, clf.classes_.tolist())),
         advice=advice,
         evaluation=grown.evaluation_,
     )
@@ -411,7 +401,25 @@ def _refit(
     return grown
 
 
-def _widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[Any]) -> NDArray[np.float64]:
+def change_in_words(found: Comparison) -> str:
+    """Both scores, the difference with its interval and the exact test, and the verdict."""
+    verdict = {"a": "better than before", "b": "worse than before"}.get(found.verdict, found.verdict)
+    points = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    scores = f"{found.value_b:.3f} before, {found.value_a:.3f} now"
+    return f"{scores}, {points}, exact test p = {found.mcnemar_p:.2g}: {verdict}"
+
+
+def changed_classes(changes: Sequence[ClassChange]) -> list[str]:
+    """The classes that are better or worse beyond chance, in words."""
+    said = []
+    for word in ("better", "worse"):
+        if named := [change for change in changes if change.verdict == word][:CLASSES_TOLD]:
+            listed = ", ".join(f"{c.label} ({100 * c.difference.value:+.0f})" for c in named)
+            said.append(f"Classes that are {word}: {listed}.")
+    return said
+
+
+def widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[Any]) -> NDArray[np.float64]:
     """Columns for classes that were not known, of probability 0."""
     place = {label: index for index, label in enumerate(wider.tolist())}
     out = np.zeros((len(proba), len(wider)))
@@ -421,7 +429,7 @@ def _widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[A
     return out
 
 
-def _class_changes(
+def class_changes(
     codes: NDArray[np.intp],
     after: NDArray[np.float64],
     before: NDArray[np.float64],

@@ -10,7 +10,7 @@ from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
-from featx.exceptions import TooManyBadImagesError, UsageError
+from featx.exceptions import FeatxError, TooManyBadImagesError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -223,6 +223,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.fine_tune != "no":
             show.fine_tune_plan(console, clf, images)
         return 0
+    before = _model_before(args.output, clf)
     skipped_csv = Path(args.output).with_suffix(".skipped.csv")
     try:
         clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
@@ -236,6 +237,23 @@ def run(args: argparse.Namespace, console: Console) -> int:
     show.search(console, clf)
     show.fine_tuning(console, clf)
     show.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
+    if before is not None:
+        show.refit(console, before, clf, images)
     show.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
     return show.skipped(console, clf.skipped_, skipped_csv, strict=args.strict)
+
+
+def _model_before(output: str, clf: Any) -> Any:
+    """The model that is at the place of the output and was made with a test part; None if there is none."""
+    from featx.classifier import load
+
+    if not Path(output).is_file():
+        return None
+    try:
+        model = load(output, store=clf.store)
+    except FeatxError:  # whatever it is, it is replaced
+        return None
+    if "test" not in model.assignment_.values():
+        return None
+    return model.set_params(runtime=clf.runtime, device=clf.device, n_jobs=clf.n_jobs)

@@ -123,6 +123,20 @@ def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
     console.data(fine_tuning={"plan": dict(vars(found)), "phases": lines})
 
 
+def refit(console: Console, before: Any, clf: Any, images: Any) -> None:
+    """What changed against the model that was at the same place."""
+    from featx.classifier.refit import compare_fits
+
+    found = compare_fits(before, clf, images)
+    console.text()
+    if found is None:
+        console.text("every test image was used to fit the model before: the two are not compared")
+        return
+    for sentence in found.sentences():
+        console.text(sentence)
+    console.data(refit=found.to_dict())
+
+
 def evaluation(console: Console, result: Any, *, title: str) -> None:
     """Metrics with intervals, then per class, then the confusion matrix."""
     console.text()
