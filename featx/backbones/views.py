@@ -13,7 +13,7 @@ import hashlib
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -142,13 +142,16 @@ def parse_policy(policy: str) -> ViewPolicy:
         if unknown := [name for name in pairs if name not in (*BOUNDS, "border")]:
             wrong = f" ({', '.join(unknown)}?)"
             raise ValueError
-        return ViewPolicy(**{name: text if name == "border" else float(text) for name, text in pairs.items()})  # type: ignore[arg-type]
+        fields: dict[str, Any] = {
+            name: text if name == "border" else float(text) for name, text in pairs.items()
+        }
+        return ViewPolicy(**fields)
     except ValueError as error:
         if isinstance(error, UsageError):
             raise
         raise UsageError(
-            f"view policy {policy!r} is not known{wrong}; choose one of {', '.join(POLICIES)}, or write one as "
-            f"name=number pairs of {', '.join(BOUNDS)} and border, e.g. flip=0.5,rotate=10."
+            f"view policy {policy!r} is not known{wrong}; choose one of {', '.join(POLICIES)}, or write one "
+            f"as name=number pairs of {', '.join(BOUNDS)} and border, e.g. flip=0.5,rotate=10."
         ) from None
 
 
