@@ -74,10 +74,8 @@ def search(console: Console, clf: Any) -> None:
         console.text(f"          {' '.join(clf.choice_.sentences())}")
     for one in clf.tried_:
         verdict = "kept" if one.kept else "not kept"
-        console.text(
-            f"          {one.name}: {100 * one.gain:+.1f} points out of fold (standard error "
-            f"{100 * one.error:.1f}), {verdict}"
-        )
+        error = "" if one.error is None else f" (standard error {100 * one.error:.1f})"
+        console.text(f"          {one.name}: {100 * one.gain:+.1f} points out of fold{error}, {verdict}")
     console.data(
         choice=clf.choice_ and clf.choice_.to_dict(),
         augmentation=clf.augmentation_.to_dict(),

@@ -147,7 +147,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     verdict_ : Verdict or None
         Against the probe, on images that neither had seen.
     history_ : list of dict
-        Each epoch of the training that made `network_`: loss, accuracy, learning rates, seconds.
+        Each epoch of the training that made `network_`: loss, accuracy, learning rates, seconds. Where no
+        epoch beat the start, those of the training that found so.
     trained_ : list of list of TrainedLayer
         What each phase trained: names, numbers of parameters, learning rates.
     phases_ : tuple of Phase
@@ -381,7 +382,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             epochs = np.median([one.run.stops for one in trained], axis=0).round().astype(int)
             everything = np.arange(len(job.y))
             final = job.train(everything, everything[:0], self.phases_, stops=tuple(map(int, epochs)))
-        self.history_ = [*final.run.history]
+        self.history_ = [*(final.run.history or trained[0].run.history)]
         self.network_ = opened.network(self, job, final, calibration)
 
     def _tell(self, message: str) -> None:
