@@ -191,9 +191,9 @@ def resolve_device(name: str, runtime: str = AUTO) -> str:
     Parameters
     ----------
     name : str
-        ``auto`` is the first of `DEVICES` that is there.
+        ``auto`` is the first of `DEVICES` that is there and that the runtime can use.
     runtime : str
-        Where it is named, ``auto`` means a device that it can use.
+        A name in `RUNTIMES`, or ``auto``.
 
     Raises
     ------
@@ -203,8 +203,8 @@ def resolve_device(name: str, runtime: str = AUTO) -> str:
     if name.partition(":")[0] not in (AUTO, *DEVICES):
         raise UsageError(f"device {name!r} is not known; choose one of auto, {', '.join(DEVICES)}.")
     if name == AUTO:
-        for_cpu = runtime in RUNTIMES and RUNTIMES[runtime].devices == ("cpu",)
-        return _best_device() if accelerator_likely() and not for_cpu else "cpu"
+        served = RUNTIMES[runtime].devices if runtime in RUNTIMES else DEVICES
+        return next(kind for kind in served if _has_device(kind)) if accelerator_likely() else "cpu"
     if name != "cpu" and not _has_device(name):
         raise UsageError(
             f"device {name!r} is not available to torch here; device='auto' takes what is there."
@@ -286,17 +286,12 @@ def accelerator_name(device: str, runtime: str, precision: str) -> str:
 
 
 @cache
-def _best_device() -> str:
-    return next(name for name in DEVICES if _has_device(name))
-
-
-@cache
 def _has_device(name: str) -> bool:
-    import torch
-
     kind, _, number = name.partition(":")
     if kind == "cpu":
         return True
+    import torch
+
     backend = getattr(torch.backends if kind == "mps" else torch, kind)
     return bool(backend.is_available()) and (kind == "mps" or int(number or 0) < backend.device_count())
 

@@ -21,6 +21,7 @@ from featx.finetune import FineTunedNetwork, FineTuner, Probe, Verdict, worth_tr
 from featx.finetune.estimator import describe_phases
 from featx.images import ImageSet
 from featx.rows import RowBlocks
+from featx.solvers import CLASS_WEIGHTS
 from featx.splits import check_labels
 
 if TYPE_CHECKING:
@@ -230,6 +231,6 @@ def _advised(clf: ImageClassifier) -> Option | None:
 
 def _class_weight(clf: ImageClassifier) -> Any:
     """As the winning head has it, where that was searched."""
-    if isinstance(clf.class_weight, Mapping) or clf.class_weight in (None, "balanced", "sqrt"):
+    if isinstance(clf.class_weight, Mapping) or clf.class_weight in (None, *CLASS_WEIGHTS):
         return clf.class_weight
     return clf.best_params_.get("class_weight") if hasattr(clf, "best_params_") else None

@@ -41,6 +41,7 @@ from featx.search import HeadSearchCV, SearchProgress
 from featx.search.loop import Search
 from featx.search.representations import SIDE_BY_SIDE
 from featx.search.scoring import distances, standard_error
+from featx.solvers import CLASS_WEIGHTS
 
 AUTO = "auto"
 
@@ -51,9 +52,6 @@ OF_RARE_CLASSES = ("balanced_accuracy", "macro_f1")
 
 SAME_METRICS = {"f1_macro": "macro_f1"}
 """scikit-learn's names of metrics that featx has under another."""
-
-CLASS_WEIGHTS = ("balanced", "sqrt")
-"""What ``class_weight="auto"`` tries."""
 
 LEAST_GAIN = 0.005
 """What is tried besides is kept if it helps by half a point out of fold, and by a standard error."""

@@ -223,7 +223,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.fine_tune != "no":
             show.fine_tune_plan(console, clf, images)
         return 0
-    before = _model_before(args.output, clf)
     skipped_csv = Path(args.output).with_suffix(".skipped.csv")
     try:
         clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
@@ -232,6 +231,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         raise
     for remark in clf.remarks_:
         console.log(remark)
+    before = _model_before(args.output, clf)
     path = clf.save(args.output)
     seconds = time.monotonic() - began
     show.search(console, clf)

@@ -32,6 +32,7 @@ from featx.finetune.rows import MEMORY, ArrayRows, RowSource, StoredRows, row_by
 from featx.finetune.tuned import FineTunedNetwork, stem_function
 from featx.finetune.verdict import Parts, Verdict, decide, make_parts
 from featx.images import ImageSet, image_digest, load_images
+from featx.solvers import CLASS_WEIGHTS
 from featx.solvers import class_weights as weigh_classes
 from featx.spec import LAST, FeatureSpec
 from featx.splits import check_labels, image_groups
@@ -42,7 +43,6 @@ if TYPE_CHECKING:
     from featx.finetune.job import Job, Training
     from featx.finetune.network import TrainedLayer
 
-CLASS_WEIGHTS = ("balanced", "sqrt")
 HEAD_STARTS = {
     "probe": "as the probe, or as a logistic regression where that is not linear in the last features",
     "linear": "from zeros",
@@ -263,8 +263,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         def open_job(unfreeze: int | str) -> Job:
             """The job above a cut, opened once; what its rows will take is told before."""
             if unfreeze not in jobs:
-                self.plan_ = opened.plan(unfreeze)
-                self._tell("fine-tuning: " + self.plan_.reason if self.plan_ is not None else "")
+                plan = opened.plan(unfreeze)
+                self._tell("fine-tuning: " + plan.reason if plan is not None else "")
                 jobs[unfreeze] = opened.job(unfreeze, codes, sample_weight, probe)
             return jobs[unfreeze]
 
@@ -282,14 +282,14 @@ class FineTuner(ClassifierMixin, BaseEstimator):
                 seed=seed,
                 tell=self._tell,
             )
-        self._tuning_minutes = (time.monotonic() - began) / 60 if self.n_trials else 0.0
+        tuning_minutes = (time.monotonic() - began) / 60 if self.n_trials else 0.0
         job = open_job(self.unfreeze_)
         self.plan_ = opened.plan(self.unfreeze_)
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
         for line in describe_phases(self.phases_, self.trained_, self.head):
             self._tell(line)
         job.on_rows = self._reporter(job, parts)
-        trained = self._judge(job, parts)
+        trained = self._judge(job, parts, tuning_minutes)
         self._keep(job, opened, trained, parts)
         for path in job.files:
             path.unlink(missing_ok=True)
@@ -343,9 +343,9 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it is a share from 0 to 0.5.")
 
-    def _judge(self, job: Job, parts: Sequence[Parts]) -> list[Training]:
-        """Train on each part; compare with the probe on what it leaves out."""
-        tuned, probed, minutes, probe_minutes = [], [], self._tuning_minutes, 0.0
+    def _judge(self, job: Job, parts: Sequence[Parts], minutes: float) -> list[Training]:
+        """Train on each part; compare with the probe on what it leaves out; `minutes` were spent before."""
+        tuned, probed, probe_minutes = [], [], 0.0
         trainings = []
         for part in parts:
             trained = job.train(part.fit, part.stop, self.phases_)

@@ -37,6 +37,7 @@ from featx.search.scoring import Scorer, decided
 from featx.search.space import RELEVANT, Space, identity
 from featx.search.streaming import chunks_of, fit_pipeline_streamed
 from featx.solvers import (
+    CLASS_WEIGHTS,
     DEFAULT_MEMORY,
     KERNEL_ROWS,
     STREAM_ROWS,
@@ -53,9 +54,6 @@ Floats = NDArray[Any]
 
 ROWS = "rows"
 """Name of the only block of a plain array."""
-
-CLASS_WEIGHTS = (None, "balanced", "sqrt")
-"""What ``class_weight="search"`` chooses from."""
 
 
 class HeadSearchCV(ClassifierMixin, BaseEstimator):
@@ -274,7 +272,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
                 sample_weight, np.empty((blocks.n_rows, 1)), ensure_non_negative=True
             )
         folds = Folds(self._split(blocks, codes, groups, view, seed), codes, len(self.classes_), weight)
-        of_class = CLASS_WEIGHTS if self.class_weight == "search" else (self._class_weight(),)
+        of_class = (None, *CLASS_WEIGHTS) if self.class_weight == "search" else (self._class_weight(),)
         heads, scalings = self._heads(folds, weight), self._scalings()
         streamed = len(codes) > self.stream_rows and all(HEADS[name].streams for name in heads)
         space = Space(
@@ -541,7 +539,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         return tuple(names)
 
     def _class_weight(self) -> Any:
-        if self.class_weight is None or self.class_weight in ("balanced", "sqrt"):
+        if self.class_weight is None or self.class_weight in CLASS_WEIGHTS:
             return self.class_weight
         if not isinstance(self.class_weight, Mapping):
             raise UsageError(

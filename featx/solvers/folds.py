@@ -14,6 +14,9 @@ Indices = NDArray[np.intp]
 Split = tuple[Indices, Indices]
 ClassWeights = str | NDArray[np.float64] | None
 
+CLASS_WEIGHTS = ("balanced", "sqrt")
+"""Weights of classes that go by a name; see `class_weights`."""
+
 
 @dataclass(frozen=True)
 class Folds:
