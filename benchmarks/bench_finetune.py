@@ -32,8 +32,8 @@ from featx import HeadSearchCV, ImageClassifier
 from featx.evaluation import compare
 from featx.extractor import FeatureExtractor
 from featx.finetune import FineTuner, Phase
+from featx.finetune.scratch import ScratchClassifier
 from featx.images import ImageSet, image_digest, load_images
-from featx.scratch import ScratchClassifier
 from featx.splits import image_groups, make_folds
 from featx.stores.base import as_ids
 

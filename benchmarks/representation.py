@@ -42,7 +42,6 @@ from sklearn.linear_model import LogisticRegression
 from threadpoolctl import threadpool_limits
 
 from featx import ImageClassifier
-from featx.classifier.representation import widest
 from featx.curves import (
     BAND,
     fit_power_law,
@@ -56,6 +55,7 @@ from featx.exceptions import FeatxWarning
 from featx.extractor import Extraction
 from featx.heads import HEADS
 from featx.images import ImageSet, load_images
+from featx.selection.candidates import widest
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FEATX_TEST_DATA", ROOT.parent / "shared" / "data"))

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from featx.classifier import load as load
     from featx.evaluation import Evaluation as Evaluation
     from featx.extractor import FeatureExtractor as FeatureExtractor
-    from featx.rows import RowBlocks as RowBlocks
+    from featx.features import FeatureBlocks as FeatureBlocks
     from featx.search import HeadSearchCV as HeadSearchCV
     from featx.spec import FeatureSpec as FeatureSpec
 
@@ -26,7 +26,7 @@ _HOMES = {
     "FeatureSpec": "featx.spec",
     "HeadSearchCV": "featx.search",
     "ImageClassifier": "featx.classifier",
-    "RowBlocks": "featx.rows",
+    "FeatureBlocks": "featx.features",
     "load": "featx.classifier",
 }
 

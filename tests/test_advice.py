@@ -13,46 +13,38 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 
 from featx.advice import (
-    IMBALANCED_FROM,
-    Adjustment,
     Advice,
-    BackboneScore,
-    Candidate,
-    Choice,
     FineTuning,
     LayerScore,
     Representation,
-    ScorePath,
-    TransferEffect,
     advise,
-    choose,
-    compare_paths,
     depth_profile,
     effective_rank,
     fine_tune_from,
-    fit_adjustment,
     h_score,
-    imbalance_ratio,
     judge_domain,
     log_me,
-    logit_offsets,
-    metric_for,
-    plan_halving,
-    plot_curve,
-    plot_depth,
     probe,
-    rank_backbones,
-    shift_scores,
-    survivors,
-    threshold_offsets,
-    to_png,
-    views_for_minority,
 )
 from featx.advice.from_rows import Twin, advise_on_rows, stratified_rows
 from featx.curves import Forecast, forecast, label_noise, learning_curve
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
+from featx.report.figures import ScorePath, TransferEffect, compare_paths, plot_curve, plot_depth, to_png
+from featx.selection.choice import Candidate, Choice, choose
+from featx.selection.halving import BackboneScore, plan_halving, rank_backbones, survivors
+from featx.selection.imbalance import (
+    IMBALANCED_FROM,
+    Adjustment,
+    fit_adjustment,
+    imbalance_ratio,
+    logit_offsets,
+    metric_for,
+    shift_scores,
+    threshold_offsets,
+    views_for_minority,
+)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +58,7 @@ def digits() -> tuple[np.ndarray, np.ndarray]:
 def layers(digits: tuple[np.ndarray, np.ndarray]) -> tuple[LayerScore, ...]:
     """A 'network' whose middle layer sees the whole picture and whose last one its upper quarter."""
     X, y = digits
-    blocks = RowBlocks({"a:avg:crop": X[:, :2], "b:grid4:crop": X, "last:avg:crop": X[:, :16]}, len(y))
+    blocks = FeatureBlocks({"a:avg:crop": X[:, :2], "b:grid4:crop": X, "last:avg:crop": X[:, :16]}, len(y))
     return depth_profile(blocks, y, {"a:avg:crop": 0.3, "b:grid4:crop": 0.6, "last:avg:crop": 1.0})
 
 
@@ -192,7 +184,7 @@ def test_of_equal_survivors_the_cheaper_goes_on() -> None:
 
 def test_backbones_are_ranked_against_the_one_in_use(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits
-    rows = RowBlocks({"poor": X[:, :8], "good": X}, len(y))
+    rows = FeatureBlocks({"poor": X[:, :8], "good": X}, len(y))
     good, poor = rank_backbones(rows, y, current="poor", minutes={"good": 3.0})
     assert (good.name, poor.name) == ("good", "poor")
     assert good.over_current.low > 0
@@ -601,7 +593,7 @@ def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:
 
 
 @pytest.fixture(scope="module")
-def searched(digits: tuple[np.ndarray, np.ndarray]) -> tuple[RowBlocks, np.ndarray, np.ndarray]:
+def searched(digits: tuple[np.ndarray, np.ndarray]) -> tuple[FeatureBlocks, np.ndarray, np.ndarray]:
     """Blocks of a 'network' whose last layer sees the upper quarter, labels, out-of-fold probabilities."""
     X, y = digits
     layers = {
@@ -611,10 +603,12 @@ def searched(digits: tuple[np.ndarray, np.ndarray]) -> tuple[RowBlocks, np.ndarr
         "last:avg:crop": X[:, :16],
     }
     proba = cross_val_predict(LogisticRegression(max_iter=1000), X / 16, y, cv=5, method="predict_proba")
-    return RowBlocks(layers, len(y)), y, proba
+    return FeatureBlocks(layers, len(y)), y, proba
 
 
-def test_advice_is_measured_from_the_rows_at_hand(searched: tuple[RowBlocks, np.ndarray, np.ndarray]) -> None:
+def test_advice_is_measured_from_the_rows_at_hand(
+    searched: tuple[FeatureBlocks, np.ndarray, np.ndarray],
+) -> None:
     blocks, y, proba = searched
     rng = np.random.default_rng(0)
     twin = Twin(rng.normal(size=(200, 16)).astype(np.float32), np.arange(200))
@@ -643,7 +637,7 @@ def test_advice_is_measured_from_the_rows_at_hand(searched: tuple[RowBlocks, np.
 
 
 def test_a_combination_in_use_is_named_and_compared(
-    searched: tuple[RowBlocks, np.ndarray, np.ndarray],
+    searched: tuple[FeatureBlocks, np.ndarray, np.ndarray],
 ) -> None:
     blocks, y, proba = searched
     found = advise_on_rows(

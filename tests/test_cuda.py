@@ -13,7 +13,7 @@ from featx import ImageClassifier, load
 from featx.backbones.runtimes import resolve_device, resolve_precision
 from featx.extractor import FeatureExtractor
 from featx.finetune import FineTunedNetwork, FineTuner, Phase
-from featx.scratch import ScratchClassifier
+from featx.finetune.scratch import ScratchClassifier
 from featx.stores.memory import MemoryStore
 
 torch = pytest.importorskip("torch")

@@ -31,8 +31,8 @@ from featx.curves import (
     learning_curve,
 )
 from featx.exceptions import DataError, LabelError, SearchWarning, UsageError
+from featx.features import FeatureBlocks
 from featx.heads import HEADS
-from featx.rows import RowBlocks
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +144,8 @@ def test_copies_of_images_do_not_make_a_curve_surer() -> None:
 
 def test_blocks_are_scaled_on_their_own(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits[0][:300], digits[1][:300]
-    one = learning_curve(RowBlocks({"top": X[:, :32], "bottom": X[:, 32:]}, 300), y)
-    scaled = learning_curve(RowBlocks({"top": X[:, :32], "bottom": 1000 * X[:, 32:]}, 300), y)
+    one = learning_curve(FeatureBlocks({"top": X[:, :32], "bottom": X[:, 32:]}, 300), y)
+    scaled = learning_curve(FeatureBlocks({"top": X[:, :32], "bottom": 1000 * X[:, 32:]}, 300), y)
     assert scaled.error == pytest.approx(one.error, abs=0.002)  # an answer or two, by rounding
 
 

@@ -10,7 +10,7 @@ from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut, cross_val_pre
 
 from featx import HeadSearchCV
 from featx.exceptions import UsageError
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
 from featx.search.representations import (
     RELEVANT_COUNTS,
     pick_relevant,
@@ -23,7 +23,7 @@ X, Y = load_digits(return_X_y=True)
 X, Y = X[:200].astype(np.float32) / 16, Y[:200]
 
 
-def blocks(**more: np.ndarray) -> RowBlocks:
+def blocks(**more: np.ndarray) -> FeatureBlocks:
     """Upper and lower halves of the digits, noise, and what a test adds."""
     noise = np.random.default_rng(0).normal(size=(200, 40)).astype(np.float32)
     rows = {
@@ -32,7 +32,7 @@ def blocks(**more: np.ndarray) -> RowBlocks:
         "blocks.2:grid4:crop": X[:, 32:],
         **more,
     }
-    return RowBlocks(rows, 200)
+    return FeatureBlocks(rows, 200)
 
 
 def search(**changes) -> HeadSearchCV:
@@ -54,7 +54,7 @@ def expected_accuracy(rows: np.ndarray, y: np.ndarray, alpha: float, cv, groups=
 def test_the_screening_is_exact_leave_one_out_of_ridge(width: int) -> None:
     rng = np.random.default_rng(0)
     rows = np.hstack([X[:60], rng.normal(size=(60, 200)).astype(np.float32)])[:, :width]
-    (found,) = screen_representations(RowBlocks({"one": rows}, 60), Y[:60], 10)
+    (found,) = screen_representations(FeatureBlocks({"one": rows}, 60), Y[:60], 10)
     accuracy, error = expected_accuracy(rows, Y[:60], found.alpha, LeaveOneOut())
     assert found.score == pytest.approx(accuracy, abs=1e-9)
     assert found.error == pytest.approx(error, rel=1e-4)
@@ -65,7 +65,7 @@ def test_a_group_is_left_out_as_a_whole(width: int) -> None:
     rng = np.random.default_rng(0)
     rows = np.hstack([X[:60], rng.normal(size=(60, 200)).astype(np.float32)])[:, :width]
     groups = np.arange(60) // 4
-    (found,) = screen_representations(RowBlocks({"one": rows}, 60), Y[:60], 10, groups=groups)
+    (found,) = screen_representations(FeatureBlocks({"one": rows}, 60), Y[:60], 10, groups=groups)
     accuracy, error = expected_accuracy(rows, Y[:60], found.alpha, LeaveOneGroupOut(), groups)
     assert found.score == pytest.approx(accuracy, abs=1e-9)
     assert found.error == pytest.approx(error, rel=1e-4)
@@ -101,7 +101,7 @@ def test_blocks_are_loaded_once_for_the_screening_and_let_go() -> None:
 
         return load
 
-    lazy = RowBlocks({name: loader(name, rows) for name, rows in blocks().items()}, 200, widths={
+    lazy = FeatureBlocks({name: loader(name, rows) for name, rows in blocks().items()}, 200, widths={
         name: rows.shape[1] for name, rows in blocks().items()})  # fmt: skip
     screen_representations(lazy, Y, 10)
     assert sorted(loaded) == sorted(blocks())
@@ -113,7 +113,7 @@ def test_the_group_lasso_picks_the_features_that_tell_classes_apart() -> None:
     rows = rng.normal(size=(200, 100)).astype(np.float32)
     rows[:, [5, 50, 70]] += 3 * np.eye(4)[labels][:, :3]
     picked = pick_relevant(
-        RowBlocks({"a": rows[:, :40], "b": rows[:, 40:]}, 200),
+        FeatureBlocks({"a": rows[:, :40], "b": rows[:, 40:]}, 200),
         labels,
         4,
         [np.arange(150), np.arange(50, 200)],
@@ -129,7 +129,7 @@ def test_many_classes_are_projected_and_the_features_still_found() -> None:
     codes = rng.normal(size=(60, 8))
     rows = rng.normal(size=(600, 80)).astype(np.float32)
     rows[:, 10:18] += 3 * codes[labels]
-    (columns,) = pick_relevant(RowBlocks({"a": rows}, 600), labels, 60, [np.arange(600)], [8])[8]
+    (columns,) = pick_relevant(FeatureBlocks({"a": rows}, 600), labels, 60, [np.arange(600)], [8])[8]
     assert set(columns) == set(range(10, 18))
 
 
@@ -188,12 +188,12 @@ def test_picked_features_make_a_plain_pipeline_of_their_columns() -> None:
     name = f"{RELEVANT}{RELEVANT_COUNTS[0]}"
     picked = HeadSearchCV(("ridge",), n_trials=0, cv=3, random_state=0, representations=[(name,)],
                           grid=[{"head": "ridge", "ridge__alpha": 1.0}])  # fmt: skip
-    picked.fit(RowBlocks(wide, 200), labels)
+    picked.fit(FeatureBlocks(wide, 200), labels)
     assert picked.best_blocks_ == tuple(wide)
     (columns,) = [place for _, _, place in picked.best_estimator_.named_steps["scale"].transformers_][:1]
     assert len(columns) == RELEVANT_COUNTS[0]
     assert {7, 707, 1407} <= set(columns)
-    assert picked.predict(RowBlocks(wide, 200)).shape == (200,)
+    assert picked.predict(FeatureBlocks(wide, 200)).shape == (200,)
 
 
 def test_features_are_picked_over_all_layers_where_layers_add_to_one_another() -> None:
@@ -205,14 +205,14 @@ def test_features_are_picked_over_all_layers_where_layers_add_to_one_another() -
     }  # they need each other
     known = {"blocks.0:avg:crop": np.repeat(X, 10, axis=1), "blocks.1:avg:crop": noise[2]}  # one says it all
     for blocks_, picks in ((wide, True), (known, False)):
-        found = search(n_trials=2).fit(RowBlocks(blocks_, 200), Y)
+        found = search(n_trials=2).fit(FeatureBlocks(blocks_, 200), Y)
         tried = {params["representation"] for params in found.cv_results_["params"]}
         assert (f"{RELEVANT}{RELEVANT_COUNTS[0]}" in tried) is picks
 
 
 def test_representations_of_noise_are_at_chance_however_the_features_are_picked() -> None:
     rng = np.random.default_rng(0)
-    noise = RowBlocks({f"b{k}": rng.normal(size=(120, 800)).astype(np.float32) for k in range(2)}, 120)
+    noise = FeatureBlocks({f"b{k}": rng.normal(size=(120, 800)).astype(np.float32) for k in range(2)}, 120)
     labels = np.arange(120) % 2
     picked = [(f"{RELEVANT}{RELEVANT_COUNTS[0]}",)]
     point = {"head": "ridge", "ridge__alpha": 1.0}

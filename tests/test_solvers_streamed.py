@@ -17,9 +17,9 @@ from threadpoolctl import threadpool_limits
 
 from featx import ImageClassifier, load
 from featx.exceptions import SearchError, SearchWarning
+from featx.features import FeatureBlocks
 from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline
 from featx.modelfile import dump_estimator, load_estimator
-from featx.rows import RowBlocks
 from featx.search import HeadSearchCV
 from featx.search.cv import fit_pipeline
 from featx.solvers import SOLVERS, Block, Folds, ScaledRows, Task, class_weights
@@ -44,14 +44,14 @@ STREAMING = [name for name, head in HEADS.items() if head.streams]
 TIGHT = {"tol": 1e-7, "max_iter": 20_000}
 
 
-def stored_blocks(rows: np.ndarray = DIGITS) -> RowBlocks:
+def stored_blocks(rows: np.ndarray = DIGITS) -> FeatureBlocks:
     """Two blocks that can be read in parts, and refuse to be loaded."""
 
     def refuse() -> np.ndarray:
         raise AssertionError("a block was loaded whole")
 
     halves = {"left": rows[:, :24], "right": rows[:, 24:]}
-    return RowBlocks(
+    return FeatureBlocks(
         dict.fromkeys(halves, refuse),
         len(rows),
         widths={name: own.shape[1] for name, own in halves.items()},
@@ -221,7 +221,7 @@ def test_a_search_over_many_stored_rows_finds_what_a_search_in_memory_finds() ->
     kwargs = {"n_trials": 2, "grid": grid, "cv": 3, "random_state": 0, "representations": [("left", "right")]}
     streamed_search = HeadSearchCV(stream_rows=1000, **kwargs).fit(stored_blocks(), LABELS)
     halves = {"left": DIGITS[:, :24], "right": DIGITS[:, 24:]}
-    held = HeadSearchCV(**kwargs).fit(RowBlocks(halves, len(DIGITS)), LABELS)
+    held = HeadSearchCV(**kwargs).fit(FeatureBlocks(halves, len(DIGITS)), LABELS)
     scores = [dict(zip(map(str, one.cv_results_["params"]), one.cv_results_["mean_test_score"], strict=True))
               for one in (streamed_search, held)]  # fmt: skip
     assert all(scores[0][str(config)] == pytest.approx(scores[1][str(config)], abs=0.002) for config in grid)
@@ -261,11 +261,11 @@ def test_images_above_the_limit_are_learnt_without_their_rows_in_memory(
 ) -> None:
     monkeypatch.setitem(HeadSearchCV.__init__.__kwdefaults__, "stream_rows", 20)
     loaded: list[int] = []
-    plain = RowBlocks.__getitem__
+    plain = FeatureBlocks.__getitem__
     monkeypatch.setattr(
-        RowBlocks, "__getitem__", lambda self, name: loaded.append(self.n_rows) or plain(self, name)
+        FeatureBlocks, "__getitem__", lambda self, name: loaded.append(self.n_rows) or plain(self, name)
     )
-    monkeypatch.setattr("featx.classifier.augmenting.FEW_A_CLASS", 0)  # noise is tried where rows are few
+    monkeypatch.setattr("featx.selection.augmentation.FEW_A_CLASS", 0)  # noise is tried where rows are few
     images, labels = pictures(40)
     clf = ImageClassifier(
         "test_resnet", pretrained=False, input_size=32, cut=["layer3", "last"], pool="avg", resize="squash",
@@ -283,7 +283,7 @@ def test_images_above_the_limit_are_learnt_without_their_rows_in_memory(
 MANY = r"""
 import json, re, sys, warnings
 import numpy as np
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
 from featx.search import HeadSearchCV
 from featx.stores import open_store
 
@@ -299,7 +299,7 @@ ids[:, :4] = np.arange(len(labels), dtype=np.uint32)[:, None].view(np.uint8)
 few = np.arange(500)
 HeadSearchCV(["ridge"], n_trials=0).fit(np.random.default_rng(0).normal(size=(500, 8)), few % 2)  # imports
 before = peak()
-blocks = RowBlocks({}, len(labels), readers={"last:avg": lambda rows: store.read(key, ids[rows])})
+blocks = FeatureBlocks({}, len(labels), readers={"last:avg": lambda rows: store.read(key, ids[rows])})
 search = HeadSearchCV(
     ["ridge", "lda", "logistic"], n_trials=0, cv=3, random_state=0, n_jobs=1, memory=2**28,
     grid=[

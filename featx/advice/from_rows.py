@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.advice.backbones import BackboneScore
 from featx.advice.measures import Probe, depth_profile, probe
 from featx.advice.recommend import (
     Advice,
@@ -26,8 +25,9 @@ from featx.advice.recommend import (
 )
 from featx.curves import curve_head, forecast, label_noise, learning_curve
 from featx.evaluation import evaluate
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
 from featx.search.representations import SIDE_BY_SIDE, screen_representations
+from featx.selection.halving import BackboneScore
 from featx.splits import check_labels
 
 PROBED_ROWS = 1_000
@@ -60,7 +60,7 @@ class Twin:
 
 
 def advise_on_rows(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     y: ArrayLike,
     *,
     taps: Sequence[str],
@@ -81,7 +81,7 @@ def advise_on_rows(
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows of all that was tried, named ``tap:pool:resize``.
     y : array of shape (n,)
         Labels.
@@ -202,7 +202,7 @@ def advise_on_rows(
 
 
 def best_of_each_tap(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     codes: NDArray[np.intp],
     taps: Sequence[str],
     *,

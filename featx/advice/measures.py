@@ -19,8 +19,8 @@ from scipy.stats import t as student
 from featx.curves.learning import Rows, predictions
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, SearchWarning
+from featx.features import FeatureBlocks
 from featx.heads import HEADS
-from featx.rows import RowBlocks
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[np.float64]
@@ -116,7 +116,7 @@ def probe(
 
     Parameters
     ----------
-    X : RowBlocks or array of shape (n, d)
+    X : FeatureBlocks or array of shape (n, d)
         Rows; blocks are scaled on their own and stand side by side.
     y : array of shape (n,)
         Labels.
@@ -135,7 +135,7 @@ def probe(
     -------
     Probe
     """
-    blocks = [X[name] for name in X] if isinstance(X, RowBlocks) else [np.asarray(X)]
+    blocks = [X[name] for name in X] if isinstance(X, FeatureBlocks) else [np.asarray(X)]
     labels = check_labels(y)
     if blocks[0].ndim != 2 or len(blocks[0]) != len(labels):
         raise DataError(
@@ -164,7 +164,7 @@ def probe(
 
 
 def depth_profile(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     y: ArrayLike,
     depths: Mapping[str, float],
     *,
@@ -176,7 +176,7 @@ def depth_profile(
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows.
     y : array of shape (n,)
         Labels.

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from featx.advice.backbones import BackboneScore
 from featx.advice.measures import LayerScore
 from featx.curves import Forecast, LabelNoise, LearningCurve
 from featx.evaluation import Metric
+from featx.selection.halving import BackboneScore
 
 if TYPE_CHECKING:
-    from featx.advice.figure import ScorePath
+    from featx.report.figures import ScorePath
 
 WORTH = 0.01
 """A gain of less than a point is not worth a person's afternoon."""
@@ -223,7 +223,7 @@ class Advice:
         scratch : ScorePath, optional
             A network trained from scratch on the same images, over the number of labels.
         """
-        from featx.advice.figure import draw
+        from featx.report.figures import draw
 
         return draw(self, scratch=scratch)
 

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.advice import Advice, BackboneScore, FineTuning, Twin, advise_on_rows
+from featx.advice import Advice, FineTuning, Twin, advise_on_rows
 from featx.advice.from_rows import stratified_rows
 from featx.classifier.estimator import MACHINE_PARAMS, ImageClassifier, Images, as_images
-from featx.classifier.networks import gather
-from featx.classifier.race import race
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet
 from featx.search.loop import n_threads
+from featx.selection.backbones import race
+from featx.selection.halving import BackboneScore
+from featx.selection.networks import gather
 from featx.splits import image_groups
 
 TWIN_IMAGES = 300

@@ -27,14 +27,9 @@ from featx.advice import Advice
 from featx.backbones import is_model_file
 from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import name_policy
-from featx.classifier.augmenting import PLAIN, Augmentation
 from featx.classifier.finetuning import check as check_fine_tune
 from featx.classifier.finetuning import fine_tune
 from featx.classifier.labels import remember_labels
-from featx.classifier.networks import Networks, gather, side_by_side
-from featx.classifier.race import Race, backbone_names, race, refuse_checkpoint
-from featx.classifier.representation import AUTO, choose, widest
-from featx.classifier.tuning import Tuned, Views, tune
 from featx.evaluation import Calibration, Evaluation, evaluate
 from featx.exceptions import (
     DataError,
@@ -45,6 +40,7 @@ from featx.exceptions import (
     UsageError,
 )
 from featx.extractor import DEFAULT_BACKBONE, Extraction, Plan, Progress
+from featx.features import FeatureBlocks
 from featx.finetune import FineTunedNetwork
 from featx.heads import decision_scores
 from featx.images import (
@@ -57,10 +53,14 @@ from featx.images import (
     load_images,
     read_digests,
 )
-from featx.rows import RowBlocks
 from featx.search import SearchProgress
 from featx.search.loop import n_threads
 from featx.search.streaming import chunks_of
+from featx.selection.augmentation import PLAIN, Augmentation
+from featx.selection.backbones import Race, backbone_names, race, refuse_checkpoint
+from featx.selection.candidates import AUTO, choose, widest
+from featx.selection.networks import Networks, gather, side_by_side
+from featx.selection.tuning import Tuned, Views, tune
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores import open_store
 from featx.stores.base import as_ids
@@ -488,7 +488,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             self._check_network(rows)
         return rows
 
-    def proba_of_rows(self, blocks: RowBlocks) -> NDArray[np.float64]:
+    def proba_of_rows(self, blocks: FeatureBlocks) -> NDArray[np.float64]:
         """Probabilities, shape (n_rows, n_classes), from rows that `extract` returned."""
         return self._calibration().proba(self._decisions(blocks))
 
@@ -604,7 +604,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             [choose(one, training, codes, machine=machine, random_state=seed, n_jobs=threads) for one in wide]
         )
 
-    def _learn(self, ids: NDArray[np.uint8], blocks: RowBlocks, images: ImageSet) -> None:
+    def _learn(self, ids: NDArray[np.uint8], blocks: FeatureBlocks, images: ImageSet) -> None:
         y = check_labels(_labels(images))
         groups = image_groups(ids, images.groups)
         settings = {name: getattr(self, name) for name in SEARCH_PARAMS}
@@ -629,7 +629,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         if self.views < 0 or (self.views and asked.policy == "none"):
             raise UsageError(f"views={self.views} of policy {asked.policy!r}: give 0, or more and a policy.")
 
-        def rows(names: tuple[str, ...]) -> list[RowBlocks]:
+        def rows(names: tuple[str, ...]) -> list[FeatureBlocks]:
             specs = asked.specs({name: self.specs_[name] for name in names})
             extractor = gather(specs, self.cards_, self._machine(), backbones=self._model_files)
             return asked.split(extractor.extract(images.sources, names=images.names).blocks, names)
@@ -662,7 +662,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             eta = None if math.isnan(state.eta_s) else state.eta_s
             self.callback(Progress(state.done, state.total, eta_s=eta, stage=f"search ({state.stage})"))
 
-    def _decisions(self, blocks: RowBlocks) -> NDArray[np.float64]:
+    def _decisions(self, blocks: FeatureBlocks) -> NDArray[np.float64]:
         check_is_fitted(self, "best_estimator_")
         network = self.network_
         score = self.decisions_of_rows if network is None else network.logits_of_features
@@ -678,7 +678,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         return self.best_blocks_ if network is None else (network.feature_spec.block,)
 
     def _evaluation(
-        self, blocks: RowBlocks, images: ImageSet, *, min_confidence: float | None = None
+        self, blocks: FeatureBlocks, images: ImageSet, *, min_confidence: float | None = None
     ) -> Evaluation:
         proba = self.proba_of_rows(blocks)
         return evaluate(

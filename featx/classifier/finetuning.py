@@ -12,15 +12,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from featx.advice import Option
-from featx.classifier.networks import is_of
-from featx.classifier.race import backbone_names
-from featx.classifier.representation import AUTO
 from featx.exceptions import DataError, LabelError, ModelFileError, UsageError
 from featx.extractor import FeatureExtractor
+from featx.features import FeatureBlocks
 from featx.finetune import FineTunedNetwork, FineTuner, Probe, Verdict, worth_trying
 from featx.finetune.estimator import describe_phases
 from featx.images import ImageSet
-from featx.rows import RowBlocks
+from featx.selection.backbones import backbone_names
+from featx.selection.candidates import AUTO
+from featx.selection.networks import is_of
 from featx.solvers import CLASS_WEIGHTS
 from featx.splits import check_labels
 
@@ -97,7 +97,7 @@ class FineTuneReport:
 
 
 def fine_tune(
-    clf: ImageClassifier, images: ImageSet, blocks: RowBlocks
+    clf: ImageClassifier, images: ImageSet, blocks: FeatureBlocks
 ) -> tuple[FineTunedNetwork | None, FineTuneReport | None]:
     """The network if it is kept, and what came of it; two None where nobody asked.
 
@@ -107,7 +107,7 @@ def fine_tune(
         With its search done.
     images : ImageSet
         The training part.
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Its rows.
     """
     if clf.fine_tune is False:

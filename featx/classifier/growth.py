@@ -19,12 +19,12 @@ from sklearn.base import clone
 from featx.advice import Advice, Probe, advise_on_rows
 from featx.classifier.estimator import MACHINE_PARAMS, SEARCH_PARAMS, ImageClassifier
 from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
-from featx.classifier.networks import gather
-from featx.classifier.tuning import tune, tune_again
 from featx.evaluation import Comparison, Evaluation, Metric, compare, evaluate
 from featx.exceptions import DataError, LabelError, UsageError
+from featx.features import FeatureBlocks
 from featx.images import ImageSet, read_digests
-from featx.rows import RowBlocks
+from featx.selection.networks import gather
+from featx.selection.tuning import tune, tune_again
 from featx.spec import FeatureSpec
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores import open_store
@@ -212,7 +212,7 @@ def grow(
     groups = _joined_groups(known, fresh)
     is_test = _test_part(clf.assignment_, ids, labels, groups, fresh, test_size, split_salt)
     readers = {name: _reader(store, spec.key, ids) for name, spec in specs.items()}
-    blocks = RowBlocks({}, len(ids), readers=readers)
+    blocks = FeatureBlocks({}, len(ids), readers=readers)
 
     grown = _refit(
         clf, specs, blocks.take(~is_test), ids[~is_test], labels[~is_test], _take(groups, ~is_test), n_trials
@@ -370,7 +370,7 @@ def _test_part(
 def _refit(
     clf: ImageClassifier,
     specs: Mapping[str, FeatureSpec],
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     ids: NDArray[np.uint8],
     labels: NDArray[Any],
     groups: NDArray[Any] | None,

@@ -19,16 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx import __version__
-from featx.advice import Adjustment, Choice
 from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
 from featx.backbones.finetuned import JSON_MEMBER, TENSOR_MEMBER
 from featx.backbones.views import parse_policy
-from featx.classifier.augmenting import KINDS, PLAIN, Augmentation
 from featx.classifier.estimator import ImageClassifier
 from featx.classifier.finetuning import FineTuneReport
-from featx.classifier.networks import is_of
-from featx.classifier.tuning import Tried
 from featx.evaluation import Calibration, Evaluation
 from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
 from featx.files import (
@@ -43,6 +39,11 @@ from featx.files import (
 from featx.finetune import FineTunedNetwork
 from featx.images import GOLDEN_PICTURES, golden_pictures
 from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.selection.augmentation import KINDS, PLAIN, Augmentation
+from featx.selection.choice import Choice
+from featx.selection.imbalance import Adjustment
+from featx.selection.networks import is_of
+from featx.selection.tuning import Tried
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
 

@@ -44,7 +44,7 @@ VERBS: dict[str, Verb] = {
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
     "add": Verb("featx.cli.add", "take new labelled images into a model, and say what changed"),
     "curve": Verb("featx.cli.curve", "score k images a class, and foretell what more labels bring"),
-    "show": Verb("featx.cli.augment", "look at pictures as the network sees them"),
+    "show": Verb("featx.cli.show", "look at pictures as the network sees them"),
     "extract": Verb("featx.cli.extract", "turn images into rows of features in the cache"),
     "cache": Verb("featx.cli.cache", "list, verify, pack, prune or export the cached rows"),
     "models": Verb("featx.cli.models", "list backbones and where their weights would come from"),

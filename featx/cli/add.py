@@ -51,14 +51,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_writable(output)
     from featx.classifier import load
     from featx.classifier.growth import grow
-    from featx.cli import show
+    from featx.cli import render
     from featx.images import load_images, load_paths
 
     began = time.monotonic()
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
     clf.set_params(device=args.device, runtime=args.runtime, batch_size=args.batch_size, n_jobs=args.jobs)
     clf.set_params(callback=console.progress, max_bad=0.0 if args.strict else args.max_bad)
-    images = show.data_set(console, load_paths(args.data, follow_links=args.follow_links))
+    images = render.data_set(console, load_paths(args.data, follow_links=args.follow_links))
     old = None if args.old is None else load_images(args.old, follow_links=args.follow_links)
     grown, growth = grow(
         clf, images, old=old, test_size=args.test_size, split_salt=args.split_salt, n_trials=args.trials
@@ -67,9 +67,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for sentence in growth.sentences():
         console.text(sentence)
     _print(console, growth)
-    show.saved(console, path, time.monotonic() - began)
+    render.saved(console, path, time.monotonic() - began)
     console.data(growth=growth.to_dict(), computed=growth.computed)
-    return show.skipped(
+    return render.skipped(
         console,
         grown.skipped_,
         Path(output).with_suffix(".skipped.csv"),

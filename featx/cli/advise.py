@@ -54,13 +54,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
         arguments.check_writable(args.plot)
     from featx.classifier import ImageClassifier
     from featx.classifier.advising import advise_classifier
-    from featx.cli import show
+    from featx.cli import render
     from featx.files import atomic_write
     from featx.images import load_images
     from featx.stores import open_store
 
     began = time.monotonic()
-    images = show.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
+    images = render.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits != "test")
     clf = ImageClassifier(
@@ -105,13 +105,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.data(
         advice=advice.to_dict(), sentences=advice.sentences(), seconds=seconds, data=os.fspath(args.data)
     )
-    return show.skipped(console, clf.skipped_, Path("advise.skipped.csv"), strict=args.strict)
+    return render.skipped(console, clf.skipped_, Path("advise.skipped.csv"), strict=args.strict)
 
 
 def _from_scratch(args: argparse.Namespace, console: Console, clf: Any, advice: Any) -> Any:
     """The tutorial's claims, measured: higher start, higher slope, higher asymptote."""
-    from featx.advice import ScorePath, compare_paths
-    from featx.scratch import scratch_path
+    from featx.finetune.scratch import scratch_path
+    from featx.report.figures import ScorePath, compare_paths
 
     console.log("training a small convnet from nothing, on parts of the images")
     images = clf._training

@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _ls(args: argparse.Namespace, console: Console) -> int:
-    from featx.cli.show import duration, size_text
+    from featx.cli.render import duration, size_text
 
     store = _store(args)
     usage = store.usage()
@@ -89,7 +89,7 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
 
 
 def _pack(args: argparse.Namespace, console: Console) -> int:
-    from featx.cli.show import size_text
+    from featx.cli.render import size_text
 
     freed = _store(args).pack()
     console.text(
@@ -100,7 +100,7 @@ def _pack(args: argparse.Namespace, console: Console) -> int:
 
 
 def _prune(args: argparse.Namespace, console: Console) -> int:
-    from featx.cli.show import size_text
+    from featx.cli.render import size_text
 
     if args.max_size is None and args.older_than is None:
         raise UsageError("say what may stay: --max-size 20GB, --older-than 90d, or both.")

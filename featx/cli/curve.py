@@ -39,14 +39,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     shots = _numbers(args.shots)
     import numpy as np
 
-    from featx.cli import show
+    from featx.cli import render
     from featx.curves import curve_head, few_shot, forecast, learning_curve
     from featx.extractor import FeatureExtractor
     from featx.files import atomic_write
     from featx.images import load_images
     from featx.splits import check_labels, image_groups
 
-    images = show.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
+    images = render.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
     if images.labels is None:
         raise DataError(f"{args.data}: no labels here; give class folders or a manifest with labels.")
     check_labels(images.labels)
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     more = forecast(curve)
     _print(console, protocol, curve, more)
     if args.plot:
-        from featx.advice import plot_curve, to_png
+        from featx.report.figures import plot_curve, to_png
 
         atomic_write(args.plot, to_png(plot_curve(curve)))
         console.text(f"figure    {args.plot}")
@@ -95,7 +95,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         computed=rows.computed,
         data=os.fspath(args.data),
     )
-    return show.skipped(
+    return render.skipped(
         console,
         [*images.skipped, *rows.skipped],
         Path("curve.skipped.csv"),

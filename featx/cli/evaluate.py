@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; warn where an image was trained on."""
     from featx.classifier import load
-    from featx.cli import show
+    from featx.cli import render
     from featx.images import load_images
 
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
@@ -42,7 +42,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits == "test")
     result = clf.evaluate(images, min_confidence=args.min_confidence)
-    show.evaluation(console, result, title=f"{args.data}, {result.n} images")
-    return show.skipped(
+    render.evaluation(console, result, title=f"{args.data}, {result.n} images")
+    return render.skipped(
         console, clf.skipped_, Path(f"{Path(args.model).stem}-evaluate.skipped.csv"), strict=args.strict
     )

@@ -34,13 +34,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Extract; say what is in the cache now."""
     if args.output:
         arguments.check_writable(args.output)
-    from featx.cli import show
+    from featx.cli import render
     from featx.extractor import FeatureExtractor
     from featx.images import load_paths
 
     began = time.monotonic()
     images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
-    show.data_set(console, images)
+    render.data_set(console, images)
     extractor = FeatureExtractor(
         args.backbone,
         cut="all" if args.cut == "all" else arguments.one_or_list(args.cut, "last"),
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         callback=console.progress,
     )
     if args.dry_run:
-        show.plan(console, extractor.plan(images.sources))
+        render.plan(console, extractor.plan(images.sources))
         return 0
     rows = extractor.extract(images.sources, names=images.names, on_error="raise" if args.strict else "skip")
     seconds = time.monotonic() - began
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             name: {"key": spec.key, "columns": rows.blocks.width(name)} for name, spec in rows.specs.items()
         },
     )
-    return show.skipped(
+    return render.skipped(
         console,
         [*images.skipped, *rows.skipped],
         Path(args.output or "extract").with_suffix(".skipped.csv"),

@@ -176,12 +176,12 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, test, save; say each."""
     arguments.check_writable(args.output)
     from featx.classifier import ImageClassifier
-    from featx.cli import show
+    from featx.cli import render
     from featx.images import load_images
 
     began = time.monotonic()
     images = load_images(args.data, follow_links=args.follow_links)
-    images = show.data_set(console, images, min_per_class=args.min_per_class)
+    images = render.data_set(console, images, min_per_class=args.min_per_class)
     clf = ImageClassifier(
         arguments.one_or_list(args.backbone, "auto"),
         backbone_budget=args.backbone_budget,
@@ -219,29 +219,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
         callback=console.progress,
     )
     if args.dry_run:
-        show.plans(console, clf.plans(images))
+        render.plans(console, clf.plans(images))
         if args.fine_tune != "no":
-            show.fine_tune_plan(console, clf, images)
+            render.fine_tune_plan(console, clf, images)
         return 0
     skipped_csv = Path(args.output).with_suffix(".skipped.csv")
     try:
         clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
     except TooManyBadImagesError:
-        show.skipped(console, clf.skipped_, skipped_csv)
+        render.skipped(console, clf.skipped_, skipped_csv)
         raise
     for remark in clf.remarks_:
         console.log(remark)
     before = _model_before(args.output, clf)
     path = clf.save(args.output)
     seconds = time.monotonic() - began
-    show.search(console, clf)
-    show.fine_tuning(console, clf)
-    show.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
+    render.search(console, clf)
+    render.fine_tuning(console, clf)
+    render.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
     if before is not None:
-        show.refit(console, before, clf, images)
-    show.saved(console, path, seconds)
+        render.refit(console, before, clf, images)
+    render.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
-    return show.skipped(console, clf.skipped_, skipped_csv, strict=args.strict)
+    return render.skipped(console, clf.skipped_, skipped_csv, strict=args.strict)
 
 
 def _model_before(output: str, clf: Any) -> Any:

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import numpy as np
 
     from featx.classifier import load
-    from featx.cli import show
+    from featx.cli import render
     from featx.images import load_paths
     from featx.tables import write_csv
 
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         write_csv(sys.stdout, header, (_csv_row(p) for p in predictions))
     console.data(predictions=predictions, output=args.output)
     target = Path(args.output or "predictions").with_suffix(".skipped.csv")
-    return show.skipped(
+    return render.skipped(
         console,
         [*images.skipped, *rows.skipped],
         target,

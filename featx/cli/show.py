@@ -1,268 +1,111 @@
-"""How results look on a terminal: short tables, intervals in brackets, paths of what was made."""
+"""``featx show augment``: some pictures beside their views, as the network would see them."""
 
 from __future__ import annotations
 
-from collections import Counter
-from pathlib import Path
-from typing import Any
+import argparse
+import io
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
+from featx.cli import arguments
 from featx.cli.console import Console
-from featx.exceptions import TooManyBadImagesError
-from featx.images import ImageSet, Skipped
-from featx.tables import escape_name, write_csv
 
-MAX_CLASSES_SHOWN = 12
-"""A confusion matrix of more classes is not legible on a terminal; the JSON has it whole."""
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-SKIPPED_SHOWN = 10
-
-BLOCKS_SHOWN = 3
-"""Features picked over all layers come from dozens of blocks; the JSON names them all."""
+GAP = 4
+"""Pixels between pictures."""
 
 
-def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> ImageSet:
-    """Say what was found; drop classes that are too small, by name."""
-    counts = Counter(str(label) for label in images.labels) if images.labels is not None else Counter()
-    small = {label: n for label, n in counts.items() if n < min_per_class}
-    if small:
-        listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in sorted(small.items()))
-        console.warn(
-            f"classes with fewer than {min_per_class} images are left out (--min-per-class): {listed}"
-        )
-        labels = np.array([str(label) for label in images.labels])  # type: ignore[union-attr]
-        images = images.select(~np.isin(labels, list(small)))
-    kept = sorted((label, n) for label, n in counts.items() if label not in small)
-    classes = f", {len(kept)} classes" if kept else ""
-    if 0 < len(kept) <= MAX_CLASSES_SHOWN:
-        classes += " (" + ", ".join(f"{escape_name(label)} {n}" for label, n in kept) + ")"
-    console.log(f"{len(images):,} images{classes}")
-    return images
-
-
-def _metric(scoring: Any) -> str:
-    """The metric's name before its value; accuracy is what people expect and needs none."""
-    return "" if scoring == "accuracy" or not isinstance(scoring, str) else f"{scoring.replace('_', ' ')} "
-
-
-def search(console: Console, clf: Any) -> None:
-    """Which representation and head won, and by what."""
-    trials = clf.search_.study_.trials if hasattr(clf, "search_") else []
-    origins = Counter(trial.user_attrs.get("origin", "tpe") for trial in trials)
-    tried = " + ".join(f"{count} {origin}" for origin, count in sorted(origins.items()))
-    settings = dict(clf.best_params_)
-    head = settings.pop("head", "head")
-    listed = ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
-    blocks = clf.best_blocks_
-    where = ", ".join(blocks) if len(blocks) <= BLOCKS_SHOWN else f"{len(blocks)} layers and poolings"
-    if clf.race_ is not None:
-        for sentence in clf.race_.sentences():
-            console.text(f"backbone  {sentence}")
-        console.data(backbones=clf.race_.to_dict())
-    used = {clf.specs_[name].weights for name in blocks}
-    networks = " and ".join(card.name for card in clf.cards_ if card.weights in used)
-    console.text(f"chosen    {head} ({listed}) on {where} of {networks}")
-    console.text(
-        f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {len(trials)} "
-        f"configurations ({tried});"
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the one thing that is shown so far."""
+    shown = parser.add_subparsers(metavar="WHAT", required=True)
+    augment = shown.add_parser(
+        "augment",
+        help="pictures beside their augmented views",
+        description="Pictures (left) beside their augmented views, as the network would see them.",
     )
-    console.text(
-        "          it is the score that was selected by, so it is optimistic: trust the held-out part"
+    augment.set_defaults(run=_augment)
+    augment.add_argument("data", nargs="+", help="images, folders or a manifest")
+    augment.add_argument(
+        "-o", "--output", default="augment.png", metavar="FILE", help="PNG to write (default augment.png)"
     )
-    if clf.choice_ is not None:
-        console.text(f"          {' '.join(clf.choice_.sentences())}")
-    for one in clf.tried_:
-        verdict = "kept" if one.kept else "not kept"
-        error = "" if one.error is None else f" (standard error {100 * one.error:.1f})"
-        console.text(f"          {one.name}: {100 * one.gain:+.1f} points out of fold{error}, {verdict}")
-    console.data(
-        choice=clf.choice_ and clf.choice_.to_dict(),
-        augmentation=clf.augmentation_.to_dict(),
-        tried=[one.to_dict() for one in clf.tried_],
-        model={
-            "backbone": networks,
-            "blocks": list(clf.best_blocks_),
-            "params": clf.best_params_,
-            "cross_validation_score": clf.best_score_,
-            "scoring": str(clf.scoring_),
-            "n_configurations": len(trials),
-        },
-        computed=clf.n_computed_,
+    augment.add_argument(
+        "--policy",
+        default="photo",
+        metavar="NAME",
+        help="none, light, photo, document, medical, or such as flip=0.5,rotate=10 (default photo)",
     )
-
-
-def fine_tuning(console: Console, clf: Any) -> None:
-    """Whether a fine-tuned network predicts, and why."""
-    report = clf.fine_tune_
-    console.data(fine_tuning=None if report is None else report.to_dict())
-    if report is None:
-        return
-    console.text()
-    title = "fine-tuned" if report.kept else "probe kept" if report.tried else "fine-tuning"
-    console.text(f"{title.ljust(9)} {report.reason}")
-    for line in report.phases:
-        console.text(f"          {line}")
-
-
-def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
-    """What fine-tuning would keep on the disk, and what each phase would train."""
-    from featx.classifier.finetuning import make_tuner
-    from featx.finetune.estimator import describe_phases
-
-    tuner = make_tuner(clf)
-    found = tuner.plan(images)
-    n_classes = len(np.unique(np.asarray(images.labels, dtype=str)))
-    phases, trained = tuner.first_phases(), tuner.describe(n_classes)
-    lines = describe_phases(phases, trained)
-    console.text(f"fine-tuning {found.reason}")
-    for line in lines:
-        console.text(f"          {line}")
-    console.data(fine_tuning={"plan": dict(vars(found)), "phases": lines})
-
-
-def refit(console: Console, before: Any, clf: Any, images: Any) -> None:
-    """What changed against the model that was at the same place."""
-    from featx.classifier.refit import compare_fits
-
-    found = compare_fits(before, clf, images)
-    console.text()
-    if found is None:
-        console.text("every test image was used to fit the model before: the two are not compared")
-        return
-    for sentence in found.sentences():
-        console.text(sentence)
-    console.data(refit=found.to_dict())
-
-
-def evaluation(console: Console, result: Any, *, title: str) -> None:
-    """Metrics with intervals, then per class, then the confusion matrix."""
-    console.text()
-    console.text(title)
-    console.table(
-        ["metric", "value", "95 % interval"],
-        [
-            [name.replace("_", " "), f"{m.value:.4f}", f"[{m.low:.4f}, {m.high:.4f}]"]
-            for name, m in result.metrics.items()
-        ],
-        right=(1,),
+    augment.add_argument("--views", type=int, default=6, metavar="K", help="views of each (default 6)")
+    augment.add_argument(
+        "--images", type=int, default=4, metavar="N", help="pictures, spread over the set (default 4)"
     )
-    names = [escape_name(str(label)) for label in result.classes]
-    if len(names) <= MAX_CLASSES_SHOWN:
-        console.text()
-        console.text("confusion matrix (rows: truth, columns: prediction)")
-        console.table(["", *names, "recall"], _confusion_rows(names, result), right=range(1, len(names) + 2))
-    else:
-        worst = sorted(result.per_class, key=lambda c: c.f1)[:5]
-        console.text()
-        console.text("classes told apart worst")
-        console.table(
-            ["class", "precision", "recall", "F1", "images"],
-            [
-                [escape_name(str(c.label)), f"{c.precision:.2f}", f"{c.recall:.2f}", f"{c.f1:.2f}", c.support]
-                for c in worst
-            ],
-            right=(1, 2, 3, 4),
-        )
-    if result.accuracy_answered is not None:
-        console.text(
-            f"  answered {result.coverage:.1%} of the images (probability at least "
-            f"{result.abstain_below:g}); "
-            f"accuracy there {result.accuracy_answered.value:.4f} "
-            f"[{result.accuracy_answered.low:.4f}, {result.accuracy_answered.high:.4f}]"
-        )
-    console.data(evaluation=result.to_dict())
+    augment.add_argument("--resize", default="crop", choices=["crop", "squash", "pad"])
+    augment.add_argument("--backbone", default="tf_efficientnet_lite0.in1k", metavar="NAME")
+    augment.add_argument("--random-weights", action="store_true", help="no pretrained weights are needed")
+    augment.add_argument("--follow-links", action="store_true")
+    arguments.add_cache(augment)
 
 
-def saved(console: Console, path: Path, seconds: float) -> None:
-    """Where the model is, how large, after how long."""
-    size = path.stat().st_size
-    console.text()
-    console.text(f"model     {path} ({size_text(size)}), {seconds:.1f} s in all")
-    console.data(output=str(path), output_bytes=size)
+def _augment(args: argparse.Namespace, console: Console) -> int:
+    """Draw the grid."""
+    arguments.check_writable(args.output)
+    if args.views < 1 or args.images < 1:
+        from featx.exceptions import UsageError
 
+        raise UsageError(f"--views {args.views} and --images {args.images} must be 1 or more.")
+    import numpy as np
+    from PIL import Image
 
-def skipped(
-    console: Console,
-    pictures: list[Skipped],
-    path: Path,
-    *,
-    strict: bool = False,
-    total: int = 0,
-    max_bad: float = 1.0,
-) -> int:
-    """List what was set aside on stderr and in a CSV file; the exit code that follows from it.
+    from featx.backbones import open_card
+    from featx.backbones.transform import prepare
+    from featx.backbones.views import name_policy
+    from featx.exceptions import DataError, ImageError
+    from featx.files import atomic_write
+    from featx.images import DecodePolicy, decode_picture, load_paths, read_picture, resolve_decoder
+    from featx.stores import open_store
 
-    Raises
-    ------
-    TooManyBadImagesError
-        If more than `max_bad` of `total` pictures were set aside.
-    """
-    console.data(skipped=[{"path": s.name, "reason": s.reason, "label": s.label} for s in pictures])
-    if not pictures:
-        return 0
-    console.warn(f"{len(pictures)} pictures were skipped; all are listed in {path}")
-    for picture in pictures[:SKIPPED_SHOWN]:
-        console.log(f"  {escape_name(picture.name)}: {picture.reason}")
-    write_csv(
-        path,
-        ["path", "label", "reason"],
-        [[s.name, "" if s.label is None else s.label, s.reason] for s in pictures],
+    policy = name_policy(args.policy)
+    images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
+    card = open_card(
+        args.backbone, pretrained=not args.random_weights, store=open_store(arguments.store_of(args))
     )
-    if len(pictures) > max_bad * max(total, len(pictures)):
-        raise TooManyBadImagesError(
-            f"{len(pictures):,} of {total:,} pictures cannot be used, more than the {max_bad:.0%} that "
-            "--max-bad allows; mend or remove them, or raise it. The others are done and kept."
-        )
-    return 1 if strict else 3
+    recipe = {"resize": args.resize, "decoder": resolve_decoder()}
+    specs = [card.spec(**recipe)]
+    specs += [card.spec(**recipe, view=k, view_policy=policy) for k in range(1, args.views + 1)]
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(args.images, len(images))).round().astype(int))
+    rows: list[list[NDArray[np.uint8]]] = []
+    names = []
+    for index in chosen:
+        try:
+            picture = read_picture(images.sources[index], name=images.names[index])
+            pixels = decode_picture(picture, DecodePolicy())
+        except ImageError as error:
+            console.warn(str(error))
+            continue
+        rows.append([prepare(pixels, spec, digest=picture.digest) for spec in specs])
+        names.append(images.names[index])
+    if not rows:
+        raise DataError("none of the pictures could be read; name others.")
+    buffer = io.BytesIO()
+    Image.fromarray(_grid(rows)).save(buffer, "PNG")
+    atomic_write(args.output, buffer.getvalue())
+    shown = f"{len(rows)} picture{'' if len(rows) == 1 else 's'} (left)"
+    console.text(f"{shown} and {args.views} views of each under {policy!r}: {args.output}")
+    console.data(output=args.output, policy=policy, views=args.views, pictures=names)
+    return 0
 
 
-def plans(console: Console, plans: dict[str, Any]) -> None:
-    """What a run would compute, for each backbone that may be chosen."""
-    if len(plans) == 1:
-        plan(console, next(iter(plans.values())))
-        return
-    console.table(
-        ["backbone", "images", "cached", "to compute", "time here"],
-        [[name, p.total, p.cached, p.to_compute, duration(p.seconds)] for name, p in plans.items()],
-        right=(1, 2, 3),
+def _grid(rows: list[list[NDArray[np.uint8]]]) -> Any:
+    """Pictures of one size in rows and columns, on white."""
+    import numpy as np
+
+    height, width = rows[0][0].shape[:2]
+    canvas = np.full(
+        (len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, dtype=np.uint8
     )
-    console.data(backbones={name: vars(p) for name, p in plans.items()})
-
-
-def plan(console: Console, plan: Any) -> None:
-    """What a run would compute."""
-    console.text(f"images    {plan.total:,}")
-    console.text(f"cached    {plan.cached:,}")
-    console.text(f"to compute {plan.to_compute:,}, about {duration(plan.seconds)} here")
-    console.data(total=plan.total, cached=plan.cached, to_compute=plan.to_compute, seconds=plan.seconds)
-
-
-def duration(seconds: float) -> str:
-    """``75`` -> ``"1 min 15 s"``."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
-
-
-def _confusion_rows(names: list[str], result: Any) -> list[list[str]]:
-    rows: list[list[str]] = []
-    for name, counts in zip(names, np.asarray(result.confusion), strict=True):
-        recall = counts[len(rows)] / counts.sum() if counts.sum() else float("nan")
-        rows.append([name, *(str(count) if count else "." for count in counts), f"{recall:.3f}"])
-    return rows
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def size_text(size: float) -> str:
-    """``1500`` -> ``"1.5 kB"``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000 or unit == "GB":
-            break
-        size /= 1000
-    return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + GAP), j * (width + GAP)
+            canvas[top : top + height, left : left + width] = picture
+    return canvas

@@ -18,15 +18,15 @@ from scipy.stats import norm
 
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, SearchWarning, UsageError
+from featx.features import FeatureBlocks
 from featx.heads import HEADS
-from featx.rows import RowBlocks
 from featx.solvers import SOLVERS, Folds, ScaledRows, Task
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Split = tuple[Indices, Indices]
-Rows = RowBlocks | NDArray[Any]
+Rows = FeatureBlocks | NDArray[Any]
 
 CURVE_HEADS: dict[str, str] = {
     "logistic": "ridge",
@@ -151,7 +151,7 @@ def learning_curve(
 
     Parameters
     ----------
-    X : RowBlocks or array of shape (n, d)
+    X : FeatureBlocks or array of shape (n, d)
         Rows; blocks are scaled on their own and stand side by side.
     y : array of shape (n,)
         Labels.
@@ -187,7 +187,7 @@ def learning_curve(
         raise UsageError(f"head {head!r} is not known; choose from {', '.join(HEADS)}.")
     labels = check_labels(y)
     classes, codes = np.unique(labels, return_inverse=True)
-    blocks = [X[name] for name in X] if isinstance(X, RowBlocks) else [np.asarray(X)]
+    blocks = [X[name] for name in X] if isinstance(X, FeatureBlocks) else [np.asarray(X)]
     if len(blocks[0]) != len(codes):
         raise DataError(f"{len(blocks[0])} rows, but {len(codes)} labels; give one for each row.")
     repeats = n_repeats or _repeats(len(codes), head)

@@ -19,8 +19,8 @@ from scipy.stats import t as student
 from featx.curves.learning import Indices, Rows, Split, predictions
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, UsageError
+from featx.features import FeatureBlocks
 from featx.heads import HEADS
-from featx.rows import RowBlocks
 from featx.splits import check_labels
 
 SHOTS = (1, 2, 5, 10, 20)
@@ -109,7 +109,7 @@ def few_shot(
 
     Parameters
     ----------
-    X : RowBlocks or array of shape (n, d)
+    X : FeatureBlocks or array of shape (n, d)
         Rows; blocks are scaled on their own and stand side by side.
     y : array of shape (n,)
         Labels.
@@ -145,7 +145,7 @@ def few_shot(
         raise UsageError(f"shots {tuple(shots)} must be 1 or more, and draws ({n_draws}) at least 2.")
     labels = check_labels(y)
     classes, codes = np.unique(labels, return_inverse=True)
-    blocks = [X[name] for name in X] if isinstance(X, RowBlocks) else [np.asarray(X)]
+    blocks = [X[name] for name in X] if isinstance(X, FeatureBlocks) else [np.asarray(X)]
     units = None if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     smallest = int(np.bincount(codes).min())
     usable = sorted({k for k in shots if k < smallest})

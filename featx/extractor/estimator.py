@@ -37,10 +37,10 @@ from featx.extractor import canary
 from featx.extractor.forward import BatchSize, Engine, Forward
 from featx.extractor.isolation import CarefulDecoder
 from featx.extractor.pipeline import Callback, Progress, Recipe, Run, spread
+from featx.features import FeatureBlocks
 from featx.images import ImageSource, Skipped, load_images, read_picture, resolve_decoder
 from featx.images.decode import MAX_PIXELS
 from featx.images.picture import name_sources
-from featx.rows import RowBlocks
 from featx.spec import PRECISIONS, FeatureSpec
 from featx.stores import open_store
 from featx.stores.base import FeatureStore, Ids, as_ids, explain_miss
@@ -73,7 +73,7 @@ class Extraction:
         Their positions in the sources.
     skipped : list of Skipped
         The others, with the reason.
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows of each representation, read from the store when first asked for.
     specs : dict of str to FeatureSpec
         Recipe of each block.
@@ -97,7 +97,7 @@ class Extraction:
     ids: Ids
     kept: NDArray[np.intp]
     skipped: list[Skipped]
-    blocks: RowBlocks
+    blocks: FeatureBlocks
     specs: dict[str, FeatureSpec]
     store: FeatureStore = field(repr=False)
     computed: int = 0
@@ -675,7 +675,7 @@ class _Rows:
             ids=self.ids[kept],
             kept=kept,
             skipped=skipped,
-            blocks=RowBlocks({}, len(kept), widths=widths, readers=readers),
+            blocks=FeatureBlocks({}, len(kept), widths=widths, readers=readers),
             specs=self.specs,
             store=self.store,
             computed=self.computed,

@@ -20,9 +20,9 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.evaluation import Calibration
+from featx.features import FeatureBlocks, Rows
 from featx.finetune.rows import Index
 from featx.heads import decision_scores, vote_scores
-from featx.rows import RowBlocks, Rows
 from featx.splits import make_folds
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ class Probe:
     adjustment: Any = None
 
     @classmethod
-    def of_search(cls, search: HeadSearchCV, blocks: RowBlocks) -> Probe:
+    def of_search(cls, search: HeadSearchCV, blocks: FeatureBlocks) -> Probe:
         """The winner of a search, with the rows that it was fitted on.
 
         Parameters
         ----------
         search : HeadSearchCV
             Fitted.
-        blocks : RowBlocks
+        blocks : FeatureBlocks
             Of the same images, in the order in which they are fine-tuned.
         """
         return cls(search.best_estimator_, blocks.stack(search.best_blocks_), search.calibration_)

@@ -22,8 +22,8 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from threadpoolctl import threadpool_limits
 
 from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
+from featx.features import FeatureBlocks
 from featx.heads import DEFAULT_HEADS, HEADS, LEARNT_SCALINGS, SCALINGS, decision_scores, make_pipeline
-from featx.rows import RowBlocks
 from featx.search.loop import Search, SearchProgress, n_threads
 from featx.search.representations import (
     RELEVANT_COUNTS,
@@ -76,7 +76,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         A metric of featx (``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss``, ``ece``), a
         scikit-learn scorer's name, or a callable ``(estimator, X, y)``.
     representations : 'auto', or sequence of tuples of block names
-        Which blocks, alone or side by side, are tried for `RowBlocks`; ignored for arrays.
+        Which blocks, alone or side by side, are tried for `FeatureBlocks`; ignored for arrays.
         ``("relevant:N",)`` is N features picked over all blocks.
     grid : {'auto', 'coarse', 'none'} or sequence of dict
         The coarse grid; ``auto`` leaves it out when `n_trials` is 0. A sequence holds configurations as in
@@ -209,7 +209,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
 
     def fit(
         self,
-        X: ArrayLike | RowBlocks,
+        X: ArrayLike | FeatureBlocks,
         y: ArrayLike,
         *,
         groups: ArrayLike | None = None,
@@ -220,7 +220,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : array of shape (n, d) or RowBlocks
+        X : array of shape (n, d) or FeatureBlocks
             Rows.
         y : array of shape (n,)
             Labels of any type.
@@ -242,7 +242,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
 
     def search(
         self,
-        X: ArrayLike | RowBlocks,
+        X: ArrayLike | FeatureBlocks,
         y: ArrayLike,
         *,
         groups: ArrayLike | None = None,
@@ -263,7 +263,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         """
         begun = time.monotonic()
         blocks = self._read_rows(X, y)
-        self._of_array = not isinstance(X, RowBlocks)
+        self._of_array = not isinstance(X, FeatureBlocks)
         self.classes_, codes = self._read_labels(y, blocks.n_rows)
         seed = self._seed()
         weight = None
@@ -358,23 +358,23 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         )
         return self
 
-    def predict(self, X: ArrayLike | RowBlocks) -> NDArray[Any]:
+    def predict(self, X: ArrayLike | FeatureBlocks) -> NDArray[Any]:
         """Return the most probable label of each row.
 
         Parameters
         ----------
-        X : RowBlocks with at least the best blocks, or array of shape (n, n_features_in_)
+        X : FeatureBlocks with at least the best blocks, or array of shape (n, n_features_in_)
             Rows; an array holds the best blocks side by side.
         """
         check_is_fitted(self)
         return np.asarray(self.classes_[decided(self.decision_function(X))])
 
-    def predict_proba(self, X: ArrayLike | RowBlocks) -> Floats:
+    def predict_proba(self, X: ArrayLike | FeatureBlocks) -> Floats:
         """Calibrated probabilities, shape (n, n_classes)."""
         check_is_fitted(self)
         return self.calibration_.proba(self._decisions(X))
 
-    def decision_function(self, X: ArrayLike | RowBlocks) -> Floats:
+    def decision_function(self, X: ArrayLike | FeatureBlocks) -> Floats:
         """Calibrated logits: (n,) for two classes, whose sign decides, else (n, n_classes)."""
         check_is_fitted(self)
         return self.calibration_.scores(self._decisions(X))
@@ -385,19 +385,19 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         tags.input_tags.sparse = False
         return tags
 
-    def _decisions(self, X: ArrayLike | RowBlocks) -> Floats:
+    def _decisions(self, X: ArrayLike | FeatureBlocks) -> Floats:
         if not hasattr(self, "best_estimator_"):
             raise UsageError(
                 "this search was made with refit=False: it chose a head but has none to predict with."
             )
-        if isinstance(X, RowBlocks):
+        if isinstance(X, FeatureBlocks):
             parts = chunks_of(X, self.best_blocks_ or tuple(X))
             return np.concatenate([decision_scores(self.best_estimator_, part) for _, part in parts])
         rows = validate_data(self, X, reset=False, dtype=[np.float64, np.float32])
         return decision_scores(self.best_estimator_, rows)
 
-    def _read_rows(self, X: ArrayLike | RowBlocks, y: ArrayLike) -> RowBlocks:
-        if isinstance(X, RowBlocks):
+    def _read_rows(self, X: ArrayLike | FeatureBlocks, y: ArrayLike) -> FeatureBlocks:
+        if isinstance(X, FeatureBlocks):
             if not len(X) or not X.n_rows:
                 raise DataError(f"{len(X)} blocks of {X.n_rows} rows: there is nothing to learn from.")
             return X
@@ -420,7 +420,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         return int(sklearn.utils.check_random_state(self.random_state).randint(2**31))
 
     def _split(
-        self, blocks: RowBlocks, codes: NDArray[np.intp], groups: Any, view: Any, seed: int
+        self, blocks: FeatureBlocks, codes: NDArray[np.intp], groups: Any, view: Any, seed: int
     ) -> tuple[tuple[NDArray[np.intp], NDArray[np.intp]], ...]:
         n = len(codes)
         plain = np.arange(n)
@@ -496,7 +496,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
 
     def _representations(
         self,
-        blocks: RowBlocks,
+        blocks: FeatureBlocks,
         folds: Folds,
         groups: Any,
         seed: int,
@@ -665,7 +665,7 @@ def _parts_of(value: Any) -> list[Any]:
     return found
 
 
-class _ArrayBlocks(RowBlocks):
+class _ArrayBlocks(FeatureBlocks):
     """A plain array as the only block, in its own precision."""
 
     def __init__(self, rows: Floats) -> None:
@@ -677,7 +677,7 @@ def _is_column(y: Any) -> bool:
     return isinstance(y, np.ndarray) and y.ndim == 2 and y.shape[1] == 1
 
 
-def _named(wanted: Any, blocks: RowBlocks) -> tuple[str, ...]:
+def _named(wanted: Any, blocks: FeatureBlocks) -> tuple[str, ...]:
     """Names of the representations that the user lists."""
     found = []
     for names in wanted:

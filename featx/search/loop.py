@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from featx.exceptions import SearchError, SearchWarning, UsageError
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
 from featx.search import study as studies
 from featx.search.evaluator import COMPLETE, FAILED, ROUNDING, UNFINISHED, Evaluator, Piece, Result
 from featx.search.representations import SIDE_BY_SIDE, USUAL, pick_relevant
@@ -68,7 +68,7 @@ class Search:
     ----------
     settings : HeadSearchCV
         Its parameters.
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows.
     folds : Folds
         Splits, targets, weights.
@@ -85,7 +85,7 @@ class Search:
     def __init__(
         self,
         settings: Any,
-        blocks: RowBlocks,
+        blocks: FeatureBlocks,
         folds: Folds,
         space: Space,
         seed: int,

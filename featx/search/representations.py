@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
 from featx.solvers import Folds, ScaledBlock, sample_rows
 from featx.solvers.task import threads
 
@@ -109,7 +109,7 @@ class Screened:
 
 
 def screen_representations(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     y: Indices,
     n_classes: int,
     *,
@@ -125,7 +125,7 @@ def screen_representations(
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         The blocks; each is loaded once and released.
     y : array of shape (n,), int
         Class indices.
@@ -243,7 +243,7 @@ def layers_add(found: Sequence[Screened], n_rows: int) -> bool:
 
 
 def pick_relevant(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     y: Indices,
     n_classes: int,
     parts: Sequence[Indices],
@@ -256,7 +256,7 @@ def pick_relevant(
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         The blocks; columns are counted over all of them, in their order.
     y : array of shape (n,), int
         Class indices.
@@ -286,7 +286,7 @@ def pick_relevant(
 
 
 def _group_lasso(
-    blocks: RowBlocks, rows: Indices, targets: Floats, inside: NDArray[np.bool_], n_jobs: int
+    blocks: FeatureBlocks, rows: Indices, targets: Floats, inside: NDArray[np.bool_], n_jobs: int
 ) -> Floats:
     """Norm of each feature's weights after proximal steps (FISTA, Beck and Teboulle 2009), (n_parts, d).
 

@@ -17,8 +17,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import LabelBinarizer, StandardScaler
 
+from featx.features import FeatureBlocks
 from featx.heads import LEARNT_SCALINGS
-from featx.rows import RowBlocks
 from featx.search.space import Choice
 from featx.solvers import CHUNK_ROWS, Fitted, Folds, ScaledRows, Task, as_block, fit_streamed
 
@@ -27,7 +27,7 @@ Floats = NDArray[Any]
 
 def fit_pipeline_streamed(
     pipeline: Pipeline,
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     names: Sequence[str],
     folds: Folds,
     classes: NDArray[Any],
@@ -42,7 +42,7 @@ def fit_pipeline_streamed(
     ----------
     pipeline : sklearn.pipeline.Pipeline
         Unfitted.
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows, read in chunks.
     names : sequence of str
         Blocks in the order of the pipeline's columns.
@@ -70,14 +70,16 @@ def fit_pipeline_streamed(
     return pipeline
 
 
-def chunks_of(blocks: RowBlocks, names: Sequence[str]) -> Iterator[tuple[slice, Floats]]:
+def chunks_of(blocks: FeatureBlocks, names: Sequence[str]) -> Iterator[tuple[slice, Floats]]:
     """Blocks side by side, some rows at a time."""
     for start in range(0, max(blocks.n_rows, 1), CHUNK_ROWS):
         where = slice(start, min(start + CHUNK_ROWS, blocks.n_rows))
         yield where, np.hstack([blocks.part(name, where) for name in names])
 
 
-def _fit_scaler(scaler: Any, blocks: RowBlocks, names: Sequence[str], folds: Folds, choice: Choice) -> None:
+def _fit_scaler(
+    scaler: Any, blocks: FeatureBlocks, names: Sequence[str], folds: Folds, choice: Choice
+) -> None:
     """Let scikit-learn fit it on two rows, for its form, and the means in it on all."""
     scaler.fit(np.hstack([blocks.part(name, slice(0, 2)) for name in names]))
     learning = list(_standards(scaler, slice(None)))

@@ -15,8 +15,8 @@ import numpy as np
 
 from featx.backbones.card import BackboneCard
 from featx.extractor import Extraction, FeatureExtractor
+from featx.features import FeatureBlocks
 from featx.images import ImageSource
-from featx.rows import RowBlocks
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
 
@@ -120,7 +120,7 @@ def _joined(first: Extraction, second: Extraction) -> Extraction:
         ids=second.ids,
         kept=first.kept[np.asarray(second.kept)],
         skipped=[*first.skipped, *second.skipped],
-        blocks=RowBlocks(
+        blocks=FeatureBlocks(
             {name: partial(blocks.__getitem__, name) for name, blocks in owner.items()},
             second.blocks.n_rows,
             widths=widths,

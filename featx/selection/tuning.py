@@ -21,26 +21,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from featx.advice import (
-    IMBALANCED_FROM,
-    Adjustment,
-    Candidate,
-    Choice,
-    choose,
-    fit_adjustment,
-    imbalance_ratio,
-    metric_for,
-)
-from featx.classifier.augmenting import PLAIN, Augmentation, augment, kinds_to_try
 from featx.curves import fold_repeats
 from featx.evaluation import METRICS, Calibration
 from featx.exceptions import SearchWarning
+from featx.features import FeatureBlocks
 from featx.heads import HEADS
-from featx.rows import RowBlocks
 from featx.search import HeadSearchCV, SearchProgress
 from featx.search.loop import Search
 from featx.search.representations import SIDE_BY_SIDE
 from featx.search.scoring import distances, standard_error
+from featx.selection.augmentation import PLAIN, Augmentation, augment, kinds_to_try
+from featx.selection.choice import Candidate, Choice, choose
+from featx.selection.imbalance import IMBALANCED_FROM, Adjustment, fit_adjustment, imbalance_ratio, metric_for
 from featx.solvers import CLASS_WEIGHTS
 
 AUTO = "auto"
@@ -127,7 +119,7 @@ class Views:
 
     number: int = 0
     policy: str = "none"
-    of: Callable[[tuple[str, ...]], Sequence[RowBlocks]] = lambda names: ()
+    of: Callable[[tuple[str, ...]], Sequence[FeatureBlocks]] = lambda names: ()
 
 
 @dataclass(frozen=True)
@@ -183,7 +175,7 @@ class Tuned:
 
 
 def tune(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     y: NDArray[Any],
     *,
     groups: NDArray[Any],
@@ -196,7 +188,7 @@ def tune(
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows of all candidates.
     y : array of shape (n,)
         Labels.
@@ -242,14 +234,14 @@ def tune(
 
 
 def tune_again(
-    blocks: RowBlocks,
+    blocks: FeatureBlocks,
     y: NDArray[Any],
     *,
     groups: NDArray[Any],
     settings: Mapping[str, Any],
     params: Config,
     adjusted: bool,
-    views: Sequence[RowBlocks] = (),
+    views: Sequence[FeatureBlocks] = (),
     augmentation: Augmentation = PLAIN,
 ) -> Tuned:
     """A configuration that won before, on other rows: cross-validated and calibrated, nothing searched.
@@ -262,7 +254,7 @@ def tune_again(
         The configuration.
     adjusted : bool
         Whether decision scores were adjusted: the adjustment is then fitted anew, and kept if it helps still.
-    views : sequence of RowBlocks
+    views : sequence of FeatureBlocks
         Rows of each view, where the augmentation uses them.
     augmentation : Augmentation
         What was kept; it is used again.
@@ -300,7 +292,7 @@ class Bench:
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         Rows of all candidates.
     y, groups, weight : arrays of shape (n,)
         As in `tune`.
@@ -312,7 +304,7 @@ class Bench:
 
     def __init__(
         self,
-        blocks: RowBlocks,
+        blocks: FeatureBlocks,
         y: NDArray[Any],
         groups: NDArray[Any],
         weight: ArrayLike | None,
@@ -356,7 +348,7 @@ class Bench:
                 self.blocks, self.y, groups=self.groups, sample_weight=self.weight, view=self.view
             )
 
-    def on(self, kind: str, names: Sequence[str], views: Sequence[RowBlocks]) -> Bench:
+    def on(self, kind: str, names: Sequence[str], views: Sequence[FeatureBlocks]) -> Bench:
         """The same images with augmented rows of some blocks, on the same folds."""
         seed = self.settings["random_state"]
         rows = augment(kind, self.blocks.only(names), views, self.y, random_state=seed)

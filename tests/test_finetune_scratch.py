@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.base import clone
 
 from featx.exceptions import DataError, SearchWarning, UsageError
+from featx.finetune.scratch import CONVNETS, Convnet, ScratchClassifier, build, scratch_path
 from featx.images import load_images
-from featx.scratch import CONVNETS, Convnet, ScratchClassifier, build, scratch_path
 from tests.tinted import pictures
 
 torch = pytest.importorskip("torch")

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike
 from featx.advice.measures import h_score, log_me, probe
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
 
 MOST_IMAGES = 1_000
 """A stratified subset of as many images ranks networks as the whole set does, to a point or two."""
@@ -172,7 +172,7 @@ def survivors(
 
 
 def rank_backbones(
-    rows: RowBlocks,
+    rows: FeatureBlocks,
     y: ArrayLike,
     *,
     current: str,
@@ -185,7 +185,7 @@ def rank_backbones(
 
     Parameters
     ----------
-    rows : RowBlocks
+    rows : FeatureBlocks
         For each backbone's name its rows of the screened images.
     y : array of shape (n,)
         Their labels.

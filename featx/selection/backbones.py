@@ -16,16 +16,17 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from featx.advice import BackboneScore, HalvingPlan, h_score, log_me, plan_halving, survivors
+from featx.advice import h_score, log_me
 from featx.advice.from_rows import stratified_rows
 from featx.advice.measures import Probe, probe
 from featx.backbones import list_models
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
+from featx.features import FeatureBlocks
 from featx.images import ImageSet
-from featx.rows import RowBlocks
 from featx.search.representations import screen_representations
+from featx.selection.halving import BackboneScore, HalvingPlan, plan_halving, survivors
 
 AUTO = "auto"
 
@@ -92,7 +93,7 @@ class Race:
 class _Runner:
     """A candidate's rows of the images of a round."""
 
-    blocks: RowBlocks
+    blocks: FeatureBlocks
     chosen: NDArray[np.intp]
     best: str
     leave_one_out: float
@@ -210,14 +211,14 @@ class _Asked:
     n_jobs: int
     random_state: int
 
-    def __call__(self, rows: RowBlocks | NDArray[np.float32], chosen: NDArray[np.intp]) -> Probe:
+    def __call__(self, rows: FeatureBlocks | NDArray[np.float32], chosen: NDArray[np.intp]) -> Probe:
         own = None if self.groups is None else self.groups[chosen]
         return probe(rows, self.codes[chosen], groups=own, n_jobs=self.n_jobs, random_state=self.random_state)
 
     def together(self, first: _Runner, second: _Runner) -> Metric:
         shared = np.intersect1d(first.chosen, second.chosen)
         a, b = _rows(first, shared), _rows(second, shared)
-        both = RowBlocks({"a": a, "b": b}, len(shared))
+        both = FeatureBlocks({"a": a, "b": b}, len(shared))
         return self(both, shared).minus(self(a, shared))
 
     def score(self, name: str, runner: _Runner, current: _Runner, minutes: float) -> BackboneScore:

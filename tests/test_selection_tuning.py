@@ -11,8 +11,8 @@ from PIL import Image
 
 import featx
 from featx import ImageClassifier
-from featx.classifier.tuning import Tuned, tune, tune_again
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
+from featx.selection.tuning import Tuned, tune, tune_again
 
 SETTINGS: dict[str, Any] = {
     "heads": ["ridge"], "n_trials": 0, "timeout": None, "cv": 3, "n_repeats": "auto", "scoring": "auto",
@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tuned(blocks: RowBlocks, y: np.ndarray, **changes: Any) -> Tuned:
+def tuned(blocks: FeatureBlocks, y: np.ndarray, **changes: Any) -> Tuned:
     return tune(blocks, y, groups=np.arange(len(y)), settings={**SETTINGS, "grid": "coarse", **changes})
 
 
@@ -35,7 +35,7 @@ def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() ->
     y = np.arange(120) % 2
     good = noisy(y, 8, signal=6)
     wide = np.hstack([good, 1e-3 * noisy(y, 56, signal=0)])  # the same and nothing besides
-    found = tuned(RowBlocks({"last:avg:crop": wide, "blocks.1:avg:crop": good}, 120), y)
+    found = tuned(FeatureBlocks({"last:avg:crop": wide, "blocks.1:avg:crop": good}, 120), y)
     assert found.choice is not None
     assert found.winner.best_blocks_ == ("blocks.1:avg:crop",)
     assert "not distinguishable" in " ".join(found.choice.sentences())
@@ -44,7 +44,7 @@ def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() ->
 
 def test_a_cheaper_representation_with_as_many_right_answers_but_less_sure_of_them_is_not_taken() -> None:
     y = np.arange(300) % 2
-    blocks = RowBlocks(
+    blocks = FeatureBlocks(
         {"last:avg:crop": noisy(y, 64, signal=30), "blocks.1:avg:crop": noisy(y, 8, signal=5.5, seed=1)}, 300
     )
     alone = tuned(blocks.only(["blocks.1:avg:crop"]), y).winner.best_score_
@@ -55,7 +55,7 @@ def test_a_cheaper_representation_with_as_many_right_answers_but_less_sure_of_th
 
 def test_a_better_representation_is_taken_however_wide() -> None:
     y = np.arange(150) % 2
-    blocks = RowBlocks(
+    blocks = FeatureBlocks(
         {"last:avg:crop": noisy(y, 64, signal=8), "blocks.1:avg:crop": noisy(y, 8, signal=1, seed=1)}, 150
     )
     found = tuned(blocks, y)
@@ -66,35 +66,35 @@ def test_a_better_representation_is_taken_however_wide() -> None:
 
 def test_a_single_representation_leaves_nothing_to_choose() -> None:
     y = np.arange(60) % 2
-    assert tuned(RowBlocks({"last:avg:crop": noisy(y, 8, signal=3)}, 60), y).choice is None
+    assert tuned(FeatureBlocks({"last:avg:crop": noisy(y, 8, signal=3)}, 60), y).choice is None
 
 
 def test_imbalance_changes_what_is_maximised_and_what_is_tried() -> None:
     y = (np.arange(400) % 10 == 0).astype(int)
-    rare = tuned(RowBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y)
+    rare = tuned(FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y)
     assert rare.scoring == "balanced_accuracy"
     assert {one.name for one in rare.tried} >= {"class weights: balanced", "class weights: sqrt"}
     assert any(one.kept for one in rare.tried)
     answers = rare.oof_proba.argmax(axis=1)
     recall = [(answers[y == c] == c).mean() for c in (0, 1)]
     assert np.mean(recall) > 0.7  # without it the rare class is all but never named
-    plain = tuned(RowBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y, scoring="accuracy")
+    plain = tuned(FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y, scoring="accuracy")
     assert plain.tried == ()
     even = np.arange(400) % 2
-    assert tuned(RowBlocks({"last:avg:crop": noisy(even, 6, signal=2)}, 400), even).scoring == "accuracy"
+    assert tuned(FeatureBlocks({"last:avg:crop": noisy(even, 6, signal=2)}, 400), even).scoring == "accuracy"
 
 
 def test_folds_are_drawn_again_below_500_images() -> None:
     y = np.arange(500) % 2
     rows = noisy(y, 4, signal=3)
-    assert tuned(RowBlocks({"a": rows}, 500), y).winner.n_splits_ == 3
-    assert tuned(RowBlocks({"a": rows[:200]}, 200), y[:200]).winner.n_splits_ == 9
-    assert tuned(RowBlocks({"a": rows[:200]}, 200), y[:200], n_repeats=1).winner.n_splits_ == 3
+    assert tuned(FeatureBlocks({"a": rows}, 500), y).winner.n_splits_ == 3
+    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200]).winner.n_splits_ == 9
+    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200], n_repeats=1).winner.n_splits_ == 3
 
 
 def test_the_same_configuration_on_the_same_rows_is_the_same_classifier() -> None:
     y = (np.arange(300) % 8 == 0).astype(int)
-    blocks = RowBlocks({"last:avg:crop": noisy(y, 6, signal=2), "b:avg:crop": noisy(y, 6, signal=1)}, 300)
+    blocks = FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=2), "b:avg:crop": noisy(y, 6, signal=1)}, 300)
     first = tuned(blocks, y)
     again = tune_again(
         blocks.only(first.winner.best_blocks_), y, groups=np.arange(300), settings=SETTINGS,

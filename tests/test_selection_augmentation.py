@@ -10,13 +10,13 @@ import pytest
 
 import featx
 from featx import ImageClassifier
-from featx.classifier.augmenting import KINDS, NOISE, NOISE_COPIES, Augmentation, augment, kinds_to_try
 from featx.classifier.growth import grow
-from featx.classifier.tuning import Tuned, Views, tune
 from featx.cli import main
 from featx.exceptions import UsageError
+from featx.features import FeatureBlocks
 from featx.images import load_images
-from featx.rows import RowBlocks
+from featx.selection.augmentation import KINDS, NOISE, NOISE_COPIES, Augmentation, augment, kinds_to_try
+from featx.selection.tuning import Tuned, Views, tune
 
 NAME = "last:avg:crop"
 TINY: dict[str, Any] = {
@@ -27,8 +27,8 @@ TINY: dict[str, Any] = {
 Y = np.array([0, 0, 0, 0, 0, 0, 1, 1])
 
 
-def block(seed: int = 0, n: int = 8) -> RowBlocks:
-    return RowBlocks({NAME: np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)}, n)
+def block(seed: int = 0, n: int = 8) -> FeatureBlocks:
+    return FeatureBlocks({NAME: np.random.default_rng(seed).normal(size=(n, 3)).astype(np.float32)}, n)
 
 
 def test_views_are_rows_that_never_score() -> None:
@@ -73,7 +73,7 @@ def test_what_is_tried_depends_on_the_labels_and_on_what_was_asked() -> None:
 
 
 def tuned(rows: list[np.ndarray], y: np.ndarray) -> Tuned:
-    blocks = [RowBlocks({NAME: own}, len(y)) for own in rows]
+    blocks = [FeatureBlocks({NAME: own}, len(y)) for own in rows]
     settings = {
         "heads": ["ridge"], "n_trials": 0, "timeout": None, "cv": 3, "n_repeats": 1, "scoring": "accuracy",
         "class_weight": None, "storage": None, "study_name": None, "n_jobs": 1, "random_state": 0,

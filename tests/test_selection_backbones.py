@@ -13,11 +13,11 @@ import pytest
 import featx
 from featx import FeatureExtractor, ImageClassifier
 from featx.classifier.growth import grow
-from featx.classifier.networks import gather, side_by_side
-from featx.classifier.race import backbone_names, race
 from featx.cli import main
 from featx.exceptions import UsageError
 from featx.images import load_images
+from featx.selection.backbones import backbone_names, race
+from featx.selection.networks import gather, side_by_side
 
 TINY: dict[str, Any] = {
     "pretrained": False, "runtime": "torch", "cut": "last", "pool": "avg", "resize": "crop",

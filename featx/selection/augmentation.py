@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.advice import IMBALANCED_FROM, imbalance_ratio, views_for_minority
 from featx.extractor import Extraction
-from featx.rows import RowBlocks
+from featx.features import FeatureBlocks
+from featx.selection.imbalance import IMBALANCED_FROM, imbalance_ratio, views_for_minority
 from featx.solvers import STREAM_ROWS
 from featx.spec import FeatureSpec
 
@@ -81,14 +81,14 @@ class Augmentation:
             for view in range(1, self.views + 1)
         }
 
-    def split(self, blocks: RowBlocks, names: Sequence[str]) -> list[RowBlocks]:
+    def split(self, blocks: FeatureBlocks, names: Sequence[str]) -> list[FeatureBlocks]:
         """Rows of each view, under the names of the plain blocks."""
         return [
             blocks.renamed({name: view_name(name, view) for name in names})
             for view in range(1, self.views + 1)
         ]
 
-    def judged(self, blocks: RowBlocks, names: Sequence[str]) -> RowBlocks:
+    def judged(self, blocks: FeatureBlocks, names: Sequence[str]) -> FeatureBlocks:
         """The rows that answers are made from: averaged over the views, if that is the kind."""
         if not self.averages:
             return blocks
@@ -108,7 +108,7 @@ class Augmented:
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         The rows.
     image : array of shape (n_rows,), int
         Which image each is of.
@@ -116,7 +116,7 @@ class Augmented:
         0 for the rows that score: one of each image, in the images' order.
     """
 
-    blocks: RowBlocks
+    blocks: FeatureBlocks
     image: NDArray[np.intp]
     view: NDArray[np.intp]
 
@@ -137,7 +137,7 @@ def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:
 
 
 def augment(
-    kind: str, plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], *, random_state: int
+    kind: str, plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], *, random_state: int
 ) -> Augmented:
     """Training rows of a kind.
 
@@ -145,9 +145,9 @@ def augment(
     ----------
     kind : str
         A key of `KINDS`.
-    plain : RowBlocks
+    plain : FeatureBlocks
         Rows of the plain images.
-    views : sequence of RowBlocks
+    views : sequence of FeatureBlocks
         Rows of each view, by the same names.
     y : array of shape (n,)
         Labels of the images.
@@ -162,7 +162,7 @@ def augment(
     return Augmented(_stacked(taken), np.concatenate(images), np.concatenate(numbers))
 
 
-def average(parts: Sequence[RowBlocks]) -> RowBlocks:
+def average(parts: Sequence[FeatureBlocks]) -> FeatureBlocks:
     """The mean row of each image."""
 
     def load(name: str) -> Callable[[], Rows]:
@@ -172,7 +172,7 @@ def average(parts: Sequence[RowBlocks]) -> RowBlocks:
         return lambda some: np.mean([part.part(name, some) for part in parts], axis=0, dtype=np.float32)
 
     first = parts[0]
-    return RowBlocks(
+    return FeatureBlocks(
         {name: load(name) for name in first},
         first.n_rows,
         widths={name: first.width(name) for name in first},
@@ -180,7 +180,7 @@ def average(parts: Sequence[RowBlocks]) -> RowBlocks:
     )
 
 
-def add_noise(plain: RowBlocks, seed: int) -> RowBlocks:
+def add_noise(plain: FeatureBlocks, seed: int) -> FeatureBlocks:
     """Rows moved in each feature by a uniform draw of up to `NOISE` of its range, and kept within it.
 
     The channel-wise brightness of frozen feature augmentation (Bär et al., CVPR 2024). Ranges are those of
@@ -197,41 +197,43 @@ def add_noise(plain: RowBlocks, seed: int) -> RowBlocks:
         return moved
 
     loaders = {name: load(name, number) for number, name in enumerate(plain)}
-    return RowBlocks(loaders, plain.n_rows, widths={name: plain.width(name) for name in plain})
+    return FeatureBlocks(loaders, plain.n_rows, widths={name: plain.width(name) for name in plain})
 
 
-Part = tuple[RowBlocks, "NDArray[np.intp] | None"]
+Part = tuple[FeatureBlocks, "NDArray[np.intp] | None"]
 """Rows, and the images that they are taken of (all)."""
 
 
-def _noise(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+def _noise(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
     return [(plain, None), *((add_noise(plain, seed + copy), None) for copy in range(NOISE_COPIES))]
 
 
-def _rows(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+def _rows(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
     return [(plain, None), *((view, None) for view in views)]
 
 
-def _minority(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+def _minority(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
     """As many views of each image as bring its class near to the largest."""
     wanted = views_for_minority(y, most=len(views))
     number = np.array([wanted[label] for label in y.tolist()])
     return [(plain, None), *((view, np.flatnonzero(number > k)) for k, view in enumerate(views))]
 
 
-def _average(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+def _average(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
     return [(average([plain, *views]), None)]
 
 
-def _average_and_rows(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+def _average_and_rows(
+    plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int
+) -> list[Part]:
     return [(average([plain, *views]), None), (plain, None), *((view, None) for view in views)]
 
 
-def _none(plain: RowBlocks, views: Sequence[RowBlocks], y: NDArray[Any], seed: int) -> list[Part]:
+def _none(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
     return [(plain, None)]
 
 
-KINDS: Mapping[str, Callable[[RowBlocks, Sequence[RowBlocks], NDArray[Any], int], list[Part]]] = {
+KINDS: Mapping[str, Callable[[FeatureBlocks, Sequence[FeatureBlocks], NDArray[Any], int], list[Part]]] = {
     "none": _none,
     "noise": _noise,
     "rows": _rows,
@@ -243,7 +245,7 @@ KINDS: Mapping[str, Callable[[RowBlocks, Sequence[RowBlocks], NDArray[Any], int]
 average of its views, also when it is judged; ``average+rows``: both; ``noise``: no view is needed."""
 
 
-def _stacked(parts: Sequence[RowBlocks]) -> RowBlocks:
+def _stacked(parts: Sequence[FeatureBlocks]) -> FeatureBlocks:
     """Rows of several parts below each other."""
 
     def load(name: str) -> Callable[[], Rows]:
@@ -262,7 +264,7 @@ def _stacked(parts: Sequence[RowBlocks]) -> RowBlocks:
 
         return some
 
-    return RowBlocks(
+    return FeatureBlocks(
         {name: load(name) for name in first},
         int(ends[-1]),
         widths={name: first.width(name) for name in first},

@@ -23,8 +23,8 @@ from featx.backbones.card import NATIVE_RESIZES
 from featx.evaluation import Metric
 from featx.exceptions import ImageError
 from featx.extractor import FeatureExtractor
+from featx.features import FeatureBlocks
 from featx.images import ImageSet, ImageSource, picture_size, read_digests, read_picture
-from featx.rows import RowBlocks
 from featx.search.representations import Screened, screen_representations, shortlist
 from featx.spec import RESIZES, FeatureSpec
 
@@ -195,7 +195,7 @@ class _Trials:
         """Blocks and their combinations on the larger sample, best first."""
         return self._screen(*self._rows(specs, SCREENED_IMAGES), combine=True)
 
-    def _rows(self, specs: Specs, size: int) -> tuple[RowBlocks, NDArray[np.intp], NDArray[Any] | None]:
+    def _rows(self, specs: Specs, size: int) -> tuple[FeatureBlocks, NDArray[np.intp], NDArray[Any] | None]:
         chosen = stratified_rows(self.codes, size, random_state=self.random_state)
         sample = self.images.select(chosen)
         rows = _of(specs, self.extractor, self.machine).extract(
@@ -207,7 +207,7 @@ class _Trials:
         return rows.blocks.take(several), y[several], groups
 
     def _screen(
-        self, blocks: RowBlocks, y: NDArray[np.intp], groups: NDArray[Any] | None, *, combine: bool
+        self, blocks: FeatureBlocks, y: NDArray[np.intp], groups: NDArray[Any] | None, *, combine: bool
     ) -> list[Screened]:
         with threadpool_limits(limits=1):  # small systems lose time with more threads each
             return screen_representations(

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featx.classifier.representation import choose, widest
 from featx.images import ImageSet, load_images
+from featx.selection.candidates import choose, widest
 from featx.stores.hdf5 import HDF5Store
 
 pytest.importorskip("timm")

@@ -1,4 +1,4 @@
-"""RowBlocks: a lazy mapping from a block's name to its rows.
+"""FeatureBlocks: a lazy mapping from a block's name to its rows.
 
 Several taps, pools and resizes reach the search without one dense, wide matrix: a block (one
 representation, one array of shape (n, d)) is loaded when it is first asked for. Some rows of a block can be
@@ -18,7 +18,7 @@ Some = NDArray[np.intp] | slice
 """Which rows: indices or a slice."""
 
 
-class RowBlocks(Mapping[str, Rows]):
+class FeatureBlocks(Mapping[str, Rows]):
     """Named blocks of rows of the same images, each loaded on first use and kept.
 
     Parameters
@@ -100,7 +100,7 @@ class RowBlocks(Mapping[str, Rows]):
             return self[names[0]]
         return np.hstack([self[name] for name in names])
 
-    def take(self, rows: ArrayLike) -> RowBlocks:
+    def take(self, rows: ArrayLike) -> FeatureBlocks:
         """The same blocks for some rows (indices or a mask), still lazy."""
         index = np.asarray(rows)
         index = np.flatnonzero(index) if index.dtype == bool else index
@@ -111,24 +111,24 @@ class RowBlocks(Mapping[str, Rows]):
         def read(name: str) -> Callable[[NDArray[np.intp]], Rows]:
             return lambda some: self.part(name, index[some])
 
-        return RowBlocks(
+        return FeatureBlocks(
             {name: load(name) for name in self},
             len(index),
             widths=self._widths,
             readers={name: read(name) for name in self},
         )
 
-    def only(self, names: Sequence[str]) -> RowBlocks:
+    def only(self, names: Sequence[str]) -> FeatureBlocks:
         """The mapping restricted to some blocks."""
         return self.renamed({name: name for name in names})
 
-    def renamed(self, names: Mapping[str, str]) -> RowBlocks:
+    def renamed(self, names: Mapping[str, str]) -> FeatureBlocks:
         """Some blocks under new names: ``{new: old}``."""
 
         def load(old: str) -> Callable[[], Rows]:
             return lambda: self[old]
 
-        return RowBlocks(
+        return FeatureBlocks(
             {new: load(old) for new, old in names.items()},
             self.n_rows,
             widths={new: self._widths[old] for new, old in names.items() if old in self._widths},
@@ -141,7 +141,7 @@ class RowSource:
 
     Parameters
     ----------
-    blocks : RowBlocks
+    blocks : FeatureBlocks
         The blocks.
     name : str
         Which of them.
@@ -149,7 +149,7 @@ class RowSource:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, blocks: RowBlocks, name: str) -> None:
+    def __init__(self, blocks: FeatureBlocks, name: str) -> None:
         self.blocks, self.name = blocks, name
         self.shape = (blocks.n_rows, blocks.width(name))
 

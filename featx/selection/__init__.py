@@ -1,0 +1,1 @@
+"""Choose backbones, representations and what helps beside them, on the training part alone."""
