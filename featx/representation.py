@@ -1,0 +1,121 @@
+"""BlockName and Representation: which features a classifier is fitted on.
+
+A block is the features of one network, layer, pooling, resizing and view. A representation is one block,
+several blocks side by side, or the features picked over several blocks.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+SIDE_BY_SIDE = " + "
+"""Separates the blocks in the text of a representation."""
+
+PICKED = "relevant:"
+"""Begins the text of a representation of picked features; their number follows."""
+
+_TEXT = re.compile(
+    r"(?:(?P<network>[^/]+)/)?(?P<cut>[^:/]+):(?P<pool>[^:/]+):(?P<resize>[^:/]+)(?::view(?P<view>\d+))?"
+)
+
+
+class BlockName(str):
+    """Name of a block of features: a value with fields, equal to its text ``network/cut:pool:resize:viewK``.
+
+    The network is left out where it is the first one, and the view where it is 0. Being text, it is a key
+    that people can write; code reads the fields and never takes the text apart.
+
+    Parameters
+    ----------
+    cut : str
+        Layer, such as ``"blocks.4"``; ``"last"`` is the whole network without its classifier.
+    pool : str
+        Pooling, such as ``"avg"`` or ``"grid4"``.
+    resize : str
+        ``"crop"``, ``"squash"`` or ``"pad"``.
+    network : str, default ""
+        timm name of the network; empty for the first or only one.
+    view : int, default 0
+        0 for the plain image, k for its k-th augmented view.
+    """
+
+    cut: str
+    pool: str
+    resize: str
+    network: str
+    view: int
+
+    def __new__(cls, cut: str, pool: str, resize: str, network: str = "", view: int = 0) -> Self:
+        text = f"{cut}:{pool}:{resize}" + (f":view{view}" if view else "")
+        self = super().__new__(cls, f"{network}/{text}" if network else text)
+        self.cut, self.pool, self.resize, self.network, self.view = cut, pool, resize, network, view
+        return self
+
+    def __getnewargs__(self) -> tuple[Any, ...]:
+        return (self.cut, self.pool, self.resize, self.network, self.view)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text of a name.
+
+        Raises
+        ------
+        ValueError
+            If it is not the name of a block.
+        """
+        found = _TEXT.fullmatch(text)
+        if found is None:
+            raise ValueError(f"{text!r:.80} is not the name of a block (cut:pool:resize)")
+        return cls(
+            found["cut"], found["pool"], found["resize"], found["network"] or "", int(found["view"] or 0)
+        )
+
+    def replace(self, **changes: Any) -> Self:
+        """Copy with some fields changed."""
+        fields = {name: getattr(self, name) for name in ("cut", "pool", "resize", "network", "view")}
+        return type(self)(**{**fields, **changes})
+
+
+@dataclass(frozen=True)
+class Representation:
+    """The features that a head is fitted on.
+
+    Parameters
+    ----------
+    blocks : tuple of str
+        Names of the blocks, in the order in which they stand side by side: `BlockName` for features of
+        images, any text for other features.
+    picked : int, optional
+        Number of features that are picked over the blocks; None for all of them.
+    """
+
+    blocks: tuple[str, ...]
+    picked: int | None = None
+
+    def __str__(self) -> str:
+        """Text for people and for Optuna."""
+        return SIDE_BY_SIDE.join(self.blocks) if self.picked is None else f"{PICKED}{self.picked}"
+
+    def width(self, widths: Mapping[str, int]) -> int:
+        """Number of columns that it is made from."""
+        return sum(widths[name] for name in self.blocks)
+
+    @property
+    def complexity(self) -> tuple[int, int, int]:
+        """Order of simplicity: few blocks first, picked features last; the usual features before others."""
+        if self.picked is not None:
+            return (len(self.blocks), 1, self.picked)
+        return (len(self.blocks), 0, 0 if is_usual(self.blocks[0]) else 1)
+
+
+def layer_of(block: str) -> str:
+    """Layer of a block; blocks that are not of a network are each a layer of their own."""
+    return block.cut if isinstance(block, BlockName) else block
+
+
+def is_usual(block: str) -> bool:
+    """Whether a block is the average of the last features: common practice."""
+    return isinstance(block, BlockName) and (block.cut, block.pool) == ("last", "avg")
