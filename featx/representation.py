@@ -48,7 +48,9 @@ class BlockName(str):
     network: str
     view: int
 
-    def __new__(cls, cut: str, pool: str, resize: str, network: str = "", view: int = 0) -> Self:
+    def __new__(  # noqa: D102
+        cls, cut: str, pool: str, resize: str, network: str = "", view: int = 0
+    ) -> Self:
         text = f"{cut}:{pool}:{resize}" + (f":view{view}" if view else "")
         self = super().__new__(cls, f"{network}/{text}" if network else text)
         self.cut, self.pool, self.resize, self.network, self.view = cut, pool, resize, network, view
@@ -73,7 +75,7 @@ class BlockName(str):
             found["cut"], found["pool"], found["resize"], found["network"] or "", int(found["view"] or 0)
         )
 
-    def replace(self, **changes: Any) -> Self:
+    def with_fields(self, **changes: Any) -> Self:
         """Copy with some fields changed."""
         fields = {name: getattr(self, name) for name in ("cut", "pool", "resize", "network", "view")}
         return type(self)(**{**fields, **changes})
