@@ -114,8 +114,10 @@ class Representation:
 
 
 def layer_of(block: str) -> str:
-    """Layer of a block; blocks that are not of a network are each a layer of their own."""
-    return block.cut if isinstance(block, BlockName) else block
+    """Layer of a block, with its network if that is not the first one; the name itself for other features."""
+    if not isinstance(block, BlockName):
+        return block
+    return f"{block.network}/{block.cut}" if block.network else block.cut
 
 
 def is_usual(block: str) -> bool:

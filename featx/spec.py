@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from featx.exceptions import StoreFormatError, UsageError
+from featx.representation import BlockName
 
 SPEC_FORMAT = 1
 """Raise it when the meaning of a field changes; older rows are then another space."""
@@ -145,9 +146,9 @@ class FeatureSpec:
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
-    def block(self) -> str:
-        """Short readable name of the representation, e.g. ``"blocks.4:grid4:squash"``."""
-        return f"{self.cut}:{self.pool}:{self.resize}"
+    def block(self) -> BlockName:
+        """Name of the block of features, e.g. ``"blocks.4:grid4:squash"``; its network is empty."""
+        return BlockName(self.cut, self.pool, self.resize, view=self.view)
 
     def differing(self, other: FeatureSpec) -> Mapping[str, tuple[Any, Any]]:
         """Fields that differ, with both values: what to tell a user about a miss."""

@@ -32,6 +32,7 @@ from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.features import FeatureBlocks
 from featx.report.figures import ScorePath, TransferEffect, compare_paths, plot_curve, plot_depth, to_png
+from featx.representation import BlockName
 from featx.selection.choice import Candidate, Choice, choose
 from featx.selection.halving import BackboneScore, plan_halving, rank_backbones, survivors
 from featx.selection.imbalance import (
@@ -603,7 +604,7 @@ def searched(digits: tuple[np.ndarray, np.ndarray]) -> tuple[FeatureBlocks, np.n
         "last:avg:crop": X[:, :16],
     }
     proba = cross_val_predict(LogisticRegression(max_iter=1000), X / 16, y, cv=5, method="predict_proba")
-    return FeatureBlocks(layers, len(y)), y, proba
+    return FeatureBlocks({BlockName.parse(name): rows for name, rows in layers.items()}, len(y)), y, proba
 
 
 def test_advice_is_measured_from_the_rows_at_hand(

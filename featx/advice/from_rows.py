@@ -26,6 +26,7 @@ from featx.advice.recommend import (
 from featx.curves import curve_head, forecast, label_noise, learning_curve
 from featx.evaluation import evaluate
 from featx.features import FeatureBlocks
+from featx.representation import layer_of
 from featx.search.representations import SIDE_BY_SIDE, screen_representations
 from featx.selection.halving import BackboneScore
 from featx.splits import check_labels
@@ -225,7 +226,7 @@ def best_of_each_tap(
     )
     best: dict[str, str] = {}
     for one in found:
-        best.setdefault(one.name.split(":")[0], one.name)
+        best.setdefault(layer_of(one.name), one.name)
     usual = [one.name for one in found if one.name.startswith(f"{taps[-1]}:avg")]
     if usual:
         best[taps[-1]] = usual[0]

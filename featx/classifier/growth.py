@@ -23,6 +23,7 @@ from featx.evaluation import Comparison, Evaluation, Metric, compare, evaluate
 from featx.exceptions import DataError, LabelError, UsageError
 from featx.features import FeatureBlocks
 from featx.images import ImageSet, read_digests
+from featx.representation import BlockName
 from featx.selection.networks import gather
 from featx.selection.tuning import tune, tune_again
 from featx.spec import FeatureSpec
@@ -294,16 +295,15 @@ def _known(clf: ImageClassifier, store: FeatureStore, old: ImageSet | None) -> K
 
 def _specs_at_hand(
     clf: ImageClassifier, store: FeatureStore, ids: NDArray[np.uint8]
-) -> dict[str, FeatureSpec]:
+) -> dict[Any, FeatureSpec]:
     """The model's recipes, and others of the same pass of which the rows of all old images are there."""
-    block = clf.best_blocks_[0]
+    block = BlockName.parse(clf.best_blocks_[0])
     first = clf.specs_[block]
-    network = block.removesuffix(first.block)  # of another than the first network: its name and a slash
     specs = {name: clf.specs_[name] for name in clf.best_blocks_}
     specs |= clf.augmentation_.specs(specs)
     for key, spec in store.keys().items():
         alike = set(first.differing(spec)) <= OF_ONE_PASS and spec.pool != "none"
-        name = network + spec.block
+        name = spec.block.with_fields(network=block.network)
         if alike and name not in specs and not np.asarray(store.missing(key, ids)).any():
             specs[name] = spec
     return specs

@@ -39,6 +39,7 @@ from featx.files import (
 from featx.finetune import FineTunedNetwork
 from featx.images import GOLDEN_PICTURES, golden_pictures
 from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.representation import BlockName
 from featx.selection.augmentation import KINDS, PLAIN, Augmentation
 from featx.selection.choice import Choice
 from featx.selection.imbalance import Adjustment
@@ -224,7 +225,7 @@ def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> Im
     clf.card_ = clf.cards_[0]
     clf.race_ = None
     clf._model_files = {}
-    clf.best_blocks_ = tuple(model["blocks"])
+    clf.best_blocks_ = tuple(BlockName.parse(name) for name in model["blocks"])
     clf.specs_ = {name: FeatureSpec.from_json(json.dumps(model["specs"][name])) for name in clf.best_blocks_}
     clf.classes_ = np.array(model["classes"]["values"], dtype=np.dtype(model["classes"]["dtype"]))
     clf.calibration_ = Calibration.from_dict(model["calibration"])

@@ -75,8 +75,8 @@ class Extraction:
         The others, with the reason.
     blocks : FeatureBlocks
         Rows of each representation, read from the store when first asked for.
-    specs : dict of str to FeatureSpec
-        Recipe of each block.
+    specs : dict of BlockName to FeatureSpec
+        Spec of each block.
     store : FeatureStore
         Where the rows are.
     computed : int
@@ -98,7 +98,7 @@ class Extraction:
     kept: NDArray[np.intp]
     skipped: list[Skipped]
     blocks: FeatureBlocks
-    specs: dict[str, FeatureSpec]
+    specs: dict[Any, FeatureSpec]
     store: FeatureStore = field(repr=False)
     computed: int = 0
     canaries: int = 0
@@ -205,8 +205,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     ----------
     card_ : BackboneCard
         What is known of the network.
-    specs_ : dict of str to FeatureSpec
-        Recipe of each block, by its name ``cut:pool:resize``.
+    specs_ : dict of BlockName to FeatureSpec
+        Spec of each block.
     feature_names_in_ : array of str
         Name of the column, where `fit` was given a data frame.
 
@@ -277,13 +277,13 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
 
     @classmethod
     def from_specs(
-        cls, specs: Mapping[str, FeatureSpec], card: BackboneCard, **params: Any
+        cls, specs: Mapping[Any, FeatureSpec], card: BackboneCard, **params: Any
     ) -> FeatureExtractor:
         """A fitted extractor of exactly these blocks (what a saved model asks for).
 
         Parameters
         ----------
-        specs : mapping of str to FeatureSpec
+        specs : mapping of BlockName to FeatureSpec
             As another extractor's `specs_`, or some of it. They share network, input size and precision.
         card : BackboneCard
             Of their network; the weights are verified against it when they are loaded.
@@ -525,7 +525,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             self.card_, checkpoint=checkpoint, pretrained=self.pretrained, seed=self.seed, device="cpu"
         )
 
-    def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[str, FeatureSpec]:
+    def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[Any, FeatureSpec]:
         device, precision = self._hardware()
         resolve_runtime(self.runtime, device)  # refuses what cannot be used before anything is read
         specs = self._combinations(precision)
@@ -554,12 +554,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                 store.remember("hardware", place, note)
         return str(note["device"]), str(note["precision"])
 
-    def _combinations(self, precision: str) -> dict[str, FeatureSpec]:
+    def _combinations(self, precision: str) -> dict[Any, FeatureSpec]:
         """A spec for each combination of cut, pool, resize and view that the network allows."""
         card = self.card_
         cuts = [tap.name for tap in card.taps] if self.cut == ALL else _as_list(self.cut)
         views = _as_list(self.view)
-        specs: dict[str, FeatureSpec] = {}
+        specs: dict[Any, FeatureSpec] = {}
         for cut in cuts:
             for pool in _as_list(self.pool):
                 if len(cuts) > 1 and pool not in card.pools(cut):
@@ -581,7 +581,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                             precision=precision,
                             dtype=self.dtype,
                         )
-                        specs[spec.block + (f":view{view}" if view else "")] = spec
+                        specs[spec.block] = spec
         for pool in _as_list(self.pool):
             if all(spec.pool != pool for spec in specs.values()):
                 raise UsageError(

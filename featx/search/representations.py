@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
 from featx.features import FeatureBlocks
+from featx.representation import layer_of
 from featx.solvers import Folds, ScaledBlock, sample_rows
 from featx.solvers.task import threads
 
@@ -368,7 +369,7 @@ def _partners(alone: Sequence[Screened], most: int = PARTNERS) -> list[str]:
     """Blocks to try beside others: the best, but first the best of each layer, since they differ most."""
     first: dict[str, str] = {}
     for one in alone:
-        first.setdefault(one.name.split(":")[0], one.name)
+        first.setdefault(layer_of(one.name), one.name)
     return list(dict.fromkeys([*first.values(), *(one.name for one in alone)]))[:most]
 
 

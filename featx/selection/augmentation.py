@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featx.extractor import Extraction
 from featx.features import FeatureBlocks
+from featx.representation import BlockName
 from featx.selection.imbalance import IMBALANCED_FROM, imbalance_ratio, views_for_minority
 from featx.solvers import STREAM_ROWS
 from featx.spec import FeatureSpec
@@ -73,7 +74,7 @@ class Augmentation:
         """Read what `to_dict` gave."""
         return cls(**plain)
 
-    def specs(self, plain: Mapping[str, FeatureSpec]) -> dict[str, FeatureSpec]:
+    def specs(self, plain: Mapping[Any, FeatureSpec]) -> dict[Any, FeatureSpec]:
         """Recipes of the views of some blocks, by the names that `view_name` gives."""
         return {
             view_name(name, view): spec.replace(view=view, view_policy=self.policy)
@@ -121,9 +122,9 @@ class Augmented:
     view: NDArray[np.intp]
 
 
-def view_name(name: str, view: int) -> str:
-    """What a block of a view is called."""
-    return f"{name}:view{view}"
+def view_name(name: str, view: int) -> BlockName:
+    """Name of a view's block, from the name of the plain block."""
+    return BlockName.parse(name).with_fields(view=view)
 
 
 def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:

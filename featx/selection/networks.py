@@ -20,7 +20,8 @@ from featx.images import ImageSource
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
 
-Specs = dict[str, FeatureSpec]
+Specs = dict[Any, FeatureSpec]
+"""By `BlockName`."""
 
 
 class Networks:
@@ -70,7 +71,7 @@ class Networks:
 
 
 def gather(
-    specs: Mapping[str, FeatureSpec],
+    specs: Mapping[Any, FeatureSpec],
     cards: Sequence[BackboneCard],
     machine: Mapping[str, Any],
     *,
@@ -101,7 +102,8 @@ def gather(
 def side_by_side(extractors: Sequence[FeatureExtractor]) -> Networks:
     """Several networks' extractors, the blocks of all but the first named after their network."""
     for extractor in extractors[1:]:
-        extractor.specs_ = {f"{extractor.card_.name}/{name}": s for name, s in extractor.specs_.items()}
+        network = extractor.card_.name
+        extractor.specs_ = {name.with_fields(network=network): s for name, s in extractor.specs_.items()}
     return Networks(extractors)
 
 
