@@ -134,12 +134,12 @@ class Decode:
 
     def __init__(self, **settings: Any) -> None:
         from featx import FeatureExtractor
-        from featx.extractor.pipeline import Recipe
+        from featx.extractor.pipeline import ExtractionSettings
         from featx.images.decode import MAX_PIXELS
 
         self.extractor = FeatureExtractor(store=MODELS, **settings).fit()
         self.specs = list(self.extractor.specs_.values())
-        self.recipe = Recipe(self.specs, MAX_PIXELS)
+        self.settings = ExtractionSettings(self.specs, MAX_PIXELS)
 
     def __call__(self, paths: list[str]) -> Rows:
         """The network's input, reduced to one number an image."""
@@ -150,7 +150,7 @@ class Decode:
         from featx.images import read_picture
 
         wanted = np.ones(len(self.specs), bool)
-        return self.recipe.prepare(read_picture(path), wanted)[0].pixels
+        return self.settings.prepare(read_picture(path), wanted)[0].pixels
 
 
 class ForwardAlone(Decode):

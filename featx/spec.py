@@ -27,6 +27,9 @@ DTYPES = ("float16", "float32")
 DECODES = ("exact", "fast")
 BIT_DEPTHS = ("full", "minmax")
 
+DECODE_FIELDS = ("decoder", "decode", "background", "bit_depth")
+"""Fields of a spec that say how the bytes of a picture become pixels."""
+
 LAST = "last"
 """The cut's name for the whole network without its classifier (timm's pre-logits features)."""
 

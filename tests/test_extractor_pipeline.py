@@ -19,11 +19,14 @@ import pytest
 from PIL import Image
 
 from featx import FeatureExtractor
-from featx.exceptions import ImageWarning
+from featx.exceptions import ImageError, ImageWarning
 from featx.extractor import Progress
 from featx.extractor.forward import MAX_BATCH, BatchSize
-from featx.extractor.pipeline import Recipe
+from featx.extractor.pipeline import ExtractionSettings
 from featx.extractor.stages import Stage
+from featx.finetune.stream import ImageRows
+from featx.images import MAX_PIXELS, read_picture
+from featx.spec import FeatureSpec
 from featx.stores import open_store
 from featx.stores.base import as_ids
 
@@ -381,18 +384,18 @@ def test_isolated_rows_are_the_same_rows(paths: list[str], tmp_path: Path) -> No
     np.testing.assert_array_equal(apart, here)
 
 
-# --- the recipe ---
+# --- settings and policies ---
 
 
-def test_a_recipe_shares_what_its_specs_share() -> None:
+def test_specs_share_inputs_and_outputs() -> None:
     extractor = FeatureExtractor(
         "test_resnet", cut=["layer1", "last"], resize=["crop", "squash", "pad"], store="memory", **TINY
     ).fit()
-    recipe = Recipe(list(extractor.specs_.values()), 10**8)
-    assert len(recipe.specs) == 6
-    assert len(recipe.inputs) == 3
-    assert len(recipe.outputs) == 2
-    assert len(set(recipe.policies)) == 1
+    settings = ExtractionSettings(list(extractor.specs_.values()), 10**8)
+    assert len(settings.specs) == 6
+    assert len(settings.inputs) == 3
+    assert len(settings.outputs) == 2
+    assert len(set(settings.policies)) == 1
 
 
 @pytest.mark.slow
@@ -435,3 +438,34 @@ def test_notes_on_suspects_do_not_touch_rows(paths: list[str], tmp_path: Path) -
     assert again.computed == 24  # the suspect was decoded apart, and proved harmless
     assert open_store(tmp_path).recall("decoding", "suspects") == {}
     assert not again.store.missing(again.specs["last:avg:crop"].key, as_ids([again.ids[0].tobytes()])).any()
+
+
+# --- one policy for extraction and fine-tuning ---
+
+
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+def test_extraction_and_fine_tuning_decode_alike(tmp_path: Path, decode: str) -> None:
+    """A little more than twice the input, less than twice what it is resized to: shrinking would blur it."""
+    spec = FeatureSpec(
+        architecture="", weights="", input_size=(224, 224), crop_pct=0.875, interpolation="bicubic",
+        mean=(0, 0, 0), std=(1, 1, 1), decoder="pillow", decode=decode,
+    )  # fmt: skip
+    pixels = np.random.default_rng(0).integers(0, 256, (460, 470, 3), np.uint8)
+    photo = tmp_path / "photo.jpg"
+    Image.fromarray(pixels).save(photo, quality=95)
+    settings = ExtractionSettings([spec], MAX_PIXELS)
+    (extracted,) = settings.prepare(read_picture(photo), np.ones(1, bool))
+    streamed = ImageRows([photo], spec, shape=(3, 224, 224)).read(np.arange(1))
+    np.testing.assert_array_equal(streamed[0].transpose(1, 2, 0), extracted.pixels)
+
+
+def test_fine_tuning_refuses_pictures_above_max_pixels() -> None:
+    spec = FeatureSpec(
+        architecture="", weights="", input_size=(32, 32), crop_pct=1.0, interpolation="bicubic",
+        mean=(0, 0, 0), std=(1, 1, 1), decoder="pillow",
+    )  # fmt: skip
+    images = [np.zeros((40, 40, 3), np.uint8), np.zeros((41, 40, 3), np.uint8)]
+    rows = ImageRows(images, spec, shape=(3, 32, 32), max_pixels=1600)
+    assert rows.read(np.arange(1)).shape == (1, 3, 32, 32)
+    with pytest.raises(ImageError, match="more than max_pixels 1,600"):
+        rows.read(np.arange(2))

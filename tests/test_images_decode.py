@@ -664,8 +664,8 @@ def test_fast_still_finds_truncation_and_the_limit(picture: Make) -> None:
     [
         ("decode", "quick", "choose one of exact, fast"),
         ("bit_depth", "auto", "choose one of full, minmax"),
-        ("background", (1, 2), "three numbers from 0 to 255"),
-        ("background", (1, 2, 256), "three numbers from 0 to 255"),
+        ("background", (1, 2), "three numbers, 0 to 255"),
+        ("background", (1, 2, 256), "three numbers, 0 to 255"),
         ("max_pixels", 0, "at least 1"),
         ("min_side", -1, "at least 1 and 0"),
         ("decoder", "cv2", "choose auto or one of"),

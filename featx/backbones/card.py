@@ -221,15 +221,10 @@ class BackboneCard:
         resize: str = "crop",
         input_size: int | tuple[int, int] | None = None,
         final_norm: bool = True,
-        decode: str = "exact",
-        background: tuple[int, int, int] = (255, 255, 255),
-        bit_depth: str = "full",
-        view: int = 0,
         view_policy: str | ViewPolicy = "none",
-        precision: str = "fp32",
-        dtype: str = "float16",
+        **fields: Any,
     ) -> FeatureSpec:
-        """The recipe of one representation of this network.
+        """The spec of one block of features of this network.
 
         Parameters
         ----------
@@ -244,12 +239,11 @@ class BackboneCard:
         final_norm : bool
             Whether a transformer's final norm is applied to an intermediate cut. It makes no difference
             elsewhere, and the spec then says True, so that equal rows share a space.
-
         view_policy : str or ViewPolicy
             A name (``light``, ``photo``, ``document``, ``medical``) or a custom policy or its text, for
             `view` from 1.
-
-        Other parameters are those of `FeatureSpec`.
+        decoder, **fields
+            Other fields of `FeatureSpec`: decode, background, bit_depth, view, precision, dtype.
 
         Raises
         ------
@@ -276,14 +270,9 @@ class BackboneCard:
             interpolation=self.interpolation,
             mean=self.mean,
             std=self.std,
-            background=background,
-            bit_depth=bit_depth,
             decoder=decoder,
-            decode=decode,
-            view=view,
             view_policy=name_policy(view_policy),
-            precision=precision,
-            dtype=dtype,
+            **fields,
         )
 
     def resolve_input_size(self, input_size: int | tuple[int, int] | None) -> tuple[int, int]:

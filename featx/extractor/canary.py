@@ -16,7 +16,7 @@ import numpy as np
 from featx.backbones.runtimes import TOLERANCE
 from featx.exceptions import DriftWarning, FeatxError
 from featx.extractor.forward import Forward
-from featx.extractor.pipeline import Recipe, spread
+from featx.extractor.pipeline import ExtractionSettings, spread
 from featx.images import ImageSource, read_picture
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
@@ -59,7 +59,7 @@ def vouch(store: FeatureStore, specs: Sequence[FeatureSpec], environment: dict[s
 
 
 def check(
-    recipe: Recipe,
+    settings: ExtractionSettings,
     store: FeatureStore,
     forward: Forward,
     sources: Sequence[ImageSource],
@@ -70,7 +70,7 @@ def check(
 
     Parameters
     ----------
-    recipe : Recipe
+    settings : ExtractionSettings
         Of the spaces to check.
     sources, ids
         Pictures with rows in all of them, and their digests.
@@ -82,18 +82,18 @@ def check(
     DriftWarning
         With the numbers and the way out.
     """
-    differences = dict.fromkeys(recipe.specs, 0.0)
+    differences = dict.fromkeys(settings.specs, 0.0)
     canaries = 0
     for index in spread(len(ids), CANARIES):
         with contextlib.suppress(FeatxError):  # moved, or no weights here to compute it with
             picture = read_picture(sources[index])
             if picture.digest != ids[index].tobytes():
                 continue
-            for one in recipe.prepare(picture, np.ones(len(recipe.specs), bool)):
-                rows = forward(one.pixels[None], recipe.outputs, [one.name])
+            for one in settings.prepare(picture, np.ones(len(settings.specs), bool)):
+                rows = forward(one.pixels[None], settings.outputs, [one.name])
                 for number in np.flatnonzero(one.wanted).tolist():
-                    spec = recipe.specs[number]
-                    new = rows[recipe.outputs[recipe.output_of[number]]].reshape(-1)
+                    spec = settings.specs[number]
+                    new = rows[settings.outputs[settings.output_of[number]]].reshape(-1)
                     kept = store.read(spec.key, ids[index][None]).astype(np.float64).reshape(-1)
                     scale = max(float(np.abs(kept).max()), float(np.finfo(np.float32).tiny))
                     differences[spec] = max(differences[spec], float(np.abs(new - kept).max()) / scale)
@@ -101,7 +101,7 @@ def check(
     if not canaries:
         return Checked(0, {})
     drifts = {spec: value for spec, value in differences.items() if value > limit(spec)}
-    vouch(store, [spec for spec in recipe.specs if spec not in drifts], environment)
+    vouch(store, [spec for spec in settings.specs if spec not in drifts], environment)
     if drifts:
         warnings.warn(_words(drifts, store, environment), DriftWarning, stacklevel=2)
     return Checked(canaries, {spec.block: value for spec, value in drifts.items()})

@@ -36,12 +36,11 @@ from featx.exceptions import ImageError, ImageWarning, UsageError
 from featx.extractor import canary
 from featx.extractor.forward import BatchSize, Engine, Forward
 from featx.extractor.isolation import CarefulDecoder
-from featx.extractor.pipeline import Callback, Progress, Recipe, Run, spread
+from featx.extractor.pipeline import Callback, ExtractionRun, ExtractionSettings, Progress, spread
 from featx.features import FeatureBlocks
-from featx.images import ImageSource, Skipped, load_images, read_picture, resolve_decoder
-from featx.images.decode import MAX_PIXELS
+from featx.images import MAX_PIXELS, ImageSource, Skipped, load_images, read_picture, resolve_decoder
 from featx.images.picture import name_sources
-from featx.spec import PRECISIONS, FeatureSpec
+from featx.spec import DECODE_FIELDS, PRECISIONS, FeatureSpec
 from featx.stores import open_store
 from featx.stores.base import FeatureStore, Ids, as_ids, explain_miss
 from featx.stores.memory import MemoryStore
@@ -297,15 +296,12 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             input_size=first.input_size,
             precision=first.precision,
             dtype=first.dtype,
-            decoder=first.decoder,
-            decode=first.decode,
-            background=first.background,
-            bit_depth=first.bit_depth,
             cut=list(dict.fromkeys(spec.cut for spec in specs.values())),
             pool=list(dict.fromkeys(spec.pool for spec in specs.values())),
             resize=list(dict.fromkeys(spec.resize for spec in specs.values())),
             view=list(dict.fromkeys(spec.view for spec in specs.values())),
             view_policy=next((spec.view_policy for spec in specs.values() if spec.view), "none"),
+            **{name: getattr(first, name) for name in DECODE_FIELDS},
             **params,
         )
         extractor.card_ = card
@@ -560,6 +556,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         cuts = [tap.name for tap in card.taps] if self.cut == ALL else _as_list(self.cut)
         views = _as_list(self.view)
         specs: dict[Any, FeatureSpec] = {}
+        decoding = {name: getattr(self, name) for name in DECODE_FIELDS}
+        decoding["decoder"] = resolve_decoder(self.decoder)
         for cut in cuts:
             for pool in _as_list(self.pool):
                 if len(cuts) > 1 and pool not in card.pools(cut):
@@ -569,13 +567,10 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
                         spec = card.spec(
                             cut,
                             pool,
-                            decoder=resolve_decoder(self.decoder),
                             resize=resize,
                             input_size=self.input_size,
                             final_norm=self.final_norm,
-                            decode=self.decode,
-                            background=self.background,
-                            bit_depth=self.bit_depth,
+                            **decoding,
                             view=view,
                             view_policy=self.view_policy if view else "none",
                             precision=precision,
@@ -696,7 +691,7 @@ class _Rows:
         *,
         strict: bool,
         ids: Ids | None = None,
-    ) -> tuple[Run, Forward]:
+    ) -> tuple[ExtractionRun, Forward]:
         extractor = self._extractor
         n_threads = _n_threads(extractor.n_jobs)
         path = self._model_store()
@@ -709,10 +704,10 @@ class _Rows:
         )
         batch_size = BatchSize(extractor.batch_size, self._device)
         forward = Forward(engine, specs[0].precision, batch_size)
-        recipe = Recipe(specs, extractor.max_pixels)
-        decoder = CarefulDecoder(recipe, self.store, isolate=extractor.isolate, workers=n_threads)
-        run = Run(
-            recipe,
+        settings = ExtractionSettings(specs, extractor.max_pixels)
+        decoder = CarefulDecoder(settings, self.store, isolate=extractor.isolate, workers=n_threads)
+        run = ExtractionRun(
+            settings,
             self.store,
             forward,
             batch_size,
@@ -770,7 +765,7 @@ class _Rows:
         others = f" ({len(new) - 1} other blocks are new as well.)" if len(new) > 1 else ""
         self._say(explain_miss(new[0], nearest[1]) + others)
 
-    def _remark_on_pictures(self, run: Run) -> None:
+    def _remark_on_pictures(self, run: ExtractionRun) -> None:
         for remark, count in run.remarks.items():
             words = f"{run.remarked[remark]}: {remark}"
             self._say(words if count == 1 else f"{words} (and {count - 1} other images)")
@@ -783,9 +778,9 @@ class _Rows:
         positions = np.flatnonzero(present).tolist()
         if not positions:
             return
-        recipe = Recipe(suspects, self._extractor.max_pixels)
+        settings = ExtractionSettings(suspects, self._extractor.max_pixels)
         found = canary.check(
-            recipe,
+            settings,
             self.store,
             forward,
             [self.sources[index] for index in positions],

@@ -31,7 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import FeatxError, ImageError
-from featx.extractor.pipeline import Input, Recipe
+from featx.extractor.pipeline import ExtractionSettings, Input
 from featx.images import Picture, read_picture
 from featx.stores.base import FeatureStore
 
@@ -52,11 +52,11 @@ NOTE = ("decoding", "suspects")
 
 
 class CarefulDecoder:
-    """`Recipe.prepare` with a journal, and in a process of its own for pictures under suspicion.
+    """`ExtractionSettings.prepare` with a journal, and in a process of its own for pictures under suspicion.
 
     Parameters
     ----------
-    recipe : Recipe
+    settings : ExtractionSettings
         How to decode.
     store : FeatureStore
         Whose folder holds the journal (a store in memory has none) and whose notes hold the suspects.
@@ -70,7 +70,7 @@ class CarefulDecoder:
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: ExtractionSettings,
         store: FeatureStore,
         *,
         isolate: bool,
@@ -78,7 +78,7 @@ class CarefulDecoder:
         time_limit_s: float | None = None,
     ) -> None:
         path: Path | None = getattr(store, "path", None)
-        self._recipe = recipe
+        self._settings = settings
         self._store = store
         self._isolate = isolate
         self._folder = path / "v1" / FOLDER if path is not None else None
@@ -87,12 +87,12 @@ class CarefulDecoder:
         self._workers = workers
         self._lock = threading.Lock()
         self._journal: Journal | None = None
-        self._sandboxes = Sandboxes(recipe, time_limit_s or TIME_LIMIT_S)
+        self._sandboxes = Sandboxes(settings, time_limit_s or TIME_LIMIT_S)
 
     def __call__(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None]
     ) -> list[Input]:
-        """As `Recipe.prepare`; a picture that crashes the decoder is an ImageError too."""
+        """As `ExtractionSettings.prepare`; a picture that crashes the decoder is an ImageError too."""
         name = picture.digest.hex()
         if self._isolate or name in self._suspects:
             inputs = self._sandboxes.prepare(picture, wanted, warn)
@@ -100,9 +100,9 @@ class CarefulDecoder:
             return inputs
         journal = self._open_journal()
         if journal is None:
-            return self._recipe.prepare(picture, wanted, warn)
+            return self._settings.prepare(picture, wanted, warn)
         with journal.entry(picture):
-            return self._recipe.prepare(picture, wanted, warn)
+            return self._settings.prepare(picture, wanted, warn)
 
     def close(self) -> None:
         """End the processes, remove the journal, and clear the suspects that proved harmless."""
@@ -226,15 +226,15 @@ def _birth(pid: int) -> str:
 class Sandboxes:
     """Processes that decode one picture at a time each; one that dies is replaced."""
 
-    def __init__(self, recipe: Recipe, time_limit_s: float) -> None:
-        self._recipe = recipe
+    def __init__(self, settings: ExtractionSettings, time_limit_s: float) -> None:
+        self._settings = settings
         self._time_limit_s = time_limit_s
         self._idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
 
     def prepare(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None]
     ) -> list[Input]:
-        """As `Recipe.prepare`.
+        """As `ExtractionSettings.prepare`.
 
         Raises
         ------
@@ -266,7 +266,7 @@ class Sandboxes:
         for remark in header["remarks"]:
             warn(str(remark))
         inputs = [
-            Input(picture.digest, picture.name, one, wanted & (self._recipe.input_of == int(number)))
+            Input(picture.digest, picture.name, one, wanted & (self._settings.input_of == int(number)))
             for one, number in zip(pixels, header["numbers"], strict=True)
         ]
         inputs[-1].last = True
@@ -293,7 +293,7 @@ class Sandboxes:
         timer = threading.Timer(START_LIMIT_S, process.kill)
         timer.start()
         try:
-            _send(process.stdin, self._recipe)
+            _send(process.stdin, self._settings)
             _receive(process.stdout)  # it is ready: the picture's time limit begins now
         except (OSError, EOFError, ValueError):
             code = process.wait()
@@ -363,19 +363,19 @@ def serve() -> None:
     """Answer requests until the parent closes the pipe."""
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    recipe: Recipe = _load(requests, requests.read(8))
-    recipe.prepare(_warm_up(), np.ones(len(recipe.specs), bool))
+    settings: ExtractionSettings = _load(requests, requests.read(8))
+    settings.prepare(_warm_up(), np.ones(len(settings.specs), bool))
     _answer(answers, {}, [])
     while size := requests.read(8):
         picture, wanted = _load(requests, size)
         remarks: list[str] = []
         try:
-            inputs = recipe.prepare(picture, wanted, remarks.append)
+            inputs = settings.prepare(picture, wanted, remarks.append)
         except (ImageError, MemoryError) as error:
             reason = error.reason if isinstance(error, ImageError) else "not enough memory to decode it"
             _answer(answers, {"reason": reason, "remarks": [], "numbers": []}, [])
             continue
-        numbers = [int(recipe.input_of[one.wanted][0]) for one in inputs]
+        numbers = [int(settings.input_of[one.wanted][0]) for one in inputs]
         header = {"reason": "", "remarks": remarks, "numbers": numbers}
         _answer(answers, header, [one.pixels for one in inputs])
 

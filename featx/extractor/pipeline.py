@@ -7,7 +7,6 @@ first. Nothing here knows of scikit-learn.
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections import Counter, deque
@@ -90,7 +89,7 @@ Callback = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ExtractionSettings:
     """How the specs of one run share work: one decode, few prepared inputs, one forward pass.
 
     Parameters
@@ -121,17 +120,8 @@ class Recipe:
         object.__setattr__(self, "outputs", distinct_outputs)
         object.__setattr__(self, "input_of", np.array([distinct_inputs.index(spec) for spec in inputs]))
         object.__setattr__(self, "output_of", np.array([distinct_outputs.index(spec) for spec in outputs]))
-        object.__setattr__(self, "policies", tuple(map(self._policy, distinct_inputs)))
-
-    def _policy(self, spec: FeatureSpec) -> DecodePolicy:
-        return DecodePolicy(
-            decoder=spec.decoder,
-            decode=spec.decode,
-            background=spec.background,
-            bit_depth=spec.bit_depth,
-            max_pixels=self.max_pixels,
-            min_side=_resized_side(spec) if spec.decode == "fast" else 0,
-        )
+        policies = tuple(DecodePolicy.of(spec, self.max_pixels) for spec in distinct_inputs)
+        object.__setattr__(self, "policies", policies)
 
     def prepare(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None] | None = None
@@ -207,15 +197,15 @@ class Computed:
 
 
 Decode = Callable[[Picture, NDArray[np.bool_], Callable[[str], None]], list[Input]]
-"""`Recipe.prepare` or something that does it elsewhere."""
+"""`ExtractionSettings.prepare` or something that does it elsewhere."""
 
 
-class Run:
+class ExtractionRun:
     """One pass over some sources.
 
     Parameters
     ----------
-    recipe : Recipe
+    settings : ExtractionSettings
         What to compute.
     store : FeatureStore
         Where rows are looked up and kept.
@@ -230,7 +220,7 @@ class Run:
     strict : bool
         Whether an unreadable picture ends the run.
     decode : callable, optional
-        Instead of `Recipe.prepare`.
+        Instead of `ExtractionSettings.prepare`.
     callback : callable, optional
         Told of progress.
 
@@ -252,7 +242,7 @@ class Run:
 
     def __init__(
         self,
-        recipe: Recipe,
+        settings: ExtractionSettings,
         store: FeatureStore,
         forward: Forward,
         batch_size: BatchSize,
@@ -263,7 +253,7 @@ class Run:
         decode: Decode | None = None,
         callback: Callback | None = None,
     ) -> None:
-        self.recipe = recipe
+        self.settings = settings
         self.store = store
         self.forward = forward
         self.batch_size = batch_size
@@ -274,7 +264,7 @@ class Run:
         self.remarks: Counter[str] = Counter()
         self.remarked: dict[str, str] = {}
         self._strict = strict
-        self._decode_picture = decode or recipe.prepare
+        self._decode_picture = decode or settings.prepare
         self._callback = callback
         self._in_flight: set[bytes] = set()
         self._done = 0
@@ -282,7 +272,7 @@ class Run:
         self._ready: list[Computed] = []
         self._names: Sequence[str] = ()
         self._sources: Sequence[ImageSource] = ()
-        self._keys = [spec.key for spec in recipe.specs]
+        self._keys = [spec.key for spec in settings.specs]
         stuck: dict[str, Any] = {"patience_s": STUCK_S, "on_stuck": self._name_stuck}
         self._reading = Stage[int, Read](
             "read", self._read, workers=READERS, size_of=lambda one: _n_bytes(one.picture), **stuck
@@ -367,7 +357,7 @@ class Run:
 
     def _compute(self, inputs: list[Input]) -> Computed:
         wanted = np.logical_or.reduce([one.wanted for one in inputs])
-        outputs = [self.recipe.outputs[number] for number in np.unique(self.recipe.output_of[wanted])]
+        outputs = [self.settings.outputs[number] for number in np.unique(self.settings.output_of[wanted])]
         batch = np.stack([one.pixels for one in inputs])
         for one in inputs:
             one.pixels = _NO_PIXELS
@@ -385,8 +375,8 @@ class Run:
         ids = as_ids([one.digest for one in inputs])
         wanted = np.stack([one.wanted for one in inputs]) & good[:, None]
         sizes = [len(computed.inputs) for computed in portion]
-        for number, spec in enumerate(self.recipe.specs):
-            output = self.recipe.outputs[self.recipe.output_of[number]]
+        for number, spec in enumerate(self.settings.specs):
+            output = self.settings.outputs[self.settings.output_of[number]]
             has = np.repeat([output in computed.rows for computed in portion], sizes)
             chosen = wanted[has, number]  # what wants an output has it
             if chosen.any():
@@ -513,11 +503,6 @@ class Run:
         waits = {name: waited_now[name] - waited[name] for name in waited}
         limit = max(waits, key=lambda name: waits[name])
         return (done_now - done) / max(now - began, 1e-9), limit if waits[limit] > 0 else ""
-
-
-def _resized_side(spec: FeatureSpec) -> int:
-    """Pixels of the longer side that a square picture is resized to, before the crop."""
-    return max(math.floor(side / spec.crop_pct) for side in spec.input_size)
 
 
 def spread(count: int, wanted: int) -> list[int]:

@@ -651,8 +651,9 @@ class _Opened:
         stem = None if cut is None else stem_function(self.backbone(), spec)
         shape = (3, *spec.input_size) if stem is None else stem.shape
         return ImageRows(
-            self.images.sources, spec, shape=shape, stem=stem, view_policy=self.tuner.view_policy
-        )
+            self.images.sources, spec, shape=shape, stem=stem, view_policy=self.tuner.view_policy,
+            max_pixels=self.params["max_pixels"],
+        )  # fmt: skip
 
     def _limit(self) -> tuple[int, str]:
         limit, why = self.tuner.disk_limit, "disk_limit allows"

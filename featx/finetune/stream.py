@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from featx.backbones.runtimes import LAUNCHES
 from featx.backbones.transform import prepare
 from featx.finetune.rows import Index
-from featx.images import DecodePolicy, ImageSource, decode_picture, read_picture
+from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, decode_picture, read_picture
 from featx.spec import FeatureSpec
 
 STEM_BATCH = 32
@@ -40,6 +40,8 @@ class ImageRows:
         Augmentation of training epochs; ``"none"`` for none.
     n_jobs : int, optional
         Threads that decode.
+    max_pixels : int
+        Larger pictures are refused.
     """
 
     def __init__(
@@ -51,17 +53,12 @@ class ImageRows:
         stem: Stem | None = None,
         view_policy: str = "none",
         n_jobs: int | None = None,
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         self.shape = shape
         self.varies = view_policy != "none"
         self._sources, self._spec, self._stem, self._view_policy = sources, spec, stem, view_policy
-        self._policy = DecodePolicy(
-            decoder=spec.decoder,
-            decode=spec.decode,
-            background=spec.background,
-            bit_depth=spec.bit_depth,
-            min_side=min(spec.input_size),
-        )
+        self._policy = DecodePolicy.of(spec, max_pixels)
         self._threads = n_jobs or os.cpu_count() or 1
 
     def __len__(self) -> int:
@@ -73,7 +70,7 @@ class ImageRows:
         Raises
         ------
         ImageError
-            If a picture can no longer be read.
+            If a picture can no longer be read, or is larger than `max_pixels`.
         """
         spec = self._spec
         if epoch is not None and self.varies:

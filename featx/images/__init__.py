@@ -7,11 +7,12 @@ No torch is imported before a picture is decoded, and then only if the decoder c
 
 from __future__ import annotations
 
-from featx.images.decode import MAX_PIXELS, DecodePolicy, decode_picture, picture_size
+from featx.images.decode import decode_picture, picture_size
 from featx.images.decoders import DECODERS, resolve_decoder
 from featx.images.find import ImageSet, Skipped, load_images, load_paths
 from featx.images.golden import GOLDEN_PICTURES, golden_pictures
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
+from featx.images.policy import MAX_PIXELS, DecodePolicy
 from featx.tables import escape_name
 
 __all__ = [

@@ -16,21 +16,17 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featx.exceptions import ImageError, UsageError
-from featx.images.decoders import DECODERS, load_decoder, resolve_decoder
+from featx.exceptions import ImageError
+from featx.images.decoders import load_decoder
 from featx.images.picture import Picture, reason_of
 from featx.images.pixels import Pixels, Warn, orientation, rgb_from_pillow, rgb_from_pixels, upright
-from featx.spec import BIT_DEPTHS, DECODES
+from featx.images.policy import DecodePolicy
 from featx.tables import escape_name
-
-MAX_PIXELS = 178_956_970
-"""Twice Pillow's warning limit, where Pillow itself refuses: 0.5 GB of RGB."""
 
 LARGE_PIXELS = 32_000_000
 """Pictures above this are decoded one at a time, so that threads do not multiply their memory."""
@@ -80,57 +76,6 @@ LOOKALIKES = (  # start of the file, what it is and what to do
 HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 
 
-@dataclass(frozen=True, kw_only=True)
-class DecodePolicy:
-    """How pictures become pixels; every field but `max_pixels` and `min_side` is part of the spec.
-
-    Parameters
-    ----------
-    decoder : str
-        A name of `DECODERS`, or ``auto``. One that is not installed here (a model may come from another
-        machine) leaves the work to Pillow, with a remark.
-    decode : {'exact', 'fast'}
-        ``fast`` lets the JPEG decoder shrink very large photos by 2, 4 or 8 while decoding.
-    background : tuple of int
-        RGB, 0 to 255, that transparent pixels are laid on.
-    bit_depth : {'full', 'minmax'}
-        More than 8 bits are scaled by the full range of their type (0..65535 for integers, 0..1 for floats)
-        or by the picture's own smallest and largest value.
-    max_pixels : int
-        Larger pictures are refused before they are decoded.
-    min_side : int
-        ``fast`` never makes the short side smaller than this; 0 keeps every picture whole.
-
-    Raises
-    ------
-    UsageError
-        If a value is none of these.
-    """
-
-    decoder: str = "auto"
-    decode: str = "exact"
-    background: tuple[int, int, int] = (255, 255, 255)
-    bit_depth: str = "full"
-    max_pixels: int = MAX_PIXELS
-    min_side: int = 0
-
-    def __post_init__(self) -> None:
-        if self.decoder not in DECODERS:
-            object.__setattr__(self, "decoder", resolve_decoder(self.decoder))
-        object.__setattr__(self, "background", tuple(int(channel) for channel in self.background))
-        for name, allowed in (("decode", DECODES), ("bit_depth", BIT_DEPTHS)):
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}."
-                )
-        if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
-            raise UsageError(f"background {self.background} is no colour; give three numbers from 0 to 255.")
-        if self.max_pixels < 1 or self.min_side < 0:
-            raise UsageError(
-                f"max_pixels {self.max_pixels} and min_side {self.min_side}: give at least 1 and 0."
-            )
-
-
 def decode_picture(
     picture: Picture, policy: DecodePolicy | None = None, *, warn: Warn | None = None
 ) -> NDArray[np.uint8]:
@@ -165,9 +110,7 @@ def decode_picture(
             pixels = _decode_file(picture.data, picture.name, policy, warn)
         else:
             _check_size((picture.data.shape[1], picture.data.shape[0]), policy)
-            pixels = rgb_from_pixels(
-                picture.data, background=policy.background, bit_depth=policy.bit_depth, warn=warn
-            )
+            pixels = rgb_from_pixels(picture.data, policy, warn)
     except Exception as error:  # a damaged file makes decoders raise anything
         raise ImageError(picture.name, escape_name(reason_of(error))) from error
     short, long = sorted(pixels.shape[:2])
@@ -208,7 +151,7 @@ def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> ND
         elif getattr(image, "is_animated", False):
             warn(REMARK_FRAMES)
         image.load()
-        pixels = rgb_from_pillow(image, background=policy.background, bit_depth=policy.bit_depth, warn=warn)
+        pixels = rgb_from_pillow(image, policy, warn)
         return upright(pixels, orientation(image))  # after load: TIFF turns itself, PNG may say it last
 
 

@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
+from featx.images.policy import DecodePolicy
+
 Pixels = NDArray[Any]
 Warn = Callable[[str], None]
 
@@ -45,24 +47,20 @@ def from_pillow(image: Image.Image) -> Pixels:
     return upright(np.ascontiguousarray(_plain(image, warn=lambda remark: None)), orientation(image))
 
 
-def rgb_from_pillow(
-    image: Image.Image, *, background: tuple[int, int, int], bit_depth: str, warn: Warn
-) -> Pixels:
+def rgb_from_pillow(image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pixels:
     """Pixels of a loaded PIL image as uint8, shape (H, W, 3), not yet turned upright."""
-    return rgb_from_pixels(_plain(image, warn=warn), background=background, bit_depth=bit_depth, warn=warn)
+    return rgb_from_pixels(_plain(image, warn=warn), policy, warn)
 
 
-def rgb_from_pixels(
-    pixels: Pixels, *, background: tuple[int, int, int], bit_depth: str, warn: Warn
-) -> Pixels:
+def rgb_from_pixels(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> Pixels:
     """8-bit RGB of shape (H, W, 3) from (H, W), (H, W, 3) or (H, W, 4) pixels of any of the dtypes above."""
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     elif pixels.dtype != np.uint8:
-        pixels = _to_8_bits(pixels, bit_depth, warn)
+        pixels = _to_8_bits(pixels, policy.bit_depth, warn)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)
-    return _lay_on(pixels, background) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)
+    return _lay_on(pixels, policy.background) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)
 
 
 def orientation(image: Image.Image) -> int:
