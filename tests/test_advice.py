@@ -27,7 +27,8 @@ from featx.advice import (
     probe,
 )
 from featx.advice.from_rows import Twin, advise_on_rows, stratified_rows
-from featx.curves import Forecast, forecast, label_noise, learning_curve
+from featx.audit import label_noise
+from featx.curves import Forecast, forecast, learning_curve
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.features import FeatureBlocks

@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_s
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from featx.audit import label_noise
 from featx.curves import (
     BAND,
     CURVE_HEADS,
@@ -27,7 +28,6 @@ from featx.curves import (
     gain_if_last_doubling_again,
     gain_if_no_change,
     interval_score,
-    label_noise,
     learning_curve,
 )
 from featx.exceptions import DataError, LabelError, SearchWarning, UsageError

@@ -23,7 +23,8 @@ from featx.advice.recommend import (
     fine_tune_from,
     judge_domain,
 )
-from featx.curves import curve_head, forecast, label_noise, learning_curve
+from featx.audit import label_noise
+from featx.curves import curve_head, forecast, learning_curve
 from featx.evaluation import evaluate
 from featx.features import FeatureBlocks
 from featx.representation import layer_of

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from featx.advice.measures import LayerScore
-from featx.curves import Forecast, LabelNoise, LearningCurve
+from featx.audit import LabelNoise
+from featx.curves import Forecast, LearningCurve
 from featx.evaluation import Metric
 from featx.selection.halving import BackboneScore
 
@@ -320,7 +321,7 @@ def advise(
     curve : LearningCurve, optional
         What it was foretold from.
     noise : LabelNoise, optional
-        From ``featx.curves.label_noise``.
+        From ``featx.audit.label_noise``.
     fine_tuning : FineTuning, optional
         Its cost here, and its gain if it was measured.
     backbones : sequence of BackboneScore

@@ -18,7 +18,6 @@ from featx.curves.law import (
     interval_score,
 )
 from featx.curves.learning import CURVE_HEADS, LearningCurve, curve_head, fold_repeats, learning_curve
-from featx.curves.noise import LabelNoise, label_noise
 from featx.curves.shots import FewShot, ShotScore, few_shot
 
 __all__ = [
@@ -27,7 +26,6 @@ __all__ = [
     "ClassForecast",
     "FewShot",
     "Forecast",
-    "LabelNoise",
     "LearningCurve",
     "PowerLaw",
     "ShotScore",
@@ -39,6 +37,5 @@ __all__ = [
     "gain_if_last_doubling_again",
     "gain_if_no_change",
     "interval_score",
-    "label_noise",
     "learning_curve",
 ]

@@ -1,0 +1,21 @@
+"""Metrics with their uncertainty, comparisons of classifiers, and calibration."""
+
+from __future__ import annotations
+
+from featx.evaluation.calibration import Calibration, fit_calibration
+from featx.evaluation.metrics import CONFIDENCE, METRICS, Metric
+from featx.evaluation.results import ClassScore, Comparison, Evaluation, class_indices, compare, evaluate
+
+__all__ = [
+    "CONFIDENCE",
+    "METRICS",
+    "Calibration",
+    "ClassScore",
+    "Comparison",
+    "Evaluation",
+    "Metric",
+    "class_indices",
+    "compare",
+    "evaluate",
+    "fit_calibration",
+]

@@ -1,0 +1,127 @@
+"""Checks of labelled images: copies, leaks, conflicting and suspicious labels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.model_selection import cross_val_predict
+
+from featx.audit import (
+    CHECKS,
+    AuditData,
+    Finding,
+    audit,
+    find_conflicts,
+    find_copies,
+    find_leaks,
+    find_suspicious_labels,
+    first_copies,
+    label_noise,
+)
+from featx.exceptions import DataError
+
+
+def digests(*pictures: int) -> np.ndarray:
+    """A digest for each number; equal numbers have equal digests."""
+    return np.stack([np.full(32, number, np.uint8) for number in pictures])
+
+
+def test_first_copies_are_positions_of_the_first_image_with_the_same_digest() -> None:
+    assert first_copies(digests(5, 6, 5, 6, 5, 7)).tolist() == [0, 1, 0, 1, 0, 5]
+
+
+def test_copies_are_found_and_named() -> None:
+    found = find_copies(AuditData(["a", "b", "c", "d"], digests(1, 2, 1, 1)))
+    assert found is not None
+    assert (found.severity, found.indices, found.names, found.value) == ("info", (2, 3), ("c", "d"), 2)
+    assert "2 of the 4 pictures are copies of others (same bytes): c; d" in found.sentence
+
+
+def test_a_test_image_that_is_also_trained_on_is_a_leak() -> None:
+    names = ["a", "b", "c", "d", "e"]
+    data = AuditData(names, digests(1, 2, 1, 1, 2), is_test=np.array([False, False, True, True, False]))
+    found = find_leaks(data)
+    assert found is not None
+    assert (found.severity, found.indices, found.value) == ("error", (2, 3), 1)
+    assert "1 test pictures are in the training part too (same bytes)" in found.sentence
+
+
+def test_copies_within_one_part_are_no_leak() -> None:
+    assert find_leaks(AuditData(list("abc"), digests(1, 1, 2), is_test=np.array([True, True, False]))) is None
+
+
+def test_a_picture_with_two_labels_is_a_conflict() -> None:
+    data = AuditData(list("abcd"), digests(1, 2, 1, 2), np.array(["cat", "dog", "dog", "dog"]))
+    found = find_conflicts(data)
+    assert found is not None
+    assert (found.severity, found.indices, found.value) == ("warning", (0, 2), 1)
+    assert "1 of the pictures has several labels (same bytes): a is cat and c is dog." in found.sentence
+
+
+def test_a_sentence_lists_ten_names_and_escapes_them() -> None:
+    names = [f"name\x1b{number}" for number in range(24)]
+    found = find_copies(AuditData(names, digests(*[1] * 24)))
+    assert found is not None
+    assert "\x1b" not in found.sentence
+    assert found.sentence.count("name") == 10
+    assert "and 13 more" in found.sentence
+    assert len(found.names) == 23
+
+
+def test_flipped_labels_are_suspicious() -> None:
+    X, y = load_digits(return_X_y=True)
+    y = y.copy()
+    rng = np.random.default_rng(0)
+    flipped = rng.random(len(y)) < 0.1
+    y[flipped] = (y[flipped] + rng.integers(1, 10, flipped.sum())) % 10
+    proba = cross_val_predict(
+        LinearDiscriminantAnalysis(shrinkage=0.1, solver="lsqr"), X / 16, y, cv=5, method="predict_proba"
+    )
+    data = AuditData([f"{number}.png" for number in range(len(y))], labels=y, oof_proba=proba)
+    found = find_suspicious_labels(data)
+    assert found is not None
+    assert found.value == label_noise(y, proba).rate.value
+    assert flipped[list(found.indices)].mean() > 0.95
+    assert f"{found.names[0]} is {y[found.indices[0]]}, predicted" in found.sentence
+
+
+def test_confident_predictions_that_agree_are_not_suspicious() -> None:
+    proba = np.tile([0.9, 0.1], (200, 1))
+    assert find_suspicious_labels(AuditData(["x"] * 200, labels=np.zeros(200, int), oof_proba=proba)) is None
+    with pytest.raises(DataError, match="200 labels"):
+        label_noise(np.zeros(200, int), proba[:100])
+
+
+def test_a_check_without_its_input_finds_nothing() -> None:
+    assert audit(AuditData(list("abc"))) == ()
+
+
+def test_findings_survive_json_in_the_order_of_the_table() -> None:
+    data = AuditData(
+        list("abcd"), digests(1, 2, 1, 2), np.array([0, 1, 1, 1]), np.array([True, True, False, True])
+    )
+    found = audit(data)
+    assert [one.check for one in found] == ["leaks", "conflicts", "copies"]
+    assert [Finding.from_dict(json.loads(json.dumps(one.to_dict()))) for one in found] == list(found)
+
+
+def test_a_check_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CONTRIBUTING's recipe: a function from `AuditData` to a `Finding` or None, and a line in `CHECKS`."""
+
+    def find_single_images(data: AuditData) -> Finding | None:
+        """Find classes with a single image; `value` is their number."""
+        if data.labels is None:
+            return None
+        classes, counts = np.unique(data.labels, return_counts=True)
+        rare = np.flatnonzero(np.isin(data.labels, classes[counts == 1]))
+        if not len(rare):
+            return None
+        return Finding.of(data, "single_images", "warning", f"{len(rare)} classes.", rare, len(rare))
+
+    monkeypatch.setitem(CHECKS, "single_images", find_single_images)
+    [found] = audit(AuditData(list("abc"), digests(1, 2, 3), np.array(["cat", "dog", "cat"])))
+    assert (found.check, found.names, found.value) == ("single_images", ("b",), 1)
