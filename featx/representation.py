@@ -7,7 +7,7 @@ several blocks side by side, or the features picked over several blocks.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,6 +20,9 @@ PICKED = "relevant:"
 _TEXT = re.compile(
     r"(?:(?P<network>[^/]+)/)?(?P<cut>[^:/]+):(?P<pool>[^:/]+):(?P<resize>[^:/]+)(?::view(?P<view>\d+))?"
 )
+
+
+_PICKED_TEXT = re.compile(re.escape(PICKED) + r"(?P<count>\d+)")
 
 
 class BlockName(str):
@@ -81,6 +84,13 @@ class BlockName(str):
         return type(self)(**{**fields, **changes})
 
 
+def block_name(text: str) -> str:
+    """Return a name as `BlockName` if it is the name of a block of an image's features, else as it is."""
+    if isinstance(text, BlockName) or _TEXT.fullmatch(text) is None:
+        return text
+    return BlockName.parse(text)
+
+
 @dataclass(frozen=True)
 class Representation:
     """The features that a head is fitted on.
@@ -97,29 +107,48 @@ class Representation:
     blocks: tuple[str, ...]
     picked: int | None = None
 
+    @classmethod
+    def read(cls, text: str, blocks: Iterable[str]) -> Self:
+        """Read the text of a representation that is made from `blocks`, all of them."""
+        found = _PICKED_TEXT.fullmatch(text)
+        return cls(tuple(map(block_name, blocks)), int(found["count"]) if found else None)
+
     def __str__(self) -> str:
         """Text for people and for Optuna."""
         return SIDE_BY_SIDE.join(self.blocks) if self.picked is None else f"{PICKED}{self.picked}"
 
     def width(self, widths: Mapping[str, int]) -> int:
-        """Number of columns that it is made from."""
+        """Return the number of columns that it is made from."""
         return sum(widths[name] for name in self.blocks)
 
-    @property
-    def complexity(self) -> tuple[int, int, int]:
-        """Order of simplicity: few blocks first, picked features last; the usual features before others."""
+    def complexity(self, widths: Mapping[str, int]) -> tuple[int, int, int]:
+        """Return a key that sorts simple representations first.
+
+        Few blocks are simpler than many, and picked features are the least simple. Then come the usual
+        features before others, and few columns before many.
+        """
         if self.picked is not None:
-            return (len(self.blocks), 1, self.picked)
-        return (len(self.blocks), 0, 0 if is_usual(self.blocks[0]) else 1)
+            return (len(self.blocks), self.picked, 0)
+        return (len(self.blocks), 0 if is_usual(self.blocks[0]) else 1, self.width(widths))
+
+
+def is_picked(text: str) -> bool:
+    """Return whether a text is that of picked features."""
+    return _PICKED_TEXT.fullmatch(text) is not None
 
 
 def layer_of(block: str) -> str:
-    """Layer of a block, with its network if that is not the first one; the name itself for other features."""
+    """Return the layer of a block, with its network; a block that is not of a network is its own layer."""
     if not isinstance(block, BlockName):
         return block
     return f"{block.network}/{block.cut}" if block.network else block.cut
 
 
 def is_usual(block: str) -> bool:
-    """Whether a block is the average of the last features: common practice."""
-    return isinstance(block, BlockName) and (block.cut, block.pool) == ("last", "avg")
+    """Return whether a block is an average of the (first) network's last features: common practice."""
+    return (
+        isinstance(block, BlockName)
+        and not block.network
+        and block.cut == "last"
+        and block.pool in ("avg", "avg+max")
+    )

@@ -100,7 +100,7 @@ def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
 
 
 def test_no_trials_means_the_default_and_it_says_so() -> None:
-    with pytest.warns(SearchWarning, match="n_trials is 0: default parameters were fitted"):
+    with pytest.warns(SearchWarning, match="n_trials is 0: the default parameters were fitted"):
         found = search(n_trials=0).fit(X, Y)
     assert found.best_params_ == {"head": "ridge", "scaling": "standard", "ridge__alpha": 1.0}
 

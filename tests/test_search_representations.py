@@ -11,13 +11,9 @@ from sklearn.model_selection import LeaveOneGroupOut, LeaveOneOut, cross_val_pre
 from featx import HeadSearchCV
 from featx.exceptions import UsageError
 from featx.features import FeatureBlocks
-from featx.search.representations import (
-    RELEVANT_COUNTS,
-    pick_relevant,
-    screen_representations,
-    shortlist,
-)
-from featx.search.space import RELEVANT
+from featx.representation import PICKED
+from featx.search.feature_selection import RELEVANT_COUNTS, pick_relevant
+from featx.search.screening import screen_representations, shortlist
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:200].astype(np.float32) / 16, Y[:200]
@@ -185,7 +181,7 @@ def test_picked_features_make_a_plain_pipeline_of_their_columns() -> None:
     wide = {f"blocks.{k}:avg:crop": rng.normal(size=(200, 700)).astype(np.float32) for k in range(3)}
     for k, rows in enumerate(wide.values()):
         rows[:, 7] += 4 * np.eye(4)[labels][:, k]  # each block knows one class, and hides it among 699
-    name = f"{RELEVANT}{RELEVANT_COUNTS[0]}"
+    name = f"{PICKED}{RELEVANT_COUNTS[0]}"
     picked = HeadSearchCV(("ridge",), n_trials=0, cv=3, random_state=0, representations=[(name,)],
                           grid=[{"head": "ridge", "ridge__alpha": 1.0}])  # fmt: skip
     picked.fit(FeatureBlocks(wide, 200), labels)
@@ -207,14 +203,14 @@ def test_features_are_picked_over_all_layers_where_layers_add_to_one_another() -
     for blocks_, picks in ((wide, True), (known, False)):
         found = search(n_trials=2).fit(FeatureBlocks(blocks_, 200), Y)
         tried = {params["representation"] for params in found.cv_results_["params"]}
-        assert (f"{RELEVANT}{RELEVANT_COUNTS[0]}" in tried) is picks
+        assert (f"{PICKED}{RELEVANT_COUNTS[0]}" in tried) is picks
 
 
 def test_representations_of_noise_are_at_chance_however_the_features_are_picked() -> None:
     rng = np.random.default_rng(0)
     noise = FeatureBlocks({f"b{k}": rng.normal(size=(120, 800)).astype(np.float32) for k in range(2)}, 120)
     labels = np.arange(120) % 2
-    picked = [(f"{RELEVANT}{RELEVANT_COUNTS[0]}",)]
+    picked = [(f"{PICKED}{RELEVANT_COUNTS[0]}",)]
     point = {"head": "ridge", "ridge__alpha": 1.0}
     found = search(n_trials=0, grid=[point], representations=picked).fit(noise, labels)
     assert abs(found.best_score_ - 0.5) < 0.2

@@ -16,7 +16,7 @@ from featx.exceptions import UsageError
 from featx.features import FeatureBlocks
 from featx.images import load_images
 from featx.selection.augmentation import KINDS, NOISE, NOISE_COPIES, Augmentation, augment, kinds_to_try
-from featx.selection.tuning import Tuned, Views, tune
+from featx.selection.tuning import TunedHead, Views, tune
 
 NAME = "last:avg:crop"
 TINY: dict[str, Any] = {
@@ -72,7 +72,7 @@ def test_what_is_tried_depends_on_the_labels_and_on_what_was_asked() -> None:
     assert set(kinds_to_try(np.arange(1000) % 10 == 0, views=2)) == set(KINDS) - {"none"}
 
 
-def tuned(rows: list[np.ndarray], y: np.ndarray) -> Tuned:
+def tuned(rows: list[np.ndarray], y: np.ndarray) -> TunedHead:
     blocks = [FeatureBlocks({NAME: own}, len(y)) for own in rows]
     settings = {
         "heads": ["ridge"], "n_trials": 0, "timeout": None, "cv": 3, "n_repeats": 1, "scoring": "accuracy",
@@ -92,7 +92,7 @@ def test_averages_are_kept_where_they_take_noise_away() -> None:
     assert found.augmentation.gain > 0.02
     assert [one.name for one in found.tried if one.kept] == ["features averaged over views"]
     assert found.oof_proba.shape == (300, 2)
-    assert found.winner.best_score_ > found.search.best_score_
+    assert found.score > np.nanmax(found.cv_results["mean_test_score"])
 
 
 def test_views_that_say_nothing_new_are_not_kept() -> None:
@@ -102,7 +102,7 @@ def test_views_that_say_nothing_new_are_not_kept() -> None:
     found = tuned([rows, rows, rows], y)
     assert found.augmentation == Augmentation()
     assert not any(one.kept for one in found.tried)
-    assert found.winner is found.search
+    assert found.params in found.cv_results["params"]
 
 
 def test_views_are_computed_once_and_tried(class_folders: Path) -> None:

@@ -12,7 +12,7 @@ from PIL import Image
 import featx
 from featx import ImageClassifier
 from featx.features import FeatureBlocks
-from featx.selection.tuning import Tuned, tune, tune_again
+from featx.selection.tuning import TunedHead, tune, tune_again
 
 SETTINGS: dict[str, Any] = {
     "heads": ["ridge"], "n_trials": 0, "timeout": None, "cv": 3, "n_repeats": "auto", "scoring": "auto",
@@ -20,7 +20,7 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def tuned(blocks: FeatureBlocks, y: np.ndarray, **changes: Any) -> Tuned:
+def tuned(blocks: FeatureBlocks, y: np.ndarray, **changes: Any) -> TunedHead:
     return tune(blocks, y, groups=np.arange(len(y)), settings={**SETTINGS, "grid": "coarse", **changes})
 
 
@@ -37,7 +37,7 @@ def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() ->
     wide = np.hstack([good, 1e-3 * noisy(y, 56, signal=0)])  # the same and nothing besides
     found = tuned(FeatureBlocks({"last:avg:crop": wide, "blocks.1:avg:crop": good}, 120), y)
     assert found.choice is not None
-    assert found.winner.best_blocks_ == ("blocks.1:avg:crop",)
+    assert found.blocks == ("blocks.1:avg:crop",)
     assert "not distinguishable" in " ".join(found.choice.sentences())
     assert found.params["representation"] == "blocks.1:avg:crop"
 
@@ -47,10 +47,10 @@ def test_a_cheaper_representation_with_as_many_right_answers_but_less_sure_of_th
     blocks = FeatureBlocks(
         {"last:avg:crop": noisy(y, 64, signal=30), "blocks.1:avg:crop": noisy(y, 8, signal=5.5, seed=1)}, 300
     )
-    alone = tuned(blocks.only(["blocks.1:avg:crop"]), y).winner.best_score_
-    found = tuned(blocks, y).winner
-    assert found.best_score_ - alone < 0.01  # three pictures of 300
-    assert found.best_blocks_ == ("last:avg:crop",)
+    alone = tuned(blocks.only(["blocks.1:avg:crop"]), y).score
+    found = tuned(blocks, y)
+    assert found.score - alone < 0.01  # three pictures of 300
+    assert found.blocks == ("last:avg:crop",)
 
 
 def test_a_better_representation_is_taken_however_wide() -> None:
@@ -59,7 +59,7 @@ def test_a_better_representation_is_taken_however_wide() -> None:
         {"last:avg:crop": noisy(y, 64, signal=8), "blocks.1:avg:crop": noisy(y, 8, signal=1, seed=1)}, 150
     )
     found = tuned(blocks, y)
-    assert "last:avg:crop" in found.winner.best_blocks_
+    assert "last:avg:crop" in found.blocks
     assert found.choice is not None
     assert found.choice.best == found.choice.name
 
@@ -87,9 +87,9 @@ def test_imbalance_changes_what_is_maximised_and_what_is_tried() -> None:
 def test_folds_are_drawn_again_below_500_images() -> None:
     y = np.arange(500) % 2
     rows = noisy(y, 4, signal=3)
-    assert tuned(FeatureBlocks({"a": rows}, 500), y).winner.n_splits_ == 3
-    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200]).winner.n_splits_ == 9
-    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200], n_repeats=1).winner.n_splits_ == 3
+    assert tuned(FeatureBlocks({"a": rows}, 500), y).n_splits == 3
+    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200]).n_splits == 9
+    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200], n_repeats=1).n_splits == 3
 
 
 def test_the_same_configuration_on_the_same_rows_is_the_same_classifier() -> None:
@@ -97,10 +97,10 @@ def test_the_same_configuration_on_the_same_rows_is_the_same_classifier() -> Non
     blocks = FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=2), "b:avg:crop": noisy(y, 6, signal=1)}, 300)
     first = tuned(blocks, y)
     again = tune_again(
-        blocks.only(first.winner.best_blocks_), y, groups=np.arange(300), settings=SETTINGS,
+        blocks.only(first.blocks), y, groups=np.arange(300), settings=SETTINGS,
         params=first.params, adjusted=first.adjustment is not None,
     )  # fmt: skip
-    assert again.winner.best_score_ == pytest.approx(first.winner.best_score_)
+    assert again.score == pytest.approx(first.score)
     np.testing.assert_allclose(again.oof_proba, first.oof_proba, atol=1e-6)
 
 

@@ -21,7 +21,7 @@ from featx.features import FeatureBlocks
 from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline
 from featx.modelfile import dump_estimator, load_estimator
 from featx.search import HeadSearchCV
-from featx.search.cv import fit_pipeline
+from featx.search.refit import fit_pipeline
 from featx.solvers import SOLVERS, Block, Folds, ScaledRows, Task, class_weights
 from featx.solvers.moments import FoldMoments
 from featx.splits import make_folds
@@ -272,8 +272,8 @@ def test_images_above_the_limit_are_learnt_without_their_rows_in_memory(
         n_trials=2, store=tmp_path / "store", random_state=0,
     )  # fmt: skip
     clf.fit_with_test(images, labels)
-    assert set(clf.search_.left_out_) >= {"rbf_svm", "knn"}
-    assert clf.search_.memory_
+    assert set(clf.search_.left_out) >= {"rbf_svm", "knn"}
+    assert clf.search_.memory
     assert all(n < 20 for n in loaded)
     clf.save(tmp_path / "model.featx")
     again = load(tmp_path / "model.featx", store=tmp_path / "store")

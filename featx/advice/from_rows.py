@@ -27,8 +27,8 @@ from featx.audit import label_noise
 from featx.curves import curve_head, forecast, learning_curve
 from featx.evaluation import evaluate
 from featx.features import FeatureBlocks
-from featx.representation import layer_of
-from featx.search.representations import SIDE_BY_SIDE, screen_representations
+from featx.representation import SIDE_BY_SIDE, layer_of
+from featx.search.screening import screen_representations
 from featx.selection.halving import BackboneScore
 from featx.splits import check_labels
 
@@ -227,7 +227,7 @@ def best_of_each_tap(
     )
     best: dict[str, str] = {}
     for one in found:
-        best.setdefault(layer_of(one.name), one.name)
+        best.setdefault(layer_of(one.blocks[0]), one.name)
     usual = [one.name for one in found if one.name.startswith(f"{taps[-1]}:avg")]
     if usual:
         best[taps[-1]] = usual[0]

@@ -20,7 +20,7 @@ from featx.evaluation import Metric
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.images import ImageSet
-from featx.search.loop import n_threads
+from featx.search.plan import n_threads
 from featx.selection.backbones import race
 from featx.selection.halving import BackboneScore
 from featx.selection.networks import gather

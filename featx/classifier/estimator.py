@@ -54,13 +54,13 @@ from featx.images import (
     read_digests,
 )
 from featx.search import SearchProgress
-from featx.search.loop import n_threads
+from featx.search.plan import n_threads
 from featx.search.streaming import chunks_of
 from featx.selection.augmentation import PLAIN, Augmentation
 from featx.selection.backbones import Race, backbone_names, race, refuse_checkpoint
 from featx.selection.candidates import AUTO, choose, widest
 from featx.selection.networks import Networks, gather, side_by_side
-from featx.selection.tuning import Tuned, Views, tune
+from featx.selection.tuning import TunedHead, Views, tune
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores import open_store
 from featx.stores.base import as_ids
@@ -167,8 +167,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
         Labels, in their own type.
-    search_ : HeadSearchCV
-        The fitted search (absent in a loaded model).
+    search_ : TunedHead
+        What the search found (absent in a loaded model).
     best_params_ : dict
         Head and settings that won.
     best_score_ : float
@@ -636,15 +636,15 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
 
         return Views(self.views, asked.policy, rows)
 
-    def _take(self, tuned: Tuned) -> None:
-        """Take over what was tuned."""
-        self.search_ = tuned.search
-        self.study_ = tuned.search.study_
-        self.classes_ = tuned.winner.classes_
+    def _take(self, tuned: TunedHead) -> None:
+        """Copy what was tuned."""
+        self.search_ = tuned
+        self.study_ = tuned.study
+        self.classes_ = tuned.classes
         self.best_params_ = tuned.params
-        self.best_score_ = tuned.winner.best_score_
-        self.best_blocks_ = tuned.winner.best_blocks_
-        self.best_estimator_ = tuned.winner.best_estimator_
+        self.best_score_ = tuned.score
+        self.best_blocks_ = tuned.blocks
+        self.best_estimator_ = tuned.pipeline
         self.adjustment_ = tuned.adjustment
         self.augmentation_ = tuned.augmentation
         self.calibration_ = tuned.calibration

@@ -48,7 +48,7 @@ def _metric(scoring: Any) -> str:
 
 def search(console: Console, clf: Any) -> None:
     """Which representation and head won, and by what."""
-    trials = clf.search_.study_.trials if hasattr(clf, "search_") else []
+    trials = clf.study_.trials if hasattr(clf, "search_") else []
     origins = Counter(trial.user_attrs.get("origin", "tpe") for trial in trials)
     tried = " + ".join(f"{count} {origin}" for origin, count in sorted(origins.items()))
     settings = dict(clf.best_params_)

@@ -1,335 +1,277 @@
-"""Evaluate configurations by cross-validation: grouped, so that what they share is computed once."""
+"""Evaluate configurations by cross-validation, in groups, so that what they share is computed once."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluation import Calibration, fit_calibration
+from featx.evaluation import Calibration
 from featx.exceptions import SearchError
 from featx.heads import vote_scores
-from featx.search.scoring import Scorer, brier, standard_error
-from featx.search.space import Choice, Config, Space, group_configs
-from featx.solvers import (
-    ASKING,
-    LINEAR,
-    SOLVERS,
-    Block,
-    ClassWeights,
-    Folds,
-    ScaledBlock,
-    ScaledRows,
-    Task,
-    as_block,
-    class_weights,
-)
+from featx.representation import Representation
+from featx.search.outcome import COMPLETE, FAILED, PRUNED, UNFINISHED, Result
+from featx.search.plan import SearchPlan
+from featx.search.scoring import as_good, brier_out_of_fold, calibrate
+from featx.search.space import Configuration, Params, group_configs
+from featx.solvers import ASKING, LINEAR, SOLVERS, Block, ScaledBlock, ScaledRows, Task, as_block
 
 Floats = NDArray[Any]
 
-OUTRUN_ERRORS = 2.0
-"""Standard errors by which a configuration may be behind the best of its group before it is given up."""
-
-ROUNDING = 1e-12
-"""Scores that differ by less are equal."""
-
-COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
+PRUNING_ERRORS = 2.0
+"""A configuration is pruned if it is this many standard errors behind the best one of its group."""
 
 Piece = tuple[str, Callable[[], Floats], NDArray[np.bool_] | None]
-"""A block of a representation: its name, what loads its rows, and the columns each fold uses, if not all."""
+"""A block of a representation: its name, how to load it, and the columns of each fold if not all."""
 
 
-@dataclass
-class Result:
-    """What came of a configuration.
+@dataclass(frozen=True)
+class Options:
+    """How configurations are evaluated.
 
     Parameters
     ----------
-    config : dict
-        The configuration.
-    scores : list of float
-        Score of each fold that was evaluated.
-    state : {'complete', 'pruned', 'failed', 'unfinished'}
-        Unfinished: time was up.
-    origin : {'default', 'grid', 'tpe'}
-        Why it was tried.
-    approximate : str
-        How its evaluation differs from a fit on all training rows; empty if it does not.
-    brier : float
-        Out-of-fold Brier score after calibration, of those that cannot be told from the best; else NaN.
-    error : str
-        Why it failed.
+    kernel_rows : int
+        With more training rows SVMs are fitted on a stratified sample of this size.
+    precise : bool
+        Whether linear models run until their decision values have converged, not only their predictions.
+    prune : bool
+        Whether configurations may be stopped after some folds.
     """
 
-    config: Config
-    scores: list[float] = field(default_factory=list)
-    state: str = UNFINISHED
-    origin: str = "grid"
-    approximate: str = ""
-    brier: float = float("nan")
-    error: str = ""
-
-    @property
-    def score(self) -> float:
-        """Mean over the folds evaluated."""
-        return float(np.mean(self.scores)) if self.scores else float("nan")
+    kernel_rows: int
+    precise: bool = False
+    prune: bool = True
 
 
 class Evaluator:
-    """Cross-validate configurations on the blocks of one data set.
+    """Cross-validate configurations on the data of a plan.
 
     Parameters
     ----------
-    pieces_of : callable
-        ``pieces_of(representation)`` gives its blocks.
-    space : Space
-        How configurations are read.
-    folds : Folds
-        Splits, targets, weights.
-    scorer : Scorer
-        The objective.
+    plan : SearchPlan
+        Features, folds, space and objective.
     prune : callable
-        ``prune(scores)`` of a configuration's folds so far: whether to give it up.
-    options : mapping
-        `n_jobs`, `memory`, `kernel_rows` and `random_state` for the solvers.
+        ``prune(scores)`` returns whether a configuration with these scores of its first folds is stopped.
     """
 
-    def __init__(
-        self,
-        pieces_of: Callable[[str], Sequence[Piece]],
-        space: Space,
-        folds: Folds,
-        scorer: Scorer,
-        *,
-        prune: Callable[[Sequence[float]], bool],
-        options: Mapping[str, Any],
-    ) -> None:
-        self.pieces_of, self.space, self.folds, self.scorer = pieces_of, space, folds, scorer
-        self.prune, self.options, self._pruning = prune, dict(options), True
+    def __init__(self, plan: SearchPlan, prune: Callable[[Sequence[float]], bool]) -> None:
+        self.plan, self.prune = plan, prune
+        self.options = Options(plan.settings.kernel_rows)
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
-        self._moments: dict[tuple[str, str], ScaledRows] = {}
+        self._moments: dict[tuple[Representation, str], ScaledRows] = {}
         self._best: Result | None = None
-        self._held: tuple[Result, Floats] | None = None
-        self.held_out = float(np.mean([len(test) / len(train) for train, test in folds.splits]))
+        self._decisions: tuple[Result, Floats] | None = None
 
     def evaluate(
-        self, configs: Sequence[Config], origin: str, *, deadline: float = float("inf")
+        self,
+        configs: Sequence[Params],
+        origin: str,
+        *,
+        deadline: float = float("inf"),
+        options: Options | None = None,
     ) -> Iterator[Result]:
-        """Evaluate configurations group by group; yields results in the groups' order.
+        """Evaluate configurations group by group; yield results in the order of the groups.
 
         Parameters
         ----------
         configs : sequence of dict
-            What to evaluate.
+            Configurations as Optuna keeps them.
         origin : str
             Kept in the results.
         deadline : float
-            `time.monotonic()` after which configurations are left unfinished.
+            Value of `time.monotonic()` after which configurations are left unfinished.
+        options : Options, optional
+            By default those of the plan.
         """
-        for positions in group_configs(self.space, configs):
-            group = [Result(dict(configs[position]), origin=origin) for position in positions]
+        space = self.plan.space
+        for positions in group_configs(space, configs):
+            group = [
+                Result(dict(configs[place]), space.read(configs[place]), origin=origin) for place in positions
+            ]
             if time.monotonic() < deadline:
-                self._evaluate_group(group, deadline)
+                self._evaluate_group(group, deadline, options or self.options)
             yield from group
 
-    def decisions(self, config: Config) -> Floats:
-        """Out-of-fold decision values of all rows, shape (n,) or (n, C); NaN where a row never scored.
+    def decisions(self, params: Params) -> Floats:
+        """Return out-of-fold decision values, shape (n,) or (n, n_classes); NaN for rows that never test.
 
-        Linear models are solved once more, to where their scores have settled.
+        Linear models are fitted once more, until their decision values have converged.
         """
-        linear = self.space.read(config).head.solver in LINEAR
-        if self._held is None or self._held[0].config != config or linear:
-            self._best = self._held = None  # so that it is held
-            result = self.again(config, "again", precise=True)
-            if self._held is None:
-                raise SearchError(f"{config} could not be fitted again: {result.error}")
-        return self._held[1]
+        is_linear = self.plan.space.read(params).head.solver in LINEAR
+        if self._decisions is None or self._decisions[0].params != params or is_linear:
+            self._best = self._decisions = None  # so that these decision values are kept
+            result = self.evaluate_fully(params, "again", precise=True)
+            if self._decisions is None:
+                raise SearchError(f"{params} could not be fitted again: {result.error}")
+        return self._decisions[1]
 
-    def again(self, config: Config, origin: str, **options: Any) -> Result:
-        """Evaluate one configuration on every fold, pruned by nothing, with other options than the rest."""
-        before = self.options
-        self.options, self._pruning = {**before, **options}, False
-        try:
-            return next(iter(self.evaluate([config], origin)))
-        finally:
-            self.options, self._pruning = before, True
+    def evaluate_fully(self, params: Params, origin: str, **changes: Any) -> Result:
+        """Evaluate one configuration on every fold, without pruning, with some options changed."""
+        options = replace(self.options, prune=False, **changes)
+        return next(iter(self.evaluate([params], origin, options=options)))
 
-    def _evaluate_group(self, group: list[Result], deadline: float) -> None:
-        choice = self.space.read(group[0].config)
+    def _evaluate_group(self, group: list[Result], deadline: float, options: Options) -> None:
         try:
-            self._solve(choice, group, deadline)
-        except Exception as error:  # one bad configuration must not take the others with it
+            self._solve(group, deadline, options)
+        except Exception as error:  # one configuration that fails must not stop the others
             unfinished = [result for result in group if result.state == UNFINISHED]
             if len(unfinished) == 1:
                 unfinished[0].state, unfinished[0].error = FAILED, f"{type(error).__name__}: {error}"
                 return
             for result in unfinished:
                 result.scores.clear()
-                self._evaluate_group([result], deadline)
+                self._evaluate_group([result], deadline, options)
 
-    def _solve(self, choice: Choice, group: list[Result], deadline: float) -> None:
-        answers: list[dict[int, Floats]] = [{} for _ in group]
+    def _solve(self, group: list[Result], deadline: float, options: Options) -> None:
+        plan, configuration = self.plan, group[0].configuration
+        head, n_train = configuration.head, len(plan.folds.splits[0][0])
+        decisions: list[dict[int, Floats]] = [{} for _ in group]
         pruned: set[int] = set()
-        rows = self._rows(choice)
+        rows = self._rows(configuration)
         task = Task(
             rows,
-            [self.space.read(result.config).params for result in group],
-            class_weight=choice.class_weight,
+            [result.configuration.params for result in group],
+            class_weight=configuration.class_weight,
+            n_jobs=plan.n_jobs,
+            memory=plan.settings.memory,
             alive=lambda i: i not in pruned,
             stop=lambda: time.monotonic() > deadline,
-            make=lambda params: choice.head.make(
-                params, self.options["random_state"], (len(self.folds.splits[0][0]), rows.d)
-            ),
-            **self.options,
+            make=lambda params: head.make(params, plan.seed, (n_train, rows.d)),
+            random_state=plan.seed,
+            kernel_rows=options.kernel_rows,
+            precise=options.precise,
         )
-        for i, fold, answer in SOLVERS[choice.head.solver](task):
-            answers[i][fold] = vote_scores(answer) if choice.head.votes else np.asarray(answer)
-            self._record(group[i], answers[i], i, pruned, group)
-        sampled = max(len(train) for train, _ in self.folds.splits) > task.kernel_rows
-        if choice.head.solver == "rbf_svm" and sampled:
+        for i, fold, scores in SOLVERS[head.solver](task):
+            decisions[i][fold] = vote_scores(scores) if head.votes else np.asarray(scores)
+            if self._record(group[i], decisions[i], group, options):
+                pruned.add(i)
+        is_sampled = max(len(train) for train, _ in plan.folds.splits) > options.kernel_rows
+        if head.solver == "rbf_svm" and is_sampled:
             for result in group:
-                result.approximate = f"fitted on {task.kernel_rows} rows of each training part"
+                result.approximate = f"fitted on {options.kernel_rows} rows of each training part"
 
     def _record(
-        self,
-        result: Result,
-        answers: dict[int, Floats],
-        i: int,
-        pruned: set[int],
-        group: Sequence[Result],
-    ) -> None:
-        done = len(answers) == len(self.folds.splits)
-        if not self.scorer.of_probabilities:
-            fold = next(reversed(answers))
-            result.scores.append(self._score(answers[fold], fold))
-        if done:
-            self._finish(result, answers)
-        elif self._pruning and result.scores and self._is_hopeless(result, group):
+        self, result: Result, decisions: dict[int, Floats], group: Sequence[Result], options: Options
+    ) -> bool:
+        """Score the last fold of a configuration; return whether the configuration is pruned."""
+        if not self.plan.scorer.of_probabilities:
+            fold = next(reversed(decisions))
+            result.scores.append(self._score(decisions[fold], fold))
+        if len(decisions) == len(self.plan.folds.splits):
+            self._finish(result, decisions)
+        elif options.prune and result.scores and self._is_hopeless(result, group):
             result.state = PRUNED
-            pruned.add(i)
+            return True
+        return False
 
     def _is_hopeless(self, result: Result, group: Sequence[Result]) -> bool:
-        if self.space.read(result.config).head.solver not in ASKING:
+        if result.configuration.head.solver not in ASKING:
             return False
-        return self._outrun(result, group) or self.prune(result.scores)
+        return self._is_far_behind(result, group) or self.prune(result.scores)
 
-    def _outrun(self, result: Result, group: Sequence[Result]) -> bool:
-        """Whether another of the group is ahead on the same folds by more than chance would put it.
+    def _is_far_behind(self, result: Result, group: Sequence[Result]) -> bool:
+        """Return whether another one of the group is better on the same folds beyond chance.
 
-        Chance is taken as for shares of independent test rows; on the same rows it is smaller.
+        The standard error is that of shares of independent test rows; on the same rows it is smaller.
         """
         k = len(result.scores)
         best = max(float(np.mean(other.scores[:k])) for other in group if len(other.scores) >= k)
         if not 0 <= result.score <= best <= 1:
             return False
-        rows = sum(len(self.folds.splits[fold][1]) for fold in range(k))
-        return bool(best - result.score > OUTRUN_ERRORS * np.sqrt(best * (1 - best) / rows) + 1 / rows)
+        n = sum(len(self.plan.folds.splits[fold][1]) for fold in range(k))
+        return bool(best - result.score > PRUNING_ERRORS * np.sqrt(best * (1 - best) / n) + 1 / n)
 
-    def _finish(self, result: Result, answers: dict[int, Floats]) -> None:
-        class_weight = self.space.read(result.config).class_weight
-        decision = self._gather(answers)
-        calibration = None
-        if self.scorer.of_probabilities:
-            calibration = self.calibrate(decision, class_weight)
-            result.scores = [self._score(answers[f], f, calibration) for f in range(len(self.folds.splits))]
+    def _finish(self, result: Result, decisions: dict[int, Floats]) -> None:
+        folds = self.plan.folds
+        decision = self._gather(decisions)
+        if self.plan.scorer.of_probabilities:
+            calibration = calibrate(decision, folds, result.configuration.class_weight)
+            result.scores = [
+                self._score(decisions[fold], fold, calibration) for fold in range(len(folds.splits))
+            ]
         if not np.isfinite(result.score):
             result.state, result.error = FAILED, "the score is not a number"
             return
-        if self._best is None or self.contends(result, self._best):
-            self._weigh(result, decision)
-        answers.clear()
-        result.state = COMPLETE  # not before all that can fail is done
+        if self._best is None or self._is_as_good(result, self._best):
+            self._compare_probabilities(result, decision)
+        decisions.clear()
+        result.state = COMPLETE  # last: nothing can fail any more
 
-    def contends(self, result: Result, best: Result) -> bool:
-        """Whether a result is behind by no more than a standard error of the difference.
+    def _is_as_good(self, result: Result, best: Result) -> bool:
+        of_probabilities = self.plan.scorer.of_probabilities
+        return as_good(result.scores, best.scores, held_out=self.plan.held_out, exact=of_probabilities)
 
-        A score of probabilities has little noise to begin with: there only equal ones do.
-        """
-        behind = np.subtract(best.scores, result.scores)
-        error = 0.0 if self.scorer.of_probabilities else standard_error(behind, self.held_out)
-        return bool(behind.mean() <= error + ROUNDING)
-
-    def _weigh(self, result: Result, decision: Floats) -> None:
-        """Say how far a contender's probabilities are from the truth; keep the decisions of the surest."""
-        weighting = self.scorer.weighting
-        scored = np.flatnonzero(np.isfinite(decision if decision.ndim == 1 else decision[:, 0]))
-        y, weight = self.folds.y[scored], self.folds.row_weights(scored)
-        weight = weight * class_weights(weighting, y, weight, self.folds.n_classes)[y]
-        result.brier = brier(y, self.calibrate(decision, weighting).proba(decision[scored]), weight)
-        if self._held is None or result.brier < self._held[0].brier:
-            self._held = (result, decision)
+    def _compare_probabilities(self, result: Result, decision: Floats) -> None:
+        """Compute the Brier score; keep the decision values of the best one."""
+        result.brier = brier_out_of_fold(decision, self.plan.folds, self.plan.scorer.weighting)
+        if self._decisions is None or result.brier < self._decisions[0].brier:
+            self._decisions = (result, decision)
         if self._best is None or result.score > self._best.score:
             self._best = result
 
-    def calibrate(self, decision: Floats, class_weight: ClassWeights) -> Calibration:
-        """Fit the calibration on out-of-fold decisions of the rows that scored.
-
-        Class weights count here too: probabilities calibrated to the plain shares of the classes would undo
-        what the weights were asked for.
-        """
-        scored = np.flatnonzero(np.isfinite(decision if decision.ndim == 1 else decision[:, 0]))
-        y, weight = self.folds.y[scored], self.folds.row_weights(scored)
-        weight = weight * class_weights(class_weight, y, weight, self.folds.n_classes)[y]
-        return fit_calibration(decision[scored], y, self.folds.n_classes, sample_weight=weight)
-
     def _score(self, decision: Floats, fold: int, calibration: Calibration | None = None) -> float:
-        test = self.folds.splits[fold][1]
-        return self.scorer(
-            decision,
-            self.folds.y[test],
-            calibration=calibration,
-            weight=None if self.folds.weight is None else self.folds.weight[test],
-        )
+        folds, test = self.plan.folds, self.plan.folds.splits[fold][1]
+        weight = None if folds.weight is None else folds.weight[test]
+        return self.plan.scorer(decision, folds.y[test], calibration=calibration, weight=weight)
 
-    def _gather(self, answers: Mapping[int, Floats]) -> Floats:
-        """Decisions of all rows; their mean over repeats, NaN for rows that never scored."""
-        shape = (
-            (len(self.folds.y),) if self.folds.n_classes == 2 else (len(self.folds.y), self.folds.n_classes)
-        )
-        total, count = np.zeros(shape), np.zeros(len(self.folds.y))
-        for fold, answer in answers.items():
-            test = self.folds.splits[fold][1]
-            total[test] += answer
+    def _gather(self, decisions: Mapping[int, Floats]) -> Floats:
+        """Return decision values of all rows: means over repeats, NaN for rows that never test."""
+        folds = self.plan.folds
+        shape = (len(folds.y),) if folds.n_classes == 2 else (len(folds.y), folds.n_classes)
+        total, count = np.zeros(shape), np.zeros(len(folds.y))
+        for fold, decision in decisions.items():
+            test = folds.splits[fold][1]
+            total[test] += decision
             count[test] += 1
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.asarray(total / (count if total.ndim == 1 else count[:, None]))
 
-    def _rows(self, choice: Choice) -> ScaledRows:
-        pieces = self.pieces_of(choice.representation)
-        memory = self.options["memory"] // 2
-        parts = [self._scaled_block(piece, choice.scaling) for piece in pieces]
+    def _pieces(self, representation: Representation) -> list[Piece]:
+        """Return the blocks of a representation; picked features are one block, of all folds' columns."""
+        plan = self.plan
+        if representation.picked is None:
+            load: Callable[[str], Any] = plan.blocks.source if plan.streamed else plan.blocks.__getitem__
+            return [(name, partial(load, name), None) for name in representation.blocks]
+        own = plan.picked.of_folds(representation.picked)
+        union = np.unique(np.concatenate(own))
+        columns = np.column_stack([np.isin(union, one) for one in own])
+        return [(str(representation), partial(plan.picked.load, union), columns)]
+
+    def _rows(self, configuration: Configuration) -> ScaledRows:
+        representation, scaling = configuration.representation, configuration.scaling
+        pieces = self._pieces(representation)
+        memory = self.plan.settings.memory // 2
+        parts = [self._scaled_block(piece, scaling) for piece in pieces]
         names = [name for name, _, _ in pieces]
-        key = (choice.representation, choice.scaling)
-        rows = self._moments.pop(key, None) or ScaledRows(parts, choice.scaling, self.folds, memory=memory)
+        key = (representation, scaling)
+        rows = self._moments.pop(key, None) or ScaledRows(parts, scaling, self.plan.folds, memory=memory)
         if rows.by_moments:
             self._moments[key] = rows
-        self._forget(memory, {key, *names, *((name, choice.scaling) for name in names)})
+        self._release(memory, {key, *names, *((name, scaling) for name in names)})
         return rows
 
     def _scaled_block(self, piece: Piece, scaling: str) -> ScaledBlock:
-        """Blocks and their Gram matrices are kept: representations share blocks, heads share all of it."""
-        name, load, kept = piece
+        """Return a scaled block; it is kept, since representations share blocks and heads share all of it."""
+        name, load, columns = piece
         block = self._blocks.pop(name, None) or as_block(load())
-        self._blocks[name] = block  # most recently used last
+        self._blocks[name] = block  # the most recently used is the last
         key = (name, scaling)
-        scaled = self._scaled.pop(key, None) or ScaledBlock(block, scaling, self.folds, kept=kept)
+        scaled = self._scaled.pop(key, None) or ScaledBlock(block, scaling, self.plan.folds, kept=columns)
         self._scaled[key] = scaled
         return scaled
 
-    def _forget(self, memory: int, needed: set[Any]) -> None:
-        """Drop what was not used for longest while all that is kept takes more than `memory`."""
+    def _release(self, memory: int, needed: set[Any]) -> None:
+        """Delete the least recently used matrices while all of them take more than `memory`."""
         caches: tuple[dict[Any, Any], ...] = (self._moments, self._scaled, self._blocks)
         for cache in caches:
             for key in [key for key in cache if key not in needed]:
-                if self._held_bytes() <= memory:
+                if sum(own.nbytes for kept in caches for own in kept.values()) <= memory:
                     return
                 del cache[key]
-
-    def _held_bytes(self) -> int:
-        held: list[Any] = [*self._moments.values(), *self._scaled.values(), *self._blocks.values()]
-        return sum(own.nbytes for own in held)

@@ -1,4 +1,4 @@
-"""Score decision values of held-out rows by any scikit-learn scorer, without a fitted estimator at hand."""
+"""Score decision values of held-out rows, by featx's metrics or by any scikit-learn scorer."""
 
 from __future__ import annotations
 
@@ -11,18 +11,22 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 
-from featx.evaluation import METRICS, Calibration
+from featx.evaluation import METRICS, Calibration, fit_calibration
 from featx.exceptions import UsageError
+from featx.solvers import ClassWeights, Folds, class_weights
 
 Floats = NDArray[Any]
 
 LOWER_IS_BETTER = ("log_loss", "ece")
-"""Metrics whose negative is maximised."""
+"""Metrics that are negated, so that higher is better."""
 
 OF_PROBABILITIES = ("log_loss", "ece")
 
 OF_CLASSES = ("balanced_accuracy", "macro_f1")
-"""Metrics to which every class counts alike, however rare."""
+"""Metrics in which every class counts the same, however rare it is."""
+
+ROUNDING = 1e-12
+"""Scores that differ by less are equal."""
 
 
 class Scorer:
@@ -39,13 +43,13 @@ class Scorer:
     Attributes
     ----------
     of_probabilities : bool
-        Whether it needs calibrated probabilities, so that it can only be asked when all folds are done.
+        Whether it needs calibrated probabilities, so that it is computed when all folds are done.
     weighting : str or None
-        Class weighting under which a row counts as much as it does for the metric.
+        Class weights under which a row counts as much as it does for the metric.
     """
 
     def __init__(self, scoring: str | Callable[..., float], classes: NDArray[Any]) -> None:
-        self.classes = classes
+        self.scoring, self.classes = scoring, classes
         self.metric: Any = None
         self.scorer: Any = None
         self.weighting = "balanced" if scoring in OF_CLASSES else None
@@ -71,10 +75,9 @@ class Scorer:
         y: NDArray[np.intp],
         *,
         calibration: Calibration | None = None,
-        rows: Callable[[], Floats] | None = None,
         weight: Floats | None = None,
     ) -> float:
-        """Score of some rows: the larger the better.
+        """Score some rows; higher is better.
 
         Parameters
         ----------
@@ -83,9 +86,7 @@ class Scorer:
         y : array of shape (m,)
             Class indices.
         calibration : Calibration, optional
-            Turns decisions into probabilities.
-        rows : callable, optional
-            Gives the rows themselves, for callables that look at them.
+            Maps decision values to probabilities.
         weight : array of shape (m,), optional
             Sample weights.
         """
@@ -96,15 +97,14 @@ class Scorer:
             else:
                 shares = decision if decision.ndim == 2 else np.column_stack([-decision, decision])
             return float(self.sign * self.metric(y, shares, weight))
-        answers = _Answers(self.classes, decision, calibration)
-        plain = hasattr(self.scorer, "_score_func")
-        X = np.zeros((len(y), 1)) if plain or rows is None else rows()
-        extra = {"sample_weight": weight} if weight is not None and plain else {}
-        return float(self.scorer(answers, X, self.classes[y], **extra))
+        answers = _Precomputed(self.classes, decision, calibration)
+        is_plain = hasattr(self.scorer, "_score_func")
+        extra = {"sample_weight": weight} if weight is not None and is_plain else {}
+        return float(self.scorer(answers, np.zeros((len(y), 1)), self.classes[y], **extra))
 
 
-class _Answers(ClassifierMixin, BaseEstimator):
-    """A classifier that knows its answers already: what a scikit-learn scorer is asked about."""
+class _Precomputed(ClassifierMixin, BaseEstimator):
+    """A classifier with given decision values, for scikit-learn's scorers."""
 
     def __init__(self, classes: Any, decision: Any, calibration: Any) -> None:
         self.classes = classes
@@ -113,53 +113,94 @@ class _Answers(ClassifierMixin, BaseEstimator):
         self.classes_ = classes
 
     def decision_function(self, X: Any) -> Floats:
-        return self._of(X, self.decision)
+        return self._checked(X, self.decision)
 
     def predict_proba(self, X: Any) -> Floats:
-        return self._of(X, self.calibration.proba(self.decision))
+        return self._checked(X, self.calibration.proba(self.decision))
 
     def predict(self, X: Any) -> NDArray[Any]:
-        best = (self.decision > 0).astype(int) if self.decision.ndim == 1 else self.decision.argmax(axis=1)
-        return self._of(X, self.classes_[best])
+        return self._checked(X, self.classes_[decided(self.decision)])
 
-    def _of(self, X: Any, answers: NDArray[Any]) -> NDArray[Any]:
+    def _checked(self, X: Any, answers: NDArray[Any]) -> NDArray[Any]:
         if len(X) != len(answers):
             raise UsageError(
-                f"the scorer asks about {len(X)} rows of a fold that has {len(answers)}; inside the search a "
-                "scorer can only ask about all rows of the fold."
+                f"the scorer requests predictions of {len(X)} rows, but the fold has {len(answers)}; inside "
+                "a search, a scorer must request predictions of all rows of the fold."
             )
         return answers
 
 
 def decided(decision: Floats) -> NDArray[np.intp]:
-    """Class indices that decision values choose."""
+    """Return the predicted class indices of decision values."""
     return np.asarray((decision > 0).astype(np.intp) if decision.ndim == 1 else decision.argmax(axis=1))
 
 
-def standard_error(differences: Sequence[float] | Floats, held_out: float) -> float:
-    """Standard error of the mean difference between two configurations that were scored on the same folds.
+def calibrate(decision: Floats, folds: Folds, class_weight: ClassWeights) -> Calibration:
+    """Fit the calibration on out-of-fold decision values of the rows that have one.
 
-    Folds share most of their training rows, so that their differences are not independent, and drawing
-    folds anew makes no new rows, though the usual error shrinks as if it did. The corrected one of Nadeau and
-    Bengio ("Inference for the generalization error", Machine Learning 52, 2003) is
-    ``s * sqrt(1 / J + n_test / n_train)`` for J folds.
+    Class weights are used here too: probabilities that are calibrated to the plain shares of the classes
+    would undo the effect of the weights.
+    """
+    scored, y, weight = _scored(decision, folds, class_weight)
+    return fit_calibration(decision[scored], y, folds.n_classes, sample_weight=weight)
+
+
+def brier_out_of_fold(decision: Floats, folds: Folds, class_weight: ClassWeights) -> float:
+    """Return the Brier score of calibrated out-of-fold decision values."""
+    scored, y, weight = _scored(decision, folds, class_weight)
+    return brier(y, calibrate(decision, folds, class_weight).proba(decision[scored]), weight)
+
+
+def _scored(
+    decision: Floats, folds: Folds, class_weight: ClassWeights
+) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:
+    """Rows that have a decision value, their classes and weights."""
+    scored = np.flatnonzero(np.isfinite(decision if decision.ndim == 1 else decision[:, 0]))
+    y, weight = folds.y[scored], folds.row_weights(scored)
+    return scored, y, weight * class_weights(class_weight, y, weight, folds.n_classes)[y]
+
+
+def standard_error(differences: Sequence[float] | Floats, held_out: float) -> float:
+    """Return the standard error of the mean difference of two configurations on the same folds.
+
+    Folds share most of their training rows, so their differences are not independent; and repeated folds
+    add no new rows. So the usual standard error is too small. This is the corrected one of Nadeau and Bengio
+    ("Inference for the generalization error", Machine Learning 52, 2003): ``s * sqrt(1 / J + n_test /
+    n_train)`` for J folds.
 
     Parameters
     ----------
     differences : array of shape (J,)
-        Of each fold.
+        Difference of the scores in each fold.
     held_out : float
-        Rows that a fold scores for each that it trains on: n_test / n_train.
+        Test rows for each training row: n_test / n_train.
     """
     j = len(differences)
     return float(np.std(differences, ddof=1)) * math.sqrt(1 / j + held_out) if j > 1 else 0.0
 
 
+def as_good(scores: Sequence[float], best: Sequence[float], *, held_out: float, exact: bool = False) -> bool:
+    """Return whether scores are lower than the best ones by no more than a standard error.
+
+    Parameters
+    ----------
+    scores, best : sequence of float
+        Scores of two configurations on the same folds.
+    held_out : float
+        As for `standard_error`.
+    exact : bool
+        Whether only equal scores are as good: for scores of probabilities, which have little noise.
+    """
+    behind = np.subtract(best, scores)
+    error = 0.0 if exact else standard_error(behind, held_out)
+    return bool(behind.mean() <= error + ROUNDING)
+
+
 def distances(y: NDArray[np.intp], proba: Floats) -> Floats:
-    """Squared distance of each row's probabilities (n, C) from the truth, shape (n,)."""
+    """Return each row's squared distance of the probabilities (n, C) from the true class, shape (n,)."""
     return np.asarray((proba**2).sum(axis=1) + 1 - 2 * proba[np.arange(len(y)), y])
 
 
 def brier(y: NDArray[np.intp], proba: Floats, weight: Floats) -> float:
-    """Mean squared distance of probabilities (n, C) from the truth (Brier 1950); less is better."""
+    """Return the Brier score (Brier 1950): the weighted mean of `distances`; lower is better."""
     return float(weight @ distances(y, proba) / weight.sum())

@@ -19,7 +19,7 @@ from sklearn.preprocessing import LabelBinarizer, StandardScaler
 
 from featx.features import FeatureBlocks
 from featx.heads import LEARNT_SCALINGS
-from featx.search.space import Choice
+from featx.search.space import Configuration
 from featx.solvers import CHUNK_ROWS, Fitted, Folds, ScaledRows, Task, as_block, fit_streamed
 
 Floats = NDArray[Any]
@@ -31,7 +31,7 @@ def fit_pipeline_streamed(
     names: Sequence[str],
     folds: Folds,
     classes: NDArray[Any],
-    choice: Choice,
+    choice: Configuration,
     *,
     n_jobs: int,
     memory: int,
@@ -50,7 +50,7 @@ def fit_pipeline_streamed(
         Targets and weights; its splits are not looked at.
     classes : array of shape (n_classes,)
         Labels.
-    choice : Choice
+    choice : Configuration
         Head, scaling, parameters and class weights.
     n_jobs, memory : int
         As for `Task`.
@@ -78,7 +78,7 @@ def chunks_of(blocks: FeatureBlocks, names: Sequence[str]) -> Iterator[tuple[sli
 
 
 def _fit_scaler(
-    scaler: Any, blocks: FeatureBlocks, names: Sequence[str], folds: Folds, choice: Choice
+    scaler: Any, blocks: FeatureBlocks, names: Sequence[str], folds: Folds, choice: Configuration
 ) -> None:
     """Let scikit-learn fit it on two rows, for its form, and the means in it on all."""
     scaler.fit(np.hstack([blocks.part(name, slice(0, 2)) for name in names]))

@@ -1,4 +1,4 @@
-"""Where trials are kept: an Optuna study of one space and data set, in memory, a journal or a database."""
+"""The Optuna study of one space and data set: in memory, in a journal file or in a database."""
 
 from __future__ import annotations
 
@@ -6,44 +6,41 @@ import hashlib
 import os
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.exceptions import SearchError, UsageError
-from featx.search.evaluator import COMPLETE, FAILED, PRUNED, Result
-from featx.search.space import Space, identity
+from featx.search.outcome import COMPLETE, FAILED, PRUNED, Result
+from featx.search.plan import SearchPlan
+from featx.search.space import SearchSpace, identity
 from featx.signals import answered_by
 
 JOURNAL = re.compile(r"^journal://(?P<path>.+)$")
 
 
-def open_study(
-    storage: Any,
-    study_name: str | None,
-    *,
-    space_key: str,
-    data_key: str,
-    random_state: int | None,
-    pruner: Any,
-) -> Any:
-    """Create the study, or open the one that an earlier search of the same space and data left.
+PRUNE_AFTER = 8
+"""Completed configurations before the score of a fold can prune another."""
+
+
+def open_study(plan: SearchPlan) -> Any:
+    """Create the study of a plan, or open that of an earlier search of the same space and data.
 
     Raises
     ------
     SearchError
-        If the study that `study_name` names is of another space or other data.
+        If the study of that name is of another space or other data.
     UsageError
         If the storage cannot be opened.
     """
     import optuna
 
-    name = study_name or (f"featx-{space_key}-{data_key}" if storage is not None else None)
-    sampler = optuna.samplers.TPESampler(seed=random_state, n_startup_trials=0, constant_liar=True)
+    storage, space_key, data_key = plan.settings.storage, plan.space.key, _data_key(plan)
+    name = plan.settings.study_name or (f"featx-{space_key}-{data_key}" if storage is not None else None)
+    sampler = optuna.samplers.TPESampler(seed=plan.seed, n_startup_trials=0, constant_liar=True)
     try:
         with quiet():
             study = optuna.create_study(
@@ -51,29 +48,29 @@ def open_study(
                 study_name=name,
                 direction="maximize",
                 sampler=sampler,
-                pruner=pruner,
+                pruner=_pruner(plan.settings.pruner),
                 load_if_exists=storage is not None,
             )
-    except Exception as error:  # whatever a database driver, or a file that is no journal, raises
+    except Exception as error:  # database drivers raise exceptions of their own
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UsageError(
             f"storage {storage!r} cannot be opened ({reason}); "
             "give the path of a .journal file or a database URL such as sqlite:///study.db."
         ) from error
-    kept = study.user_attrs
+    known = study.user_attrs
     for attribute, key, what in (("data", data_key, "other data"), ("space", space_key, "another space")):
-        if attribute not in kept:
+        if attribute not in known:
             study.set_user_attr(attribute, key)
-        elif kept[attribute] != key:
+        elif known[attribute] != key:
             raise SearchError(
-                f"study {name!r} was made for {what} ({attribute} {kept[attribute]}, now {key}); leave "
-                "study_name out, so that each space and data set gets a study of its own, or name a new one."
+                f"study {name!r} was made for {what} ({attribute} {known[attribute]}, now {key}); leave "
+                "study_name out, so that each space and data set has its own study, or choose a new name."
             )
     return study
 
 
 def open_storage(storage: Any) -> Any:
-    """Return what Optuna takes: None, a database URL, or a journal whose torn last line was cut off.
+    """Return a storage for Optuna: None, a database URL, or a journal without an incomplete last line.
 
     ``"journal:///path/to/file"`` and paths that end in ``.journal`` or ``.log`` are journal files.
     """
@@ -100,7 +97,7 @@ def _journal_lock(path: Path) -> Any:
 
 
 def _trim_journal(path: Path, lock: Any) -> None:
-    """Cut off a last line that a killed process left half written: Optuna could not read past it."""
+    """Remove an incomplete last line, which a killed process has left: Optuna cannot read past it."""
     if not path.exists():
         return
     lock.acquire()
@@ -123,7 +120,7 @@ def _trim_journal(path: Path, lock: Any) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep Optuna's log lines off the user's terminal; the search reports by itself."""
+    """Switch off Optuna's log messages; the search has its own progress reports."""
     import optuna
 
     before = optuna.logging.get_verbosity()
@@ -135,29 +132,30 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """Hold SIGINT and SIGTERM back while trials are written.
+def signals_delayed() -> Iterator[None]:
+    """Delay SIGINT and SIGTERM while trials are written.
 
-    Optuna's journal takes and gives back a lock by renaming a file; an exception between the two leaves
-    errors about files that are gone instead of an orderly end.
+    Optuna's journal locks and unlocks by renaming a file. An exception between the two would leave errors
+    about missing files.
     """
-    held: list[int] = []
-    with answered_by(lambda number, _: held.append(number)):
+    received: list[int] = []
+    with answered_by(lambda number, _: received.append(number)):
         yield
-    for number in held:
+    for number in received:
         signal.raise_signal(number)
 
 
-def known_results(study: Any) -> dict[str, Result]:
-    """Finished trials of an earlier run, by the identity of their configuration."""
+def known_results(study: Any, space: SearchSpace) -> dict[str, Result]:
+    """Return finished trials of an earlier run, by the identity of their configuration."""
     found = {}
     for trial in study.get_trials(deepcopy=False):
         if trial.state.name not in ("COMPLETE", "PRUNED") or "origin" not in trial.user_attrs:
             continue
         attributes = trial.user_attrs
-        config = dict(trial.params)
-        found[identity(config)] = Result(
-            config,
+        params = dict(trial.params)
+        found[identity(params)] = Result(
+            params,
+            space.read(params),
             [trial.intermediate_values[step] for step in sorted(trial.intermediate_values)],
             COMPLETE if trial.state.name == "COMPLETE" else PRUNED,
             attributes["origin"],
@@ -168,13 +166,13 @@ def known_results(study: Any) -> dict[str, Result]:
 
 
 def count_trials(study: Any, origin: str) -> int:
-    """Number of finished trials of an origin, also of earlier runs."""
+    """Return the number of finished trials of an origin, including those of earlier runs."""
     trials = study.get_trials(deepcopy=False)
     return sum(trial.state.is_finished() and trial.user_attrs.get("origin") == origin for trial in trials)
 
 
-def add_result(study: Any, space: Space, result: Result) -> None:
-    """Enter an evaluated configuration as a finished trial."""
+def add_result(study: Any, space: SearchSpace, result: Result) -> None:
+    """Add an evaluated configuration as a finished trial."""
     from optuna.trial import TrialState, create_trial
 
     states = {COMPLETE: TrialState.COMPLETE, PRUNED: TrialState.PRUNED, FAILED: TrialState.FAIL}
@@ -182,8 +180,8 @@ def add_result(study: Any, space: Space, result: Result) -> None:
         create_trial(
             state=states[result.state],
             value=result.score if result.state in (COMPLETE, PRUNED) else None,
-            params=result.config,
-            distributions=space.distributions(result.config),
+            params=result.params,
+            distributions=space.distributions(result.params),
             intermediate_values=dict(enumerate(result.scores)),
             user_attrs=_attributes(result),
         )
@@ -191,7 +189,7 @@ def add_result(study: Any, space: Space, result: Result) -> None:
 
 
 def tell_result(study: Any, trial: Any, result: Result) -> None:
-    """Finish a trial that was asked for."""
+    """Finish a trial that the study has suggested."""
     from optuna.trial import TrialState
 
     for step, score in enumerate(result.scores):
@@ -205,25 +203,38 @@ def tell_result(study: Any, trial: Any, result: Result) -> None:
 
 
 def should_prune(study: Any, scores: Sequence[float]) -> bool:
-    """Ask the study's pruner about a configuration that has these scores of its first folds."""
+    """Return whether the study's pruner stops a configuration with these scores of its first folds."""
     from optuna.trial import TrialState, create_trial
 
     trial = create_trial(state=TrialState.RUNNING, intermediate_values=dict(enumerate(scores)))
     return bool(study.pruner.prune(study, trial))
 
 
-def data_key(blocks: Mapping[str, Any], *arrays: Any) -> str:
-    """Short hash of the rows, labels, folds and weights: part of a study's name."""
+def _pruner(pruner: Any) -> Any:
+    import optuna
+
+    if pruner == "median":
+        return optuna.pruners.MedianPruner(n_startup_trials=PRUNE_AFTER)
+    return optuna.pruners.NopPruner() if pruner is None else pruner
+
+
+def _data_key(plan: SearchPlan) -> str:
+    """Short hash of features, labels, folds and weights. It is part of the study's name."""
+    if plan.settings.storage is None:
+        return "memory"
+    folds, blocks = plan.folds, plan.blocks
     digest = hashlib.sha256()
-    for name, rows in blocks.items():
+    for name in blocks:
         digest.update(name.encode())
-        _update(digest, rows)
-    for array in arrays:
+        _update(digest, blocks.source(name) if plan.streamed else blocks[name])
+    weight = np.empty(0) if folds.weight is None else folds.weight
+    splits = [np.concatenate([train, [-1], test]) for train, test in folds.splits]
+    for array in (folds.y, weight, np.array([str(plan.scorer.scoring)]), *splits):
         _update(digest, np.asarray(array))
     return digest.hexdigest()[:12]
 
 
-def _update(digest: Any, array: NDArray[Any]) -> None:
+def _update(digest: Any, array: Any) -> None:
     digest.update(f"{array.dtype}{array.shape}".encode())
     if array.dtype == object or array.dtype.kind == "U":
         digest.update("\0".join(map(str, array.ravel().tolist())).encode())

@@ -25,7 +25,7 @@ from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
-from featx.search.representations import screen_representations
+from featx.search.screening import screen_representations
 from featx.selection.halving import BackboneScore, HalvingPlan, plan_halving, survivors
 
 AUTO = "auto"

@@ -25,7 +25,7 @@ from featx.exceptions import ImageError
 from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet, ImageSource, picture_size, read_digests, read_picture
-from featx.search.representations import Screened, screen_representations, shortlist
+from featx.search.screening import Screened, screen_representations, shortlist
 from featx.spec import RESIZES, FeatureSpec
 
 AUTO = "auto"

@@ -31,7 +31,7 @@ classifier = ImageClassifier(
     "test_resnet", cut=None, pool="avg", heads=["logistic", "ridge", "nearest_mean"], n_trials=0, **params
 ).fit_with_test(images, y)
 accuracy = classifier.evaluation_.metrics["accuracy"].value
-width = classifier.search_.n_features_in_
+width = classifier.best_estimator_.named_steps["head"].n_features_in_
 print(json.dumps(dict(few=few, many=many, fitted=state(), computed=classifier.n_computed_,
                       accuracy=accuracy, width=width)))
 """
