@@ -175,6 +175,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Mean cross-validation score that the winner was chosen by: optimistic, being a maximum.
     study_ : optuna.Study
         All trials (absent in a loaded model).
+    cv_results_ : dict of arrays
+        One entry for each configuration of the search (absent in a loaded model).
     best_blocks_ : tuple of str
         Representations that the winner uses, ``cut:pool:resize``.
     specs_ : dict of str to FeatureSpec
@@ -640,6 +642,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """Copy what was tuned."""
         self.search_ = tuned
         self.study_ = tuned.study
+        self.cv_results_ = tuned.cv_results
         self.classes_ = tuned.classes
         self.best_params_ = tuned.params
         self.best_score_ = tuned.score
