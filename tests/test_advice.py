@@ -14,10 +14,13 @@ from sklearn.model_selection import cross_val_predict
 
 from featx.advice import (
     Advice,
+    BackboneScore,
     FineTuning,
     LayerScore,
-    Representation,
+    RandomBaseline,
+    RepresentationScore,
     advise,
+    advise_on_features,
     depth_profile,
     effective_rank,
     fine_tune_from,
@@ -25,17 +28,18 @@ from featx.advice import (
     judge_domain,
     log_me,
     probe,
+    sentences,
+    stratified_rows,
 )
-from featx.advice.from_rows import Twin, advise_on_rows, stratified_rows
 from featx.audit import label_noise
-from featx.curves import Forecast, forecast, learning_curve
+from featx.curves import Forecast, ScorePath, TransferEffect, compare_paths, forecast, learning_curve
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.features import FeatureBlocks
-from featx.report.figures import ScorePath, TransferEffect, compare_paths, plot_curve, plot_depth, to_png
-from featx.representation import BlockName
+from featx.report.figures import plot_advice, plot_curve, plot_depth, to_png
+from featx.representation import BlockName, Representation
 from featx.selection.choice import Candidate, Choice, choose
-from featx.selection.halving import BackboneScore, plan_halving, rank_backbones, survivors
+from featx.selection.halving import plan_halving, survivors
 from featx.selection.imbalance import (
     IMBALANCED_FROM,
     Adjustment,
@@ -184,18 +188,11 @@ def test_of_equal_survivors_the_cheaper_goes_on() -> None:
     assert survivors({"a": 0.9, "b": 0.9, "c": 0.95}, 2, {"a": 3.0, "b": 1.0}) == ["c", "b"]
 
 
-def test_backbones_are_ranked_against_the_one_in_use(digits: tuple[np.ndarray, np.ndarray]) -> None:
-    X, y = digits
-    rows = FeatureBlocks({"poor": X[:, :8], "good": X}, len(y))
-    good, poor = rank_backbones(rows, y, current="poor", minutes={"good": 3.0})
-    assert (good.name, poor.name) == ("good", "poor")
-    assert good.over_current.low > 0
-    assert good.log_me > poor.log_me
-    assert good.minutes == 3.0
-    assert math.isnan(poor.minutes)
-    assert BackboneScore.from_dict(json.loads(json.dumps(good.to_dict()))) == good
-    with pytest.raises(UsageError, match="'other' is not among"):
-        rank_backbones(rows, y, current="other")
+def test_a_backbone_score_survives_json() -> None:
+    score = BackboneScore("big", around(0.9), around(0.08), 1.2, 5.0, 500)
+    again = BackboneScore.from_dict(json.loads(json.dumps(score.to_dict())))
+    assert again.accuracy == score.accuracy
+    assert math.isnan(again.minutes)
 
 
 # An honest choice ----------------------------------------------------------------------------------------
@@ -366,7 +363,14 @@ def test_an_unknown_metric_is_named() -> None:
 
 
 def layer(block: str, depth: float, accuracy: float, over_last: float, half: float = 0.02) -> LayerScore:
-    return LayerScore(block, depth, around(accuracy, half), around(over_last, half), 100.0, 1280)
+    return LayerScore(
+        BlockName.parse(block), depth, around(accuracy, half), around(over_last, half), 100.0, 1280
+    )
+
+
+def representation(blocks: list[str], accuracy: Metric, over_last: Metric) -> RepresentationScore:
+    names = tuple(map(BlockName.parse, blocks))
+    return RepresentationScore(str(Representation(names)), names, accuracy, over_last, 1280)
 
 
 def around(value: float, half: float = 0.02) -> Metric:
@@ -419,9 +423,9 @@ def test_the_real_profile_is_judged_different(layers: tuple[LayerScore, ...]) ->
 
 def test_a_better_block_comes_first() -> None:
     tried = [
-        Representation("last:avg:crop", around(0.70), Metric(0, 0, 0), 1280),
-        Representation("b.2:grid4:crop", around(0.90), around(0.20), 640),
-        Representation("b.2:grid4:crop + last:avg:crop", around(0.905), around(0.205), 1920),
+        representation(["last:avg:crop"], around(0.70), Metric(0, 0, 0)),
+        representation(["b.2:grid4:crop"], around(0.90), around(0.20)),
+        representation(["b.2:grid4:crop", "last:avg:crop"], around(0.905), around(0.205)),
     ]
     found = advise(n=500, n_classes=10, accuracy=around(0.7), in_use="last:avg:crop", representations=tried)
     assert found.next_step is not None
@@ -500,7 +504,7 @@ def test_wrong_labels_leave_less_to_be_won() -> None:
     noisy = advise(**common, domain=judge_domain(FAR), noise=noise)
     gain = [next(o.gain.value for o in a.options if o.action == "fine_tune") for a in (clean, noisy)]
     assert gain[1] < gain[0]
-    assert any("contradict their label" in sentence for sentence in noisy.sentences())
+    assert any("contradict their label" in sentence for sentence in sentences(noisy))
 
 
 def test_another_backbone_is_advised_with_its_cost() -> None:
@@ -516,7 +520,7 @@ def test_another_backbone_is_advised_with_its_cost() -> None:
     )
     assert found.next_step is not None
     assert (found.next_step.action, found.next_step.what) == ("other_backbone", "big")
-    assert found.sentences()[0] == (
+    assert sentences(found)[0] == (
         "Next, use the backbone big (last features of both compared): measured +8.0 points [+6.0, +10.0], "
         "about 12 min here."
     )
@@ -541,16 +545,16 @@ def test_nothing_to_gain_is_an_answer() -> None:
         domain=judge_domain(NEAR, over_random=around(0.3)), labels=doubling(0.001, 0.001),
     )  # fmt: skip
     assert found.next_step is None
-    assert found.sentences()[0].startswith("Leave it as it is: accuracy 0.990 [0.985, 0.995]")
+    assert sentences(found)[0].startswith("Leave it as it is: accuracy 0.990 [0.985, 0.995]")
 
 
 def test_the_sentences_carry_the_numbers() -> None:
     found = advise(
         n=500, n_classes=10, accuracy=around(0.9), in_use="b.2:grid4:crop",
-        domain=judge_domain(FAR, neighbours_behind=around(0.05), over_random=around(0.1)),
+        domain=judge_domain(FAR, over_neighbours=around(0.05), over_random=around(0.1)),
         labels=doubling(0.05),
     )  # fmt: skip
-    text = " ".join(found.sentences())
+    text = " ".join(sentences(found))
     for part in (
         "peaks before the end: b.2:grid4:crop has 0.900 [0.880, 0.920]",
         "+5.0 points [+3.0, +7.0] ahead of nearest neighbours",
@@ -573,7 +577,7 @@ def test_pretraining_that_is_behind_or_even_is_called_so(difference: Metric, sai
         n=500, n_classes=10, accuracy=around(0.9), in_use="b.2:grid4:crop",
         domain=judge_domain(FAR, over_random=difference),
     )  # fmt: skip
-    assert said in " ".join(found.sentences())
+    assert said in " ".join(sentences(found))
 
 
 def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:
@@ -588,7 +592,7 @@ def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:
     )  # fmt: skip
     again = Advice.from_dict(json.loads(json.dumps(found.to_dict())))
     assert again.to_dict() == found.to_dict()
-    assert again.sentences() == found.sentences()
+    assert sentences(again) == sentences(found)
 
 
 # From rows -----------------------------------------------------------------------------------------------
@@ -608,15 +612,15 @@ def searched(digits: tuple[np.ndarray, np.ndarray]) -> tuple[FeatureBlocks, np.n
     return FeatureBlocks({BlockName.parse(name): rows for name, rows in layers.items()}, len(y)), y, proba
 
 
-def test_advice_is_measured_from_the_rows_at_hand(
+def test_advice_is_measured_from_the_features(
     searched: tuple[FeatureBlocks, np.ndarray, np.ndarray],
 ) -> None:
     blocks, y, proba = searched
     rng = np.random.default_rng(0)
-    twin = Twin(rng.normal(size=(200, 16)).astype(np.float32), np.arange(200))
-    found = advise_on_rows(
+    baseline = RandomBaseline(rng.normal(size=(200, 16)).astype(np.float32), np.arange(200))
+    found = advise_on_features(
         blocks, y, taps=["early", "middle", "last"], in_use=["middle:grid2:crop"], oof_proba=proba,
-        head="rbf_svm", twin=twin, seconds_per_image=0.02,
+        head="rbf_svm", random_baseline=baseline, seconds_per_image=0.02,
     )  # fmt: skip
     assert found.accuracy.value == pytest.approx((proba.argmax(axis=1) == y).mean())
     assert found.domain is not None
@@ -633,7 +637,7 @@ def test_advice_is_measured_from_the_rows_at_hand(
     done = [option for option in found.options if option.done]
     assert [option.what for option in done] == ["middle:grid2:crop"]
     # 15 epochs of 3 passes over 500 images at 0.02 s, of one layer of three
-    assert found.plot().startswith(b"\x89PNG")
+    assert plot_advice(found).startswith(b"\x89PNG")
     tuned = next(option for option in found.options if option.action == "fine_tune")
     assert (tuned.what, tuned.minutes) == ("middle", pytest.approx(15 * 3 * 500 * 0.02 / 3 / 60))
 
@@ -642,7 +646,7 @@ def test_a_combination_in_use_is_named_and_compared(
     searched: tuple[FeatureBlocks, np.ndarray, np.ndarray],
 ) -> None:
     blocks, y, proba = searched
-    found = advise_on_rows(
+    found = advise_on_features(
         blocks,
         y,
         taps=["early", "middle", "last"],
@@ -683,7 +687,7 @@ def test_paths_apart_are_not_compared() -> None:
 
 def test_advice_without_measurements_has_no_figure() -> None:
     with pytest.raises(UsageError, match="nothing to draw"):
-        advise(n=10, n_classes=2, accuracy=around(0.8), in_use="last:avg:crop").plot()
+        plot_advice(advise(n=10, n_classes=2, accuracy=around(0.8), in_use="last:avg:crop"))
 
 
 def test_figures_are_drawn_without_a_screen(digits: tuple[np.ndarray, np.ndarray]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featx.advice import sentences
 from featx.classifier import ImageClassifier, load
 from featx.classifier.advising import advise_classifier
 from featx.classifier.growth import grow
@@ -108,7 +109,7 @@ def test_advice_is_measured_on_the_training_part(class_folders: Path) -> None:
     assert found.domain is not None
     assert [layer.block for layer in found.domain.layers] == ["layer2:avg:crop", "last:avg:crop"]
     assert found.domain.over_random is None  # it is untrained itself
-    assert found.sentences()
+    assert sentences(found)
     with pytest.raises(UsageError, match="that the classifier was fitted on"):
         advise_classifier(clf, load_images(class_folders).select(np.arange(5)))
 

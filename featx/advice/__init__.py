@@ -1,35 +1,46 @@
-"""What to do next, from plain measured values: scores by layer, learning curves, times.
+"""What to do next, from measured values: scores by layer, learning curves, costs.
 
-`measures` turns features into such values, `recommend` weighs them, `words` says them. No torch, and nothing
-here embeds an image: the classifier extracts what is needed.
+`measures` computes such values from features, `recommend` derives options from them, and `words` describes
+the result in sentences. Nothing here extracts features or imports torch.
 """
 
 from __future__ import annotations
 
-from featx.advice.from_rows import Twin, advise_on_rows
-from featx.advice.measures import LayerScore, Probe, depth_profile, effective_rank, h_score, log_me, probe
+from featx.advice.from_features import RandomBaseline, advise_on_features, stratified_rows
+from featx.advice.measures import (
+    BackboneScore,
+    LayerScore,
+    ProbeResult,
+    depth_profile,
+    effective_rank,
+    h_score,
+    log_me,
+    probe,
+)
 from featx.advice.recommend import (
     Advice,
     Domain,
     FineTuning,
     Option,
-    Representation,
+    RepresentationScore,
     advise,
     fine_tune_from,
     judge_domain,
 )
+from featx.advice.words import sentences
 
 __all__ = [
     "Advice",
+    "BackboneScore",
     "Domain",
     "FineTuning",
     "LayerScore",
     "Option",
-    "Probe",
-    "Representation",
-    "Twin",
+    "ProbeResult",
+    "RandomBaseline",
+    "RepresentationScore",
     "advise",
-    "advise_on_rows",
+    "advise_on_features",
     "depth_profile",
     "effective_rank",
     "fine_tune_from",
@@ -37,4 +48,6 @@ __all__ = [
     "judge_domain",
     "log_me",
     "probe",
+    "sentences",
+    "stratified_rows",
 ]

@@ -1,7 +1,8 @@
-"""What rows tell of a layer or a network: probes with paired differences, rank, LogME, H-score.
+"""Scores of the features of a layer or a network: probes with paired differences, rank, LogME, H-score.
 
-A probe is a cheap head scored out of fold; it keeps which images were right, so that two probes of the same
-images are compared image by image, which is several times sharper than comparing their intervals.
+A probe is a cheap head that is scored out of fold. It records which images were classified correctly, so that
+two probes of the same images are compared image by image. Such a paired difference has a much narrower
+interval than the two accuracies suggest.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import math
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,30 +21,32 @@ from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, SearchWarning
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
+from featx.records import FloatOrNaN, Record
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[np.float64]
 
 LOGME_STEPS = 100
+"""Most iterations of the fixed point."""
 LOGME_TOLERANCE = 1e-3
-"""Of the ratio alpha / beta, relative (You et al. iterate to 1e-2)."""
+"""Relative change of alpha / beta at which it has converged (You et al. use 1e-2)."""
 
 CANONICAL = 1e-6
-"""Directions of less than this part of the largest variance are rounding."""
+"""Singular values below this fraction of the largest one are treated as rounding errors."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """Out-of-fold answers of a cheap head.
+class ProbeResult:
+    """Out-of-fold predictions of a cheap head.
 
     Parameters
     ----------
     name : str
         What was probed.
     right : array of shape (n,), float
-        1 where the answer was right.
+        1 where the prediction is correct.
     groups : array of shape (n,), int
-        Units that are independent of each other.
+        Index of the independent unit (group, or image) of each image.
     """
 
     name: str
@@ -53,33 +55,33 @@ class Probe:
 
     @property
     def accuracy(self) -> Metric:
-        """Share of right answers with its 95 % interval."""
+        """Share of correct predictions with its 95 % interval."""
         mean = _mean(self.right, self.groups)
         return Metric(mean.value, max(mean.low, 0.0), min(mean.high, 1.0))
 
-    def minus(self, other: Probe) -> Metric:
-        """How much more accurate than another probe of the same images, with a paired 95 % interval."""
+    def minus(self, other: ProbeResult) -> Metric:
+        """Accuracy minus that of another probe of the same images, with a paired 95 % interval."""
         return _mean(self.right - other.right, self.groups)
 
 
 @dataclass(frozen=True)
-class LayerScore:
-    """One layer of a network, as a probe sees it.
+class LayerScore(Record):
+    """Probe of one layer.
 
     Parameters
     ----------
     block : str
-        Block that was probed, ``tap:pool:resize``.
+        The block, ``cut:pool:resize``.
     depth : float
-        0 for the picture, 1 for the last layer.
+        0 for the image, 1 for the last layer.
     accuracy : Metric
         Out of fold.
     over_last : Metric
-        Accuracy less that of the last layer, paired.
+        Accuracy minus that of the last layer, paired.
     effective_rank : float
-        Directions that the rows really use.
+        See `effective_rank`.
     width : int
-        Columns.
+        Number of columns.
     """
 
     block: str
@@ -89,15 +91,37 @@ class LayerScore:
     effective_rank: float
     width: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        return {**vars(self), "accuracy": self.accuracy.to_dict(), "over_last": self.over_last.to_dict()}
 
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> LayerScore:
-        """Read what `to_dict` gave."""
-        metrics = {name: Metric.from_dict(plain[name]) for name in ("accuracy", "over_last")}
-        return cls(**{**plain, **metrics})
+@dataclass(frozen=True)
+class BackboneScore(Record):
+    """One backbone on some of the images.
+
+    Parameters
+    ----------
+    name : str
+    accuracy : Metric
+        Of ridge, out of fold.
+    over_current : Metric
+        Accuracy minus that of the current backbone, paired.
+    log_me, h_score : float
+        Two published scores that need no fit.
+    n : int
+        Number of images.
+    minutes : float
+        Extraction time of all images on this machine; NaN if unknown.
+    leave_one_out : float
+        Leave-one-out (or leave-one-group-out) accuracy of ridge, by which backbones are ranked; NaN if it
+        was not computed.
+    """
+
+    name: str
+    accuracy: Metric
+    over_current: Metric
+    log_me: float
+    h_score: float
+    n: int
+    minutes: FloatOrNaN = math.nan
+    leave_one_out: FloatOrNaN = math.nan
 
 
 def probe(
@@ -111,35 +135,35 @@ def probe(
     n_splits: int = 5,
     n_jobs: int = 1,
     random_state: int = 0,
-) -> Probe:
-    """Score a head on rows out of fold; of its coarse values the best one counts.
+) -> ProbeResult:
+    """Score a head out of fold, with the best values of its coarse grid.
 
     Parameters
     ----------
     X : FeatureBlocks or array of shape (n, d)
-        Rows; blocks are scaled on their own and stand side by side.
+        Features; blocks are scaled separately and concatenated.
     y : array of shape (n,)
         Labels.
     head : str
         A key of ``featx.heads.HEADS``.
     scaling : {'standard', 'l2', 'center_l2', 'none'}
-        What is done to the rows.
+        Scaling of the features.
     groups : array of shape (n,), optional
         Images of a group stay in one fold.
     name : str
-        What is probed.
+        Name of the features.
     n_splits, n_jobs, random_state : int
         Folds, threads, seed. Probes of the same labels, groups and seed have the same folds.
 
     Returns
     -------
-    Probe
+    ProbeResult
     """
     blocks = [X[name] for name in X] if isinstance(X, FeatureBlocks) else [np.asarray(X)]
     labels = check_labels(y)
     if blocks[0].ndim != 2 or len(blocks[0]) != len(labels):
         raise DataError(
-            f"rows of shape {blocks[0].shape}, {len(labels)} labels; give one row for each label."
+            f"features of shape {blocks[0].shape}, {len(labels)} labels; give one row for each label."
         )
     codes = np.unique(labels, return_inverse=True)[1]
     with warnings.catch_warnings():
@@ -160,7 +184,7 @@ def probe(
         test = folds[number][1]
         right[i, test] = answer == codes[test]
     units = np.arange(len(codes)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    return Probe(name, right[right.mean(axis=1).argmax()], units)
+    return ProbeResult(name, right[right.mean(axis=1).argmax()], units)
 
 
 def depth_profile(
@@ -177,7 +201,7 @@ def depth_profile(
     Parameters
     ----------
     blocks : FeatureBlocks
-        Rows.
+        Features.
     y : array of shape (n,)
         Labels.
     depths : mapping of str to float
@@ -210,7 +234,7 @@ def depth_profile(
 def effective_rank(X: ArrayLike) -> float:
     """Exponential of the entropy of the singular values of the centred rows (Roy & Vetterli, 2007).
 
-    Between 1 (all rows on a line) and min(n - 1, d) (all directions alike).
+    Between 1 (all rows on a line) and min(n - 1, d) (equal variance in all directions).
     """
     rows = np.asarray(X, np.float64)
     rows = rows - rows.mean(axis=0)
@@ -229,7 +253,7 @@ def log_me(X: ArrayLike, y: ArrayLike) -> float:
     Parameters
     ----------
     X : array of shape (n, d)
-        Rows.
+        Features.
     y : array of shape (n,)
         Labels.
 
@@ -268,12 +292,12 @@ def log_me(X: ArrayLike, y: ArrayLike) -> float:
 
 
 def h_score(X: ArrayLike, y: ArrayLike) -> float:
-    """H-score: variance between classes in units of the variance of the rows, higher is better.
+    """H-score: variance between classes in units of the total variance, higher is better.
 
     Parameters
     ----------
     X : array of shape (n, d)
-        Rows.
+        Features.
     y : array of shape (n,)
         Labels.
 
@@ -281,8 +305,8 @@ def h_score(X: ArrayLike, y: ArrayLike) -> float:
     -------
     float
         ``trace(cov(X)^-1 cov(E[X | y]))`` (Bao et al., "An information-theoretic approach to
-        transferability", ICIP 2019), between 0 and C - 1. With more columns than rows the plain score says
-        C - 1 for any rows, so the covariance is shrunk as Ledoit and Wolf do, after Ibrahim et al. (2021).
+        transferability", ICIP 2019), between 0 and C - 1. With more columns than rows the plain score is
+        C - 1 for any features, so the covariance is shrunk as by Ledoit and Wolf (Ibrahim et al., 2021).
     """
     from sklearn.covariance import ledoit_wolf
 
@@ -302,7 +326,7 @@ def h_score(X: ArrayLike, y: ArrayLike) -> float:
 def _directions(rows: Floats, targets: Floats) -> tuple[Floats, Floats]:
     """Squared singular values (r,) of rows, and targets along the left singular vectors (r, k).
 
-    By the smaller Gram matrix, ten times quicker than a singular value decomposition.
+    Uses the smaller Gram matrix, which is ten times faster than a singular value decomposition.
     """
     wide = rows.shape[0] < rows.shape[1]
     squared, vectors = np.linalg.eigh(rows @ rows.T if wide else rows.T @ rows)
@@ -313,7 +337,7 @@ def _directions(rows: Floats, targets: Floats) -> tuple[Floats, Floats]:
 
 
 def _mean(values: Floats, groups: NDArray[np.intp]) -> Metric:
-    """Mean of one value an image with its 95 % interval; images of a group vary together."""
+    """Mean over images with its 95 % interval (Student's t) over independent units."""
     n = len(values)
     mean = float(values.mean())
     sums = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)

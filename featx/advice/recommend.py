@@ -1,98 +1,103 @@
-"""From measured values to what to do next: plain data first, words second.
+"""From measured values to recommendations, as plain data.
 
-CS231n's rule (similar or different, small or large) is answered by measuring: where along the network a
-probe peaks, how far the pretraining is ahead of random weights, and what a doubling of the labels brings.
-Nothing here computes anything dear; the caller hands in what it measured, and what was not measured is
-either left out or says so.
+The rule of CS231n (similar or different data, small or large data set) is applied by measurement: at which
+layer a probe is best, how much better pretrained weights are than random ones, and what twice the labels
+would bring. Nothing is computed here: the caller passes what it measured, and what was not measured is left
+out or marked as such.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import ClassVar, Literal
 
-from featx.advice.measures import LayerScore
+from featx.advice.measures import BackboneScore, LayerScore
 from featx.audit import LabelNoise
 from featx.curves import Forecast, LearningCurve
 from featx.evaluation import Metric
-from featx.selection.halving import BackboneScore
+from featx.records import FloatOrNaN, Record
+from featx.representation import BlockName, layer_of
 
-if TYPE_CHECKING:
-    from featx.report.figures import ScorePath
+Verdict = Literal["similar", "between", "different"]
 
 WORTH = 0.01
-"""A gain of less than a point is not worth a person's afternoon."""
+"""Smallest gain of accuracy that is worth a person's work: one point."""
 
-FINE_TUNING: dict[str, tuple[float, float, float]] = {
+FINE_TUNING: dict[Verdict, tuple[float, float, float]] = {
     "similar": (0.10, 0.0, 0.3),
     "between": (0.20, 0.0, 0.45),
     "different": (0.30, 0.0, 0.6),
 }
-"""Part of the remaining errors that fine-tuning puts right, with its band, where nobody measured it: from
-near sets, where it brings little, to far ones (spectrograms went from 0.93 to 0.96, two fifths of the
-errors). An expectation, and said to be one."""
+"""Expected share of the remaining errors that fine-tuning corrects, with lower and upper bound, where it was
+not measured. It is small for images like those of the pretraining, and larger for others (on spectrograms,
+accuracy rose from 0.93 to 0.96: two fifths of the errors)."""
 
 FINE_TUNE_FROM = 20
-"""Images of a class, on average, below which fine-tuning mostly overfits."""
+"""Mean number of images of a class below which fine-tuning mostly overfits."""
 
 SECONDS_PER_LABEL = 3.0
-"""What a person takes to label one image in a sorted folder; the caller may know better."""
+"""Time to label one image in a sorted folder, by default."""
 
 SATURATED = 0.01
-"""The set is large for its task if twice the labels bring surely less than this."""
+"""A data set is large if twice the labels bring less than this, by the upper bound."""
 
 CLASSES_NAMED = 3
+"""Most classes that are named as those to label."""
 
 
 @dataclass(frozen=True)
-class Domain:
-    """Similar or different: how the data stand to what the network was trained on.
+class Domain(Record):
+    """How similar the images are to those that the network was trained on.
 
     Parameters
     ----------
     verdict : {'similar', 'between', 'different'}
-        ``different`` if an earlier layer is better than the last beyond its interval, or the pretraining is
-        not ahead of random weights; ``similar`` if none is better by as much as a point; else ``between``.
+        ``different`` if an earlier layer is significantly better than the last one, or pretrained weights
+        are not significantly better than random ones; ``similar`` if no layer is better by more than a
+        point; else ``between``.
     layers : tuple of LayerScore
         Probes by depth.
     peak : str
         Block of the best layer.
     peak_at_end : bool
-        Whether no earlier layer is better than the last beyond its interval.
-    neighbours_behind : Metric or None
-        Accuracy of a linear probe less that of nearest neighbours on the last features: small where
-        classes already are clusters.
+        Whether no earlier layer is significantly better than the last one.
+    over_neighbours : Metric or None
+        Accuracy of a linear probe minus that of nearest neighbours, on the last features. It is small where
+        the classes already form clusters.
     over_random : Metric or None
-        Accuracy of the last features less that of the same network with random weights.
+        Accuracy of the last features minus that of the same network with random weights.
     """
 
-    verdict: str
+    verdict: Verdict
     layers: tuple[LayerScore, ...]
     peak: str
     peak_at_end: bool
-    neighbours_behind: Metric | None = None
+    over_neighbours: Metric | None = None
     over_random: Metric | None = None
 
 
 @dataclass(frozen=True)
-class Representation:
-    """One representation that was tried by the search.
+class RepresentationScore:
+    """A representation that the search compared.
 
     Parameters
     ----------
     name : str
-        Its blocks, joined by `` + ``.
+        Its text, for people.
+    blocks : tuple of str
+        Its blocks.
     accuracy : Metric
         Out of fold.
     over_last : Metric
-        Accuracy less that of the last features' average, paired.
+        Accuracy minus that of the average of the last features, paired.
     width : int
-        Columns.
+        Number of columns.
     """
 
     name: str
+    blocks: tuple[str, ...]
     accuracy: Metric
     over_last: Metric
     width: int
@@ -100,24 +105,23 @@ class Representation:
     @property
     def action(self) -> str:
         """``use_last``, ``use_block`` or ``combine``."""
-        blocks = self.name.split(" + ")
-        if len(blocks) > 1 or ":" not in self.name:
+        if len(self.blocks) > 1:
             return "combine"
-        return "use_last" if blocks[0].startswith("last:avg") else "use_block"
+        return "use_last" if is_last_average(self.blocks[0]) else "use_block"
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """What fine-tuning would cost here, and what it brings if that was measured.
+    """Cost of fine-tuning, and its gain if that was measured.
 
     Parameters
     ----------
     minutes : float
-        Of training, on this machine.
+        Training time on this machine.
     cut : str
-        Tap above which the layers are trained.
+        Layer above which the network is trained.
     gain : Metric or None
-        Measured accuracy less the probe's; None if it was not tried.
+        Measured accuracy minus that of the probe; None if fine-tuning was not tried.
     """
 
     minutes: float
@@ -126,67 +130,68 @@ class FineTuning:
 
 
 @dataclass(frozen=True)
-class Option:
-    """One thing that could be done.
+class Option(Record):
+    """One possible action.
 
     Parameters
     ----------
     action : {'use_last', 'use_block', 'combine', 'label_more', 'fine_tune', 'other_backbone'}
-        What kind of thing.
     what : str
-        The block, blocks, classes, cut or backbone.
+        The block, blocks, classes, layer or backbone.
     gain : Metric or None
-        Expected change of accuracy against what is in use; None if unknown.
+        Expected change of accuracy compared with the current classifier; None if unknown.
     minutes : float
-        Its cost: of this machine, for labels of a person; NaN if unknown.
+        Its cost: time of this machine, or of a person for labels; NaN if unknown.
     evidence : tuple of str
-        The numbers that the gain rests on.
+        The numbers that the gain is based on.
     measured : bool
-        Whether the gain was measured on these data, and is no rule of experience.
+        Whether the gain was measured on these images; else it is an expectation.
     done : bool
-        Whether the classifier at hand has it already.
+        Whether the current classifier does this already.
     """
+
+    DERIVED: ClassVar[tuple[str, ...]] = ("worthwhile",)
 
     action: str
     what: str
     gain: Metric | None
-    minutes: float
+    minutes: FloatOrNaN
     evidence: tuple[str, ...]
     measured: bool = True
     done: bool = False
 
     @property
     def worthwhile(self) -> bool:
-        """Whether it should be done: its expected gain is worth it, and measured gains exclude zero."""
+        """Whether the expected gain is at least `WORTH`, and significant if it was measured."""
         if self.gain is None or self.done or self.gain.value < WORTH:
             return False
         return not self.measured or self.gain.low > 0
 
 
 @dataclass(frozen=True)
-class Advice:
-    """What was measured, and what to do next.
+class Advice(Record):
+    """What was measured, and the options that follow. `featx.advice.sentences` puts it into words.
 
     Parameters
     ----------
     n, n_classes : int
-        Images and classes.
+        Number of images and classes.
     accuracy : Metric
-        Of the classifier at hand, out of fold.
+        Of the current classifier, out of fold.
     in_use : str
-        Representation it uses.
+        Its representation.
     domain : Domain or None
-        Similar or different.
+        Similarity to the images of the pretraining.
     size : {'small', 'large', 'unknown'}
         Whether more labels would help.
     labels : Forecast or None
         What twice the labels would bring.
     noise : LabelNoise or None
-        How far wrong labels cap the accuracy.
+        How wrong labels limit the accuracy that can be measured.
     options : tuple of Option
-        The best to do next first; what is done already, or not worth it, after.
+        Worthwhile ones first, by expected gain.
     curve : LearningCurve or None
-        What `labels` was foretold from.
+        The basis of `labels`.
     """
 
     n: int
@@ -194,7 +199,7 @@ class Advice:
     accuracy: Metric
     in_use: str
     domain: Domain | None
-    size: str
+    size: Literal["small", "large", "unknown"]
     labels: Forecast | None
     noise: LabelNoise | None
     options: tuple[Option, ...] = field(default=())
@@ -202,87 +207,13 @@ class Advice:
 
     @property
     def next_step(self) -> Option | None:
-        """The option to take next, None if nothing is worth it."""
+        """The first worthwhile option, or None."""
         return next((option for option in self.options if option.worthwhile), None)
 
     @property
     def fine_tune(self) -> bool:
-        """Whether fine-tuning is expected to pay: what ``fine_tune="auto"`` asks."""
+        """Whether fine-tuning is worthwhile."""
         return any(option.action == "fine_tune" and option.worthwhile for option in self.options)
-
-    def sentences(self) -> list[str]:
-        """The advice in words, one fact a sentence."""
-        from featx.advice.words import say
-
-        return say(self)
-
-    def plot(self, *, scratch: ScorePath | None = None) -> bytes:
-        """Draw the probe by depth and the learning curve with its band, side by side, as PNG.
-
-        Parameters
-        ----------
-        scratch : ScorePath, optional
-            A network trained from scratch on the same images, over the number of labels.
-        """
-        from featx.report.figures import draw
-
-        return draw(self, scratch=scratch)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, ready for JSON."""
-        domain = None
-        if self.domain is not None:
-            domain = {
-                **vars(self.domain),
-                "layers": [layer.to_dict() for layer in self.domain.layers],
-                "neighbours_behind": _plain(self.domain.neighbours_behind),
-                "over_random": _plain(self.domain.over_random),
-            }
-        return {
-            "n": self.n,
-            "n_classes": self.n_classes,
-            "accuracy": _plain(self.accuracy),
-            "in_use": self.in_use,
-            "domain": domain,
-            "size": self.size,
-            "labels": self.labels and self.labels.to_dict(),
-            "noise": self.noise and self.noise.to_dict(),
-            "curve": self.curve and self.curve.to_dict(),
-            "options": [
-                {
-                    **vars(option),
-                    "gain": _plain(option.gain),
-                    "minutes": None if math.isnan(option.minutes) else option.minutes,
-                    "evidence": list(option.evidence),
-                    "worthwhile": option.worthwhile,
-                }
-                for option in self.options
-            ],
-        }
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Advice:
-        """Read what `to_dict` gave, also after a trip through JSON."""
-        values: dict[str, Any] = {**plain, "accuracy": Metric.from_dict(plain["accuracy"])}
-        if plain["domain"] is not None:
-            own = dict(plain["domain"])
-            own["layers"] = tuple(LayerScore.from_dict(layer) for layer in own["layers"])
-            for name in ("neighbours_behind", "over_random"):
-                own[name] = own[name] and Metric.from_dict(own[name])
-            values["domain"] = Domain(**own)
-        values["curve"] = plain["curve"] and LearningCurve.from_dict(plain["curve"])
-        values["labels"] = plain["labels"] and Forecast.from_dict(plain["labels"])
-        values["noise"] = plain["noise"] and LabelNoise(
-            Metric.from_dict(plain["noise"]["rate"]), plain["noise"]["n_anchors"]
-        )
-        options = []
-        for row in plain["options"]:
-            own = {k: v for k, v in row.items() if k != "worthwhile"}
-            own["gain"] = own["gain"] and Metric.from_dict(own["gain"])
-            own["minutes"] = math.nan if own["minutes"] is None else own["minutes"]
-            options.append(Option(**{**own, "evidence": tuple(own["evidence"])}))
-        values["options"] = tuple(options)
-        return cls(**values)
 
 
 def advise(
@@ -292,7 +223,7 @@ def advise(
     accuracy: Metric,
     in_use: str,
     domain: Domain | None = None,
-    representations: Sequence[Representation] = (),
+    representations: Sequence[RepresentationScore] = (),
     labels: Forecast | None = None,
     curve: LearningCurve | None = None,
     noise: LabelNoise | None = None,
@@ -302,36 +233,36 @@ def advise(
     seconds_per_image: float = math.nan,
     seconds_per_label: float = SECONDS_PER_LABEL,
 ) -> Advice:
-    """Weigh what was measured and say what to do next.
+    """Derive the options from what was measured, and order them.
 
     Parameters
     ----------
     n, n_classes : int
         Images and classes.
     accuracy : Metric
-        Of the classifier at hand, out of fold.
+        Of the current classifier, out of fold.
     in_use : str
-        Representation it uses, named as in `representations`.
+        Name of its representation, as in `representations`.
     domain : Domain, optional
         From `judge_domain`.
-    representations : sequence of Representation
+    representations : sequence of RepresentationScore
         What the search compared.
     labels : Forecast, optional
         From ``featx.curves.forecast``.
     curve : LearningCurve, optional
-        What it was foretold from.
+        The basis of `labels`.
     noise : LabelNoise, optional
         From ``featx.audit.label_noise``.
     fine_tuning : FineTuning, optional
-        Its cost here, and its gain if it was measured.
+        Its cost, and its gain if it was measured.
     backbones : sequence of BackboneScore
-        Other backbones on the screened images.
+        Backbones that were compared on some of the images.
     backbone : str
-        Name of the backbone in use.
+        Name of the current backbone.
     seconds_per_image : float
-        What extracting one image costs here.
+        Extraction time of one image on this machine.
     seconds_per_label : float
-        What labelling one image costs a person.
+        Time of a person to label one image.
 
     Returns
     -------
@@ -344,7 +275,7 @@ def advise(
         *_backbone_options(backbones, backbone),
     ]
     options.sort(key=lambda o: (not o.worthwhile, -(o.gain.value if o.gain is not None else -1.0)))
-    size = "unknown"
+    size: Literal["small", "large", "unknown"] = "unknown"
     if labels is not None:
         size = "large" if labels.gain.high < SATURATED else "small"
     return Advice(n, n_classes, accuracy, in_use, domain, size, labels, noise, tuple(options), curve)
@@ -353,16 +284,16 @@ def advise(
 def judge_domain(
     layers: Sequence[LayerScore],
     *,
-    neighbours_behind: Metric | None = None,
+    over_neighbours: Metric | None = None,
     over_random: Metric | None = None,
 ) -> Domain:
-    """Tell from probes by depth, and from a random twin where there is one, how far the data are.
+    """Decide from measured differences how similar the images are to those of the pretraining.
 
     Parameters
     ----------
     layers : sequence of LayerScore
         By depth, from `depth_profile`.
-    neighbours_behind, over_random : Metric, optional
+    over_neighbours, over_random : Metric, optional
         See `Domain`.
 
     Returns
@@ -372,30 +303,29 @@ def judge_domain(
     peak = max(layers, key=lambda layer: layer.accuracy.value)
     at_end = not any(layer.over_last.low > 0 for layer in layers)
     ahead = over_random is None or over_random.low > 0
+    verdict: Verdict = "between"
     if not at_end or not ahead:
         verdict = "different"
     elif peak.over_last.value <= WORTH:
         verdict = "similar"
-    else:
-        verdict = "between"
-    return Domain(verdict, tuple(layers), peak.block, at_end, neighbours_behind, over_random)
+    return Domain(verdict, tuple(layers), peak.block, at_end, over_neighbours, over_random)
 
 
 def fine_tune_from(domain: Domain) -> str:
-    """Name the tap above which to train: where the probe peaks, or one stage below the end.
+    """Name the layer above which to train: the best one, or the one before the last.
 
-    Up to the peak the pretrained features serve the task; what lies above is what has to change.
+    Up to the best layer the pretrained features serve the task; the layers above it have to change.
     """
     last = domain.layers[-1]
     below = [layer for layer in domain.layers if layer.depth < last.depth] or [last]
     if domain.peak_at_end:
-        return _tap(below[-1].block)
+        return layer_of(below[-1].block)
     better = [layer for layer in below if layer.over_last.low > 0]
-    return _tap(max(better, key=lambda layer: layer.accuracy.value).block)
+    return layer_of(max(better, key=lambda layer: layer.accuracy.value).block)
 
 
-def _representation_options(tried: Sequence[Representation], in_use: str) -> Iterator[Option]:
-    """The best of each kind: last, one block, a combination."""
+def _representation_options(tried: Sequence[RepresentationScore], in_use: str) -> Iterator[Option]:
+    """The best last features, the best single block and the best combination."""
     own = next((r for r in tried if r.name == in_use), None)
     for action in ("use_last", "use_block", "combine"):
         kind = [r for r in tried if r.action == action]
@@ -406,15 +336,15 @@ def _representation_options(tried: Sequence[Representation], in_use: str) -> Ite
             best = own
         gain = best.over_last if own is None else _against(best.over_last, own.over_last)
         evidence = (
-            f"accuracy {_interval(best.accuracy)} out of fold",
-            f"against the last features {_points(best.over_last)}",
+            f"accuracy {best.accuracy.as_share()} out of fold",
+            f"compared with the last features {best.over_last.as_points()}",
             f"{best.width} columns",
         )
         yield Option(action, best.name, gain, 0.0, evidence, done=best.name == in_use)
 
 
 def _against(a: Metric, b: Metric) -> Metric:
-    """Difference of two differences from the same third, by the wider of their intervals."""
+    """Difference of two differences with the same reference; it takes the wider of their intervals."""
     wider = a if a.high - a.low >= b.high - b.low else Metric(-b.value, -b.high, -b.low)
     value = a.value - b.value
     return Metric(value, value + wider.low - wider.value, value + wider.high - wider.value)
@@ -426,15 +356,16 @@ def _label_options(labels: Forecast | None, per_image: float, per_label: float) 
     more = labels.n_then - labels.n
     machine = 0.0 if math.isnan(per_image) else per_image
     evidence = [
-        f"the learning curve at {labels.n} labels is at {_interval(labels.now)} and heads for "
-        f"{_interval(labels.then)} at {labels.n_then}",
+        f"the learning curve at {labels.n} labels is at {labels.now.as_share()} and is expected "
+        f"to reach {labels.then.as_share()} at {labels.n_then}",
         f"its error falls as n^-{labels.exponent:.1f} towards {labels.asymptote:.3f}",
     ]
     if labels.ceiling < 1:
-        evidence.append(f"wrong labels cap it at {labels.ceiling:.3f}")
+        evidence.append(f"wrong labels limit it to {labels.ceiling:.3f}")
     gaining = [c for c in labels.by_class if c.gain.value > 0][:CLASSES_NAMED]
     evidence += [
-        f"{c.label}: recall {_interval(c.recall)}, {_points(c.gain)} with twice the labels" for c in gaining
+        f"{c.label}: recall {c.recall.as_share()}, {c.gain.as_points()} with twice the labels"
+        for c in gaining
     ]
     what = ", ".join(str(c.label) for c in gaining)
     yield Option("label_more", what, labels.gain, more * (per_label + machine) / 60, tuple(evidence))
@@ -452,7 +383,7 @@ def _fine_tuning_options(
     cut = fine_tuning.cut if fine_tuning is not None else fine_tune_from(domain) if domain else ""
     minutes = fine_tuning.minutes if fine_tuning is not None else math.nan
     if fine_tuning is not None and fine_tuning.gain is not None:
-        evidence = (f"measured on an inner part of the training set: {_points(fine_tuning.gain)}",)
+        evidence = (f"measured on an inner part of the training set: {fine_tuning.gain.as_points()}",)
         yield Option("fine_tune", cut, fine_tuning.gain, minutes, evidence)
         return
     if domain is None:
@@ -464,12 +395,12 @@ def _fine_tuning_options(
     evidence_list = [
         f"expected, not measured: {share[0]:.0%} [{share[1]:.0%}, {share[2]:.0%}] of the remaining errors "
         f"on {domain.verdict} data",
-        f"the probe peaks at {domain.peak}",
+        f"the best layer is {domain.peak}",
     ]
     if per_class < FINE_TUNE_FROM:
         share = (0.0, -0.1, share[2] / 2)
         evidence_list.append(
-            f"{per_class:.0f} images a class are few to train layers on ({FINE_TUNE_FROM} or more)"
+            f"{per_class:.0f} images a class are few for fine-tuning ({FINE_TUNE_FROM} or more)"
         )
     gain = Metric(*(errors * part for part in share))
     yield Option("fine_tune", cut, gain, minutes, tuple(evidence_list), measured=False)
@@ -481,24 +412,13 @@ def _backbone_options(scores: Sequence[BackboneScore], current: str) -> Iterator
         return
     best = max(others, key=lambda score: score.accuracy.value)
     evidence = (
-        f"ridge on the same {best.n} images: {_interval(best.accuracy)}",
-        f"against {current or 'the one in use'} {_points(best.over_current)}",
+        f"ridge on the same {best.n} images: {best.accuracy.as_share()}",
+        f"compared with {current or 'the current backbone'} {best.over_current.as_points()}",
         f"LogME {best.log_me:.3f}, H-score {best.h_score:.2f}",
     )
     yield Option("other_backbone", best.name, best.over_current, best.minutes, evidence)
 
 
-def _tap(block: str) -> str:
-    return block.split(":")[0]
-
-
-def _plain(metric: Metric | None) -> dict[str, float | None] | None:
-    return None if metric is None else metric.to_dict()
-
-
-def _interval(metric: Metric) -> str:
-    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
-
-
-def _points(metric: Metric) -> str:
-    return f"{100 * metric.value:+.1f} points [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
+def is_last_average(block: str) -> bool:
+    """Whether a block is an average of the last features, alone or with another pooling."""
+    return isinstance(block, BlockName) and (block.network, block.cut, block.pool[:3]) == ("", "last", "avg")

@@ -1,16 +1,14 @@
-"""Advice in sentences: each says one fact with its numbers, the first what to do."""
+"""Advice in sentences: the first says what to do, each other one a fact with its numbers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from featx.advice.recommend import Advice, Domain, Option
-    from featx.evaluation import Metric
+from featx.advice.recommend import Advice, Domain, Option
+from featx.evaluation import Metric
 
-DO: dict[str, str] = {
+ACTIONS: dict[str, str] = {
     "use_last": "use the last features",
     "use_block": "use {what}",
     "combine": "combine {what}",
@@ -18,10 +16,11 @@ DO: dict[str, str] = {
     "fine_tune": "fine-tune the layers above {what}",
     "other_backbone": "use the backbone {what} (last features of both compared)",
 }
+"""What to do, for each action of an option."""
 
 
-def say(advice: Advice) -> list[str]:
-    """Sentences: what to do, then why, then what was weighed besides."""
+def sentences(advice: Advice) -> list[str]:
+    """Say what to do, then why, then the other options."""
     return [
         *_next(advice),
         *(_domain(advice.domain) if advice.domain is not None else ()),
@@ -34,14 +33,14 @@ def _next(advice: Advice) -> Iterator[str]:
     step = advice.next_step
     if step is None:
         yield (
-            f"Leave it as it is: accuracy {_value(advice.accuracy)} with {advice.in_use}, and nothing that "
-            "was measured promises a point more."
+            f"Leave it as it is: accuracy {advice.accuracy.as_share()} with {advice.in_use}, and no "
+            "option is expected to bring a point more."
         )
         return
     first = _do(step)
     yield f"Next, {first}: {_gain(step)}{_cost(step)}."
     if step.action == "label_more" and step.what:
-        yield f"Most is to be won for {step.what}."
+        yield f"The largest gain is expected for {step.what}."
 
 
 def _domain(domain: Domain) -> Iterator[str]:
@@ -49,17 +48,17 @@ def _domain(domain: Domain) -> Iterator[str]:
     best = next(layer for layer in domain.layers if layer.block == domain.peak)
     if domain.peak_at_end:
         yield (
-            f"The probe is best at or near the end of the network ({last.block}: {_value(last.accuracy)}): "
-            "no earlier layer is better beyond its interval."
+            f"The probe is best at or near the end of the network ({last.block}: "
+            f"{last.accuracy.as_share()}): no earlier layer is significantly better."
         )
     else:
         yield (
-            f"The probe peaks before the end: {best.block} has {_value(best.accuracy)}, the last features "
-            f"{_value(last.accuracy)} ({_points(best.over_last)})."
+            f"The probe peaks before the end: {best.block} has {best.accuracy.as_share()}, the last features "
+            f"{last.accuracy.as_share()} ({best.over_last.as_points()})."
         )
     yield (f"The last features use about {last.effective_rank:.0f} of {last.width} directions.")
-    if domain.neighbours_behind is not None:
-        yield f"A linear head is {_against(domain.neighbours_behind)} nearest neighbours."
+    if domain.over_neighbours is not None:
+        yield f"A linear head is {_against(domain.over_neighbours)} nearest neighbours."
     if domain.over_random is not None:
         yield f"The pretraining is {_against(domain.over_random)} random weights."
     yield {
@@ -70,10 +69,10 @@ def _domain(domain: Domain) -> Iterator[str]:
 
 
 def _against(gain: Metric) -> str:
-    """How one thing stands to another, by the difference and its interval."""
+    """Say whether a difference is positive, negative or not significant."""
     if gain.low > 0:
-        return f"{_points(gain)} ahead of"
-    return f"{_points(gain)} behind" if gain.high < 0 else f"not distinguishable ({_points(gain)}) from"
+        return f"{gain.as_points()} ahead of"
+    return f"{gain.as_points()} behind" if gain.high < 0 else f"not distinguishable ({gain.as_points()}) from"
 
 
 def _labels(advice: Advice) -> Iterator[str]:
@@ -84,13 +83,13 @@ def _labels(advice: Advice) -> Iterator[str]:
             enough = "Whether more labels would help is open"
         yield (
             f"{enough}: {labels.n_then:,} instead of {labels.n:,} labels are expected to bring "
-            f"{_points(labels.gain)}."
+            f"{labels.gain.as_points()}."
         )
     if advice.noise is not None and advice.noise.rate.low > 0:
         yield (
-            f"Of the answers that the classifier is surest of, {_percent(advice.noise.rate)} contradict "
-            "their label: if these labels are wrong, no accuracy above "
-            f"{advice.noise.ceiling:.3f} can be measured. Look at them first."
+            f"Of the most confident predictions, {_as_percent(advice.noise.rate)} contradict their label: if "
+            f"these labels are wrong, no accuracy above {advice.noise.ceiling:.3f} can be measured. Look at "
+            "them first."
         )
 
 
@@ -106,14 +105,14 @@ def _others(advice: Advice) -> Iterator[str]:
 
 
 def _do(option: Option) -> str:
-    return DO[option.action].format(what=option.what)
+    return ACTIONS[option.action].format(what=option.what)
 
 
 def _gain(option: Option) -> str:
     if option.gain is None:
         return "gain unknown"
     how = "measured" if option.measured and option.action != "label_more" else "expected"
-    return f"{how} {_points(option.gain)}"
+    return f"{how} {option.gain.as_points()}"
 
 
 def _cost(option: Option) -> str:
@@ -125,13 +124,5 @@ def _cost(option: Option) -> str:
     return f", about {max(option.minutes, 1):.0f} min {who}"
 
 
-def _value(metric: Metric) -> str:
-    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
-
-
-def _points(metric: Metric) -> str:
-    return f"{100 * metric.value:+.1f} points [{100 * metric.low:+.1f}, {100 * metric.high:+.1f}]"
-
-
-def _percent(metric: Metric) -> str:
+def _as_percent(metric: Metric) -> str:
     return f"{100 * metric.value:.1f} % [{100 * metric.low:.1f}, {100 * metric.high:.1f}]"

@@ -13,8 +13,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.advice import Advice, FineTuning, Twin, advise_on_rows
-from featx.advice.from_rows import stratified_rows
+from featx.advice import (
+    Advice,
+    BackboneScore,
+    FineTuning,
+    RandomBaseline,
+    advise_on_features,
+    stratified_rows,
+)
 from featx.classifier.estimator import MACHINE_PARAMS, ImageClassifier, Images, as_images
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
@@ -22,12 +28,11 @@ from featx.extractor import FeatureExtractor
 from featx.images import ImageSet
 from featx.search.plan import n_threads
 from featx.selection.backbones import race
-from featx.selection.halving import BackboneScore
 from featx.selection.networks import gather
 from featx.splits import image_groups
 
-TWIN_IMAGES = 300
-"""Images of the random twin: it is either far behind, which as many show, or it is not."""
+BASELINE_IMAGES = 300
+"""Images for the network with random weights: enough to see whether it is much worse."""
 
 
 def advise_classifier(
@@ -87,9 +92,9 @@ def advise_classifier(
         found = clf.fine_tune_.verdict.comparison
         gain = Metric(found.difference, found.low, found.high)
         fine_tuning = FineTuning(clf.fine_tune_.verdict.minutes, clf.fine_tune_.cut or "the input", gain)
-    twin, seconds = _random_twin(clf, images, labels, random_state)
+    baseline, seconds = _random_baseline(clf, images, labels, random_state)
     taps = [tap.name for tap in clf.card_.taps]
-    return advise_on_rows(
+    return advise_on_features(
         rows.blocks.take(trains),
         labels,
         taps=taps,
@@ -98,7 +103,7 @@ def advise_classifier(
         head=str(clf.best_params_["head"]),
         in_use_name=str(clf.best_params_.get("representation", "")),
         groups=units,
-        twin=twin,
+        random_baseline=baseline,
         backbone=clf.card_.name,
         backbones=_others(clf, images, labels, units, others, budget_s, random_state),
         fine_tuning=fine_tuning,
@@ -108,17 +113,17 @@ def advise_classifier(
     )
 
 
-def _random_twin(
+def _random_baseline(
     clf: ImageClassifier, images: ImageSet, labels: NDArray[np.generic], random_state: int
-) -> tuple[Twin | None, float]:
+) -> tuple[RandomBaseline | None, float]:
     """The same network untrained, and the seconds that an image takes it; None if it is untrained already."""
     if clf.card_.source.startswith("random:"):
         return None, math.nan
     codes = np.unique(labels, return_inverse=True)[1]
-    chosen = stratified_rows(codes, TWIN_IMAGES, random_state=random_state)
+    chosen = stratified_rows(codes, BASELINE_IMAGES, random_state=random_state)
     last = (item for item in clf.specs_.items() if item[0].startswith("last:avg"))
     name, spec = next(last, next(iter(clf.specs_.items())))
-    # Nobody is told: that no rows of these weights are kept is what a twin is made for.
+    # without a callback: that these features are not in the store is no news
     machine = {**_machine(clf), "checkpoint": None, "callback": None}
     extractor = FeatureExtractor(
         clf.card_.name, pretrained=False, cut=spec.cut, pool=spec.pool, resize=spec.resize,
@@ -128,7 +133,7 @@ def _random_twin(
     rows = extractor.extract(sources, names=[images.names[row] for row in chosen], on_error="skip")
     block = next(iter(rows.blocks.values()))
     seconds = (rows.seconds - rows.loading_s) / rows.computed if rows.computed else math.nan
-    return Twin(block, chosen[rows.kept], name), seconds
+    return RandomBaseline(block, chosen[rows.kept], name), seconds
 
 
 def _others(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
 
-from featx.advice import Advice, Probe, advise_on_rows
+from featx.advice import Advice, ProbeResult, advise_on_features
 from featx.classifier.estimator import MACHINE_PARAMS, SEARCH_PARAMS, ImageClassifier
 from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
 from featx.evaluation import Comparison, Evaluation, Metric, compare, evaluate
@@ -237,7 +237,7 @@ def grow(
     grown.evaluation_ = evaluate(labels[test], after, grown.classes_, groups=test_groups)
     codes = np.array([classes.index(label) for label in labels[test].tolist()], dtype=np.intp)
     was_test = test < len(known.ids)
-    advice = advise_on_rows(
+    advice = advise_on_features(
         blocks.only([name for name, spec in specs.items() if spec.view == 0]).take(~is_test),
         labels[~is_test],
         taps=[tap.name for tap in clf.card_.taps],
@@ -444,7 +444,7 @@ def class_changes(
             continue
         units = np.arange(int(own.sum()))
         now, then = (
-            Probe("", (p[own].argmax(axis=1) == index).astype(float), units) for p in (after, before)
+            ProbeResult("", (p[own].argmax(axis=1) == index).astype(float), units) for p in (after, before)
         )
         old_recall = float(then.right.mean()) if label in known else math.nan
         found.append(ClassChange(label, len(units), old_recall, float(now.right.mean()), now.minus(then)))

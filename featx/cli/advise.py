@@ -52,6 +52,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fit on the training part, measure, say what to do."""
     if args.plot:
         arguments.check_writable(args.plot)
+    from featx.advice import sentences
     from featx.classifier import ImageClassifier
     from featx.classifier.advising import advise_classifier
     from featx.cli import render
@@ -99,19 +100,21 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _print(console, advice)
     scratch = _from_scratch(args, console, clf, advice) if args.scratch else None
     if args.plot:
-        atomic_write(args.plot, advice.plot(scratch=scratch))
+        from featx.report.figures import plot_advice
+
+        atomic_write(args.plot, plot_advice(advice, scratch=scratch))
         console.text(f"figure    {args.plot}")
     seconds = time.monotonic() - began
     console.data(
-        advice=advice.to_dict(), sentences=advice.sentences(), seconds=seconds, data=os.fspath(args.data)
+        advice=advice.to_dict(), sentences=sentences(advice), seconds=seconds, data=os.fspath(args.data)
     )
     return render.skipped(console, clf.skipped_, Path("advise.skipped.csv"), strict=args.strict)
 
 
 def _from_scratch(args: argparse.Namespace, console: Console, clf: Any, advice: Any) -> Any:
     """The tutorial's claims, measured: higher start, higher slope, higher asymptote."""
+    from featx.curves import ScorePath, compare_paths
     from featx.finetune.scratch import scratch_path
-    from featx.report.figures import ScorePath, compare_paths
 
     console.log("training a small convnet from nothing, on parts of the images")
     images = clf._training
@@ -142,7 +145,9 @@ def _from_scratch(args: argparse.Namespace, console: Console, clf: Any, advice: 
 
 def _print(console: Console, advice: Any) -> None:
     """Words first, then the numbers behind them."""
-    for sentence in advice.sentences():
+    from featx.advice import sentences
+
+    for sentence in sentences(advice):
         console.text(sentence)
     if advice.domain is not None:
         console.text()
@@ -172,9 +177,9 @@ def _print(console: Console, advice: Any) -> None:
 
 
 def _row(option: Any) -> list[str]:
-    from featx.advice.words import DO
+    from featx.advice.words import ACTIONS
 
-    what = DO[option.action].format(what=option.what)
+    what = ACTIONS[option.action].format(what=option.what)
     gain = option.gain
     shown = ("", "") if gain is None else (f"{100 * gain.value:+.1f}", _interval(gain, scale=100))
     minutes = f"{option.minutes:.0f}" if option.minutes > 0 else ""

@@ -18,6 +18,7 @@ from featx.curves.law import (
     interval_score,
 )
 from featx.curves.learning import CURVE_HEADS, LearningCurve, curve_head, fold_repeats, learning_curve
+from featx.curves.paths import ScorePath, TransferEffect, compare_paths
 from featx.curves.shots import FewShot, ShotScore, few_shot
 
 __all__ = [
@@ -28,7 +29,10 @@ __all__ = [
     "Forecast",
     "LearningCurve",
     "PowerLaw",
+    "ScorePath",
     "ShotScore",
+    "TransferEffect",
+    "compare_paths",
     "curve_head",
     "few_shot",
     "fit_power_law",

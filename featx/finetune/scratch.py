@@ -16,6 +16,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
+from featx.curves import ScorePath
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.extractor import Progress
@@ -23,7 +24,6 @@ from featx.finetune.phases import Phase
 from featx.finetune.rows import MEMORY, ArrayRows, RowSource, row_bytes
 from featx.finetune.verdict import make_parts
 from featx.images import ImageSet, load_images, resolve_decoder
-from featx.report.figures import ScorePath
 from featx.solvers import sample_rows
 from featx.spec import FeatureSpec
 from featx.splits import check_labels, make_folds

@@ -1,121 +1,22 @@
-"""The tutorial's figure, measured: higher start, higher slope, higher asymptote, or not.
+"""Figures of results: learning curves and probes by depth.
 
-Points and bands come in as plain data; matplotlib is imported when a figure is asked for, with the backend
-that needs no screen.
+The data come in as plain values. Matplotlib is imported when a figure is drawn, with a backend that needs no
+screen.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from featx.advice.measures import LayerScore
-from featx.curves import LearningCurve, PowerLaw, fit_power_law
+from featx.advice import Advice, LayerScore
+from featx.curves import LearningCurve, PowerLaw, ScorePath, fit_power_law
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
-
-if TYPE_CHECKING:
-    from featx.advice.recommend import Advice
-
-Floats = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class ScorePath:
-    """A score as it grows with labels, or with epochs.
-
-    Parameters
-    ----------
-    name : str
-        What it is of.
-    x : tuple of float
-        Labels or epochs, rising.
-    score : tuple of Metric
-        Accuracy at each.
-    """
-
-    name: str
-    x: tuple[float, ...]
-    score: tuple[Metric, ...]
-
-    @classmethod
-    def of_curve(cls, curve: LearningCurve, name: str) -> ScorePath:
-        """Points of a learning curve."""
-        return cls(name, tuple(curve.sizes.tolist()), curve.accuracy)
-
-    @property
-    def values(self) -> Floats:
-        """The scores without their intervals."""
-        return np.array([metric.value for metric in self.score])
-
-
-@dataclass(frozen=True)
-class TransferEffect:
-    """Start, slope and end of a transferred against a from-scratch path, over the x they share.
-
-    Parameters
-    ----------
-    start, end : tuple of float
-        Score at the first and last shared x: transferred, from scratch.
-    slope : tuple of float
-        Rise over the first half of the shared x (in its logarithm): transferred, from scratch.
-    over : tuple of float
-        First and last shared x.
-    """
-
-    start: tuple[float, float]
-    slope: tuple[float, float]
-    end: tuple[float, float]
-    over: tuple[float, float]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists of numbers, ready for JSON."""
-        return {name: list(value) for name, value in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> TransferEffect:
-        """Read what `to_dict` gave."""
-        return cls(**{name: (value[0], value[1]) for name, value in plain.items()})
-
-    def sentences(self) -> list[str]:
-        """Which of the three claims hold here."""
-        said = []
-        for what, (own, scratch) in (("start", self.start), ("slope", self.slope), ("asymptote", self.end)):
-            word = "Higher" if own > scratch else "No higher"
-            said.append(f"{word} {what}: {own:.3f} against {scratch:.3f} from scratch.")
-        return said
-
-
-def compare_paths(transferred: ScorePath, scratch: ScorePath) -> TransferEffect:
-    """Measure the three claims: higher start, higher slope, higher asymptote.
-
-    Scores between points are interpolated over log x. A slope is the rise over the first half of the shared
-    range: a path that starts at the top has little left to rise, and then its slope is the lower one.
-
-    Raises
-    ------
-    UsageError
-        If the two share no range of x.
-    """
-    low, high = max(transferred.x[0], scratch.x[0]), min(transferred.x[-1], scratch.x[-1])
-    if low >= high:
-        raise UsageError(
-            f"{transferred.name} and {scratch.name} share no range of x; measure both on some of it."
-        )
-    at = np.array([low, np.sqrt(low * high), high])
-    own, other = (np.interp(np.log(at), np.log(path.x), path.values) for path in (transferred, scratch))
-    return TransferEffect(
-        (float(own[0]), float(other[0])),
-        (float(own[1] - own[0]), float(other[1] - other[0])),
-        (float(own[2]), float(other[2])),
-        (float(low), float(high)),
-    )
 
 
 def plot_curve(
@@ -126,7 +27,7 @@ def plot_curve(
     ahead: float = 2.0,
     ax: Any = None,
 ) -> Any:
-    """Draw a learning curve, its law's band up to `ahead` times the labels, and a from-scratch path.
+    """Draw a learning curve, the band of its power law, and a network trained from scratch.
 
     Parameters
     ----------
@@ -135,11 +36,11 @@ def plot_curve(
     law : PowerLaw, optional
         From `fit_power_law`; fitted here by default.
     scratch : ScorePath, optional
-        A network trained from scratch, over the number of labels.
+        Accuracy of a network trained from scratch, by the number of labels.
     ahead : float
-        How far the band goes, in multiples of the labels at hand.
+        Right end of the band, in multiples of the number of labels.
     ax : matplotlib Axes, optional
-        Where to draw; a new figure by default.
+        A new figure by default.
 
     Returns
     -------
@@ -155,7 +56,7 @@ def plot_curve(
     ax.plot(x, [m.value for m in band], color="C0", label="pretrained features: power law, 90 % band")
     _points(ax, ScorePath.of_curve(curve, "measured"), "C0")
     ax.axvline(curve.n, color="0.6", linestyle=":", linewidth=1)
-    top = ax.get_xaxis_transform()  # x in labels, y in parts of the height
+    top = ax.get_xaxis_transform()  # x in labels, y as a fraction of the height
     ax.text(curve.n, 0.02, "labels at hand ", rotation=90, fontsize=8, color="0.4", ha="right", transform=top)
     if scratch is not None:
         _points(ax, scratch, "C1", line=True)
@@ -168,7 +69,7 @@ def plot_curve(
 
 
 def plot_depth(layers: Sequence[LayerScore], *, random: Metric | None = None, ax: Any = None) -> Any:
-    """Draw the probe's accuracy by depth, and the random twin's last features as a line.
+    """Draw the accuracy of probes by depth, and that of random weights as a line.
 
     Returns
     -------
@@ -187,11 +88,23 @@ def plot_depth(layers: Sequence[LayerScore], *, random: Metric | None = None, ax
     return ax
 
 
-def draw(advice: Advice, *, scratch: ScorePath | None = None) -> bytes:
-    """The probe by depth and the learning curve of an advice, as PNG; what was not measured is left out."""
+def plot_advice(advice: Advice, *, scratch: ScorePath | None = None) -> bytes:
+    """Draw the probes by depth and the learning curve side by side, as PNG.
+
+    Parameters
+    ----------
+    advice : Advice
+    scratch : ScorePath, optional
+        Accuracy of a network trained from scratch on the same images, by the number of labels.
+
+    Raises
+    ------
+    UsageError
+        If the advice has neither probes by depth nor a learning curve.
+    """
     panels = [advice.domain is not None, advice.curve is not None]
     if not any(panels):
-        raise UsageError("this advice holds neither probes by depth nor a learning curve: nothing to draw.")
+        raise UsageError("this advice has neither probes by depth nor a learning curve: nothing to draw.")
     axes = iter(_axes(sum(panels)))
     ax: Any = None
     if advice.domain is not None:
@@ -206,14 +119,14 @@ def draw(advice: Advice, *, scratch: ScorePath | None = None) -> bytes:
 
 
 def to_png(ax: Any, *, dpi: int = 120) -> bytes:
-    """The figure that an axes belongs to, as PNG."""
+    """Return the figure of an axes as PNG."""
     buffer = io.BytesIO()
     ax.figure.savefig(buffer, format="png", dpi=dpi, bbox_inches="tight")
     return buffer.getvalue()
 
 
 def _axes(panels: int) -> list[Any]:
-    """Axes side by side in a figure of their own that no screen and no global state knows of."""
+    """Return axes side by side in a new figure, without a screen or pyplot's global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

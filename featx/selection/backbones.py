@@ -16,9 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from featx.advice import h_score, log_me
-from featx.advice.from_rows import stratified_rows
-from featx.advice.measures import Probe, probe
+from featx.advice import BackboneScore, ProbeResult, h_score, log_me, probe, stratified_rows
 from featx.backbones import list_models
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
@@ -26,7 +24,7 @@ from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
 from featx.search.screening import screen_representations
-from featx.selection.halving import BackboneScore, HalvingPlan, plan_halving, survivors
+from featx.selection.halving import HalvingPlan, plan_halving, survivors
 
 AUTO = "auto"
 
@@ -211,7 +209,7 @@ class _Asked:
     n_jobs: int
     random_state: int
 
-    def __call__(self, rows: FeatureBlocks | NDArray[np.float32], chosen: NDArray[np.intp]) -> Probe:
+    def __call__(self, rows: FeatureBlocks | NDArray[np.float32], chosen: NDArray[np.intp]) -> ProbeResult:
         own = None if self.groups is None else self.groups[chosen]
         return probe(rows, self.codes[chosen], groups=own, n_jobs=self.n_jobs, random_state=self.random_state)
 

@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from featx.advice.from_rows import stratified_rows
-from featx.advice.measures import probe
+from featx.advice import probe, stratified_rows
 from featx.backbones.card import NATIVE_RESIZES
 from featx.evaluation import Metric
 from featx.exceptions import ImageError

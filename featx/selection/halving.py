@@ -12,12 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from featx.advice.measures import h_score, log_me, probe
-from featx.evaluation import Metric
 from featx.exceptions import UsageError
-from featx.features import FeatureBlocks
 
 MOST_IMAGES = 1_000
 """A stratified subset of as many images ranks networks as the whole set does, to a point or two."""
@@ -54,55 +50,6 @@ class HalvingPlan:
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and lists, ready for JSON."""
         return {**vars(self), "rounds": [list(r) for r in self.rounds], "candidates": list(self.candidates)}
-
-
-@dataclass(frozen=True)
-class BackboneScore:
-    """One candidate backbone on the screened images.
-
-    Parameters
-    ----------
-    name : str
-        Its name.
-    accuracy : Metric
-        Ridge, out of fold.
-    over_current : Metric
-        Accuracy less that of the backbone in use, paired.
-    log_me, h_score : float
-        Two published scores without any fit, for those who ask.
-    n : int
-        Images it was screened on.
-    minutes : float
-        What the whole set would cost here; NaN if it is not known.
-    leave_one_out : float
-        Accuracy of ridge that leaves each image (or group) out in turn, by which candidates are ranked; NaN
-        where it was not asked.
-    """
-
-    name: str
-    accuracy: Metric
-    over_current: Metric
-    log_me: float
-    h_score: float
-    n: int
-    minutes: float = math.nan
-    leave_one_out: float = math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        plain = dict(vars(self))
-        for name in ("minutes", "leave_one_out"):
-            plain[name] = None if math.isnan(plain[name]) else plain[name]
-        return {**plain, "accuracy": self.accuracy.to_dict(), "over_current": self.over_current.to_dict()}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> BackboneScore:
-        """Read what `to_dict` gave."""
-        values = dict(plain)
-        for name in ("minutes", "leave_one_out"):
-            values[name] = math.nan if plain.get(name) is None else plain[name]
-        values.update({name: Metric.from_dict(plain[name]) for name in ("accuracy", "over_current")})
-        return cls(**values)
 
 
 def plan_halving(
@@ -169,58 +116,6 @@ def survivors(
     """Name the `keep` best candidates, best first; of equals the cheaper."""
     cheap = costs or {}
     return sorted(accuracy, key=lambda name: (-accuracy[name], cheap.get(name, 0.0)))[:keep]
-
-
-def rank_backbones(
-    rows: FeatureBlocks,
-    y: ArrayLike,
-    *,
-    current: str,
-    minutes: Mapping[str, float] | None = None,
-    groups: ArrayLike | None = None,
-    n_jobs: int = 1,
-    random_state: int = 0,
-) -> tuple[BackboneScore, ...]:
-    """Rank backbones by a ridge probe of the same images, best first.
-
-    Parameters
-    ----------
-    rows : FeatureBlocks
-        For each backbone's name its rows of the screened images.
-    y : array of shape (n,)
-        Their labels.
-    current : str
-        The backbone in use, with which the others are compared.
-    minutes : mapping of str to float, optional
-        What the whole set costs here with each.
-    groups : array of shape (n,), optional
-        Images of a group stay in one fold.
-    n_jobs, random_state : int
-        Threads and seed.
-
-    Returns
-    -------
-    tuple of BackboneScore
-    """
-    if current not in rows:
-        raise UsageError(f"the current backbone {current!r} is not among the rows of {', '.join(rows)}.")
-    probes = {
-        name: probe(rows[name], y, groups=groups, name=name, n_jobs=n_jobs, random_state=random_state)
-        for name in rows
-    }
-    found = [
-        BackboneScore(
-            name,
-            own.accuracy,
-            own.minus(probes[current]),
-            log_me(rows[name], y),
-            h_score(rows[name], y),
-            rows.n_rows,
-            (minutes or {}).get(name, math.nan),
-        )
-        for name, own in probes.items()
-    ]
-    return tuple(sorted(found, key=lambda score: -score.accuracy.value))
 
 
 def _rounds(candidates: int, last: int, fewest: int) -> tuple[tuple[int, int], ...]:

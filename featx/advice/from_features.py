@@ -1,8 +1,8 @@
-"""Advice for a fitted search: what its rows still have to be asked, asked on at most a thousand of them.
+"""Advice for a fitted search, measured on its features.
 
-The search has compared representations by one number each; here the few that matter (each layer's best
-block, the last features, what is in use) are probed again so that they can be compared image by image, and
-the learning curve is measured on the representation in use.
+The search compared representations by one number each. Here the most important ones (the best block of each
+layer, the last features, the current representation) are probed again on at most a thousand images, so that
+they can be compared image by image. The learning curve is measured on the current representation.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.advice.measures import Probe, depth_profile, probe
+from featx.advice.measures import BackboneScore, ProbeResult, depth_profile, probe
 from featx.advice.recommend import (
     Advice,
     FineTuning,
-    Representation,
+    RepresentationScore,
     advise,
     fine_tune_from,
+    is_last_average,
     judge_domain,
 )
 from featx.audit import label_noise
@@ -29,39 +30,37 @@ from featx.evaluation import evaluate
 from featx.features import FeatureBlocks
 from featx.representation import SIDE_BY_SIDE, layer_of
 from featx.search.screening import screen_representations
-from featx.selection.halving import BackboneScore
 from featx.splits import check_labels
 
-PROBED_ROWS = 1_000
-"""Rows (stratified) that probes look at."""
+PROBED_IMAGES = 1_000
+"""Images (stratified) for the probes."""
 
 EPOCHS = 15
-"""Epochs of fine-tuning at its defaults ..."""
+"""Epochs of fine-tuning by default, for its expected cost."""
 
 PASSES = 3
-"""... each of which costs a forward and a backward pass (twice the forward one) of the trained layers."""
+"""Cost of an epoch in forward passes of the trained layers: one forward, and a backward one of twice that."""
 
 
 @dataclass(frozen=True)
-class Twin:
-    """The same network with random weights, on some of the same images.
+class RandomBaseline:
+    """Features of the same network with random weights, on some of the images.
 
     Parameters
     ----------
-    rows : array of shape (m, d)
-        Its last features.
+    features : array of shape (m, d)
     index : array of shape (m,), int
-        Which rows of the blocks they belong to.
+        Their rows in the blocks.
     block : str, optional
-        The block of the pretrained network that was made alike; its last features by default.
+        The corresponding block of the pretrained network; its last features by default.
     """
 
-    rows: NDArray[np.float32]
+    features: NDArray[np.float32]
     index: NDArray[np.intp]
     block: str | None = None
 
 
-def advise_on_rows(
+def advise_on_features(
     blocks: FeatureBlocks,
     y: ArrayLike,
     *,
@@ -71,7 +70,7 @@ def advise_on_rows(
     head: str = "ridge",
     in_use_name: str = "",
     groups: ArrayLike | None = None,
-    twin: Twin | None = None,
+    random_baseline: RandomBaseline | None = None,
     backbone: str = "",
     backbones: Sequence[BackboneScore] = (),
     fine_tuning: FineTuning | None = None,
@@ -79,36 +78,35 @@ def advise_on_rows(
     n_jobs: int = 1,
     random_state: int = 0,
 ) -> Advice:
-    """Measure what advice needs on rows that are at hand, and weigh it.
+    """Measure what advice is based on, from features, and derive the options.
 
     Parameters
     ----------
     blocks : FeatureBlocks
-        Rows of all that was tried, named ``tap:pool:resize``.
+        Features of all blocks that were compared, by `BlockName`.
     y : array of shape (n,)
         Labels.
     taps : sequence of str
-        The network's layers by depth, ending with the last.
+        Names of the network's layers by depth; the last one is the end.
     in_use : sequence of str
-        Blocks that the classifier uses.
+        Blocks of the current classifier.
     oof_proba : array of shape (n, C)
-        Its calibrated out-of-fold probabilities, classes in sorted order; NaN where a row never scored.
+        Its calibrated out-of-fold probabilities, classes in sorted order; NaN where an image was not scored.
     head : str
-        Its head: the curve is measured with a cheap one of its kind.
+        Its head; the curve is measured with `curve_head` of it.
     in_use_name : str
-        What to call the representation in use; its blocks side by side by default.
+        Name of the current representation; its blocks side by side by default.
     groups : array of shape (n,), optional
         Images of a group stay in one fold.
-    twin : Twin, optional
-        The network with random weights.
+    random_baseline : RandomBaseline, optional
     backbone : str
-        Name of the backbone in use.
+        Name of the current backbone.
     backbones : sequence of BackboneScore
-        Others that were screened.
+        Other backbones that were compared.
     fine_tuning : FineTuning, optional
-        What is known of it; its cost is estimated from `seconds_per_image` by default.
+        By default its cost is estimated from `seconds_per_image`.
     seconds_per_image : float
-        What extracting an image costs here.
+        Extraction time of one image on this machine.
     n_jobs, random_state : int
         Threads and seed.
 
@@ -138,12 +136,12 @@ def advise_on_rows(
         random_state=random_state,
     )
 
-    few = stratified_rows(codes, PROBED_ROWS, random_state=random_state)
+    few = stratified_rows(codes, PROBED_IMAGES, random_state=random_state)
     some, few_owners = blocks.take(few), None if owners is None else owners[few]
 
-    def ask(
+    def probe_on(
         names: Sequence[str] | NDArray[np.float32], name: str, *, rows: NDArray[np.intp], kind: str
-    ) -> Probe:
+    ) -> ProbeResult:
         own = names if isinstance(names, np.ndarray) else blocks.take(rows).only(list(names))
         return probe(
             own,
@@ -163,24 +161,26 @@ def advise_on_rows(
     layers = depth_profile(
         some, codes[few], depths, groups=few_owners, n_jobs=n_jobs, random_state=random_state
     )
-    linear = ask([last], last, rows=few, kind="ridge")
-    neighbours = ask([last], last, rows=few, kind="knn")
+    linear = probe_on([last], last, rows=few, kind="ridge")
+    neighbours = probe_on([last], last, rows=few, kind="knn")
     over_random = None
-    if twin is not None:
-        alike = twin.block or last
-        pretrained = ask([alike], alike, rows=twin.index, kind="ridge")
-        over_random = pretrained.minus(ask(twin.rows, "random", rows=twin.index, kind="ridge"))
+    if random_baseline is not None:
+        counterpart = random_baseline.block or last
+        pretrained = probe_on([counterpart], counterpart, rows=random_baseline.index, kind="ridge")
+        over_random = pretrained.minus(
+            probe_on(random_baseline.features, "random", rows=random_baseline.index, kind="ridge")
+        )
     domain = None
-    if len(layers) > 1:  # a single layer tells nothing of depth
-        domain = judge_domain(layers, neighbours_behind=linear.minus(neighbours), over_random=over_random)
+    if len(layers) > 1:  # a single layer has no depth profile
+        domain = judge_domain(layers, over_neighbours=linear.minus(neighbours), over_random=over_random)
 
     name = in_use_name or SIDE_BY_SIDE.join(in_use)
     tried = {layer.block: (layer.block,) for layer in layers} | {name: tuple(in_use)}
     representations = []
     for title, own in tried.items():
-        answer = ask(own, title, rows=few, kind="ridge")
+        found = probe_on(own, title, rows=few, kind="ridge")
         width = sum(blocks.width(block) for block in own)
-        representations.append(Representation(title, answer.accuracy, answer.minus(linear), width))
+        representations.append(RepresentationScore(title, own, found.accuracy, found.minus(linear), width))
     if fine_tuning is None and domain is not None:
         cut = fine_tune_from(domain)
         trained = 1 - (taps.index(cut) + 1) / len(taps) if cut in taps else 1.0
@@ -212,9 +212,9 @@ def best_of_each_tap(
     n_jobs: int = 1,
     random_state: int = 0,
 ) -> dict[str, str]:
-    """For each layer, by depth, the block that ridge scores best leaving one out; the last keeps its average.
+    """Return the best block of each layer by leave-one-out ridge; for the last layer its average.
 
-    The last features' average is what everybody uses: the others are measured against it.
+    The average of the last features is common practice, so the other blocks are compared with it.
     """
     found = screen_representations(
         blocks,
@@ -227,20 +227,20 @@ def best_of_each_tap(
     )
     best: dict[str, str] = {}
     for one in found:
-        best.setdefault(layer_of(one.blocks[0]), one.name)
-    usual = [one.name for one in found if one.name.startswith(f"{taps[-1]}:avg")]
+        best.setdefault(layer_of(one.blocks[0]), one.blocks[0])
+    usual = [one.blocks[0] for one in found if is_last_average(one.blocks[0])]
     if usual:
         best[taps[-1]] = usual[0]
     return {tap: best[tap] for tap in taps if tap in best}
 
 
 def stratified_rows(codes: NDArray[np.intp], most: int, *, random_state: int = 0) -> NDArray[np.intp]:
-    """Sorted positions of about `most` rows, each class by its share and at least twice where it can be."""
+    """Sorted positions of a stratified sample of about `most` rows, two or more of each class."""
     if len(codes) <= most:
         return np.arange(len(codes))
     rng = np.random.default_rng(random_state)
-    picked = []
+    chosen = []
     for c in np.unique(codes):
         own = rng.permutation(np.flatnonzero(codes == c))
-        picked.append(own[: max(2, round(most * len(own) / len(codes)))])
-    return np.sort(np.concatenate(picked))
+        chosen.append(own[: max(2, round(most * len(own) / len(codes)))])
+    return np.sort(np.concatenate(chosen))
