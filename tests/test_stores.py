@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import csv
 import dataclasses
+import errno
 import hashlib
+import io
 import json
 import multiprocessing
 import os
 import pickle
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -35,9 +38,8 @@ from featx.stores import STORES, default_cache, open_store
 from featx.stores.base import FeatureStore, as_ids, explain_miss
 from featx.stores.hdf5 import HDF5Store
 from featx.stores.index import DigestIndex
-from featx.stores.space import Space
-
-FIXTURES = Path(__file__).parent / "fixtures"
+from featx.stores.segments import open_segment, read_rows
+from featx.stores.space import StoredSpace
 
 
 def make_spec(**changes: Any) -> FeatureSpec:
@@ -530,6 +532,97 @@ def test_a_segment_truncated_while_the_store_is_open_is_quarantined_at_the_read(
         store.read(KEY, ids_of(3))
 
 
+def test_a_disk_that_cannot_read_is_an_error_and_no_damage(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HDF5Store(cache) as store:
+        fill(store, range(20))
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: Any) -> int:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    store = HDF5Store(cache)
+    with monkeypatch.context() as failing:
+        failing.setattr("io.FileIO", Failing)
+        with pytest.raises(StoreError, match="Input/output error"):
+            store.read(KEY, ids_of(3))
+    assert np.array_equal(store.read(KEY, ids_of(3)), rows_of(3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS limits little elsewhere")
+def test_too_little_memory_to_open_a_segment_is_no_damage(cache: Path) -> None:
+    with HDF5Store(cache) as store:
+        spec = make_spec(dtype="float16")
+        ids = np.random.default_rng(0).integers(0, 256, (2**20, 32), np.uint8)
+        store._buffer(KEY).space.write(ids, np.zeros((len(ids), 1), np.float16), spec)
+    script = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from featx.stores.hdf5 import HDF5Store\n"
+        "store = HDF5Store(sys.argv[1])\n"
+        "used = int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()\n"
+        "limit = used + (48 << 20)\n"  # the ids take 32 MB twice
+        "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
+        "try:\n"
+        "    store.row_shape(sys.argv[2])\n"
+        "except MemoryError:\n"
+        "    sys.exit(3)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, cache, KEY], capture_output=True, check=False)
+    assert done.returncode == 3, done.stderr.decode()
+    assert len(segments(cache)) == 1
+
+
+def test_too_few_file_descriptors_are_no_damage(cache: Path) -> None:
+    with HDF5Store(cache) as store:
+        fill(store, range(20))
+    (path,) = segments(cache)
+    segment, _ = open_segment(path, KEY)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    highest = max(map(int, os.listdir("/dev/fd")))
+    held = [os.dup(0) for _ in range(highest + 1)]  # no number below the limit is free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            open_segment(path, KEY)
+        with pytest.raises(OSError, match="Too many open files"):
+            next(read_rows(segment, np.arange(3)))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def test_a_damaged_segment_stays_where_its_intact_rows_cannot_be_saved(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HDF5Store(cache) as store:
+        fill(store, range(200))
+    (path,) = segments(cache)
+    _flip(path, path.read_bytes().index(rows_of(70).astype("<f2").tobytes()))
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    store = HDF5Store(cache)
+    with monkeypatch.context() as disk:
+        disk.setattr("featx.stores.space.atomic_write", full)
+        with (
+            pytest.warns(StoreWarning, match="so it stays; 16 of its 200 rows will be computed again"),
+            pytest.raises(KeyError),
+        ):
+            store.read(KEY, ids_of(*range(200)))
+    assert segments(cache) == [path]
+    assert np.flatnonzero(store.missing(KEY, ids_of(*range(200)))).tolist() == list(range(64, 80))
+    good = [*range(64), *range(80, 200)]
+    assert np.array_equal(store.read(KEY, ids_of(*good)), rows_of(*good))
+    with pytest.warns(StoreWarning, match="184 of its 200 rows were saved"):  # there is room again
+        assert len(HDF5Store(cache).verify().bad) == 1
+    assert np.array_equal(HDF5Store(cache).read(KEY, ids_of(*good)), rows_of(*good))
+
+
 def test_a_segment_of_another_space_is_quarantined(cache: Path) -> None:
     other = make_spec(pool="max")
     with HDF5Store(cache) as store:
@@ -596,8 +689,8 @@ def test_a_damaged_spec_file_is_restored_from_the_segments(cache: Path) -> None:
 def test_a_folder_of_another_recipe_whose_key_begins_alike_is_refused(cache: Path) -> None:
     with HDF5Store(cache) as store:
         fill(store, range(3))
-    alike = Space(cache / "v1", KEY[:16] + "0" * 48)  # no recipe with such a key is known
-    with pytest.raises(StoreError, match="another recipe whose key begins alike"):
+    alike = StoredSpace(cache / "v1", KEY[:16] + "0" * 48)  # no recipe with such a key is known
+    with pytest.raises(StoreError, match="another spec whose key begins alike"):
         alike.write(ids_of(5), rows_of(5), SPEC)
 
 
@@ -805,26 +898,6 @@ def test_a_segment_of_a_newer_format_is_refused_and_not_quarantined(cache: Path)
     assert _tree(cache) == before
 
 
-def test_a_cache_of_format_0_is_migrated(cache: Path) -> None:
-    shutil.copytree(FIXTURES / "store_format_0", cache)
-    store = HDF5Store(cache)
-    (spec,) = store.keys().values()
-    assert np.array_equal(store.read(spec.key, ids_of(*range(40))), rows_of(*range(40)))
-    assert not (cache / "v0").exists()
-    assert store.verify().bad == ()
-
-
-def test_a_damaged_file_of_format_0_stays_where_it_is(cache: Path) -> None:
-    shutil.copytree(FIXTURES / "store_format_0", cache)
-    bad = sorted(cache.glob("v0/*/*.h5"))[0]
-    _flip(bad, bad.read_bytes().index(rows_of(5).astype("<f2").tobytes()))
-    with pytest.warns(StoreWarning, match="stays there"):
-        store = HDF5Store(cache)
-    (spec,) = store.keys().values()
-    assert np.flatnonzero(store.missing(spec.key, ids_of(*range(40)))).tolist() == list(range(25))
-    assert bad.exists()
-
-
 # Where the cache lies
 
 
@@ -877,7 +950,7 @@ def test_a_read_only_cache_is_an_error_at_the_start(tmp_path: Path) -> None:
 
 def test_open_store_passes_a_store_through_and_knows_memory(tmp_path: Path) -> None:
     store = open_store("memory")
-    assert store.path is None
+    assert store.folder("models") is None
     assert open_store(store) is store
     assert isinstance(open_store(tmp_path / "x"), HDF5Store)
 

@@ -13,7 +13,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -50,6 +49,8 @@ if TYPE_CHECKING:
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0.in1k"
 ALL = "all"
+MODELS = "models"
+"""Folder of the store for converted networks."""
 PROBE_PICTURES = 64
 """Pictures that are looked up to see whether a space of another precision holds them."""
 SPEED_PICTURES = 32
@@ -694,13 +695,12 @@ class _Rows:
     ) -> tuple[ExtractionRun, Forward]:
         extractor = self._extractor
         n_threads = _n_threads(extractor.n_jobs)
-        path = self._model_store()
         engine = Engine(
             extractor._open_backbone,
             extractor.runtime,
             extractor.device,
             n_threads,
-            path / "v1" / "models" if path is not None else None,
+            self.store.folder(MODELS) or extractor._store().folder(MODELS),
         )
         batch_size = BatchSize(extractor.batch_size, self._device)
         forward = Forward(engine, specs[0].precision, batch_size)
@@ -723,11 +723,6 @@ class _Rows:
             decoder.close()
         self.limit, self.batch_size = run.limit, batch_size.value
         return run, forward
-
-    def _model_store(self) -> Path | None:
-        """Where converted models are kept: a call that keeps no rows has them beside the extractor's own."""
-        path: Path | None = getattr(self.store, "path", None)
-        return path or getattr(self._extractor._store(), "path", None)
 
     def _reader(self, spec: FeatureSpec) -> Callable[[NDArray[np.intp]], NDArray[Any]]:
         """A function of positions among the kept that reads their rows from the store."""

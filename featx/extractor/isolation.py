@@ -77,11 +77,10 @@ class CarefulDecoder:
         workers: int,
         time_limit_s: float | None = None,
     ) -> None:
-        path: Path | None = getattr(store, "path", None)
         self._settings = settings
         self._store = store
         self._isolate = isolate
-        self._folder = path / "v1" / FOLDER if path is not None else None
+        self._folder = store.folder(FOLDER)
         self._suspects = self._find_suspects()
         self._cleared: set[str] = set()
         self._workers = workers

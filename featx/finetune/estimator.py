@@ -657,10 +657,10 @@ class _Opened:
 
     def _limit(self) -> tuple[int, str]:
         limit, why = self.tuner.disk_limit, "disk_limit allows"
-        path = getattr(self.store, "path", None)
+        path = self.store.folder("features")
         if path is None:
             return limit, why
-        existing = next(folder for folder in (Path(path), *Path(path).absolute().parents) if folder.exists())
+        existing = next(folder for folder in path.absolute().parents if folder.exists())
         free = int(shutil.disk_usage(existing).free * FREE_SHARE)
         return (free, "half of the free disk") if free < limit else (limit, why)
 

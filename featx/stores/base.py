@@ -7,6 +7,7 @@ row whose append was committed. It knows nothing of images and networks.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -156,6 +157,13 @@ class FeatureStore(Protocol):
 
     def recall(self, kind: str, name: str) -> dict[str, Any] | None:
         """Read a note, or None."""
+        ...
+
+    def folder(self, kind: str) -> Path | None:
+        """Folder of other files that belong to the cache (kind "models", "decoding"); None in memory.
+
+        It may not exist yet.
+        """
         ...
 
     def close(self) -> None:

@@ -17,8 +17,6 @@ from featx.stores.base import Ids, as_stored, check_append, check_shape, find_ne
 class MemoryStore:
     """Rows in dictionaries; gone with the process. A copy (`sklearn.base.clone`) is the store itself."""
 
-    path = None
-
     def __init__(self) -> None:
         self._rows: dict[str, dict[bytes, NDArray[Any]]] = {}
         self._specs: dict[str, FeatureSpec] = {}
@@ -72,6 +70,9 @@ class MemoryStore:
     def recall(self, kind: str, name: str) -> dict[str, Any] | None:
         """See `FeatureStore.recall`."""
         return copy.deepcopy(self._notes.get((kind, name)))
+
+    def folder(self, kind: str) -> None:
+        """See `FeatureStore.folder`."""
 
     def close(self) -> None:
         """Nothing to let go of."""

@@ -1,15 +1,17 @@
 """One immutable HDF5 segment: built in memory, opened once, its rows read with their digests checked.
 
 A segment is never changed after it has its name, so nothing can be half written or misaligned. ``/id``
-(n, 32) names the rows, ``/x`` (n, ...) holds them, ``/sum`` (blocks, 32) is the sha256 of each block of
-rows, and the attribute ``digest`` is the sha256 of everything else: recipe, shape, type, ids and sums.
-The datasets are contiguous and uncompressed (gzip costs 8 to 24 times the speed for 10 to 20 % of the
-size), so rows are read by plain reads at ``/x``'s offset: no open of HDF5, no global lock of h5py.
+(n, 32) holds the images' digests, ``/x`` (n, ...) their features, ``/sum`` (blocks, 32) the sha256 of each
+block of rows; the attribute ``digest`` is the sha256 of everything else: spec, shape, dtype, ids and sums.
+The datasets are contiguous and uncompressed (gzip is 8 to 24 times slower and saves 10 to 20 % of the size),
+so rows are read by plain reads at ``/x``'s offset, without HDF5 and without h5py's global lock.
+
+Only a wrong digest or a wrong format is damage (`BadSegmentError`). If memory, file descriptors or the disk
+fail (MemoryError, EMFILE, EIO, ...), the error is raised as it is: the segment may be intact.
 """
 
 from __future__ import annotations
 
-import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -33,18 +35,17 @@ FORMAT = 1
 
 BLOCK_ROWS = 16
 BLOCK_BYTES = 1 << 20
-"""A block is what is read and checked together: 16 rows, fewer where rows are large (unpooled ones are 400
-kB), so that one scattered row never costs more than about 1 MiB of reading. Segments say how many theirs has
-(the first had 64)."""
+"""A block is read and checked as a whole: 16 rows, or fewer if rows are large (unpooled ones take 400 kB), so
+that reading one row never reads more than about 1 MiB. Each segment records its own number."""
 
 READ_BYTES = 16 << 20
 """Neighbouring blocks are read together up to this size, which bounds the memory of a read."""
 
 HDF5_BOUNDS = ("v108", "v110")
-"""Oldest object headers that carry checksums of their own; readable by every HDF5 since 1.10 (2016)."""
+"""The oldest object headers that have checksums. Every HDF5 since 1.10 (2016) reads them."""
 
 RECORDED = ("featx", "numpy", "h5py", "torch", "torchvision", "timm", "openvino", "Pillow")
-"""Distributions whose versions a segment records; they are no part of its space's key."""
+"""Distributions whose versions a segment records. They are not part of its space's key."""
 
 
 class BadSegmentError(Exception):
@@ -53,7 +54,7 @@ class BadSegmentError(Exception):
 
 @dataclass(frozen=True)
 class Segment:
-    """Where a segment's rows lie, and what they must hash to."""
+    """Where the rows of a segment are, and their digests."""
 
     path: Path
     spec: str
@@ -83,9 +84,9 @@ def build_segment(ids: Ids, rows: NDArray[Any], spec: FeatureSpec) -> memoryview
     ids : ndarray of uint8, shape (n, 32)
         Digests of the images.
     rows : ndarray of float16 or float32, shape (n, ...)
-        Their rows.
+        Their features.
     spec : FeatureSpec
-        The recipe; the segment belongs to the space ``spec.key``.
+        The segment belongs to the space ``spec.key``.
     """
     rows = np.ascontiguousarray(rows, rows.dtype.newbyteorder("<"))
     block_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // max(1, rows[0].nbytes)))
@@ -96,8 +97,8 @@ def build_segment(ids: Ids, rows: NDArray[Any], spec: FeatureSpec) -> memoryview
         "block_rows": block_rows,
         "versions": versions(),
     }
-    # A file image in a BytesIO is 3 times as fast as the core driver's and is not copied once more by
-    # get_file_image. HDF5 itself never writes to the disk: it can swallow a full one.
+    # A BytesIO is 3 times as fast as the core driver and needs no further copy. HDF5 never writes to the
+    # disk itself: it may not report that the disk is full.
     image = io.BytesIO()
     with h5py.File(image, "w", libver=HDF5_BOUNDS) as file:
         file["id"] = ids
@@ -109,8 +110,8 @@ def build_segment(ids: Ids, rows: NDArray[Any], spec: FeatureSpec) -> memoryview
     return image.getbuffer()
 
 
-def open_segment(path: Path, key: str) -> tuple[Segment, Ids]:
-    """Open and check everything of a segment but its rows.
+def open_segment(path: Path, key: str | None = None) -> tuple[Segment, Ids]:
+    """Open a segment and check everything except its rows.
 
     Raises
     ------
@@ -118,61 +119,55 @@ def open_segment(path: Path, key: str) -> tuple[Segment, Ids]:
         If it is damaged or of another space.
     StoreFormatError
         If a newer featx wrote it.
-    OSError
-        If the file cannot be opened for a reason that is not the file's (gone, no permission, ...).
+    OSError, MemoryError
+        If the file cannot be read for a reason that is not its content (gone, no permission, EMFILE, EIO,
+        no memory, ...).
     """
     try:
-        with h5py.File(path, "r", locking=False) as opened:
-            file = opened.id  # the lower interface takes half the time, and a store may have many segments
-            written = int(_attribute(file, "format"))
-            if written > FORMAT:
-                made_by = _text(opened.attrs.get("versions", b"{}"))
-                raise StoreFormatError(newer_format(path, written, made_by))
-            if written < FORMAT:
-                raise BadSegmentError(f"format {written} inside a folder of format {FORMAT}")
-            head: dict[str, Any] = {
-                "format": written,
-                "spec": _text(_attribute(file, "spec")),
-                "block_rows": int(_attribute(file, "block_rows")),
-                "versions": _text(_attribute(file, "versions")),
-            }
-            digest = _attribute(file, "digest")
-            ids, sums = _dataset(file, "id"), _dataset(file, "sum")
-            x = h5py.h5d.open(file, b"x")
-            shape, dtype, offset = x.shape, x.dtype, x.get_offset()
+        return _open(path, path, key)
     except (BadSegmentError, StoreFormatError):
         raise
-    except OSError as error:
-        if error.errno and error.errno != errno.EIO:
+    except Exception as error:
+        if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno):
             raise
-        raise BadSegmentError(f"cannot be opened: {_first_line(error)}") from error
-    except Exception as error:  # a damaged file may fail in any call of the HDF5 library
+        # A damaged file may fail in any call of HDF5, and so may a lack of memory or a failing disk. So read
+        # the file without HDF5, which raises what the system says, and try again on its bytes.
+        content = io.BytesIO(path.read_bytes())
+    try:
+        return _open(path, content, key)
+    except (BadSegmentError, StoreFormatError, MemoryError):
+        raise
+    except Exception as error:
+        if "alloc" in str(error).lower():  # HDF5 has no error class for it
+            raise MemoryError(f"{path}: {_first_line(error)}") from error
         raise BadSegmentError(f"cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def _open(path: Path, source: Path | io.BytesIO, key: str | None) -> tuple[Segment, Ids]:
+    with h5py.File(source, "r", **({} if isinstance(source, io.BytesIO) else {"locking": False})) as opened:
+        file = opened.id  # the low-level interface takes half the time, and a store may have many segments
+        written = int(_attribute(file, "format"))
+        if written > FORMAT:
+            made_by = _text(opened.attrs.get("versions", b"{}"))
+            raise StoreFormatError(newer_format(path, written, made_by))
+        head: dict[str, Any] = {
+            "format": written,
+            "spec": _text(_attribute(file, "spec")),
+            "block_rows": int(_attribute(file, "block_rows")),
+            "versions": _text(_attribute(file, "versions")),
+        }
+        digest = _attribute(file, "digest")
+        ids, sums = _dataset(file, "id"), _dataset(file, "sum")
+        x = h5py.h5d.open(file, b"x")
+        shape, dtype, offset = x.shape, x.dtype, x.get_offset()
     if not np.array_equal(digest, head_sum(head, ids, sums, shape, dtype)):
         raise BadSegmentError("its ids, sums or header do not have the digest that was written")
-    if hashlib.sha256(head["spec"].encode()).hexdigest() != key:
+    if key is not None and hashlib.sha256(head["spec"].encode()).hexdigest() != key:
         raise BadSegmentError("it belongs to another space")
     if offset is None:
         raise BadSegmentError("its rows are not contiguous")
     segment = Segment(path, head["spec"], shape[0], shape[1:], dtype, head["block_rows"], offset, sums)
     return segment, ids
-
-
-def spec_of(path: Path) -> str:
-    """The recipe that a segment names: what restores a damaged spec.json.
-
-    Raises
-    ------
-    BadSegmentError, OSError
-        As `open_segment`.
-    """
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            spec = _text(file.attrs["spec"])
-    except Exception as error:
-        raise BadSegmentError(f"cannot be read: {_first_line(error)}") from error
-    open_segment(path, hashlib.sha256(spec.encode()).hexdigest())
-    return spec
 
 
 def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
@@ -196,8 +191,8 @@ def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArr
     ------
     BadSegmentError
         If a block does not have the digest that was written.
-    OSError
-        If the file is gone or cannot be opened.
+    OSError, MemoryError
+        If the file is gone or cannot be read.
     """
     order = np.argsort(rows, kind="stable")
     block_of = rows[order] // segment.block_rows
@@ -215,7 +210,7 @@ def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArr
 
 
 def check_sum(found: bytes, written: bytes) -> bool:
-    """Whether a block still has the digest that was written."""
+    """Whether a block has the digest that was written."""
     return found == written
 
 
@@ -227,7 +222,7 @@ def block_sum(rows: NDArray[Any]) -> NDArray[np.uint8]:
 def head_sum(
     head: dict[str, Any], ids: Ids, sums: NDArray[np.uint8], shape: tuple[int, ...], dtype: np.dtype[Any]
 ) -> NDArray[np.uint8]:
-    """Sha256 of all that is not a row: a changed type or shape would turn right bytes into wrong rows."""
+    """Sha256 of everything except the rows: with another dtype or shape, intact bytes give wrong rows."""
     text = json.dumps({**head, "shape": list(shape), "dtype": dtype.str}, sort_keys=True)
     total = hashlib.sha256(text.encode())
     total.update(np.ascontiguousarray(ids).data)
@@ -237,7 +232,7 @@ def head_sum(
 
 @functools.cache
 def versions() -> str:
-    """JSON of the installed versions that a segment records; nothing is imported for it."""
+    """JSON of the installed versions that a segment records. No package is imported."""
     found = {}
     for name in RECORDED:
         try:
@@ -266,12 +261,7 @@ def _read_blocks(file: io.FileIO, segment: Segment, first: int, last: int) -> ND
     view = slab.data.cast("B")
     file.seek(segment.offset + start * segment.row_bytes)
     while len(view):
-        try:
-            count = file.readinto(view)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            raise BadSegmentError(f"the disk cannot read it: {error.strerror}") from error
+        count = file.readinto(view)
         if not count:
             raise BadSegmentError(f"it ends at byte {file.tell()}")
         view = view[count:]

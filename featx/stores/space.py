@@ -1,8 +1,8 @@
-"""Space: the folder of one recipe's segments, and what this process knows of it.
+"""StoredSpace: the folder of one spec's segments, and what this process knows of it.
 
-The list of segments is the folder's listing and the index is the scan of their ids, so there is nothing
-beside the rows that could go stale. Other processes may add, pack and prune at any time: a segment that
-is gone when it is read means that the folder must be listed again, never that a row is lost.
+The list of segments is the folder's listing, and the index is made from their ids: nothing else is stored
+that could become outdated. Other processes may add, pack and prune at any time. If a segment is gone when it
+is read, the folder is listed again.
 """
 
 from __future__ import annotations
@@ -38,29 +38,29 @@ QUARANTINE = "quarantine"
 SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]+)\.h5")
 
 SETTLED_S = 2.0
-"""A folder's time stamp is trusted when it is older than this; stamps are as coarse as 2 s (FAT)."""
+"""A folder's time stamp is trusted if it is older than this. Stamps can be as coarse as 2 s (FAT)."""
 
 READERS = 4
-"""Threads that read segments side by side; more wait for the disk or for memory."""
+"""Threads that read segments at the same time. More only wait for the disk or for memory."""
 
 GONE = (errno.ENOENT, errno.ESTALE)
-"""No such file, in the words of a disk and of a network."""
+"""No such file, on a disk and on a network disk."""
 
 _UNSETTLED, _NO_FOLDER = -1, 0
 
 
 @dataclass(frozen=True)
 class _Part:
-    """What one segment gives to a read."""
+    """What a read takes from one segment."""
 
     segment: Segment
-    asked: NDArray[np.int64]
-    """Which of the ids that are asked for."""
+    requested: NDArray[np.int64]
+    """Positions in the requested ids."""
     rows: NDArray[np.int64]
     """Their rows in the segment."""
 
 
-class Space:
+class StoredSpace:
     """One folder of segments. Safe to call from several threads."""
 
     def __init__(self, root: Path, key: str) -> None:
@@ -95,7 +95,7 @@ class Space:
             return self._index.find(ids) >= 0
 
     def refresh(self, *, force: bool = False) -> None:
-        """Take in what other processes added, forget what they removed."""
+        """Learn what other processes added and removed."""
         with self._lock:
             stamp = _stamp(self.folder)
             if stamp == self._stamp and not force:
@@ -113,13 +113,15 @@ class Space:
         Raises
         ------
         KeyError
-            If a row is not (or no longer) there.
+            If a row is not there, or no longer.
+        StoreError
+            If a segment cannot be read for a reason that is not its content.
         """
-        while True:  # every round ends, or has one segment fewer
+        while True:  # every round ends, or has one segment or block fewer
             parts = self._locate(ids)
             if len(parts) < 2:
                 failures = [_fill(out, positions, part) for part in parts]
-            else:  # reading and hashing leave the interpreter's lock
+            else:  # reading and hashing release the GIL
                 with ThreadPoolExecutor(min(READERS, len(parts))) as pool:
                     failures = list(pool.map(lambda part: _fill(out, positions, part), parts))
             if not any(failures):
@@ -141,7 +143,7 @@ class Space:
         return sum(int(kept.sum()) for _, _, kept in self._distinct())
 
     def distinct(self) -> Iterator[tuple[Ids, NDArray[np.float32]]]:
-        """Every digest once, with its row, in slabs; BadSegmentError names a segment that is set aside."""
+        """Every digest once, with its row, in slabs; BadSegmentError names a damaged segment."""
         for segment, ids, kept in self._distinct():
             start = 0
             try:
@@ -154,7 +156,7 @@ class Space:
                 raise BadSegmentError(f"{segment.path}: {error}") from error
 
     def _distinct(self) -> Iterator[tuple[Segment, Ids, NDArray[np.bool_]]]:
-        """Segments with their ids, and which of their rows the index names."""
+        """Segments with their ids, and a mask of the rows that the index refers to."""
         for segment in self.segments:
             _, ids = open_segment(segment.path, self.key)
             with self._lock:
@@ -163,13 +165,13 @@ class Space:
             yield segment, ids, kept
 
     def write(self, ids: Ids, rows: NDArray[Any], spec: FeatureSpec) -> None:
-        """Publish rows as a new segment; durable when this returns."""
+        """Publish rows as a new segment. It is durable when this returns."""
         name = f"seg-{uuid.uuid4().hex}-{len(ids)}.h5"
         image = build_segment(ids, rows, spec)
         self._prepare(spec)
         try:
             atomic_write(self.folder / name, image)
-        except FileNotFoundError:  # the folder was pruned, or the temporary file swept, by another process
+        except FileNotFoundError:  # another process pruned the folder or the temporary file
             self._prepared = False
             self._prepare(spec)
             atomic_write(self.folder / name, image)
@@ -177,7 +179,7 @@ class Space:
             self._take([name])
 
     def remove(self, names: list[str]) -> None:
-        """Unlink segments whose rows are elsewhere or not wanted any more."""
+        """Remove segments whose rows are in other segments or no longer needed."""
         for name in names:
             with contextlib.suppress(FileNotFoundError):
                 (self.folder / name).unlink()
@@ -187,33 +189,36 @@ class Space:
             sync_folder(self.folder)
 
     def quarantine(self, name: str, reason: str) -> None:
-        """Set a bad segment aside, save those of its rows that are proven good, and warn."""
+        """Save the intact rows of a damaged segment, move it to ``quarantine/``, and warn.
+
+        If the rows cannot be saved now (the disk is full, no memory), the segment stays where it is, and only
+        its damaged blocks are refused.
+        """
         source, shelf = self.folder / name, self.folder / QUARANTINE
         n_rows = rows_of(name)
         with self._lock:
-            self._forget(name)
-            self._ignored.add(name)
-            saved = self._rescue(source)
+            saved, damaged = self._rescue(source)
             self.bad.append((source, reason))
-            try:
-                make_folder(shelf)
-                os.replace(source, shelf / name)
-                sync_folder(self.folder)
-                sync_folder(shelf)
-            except FileNotFoundError:
-                return  # another process was first, and warned
-            except OSError as error:
-                reason += f" (and cannot be moved: {error.strerror})"
-        warnings.warn(
-            StoreWarning(
-                f"{source}: {reason}. Moved to {QUARANTINE}/; {saved} of its {n_rows} rows were saved, "
-                f"{n_rows - saved} will be computed again."
-            ),
-            stacklevel=2,
-        )
+            if saved is None:
+                n_refused = self._refuse(name, damaged)
+                outcome = f"The rest cannot be saved now, so it stays; {n_refused} of its {n_rows} rows"
+            else:
+                self._forget(name)
+                self._ignored.add(name)
+                outcome = f"Moved to {QUARANTINE}/; {saved} of its {n_rows} rows were saved, {n_rows - saved}"
+                try:
+                    make_folder(shelf)
+                    os.replace(source, shelf / name)
+                    sync_folder(self.folder)
+                    sync_folder(shelf)
+                except FileNotFoundError:
+                    return  # another process was first, and warned
+                except OSError as error:
+                    reason += f" (and cannot be moved: {error.strerror})"
+        warnings.warn(StoreWarning(f"{source}: {reason}. {outcome} will be computed again."), stacklevel=2)
 
     def touch(self) -> None:
-        """Note that the space was used now: the time stamp of its spec.json."""
+        """Record that the space is used now, in the time stamp of its spec.json."""
         with contextlib.suppress(OSError):
             os.utime(self.folder / SPEC_FILE)
 
@@ -241,7 +246,7 @@ class Space:
             ]
 
     def _take(self, names: list[str]) -> None:
-        """Open segments and index their ids, all at once; bad ones are quarantined afterwards."""
+        """Open segments and index their ids; damaged ones are quarantined afterwards."""
         first, bad = self._next, []
         found = np.empty((sum(map(rows_of, names)), DIGEST_BYTES), np.uint8)
         try:
@@ -262,7 +267,7 @@ class Space:
                 self._segments[name], self._firsts[name] = segment, self._next
                 found[self._next - first :][: len(ids)] = ids
                 self._next += segment.n_rows
-        finally:  # whatever is known is in the index
+        finally:  # index what was opened
             self._index.add(found[: self._next - first], first)
         for name, reason in bad:
             self.quarantine(name, reason)
@@ -282,29 +287,48 @@ class Space:
             first = self._firsts.pop(name)
             self._index.drop(first, first + segment.n_rows)
 
-    def _rescue(self, path: Path) -> int:
-        """Copy the rows of intact blocks into a new segment; how many they are."""
+    def _refuse(self, name: str, blocks: list[NDArray[np.int64]]) -> int:
+        """Drop blocks of a segment from the index; the number of their rows."""
+        first = self._firsts.get(name)
+        if first is None:
+            self._ignored.add(name)
+            return 0
+        for block in blocks:
+            self._index.drop(first + int(block[0]), first + int(block[-1]) + 1)
+        return sum(map(len, blocks))
+
+    def _rescue(self, path: Path) -> tuple[int | None, list[NDArray[np.int64]]]:
+        """Copy the rows of intact blocks into a new segment.
+
+        Returns
+        -------
+        saved : int or None
+            Number of rows that were copied; None if they cannot be copied now.
+        damaged : list of arrays
+            Row numbers of each damaged block.
+        """
+        damaged: list[NDArray[np.int64]] = []
+        kept, rows = [], []
         try:
             segment, ids = open_segment(path, self.key)
-        except (BadSegmentError, OSError):
-            return 0
-        kept, rows = [], []
-        for start in range(0, segment.n_rows, segment.block_rows):
-            block = np.arange(start, min(start + segment.block_rows, segment.n_rows))
-            with contextlib.suppress(BadSegmentError, OSError):
-                rows += [values for _, values in read_rows(segment, block)]
-                kept.append(ids[block])
-        if not kept:
-            return 0
-        saved = np.concatenate(kept)
-        try:
-            self.write(saved, np.concatenate(rows), FeatureSpec.from_json(segment.spec))
-        except (OSError, StoreFormatError):
-            return 0  # no room, or a newer recipe: the rows are computed again
-        return len(saved)
+            for start in range(0, segment.n_rows, segment.block_rows):
+                block = np.arange(start, min(start + segment.block_rows, segment.n_rows))
+                try:
+                    rows += [values for _, values in read_rows(segment, block)]
+                    kept.append(ids[block])
+                except BadSegmentError:
+                    damaged.append(block)
+            if kept:
+                saved = np.concatenate(kept)
+                self.write(saved, np.concatenate(rows), FeatureSpec.from_json(segment.spec))
+        except (BadSegmentError, FileNotFoundError):
+            return 0, damaged  # nothing can be read, or another process has moved it
+        except (OSError, MemoryError, StoreFormatError):
+            return None, damaged
+        return sum(map(len, kept)), damaged
 
     def _prepare(self, spec: FeatureSpec) -> None:
-        """Make the folder and its spec.json, durably; refuse a folder of another recipe."""
+        """Make the folder and its spec.json, durably; refuse a folder of another spec."""
         if self._prepared:
             return
         make_folder(self.folder)
@@ -313,7 +337,7 @@ class Space:
             atomic_write(self.folder / SPEC_FILE, spec.to_json().encode())
         elif hashlib.sha256(found.encode()).hexdigest() != self.key:
             raise StoreError(
-                f"{self.folder} holds the rows of another recipe whose key begins alike; "
+                f"{self.folder} holds features of another spec whose key begins alike; "
                 "use another folder (--cache-dir, FEATX_CACHE) for this one."
             )
         sweep_temporaries(self.folder)
@@ -323,17 +347,17 @@ class Space:
 def _fill(
     out: NDArray[np.float32], positions: NDArray[np.int64], part: _Part
 ) -> BadSegmentError | OSError | None:
-    """Read a part into ``out[positions]``; what went wrong, or None."""
+    """Read a part into ``out[positions]``; the error, or None."""
     try:
         for some, values in read_rows(part.segment, part.rows):
-            out[positions[part.asked[some]]] = values
+            out[positions[part.requested[some]]] = values
     except (BadSegmentError, OSError) as error:
         return error
     return None
 
 
 def segment_names(folder: Path) -> list[str]:
-    """Names of the segments in a space's folder, oldest first; empty where there is no such folder."""
+    """Names of the segments in a space's folder, oldest first; empty if there is no such folder."""
     return _oldest_first(folder, _names(folder))
 
 
@@ -344,7 +368,7 @@ def rows_of(name: str) -> int:
 
 
 def read_spec_text(folder: Path) -> str | None:
-    """Text of the space's spec.json; None where it is missing or damaged (its hash is the folder's name)."""
+    """Text of the space's spec.json; None if it is missing or damaged (its hash is the folder's name)."""
     try:
         text = (folder / SPEC_FILE).read_bytes().decode()
     except (FileNotFoundError, UnicodeDecodeError):
