@@ -32,6 +32,9 @@ The CLI turns an error into its ``exit_code``; a library user catches the class.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class FeatxError(Exception):
     """Base of all errors that featx raises on purpose."""
@@ -70,7 +73,19 @@ class ImageError(DataError):
 
 
 class TooManyBadImagesError(DataError):
-    """More pictures were set aside than ``max_bad`` allows."""
+    """More images were set aside than the user allows.
+
+    Parameters
+    ----------
+    message : str
+        What is wrong.
+    skipped : sequence of Skipped
+        The images that were set aside, each with its reason.
+    """
+
+    def __init__(self, message: str, skipped: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.skipped = list(skipped)
 
 
 class LabelError(DataError):

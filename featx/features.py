@@ -17,6 +17,9 @@ Rows = NDArray[np.float32]
 Some = NDArray[np.intp] | slice
 """Which rows: indices or a slice."""
 
+CHUNK_ROWS = 4096
+"""Rows that are read at once where a block is not held in memory."""
+
 
 class FeatureBlocks(Mapping[str, Rows]):
     """Named blocks of rows of the same images, each loaded on first use and kept.
@@ -99,6 +102,12 @@ class FeatureBlocks(Mapping[str, Rows]):
         if len(names) == 1:
             return self[names[0]]
         return np.hstack([self[name] for name in names])
+
+    def chunks(self, names: Sequence[str]) -> Iterator[tuple[slice, Rows]]:
+        """Blocks side by side, `CHUNK_ROWS` rows at a time, each with the slice that it is of."""
+        for start in range(0, max(self.n_rows, 1), CHUNK_ROWS):
+            where = slice(start, min(start + CHUNK_ROWS, self.n_rows))
+            yield where, np.hstack([self.part(name, where) for name in names])
 
     def take(self, rows: ArrayLike) -> FeatureBlocks:
         """The same blocks for some rows (indices or a mask), still lazy."""

@@ -21,6 +21,9 @@ MAY_BE_NAN = "may be NaN"
 FloatOrNaN = Annotated[float, MAY_BE_NAN]
 """A float that may be NaN. It is written as null, since NaN is not JSON, and read back as NaN."""
 
+APART = {"apart": True}
+"""Metadata of fields that are not part of the plain values, such as large arrays."""
+
 LARGEST_INT = 2**63
 """Integers of records fit into 64 bits."""
 
@@ -29,14 +32,15 @@ class Record:
     """Base of dataclasses that are saved, printed with ``--json`` or shown in a report.
 
     `to_dict` gives plain values; `from_dict` reads them back and checks them. Properties that `to_dict`
-    should include are listed in `DERIVED`; `from_dict` ignores them.
+    should include are listed in `DERIVED`; `from_dict` ignores them. A field that is declared with
+    ``field(metadata=APART)`` is saved elsewhere: both methods leave it out.
     """
 
     DERIVED: ClassVar[tuple[str, ...]] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain numbers, strings, lists and dicts, ready for JSON."""
-        names = [field.name for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        names = [field.name for field in dataclasses.fields(self) if _is_plain(field)]  # type: ignore[arg-type]
         return {name: to_plain(getattr(self, name)) for name in (*names, *self.DERIVED)}
 
     @classmethod
@@ -129,6 +133,10 @@ def from_plain(wanted: Any, value: Any, where: str) -> Any:
     return value
 
 
+def _is_plain(field: dataclasses.Field[Any]) -> bool:
+    return not field.metadata.get("apart", False)
+
+
 @functools.cache
 def _hints(kind: type) -> dict[str, Any]:
     return typing.get_type_hints(kind, include_extras=True)
@@ -137,7 +145,7 @@ def _hints(kind: type) -> dict[str, Any]:
 def _from_fields(kind: Any, value: Any, where: str) -> Any:
     if not isinstance(value, Mapping):
         _refuse(kind, value, where)
-    fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
+    fields = {field.name: field for field in dataclasses.fields(kind) if field.init and _is_plain(field)}
     unknown = set(value) - set(fields) - set(getattr(kind, "DERIVED", ()))
     missing = [
         name

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from tinted import pictures
 
 import featx
@@ -18,7 +19,7 @@ from featx.classifier.growth import grow
 from featx.exceptions import ModelFileError, UsageError
 from featx.extractor import Progress
 from featx.extractor.forward import release_networks
-from featx.files import read_archive, write_archive
+from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, write_archive
 from featx.finetune import Phase
 from featx.images import load_images
 from featx.stores.memory import MemoryStore
@@ -36,9 +37,9 @@ def classifier(**params: Any) -> ImageClassifier:
         "backbone": "test_resnet", "pretrained": False, "runtime": "torch", "precision": "fp32",
         "input_size": 64, "n_trials": 1, "cut": None, "pool": "avg", "resize": "crop",
         "heads": ["logistic"], "cv": 3, "random_state": 0, "store": MemoryStore(),
-        "fine_tune": True, "fine_tune_params": KEPT,
+        "fine_tune": True, "tuning": KEPT,
     }  # fmt: skip
-    return ImageClassifier(**(settings | params))
+    return image_classifier(**(settings | params))
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def test_the_verdict_keeps_the_probe_and_says_why() -> None:
     x, _ = pictures()
     y = np.random.default_rng(0).permutation(["blue", "red"] * 20)
     events: list[Progress] = []
-    clf = classifier(fine_tune_params={"unfreeze": 1, "phases": PHASES}, callback=events.append).fit(x, y)
+    clf = classifier(tuning={"unfreeze": 1, "phases": PHASES}, callback=events.append).fit(x, y)
     report = clf.fine_tune_
     assert (report.tried, report.kept, clf.network_) == (True, False, None)
     assert "probe" in report.reason
@@ -91,7 +92,7 @@ def test_the_verdict_keeps_the_probe_and_says_why() -> None:
 
 def test_auto_does_not_try_what_cannot_win() -> None:
     x, y = pictures()
-    clf = classifier(fine_tune="auto", fine_tune_params=None).fit(x, y)
+    clf = classifier(fine_tune="auto", tuning={}).fit(x, y)
     report = clf.fine_tune_
     assert (report.tried, report.kept, clf.network_) == (False, False, None)
     assert "must win 6 more" in report.reason
@@ -100,9 +101,9 @@ def test_auto_does_not_try_what_cannot_win() -> None:
 def test_auto_tries_where_a_network_could_win_and_advice_knows_what_it_brought() -> None:
     x, _ = pictures(80)
     y = np.random.default_rng(1).permutation(["blue", "red"] * 40)
-    clf = classifier(fine_tune="auto", fine_tune_params={"unfreeze": 1, "phases": PHASES}).fit(x, y)
+    clf = classifier(fine_tune="auto", tuning={"unfreeze": 1, "phases": PHASES}).fit(x, y)
     assert clf.fine_tune_.tried
-    [option] = [option for option in clf.advice_.options if option.action == "fine_tune"]
+    [option] = [option for option in clf.advice().options if option.action == "fine_tune"]
     assert option.measured
     assert option.what == "layer3"
     assert option.gain.value == pytest.approx(clf.fine_tune_.verdict.comparison.difference)
@@ -118,8 +119,7 @@ def test_nobody_asked_nothing_is_told() -> None:
     ("params", "words"),
     [
         ({"fine_tune": "yes"}, "choose 'auto', True or False"),
-        ({"fine_tune_params": {"unfreez": 1}}, "has 'unfreez'; the fine-tuner takes unfreeze"),
-        ({"fine_tune_params": {"backbone": "resnet18"}}, "has 'backbone'"),
+        ({"tuning": {"backbone": "resnet18"}}, "Pass backbone to ImageClassifier"),
     ],
 )
 def test_what_cannot_be_meant_is_said_before_the_work(params: dict[str, Any], words: str) -> None:
@@ -154,30 +154,30 @@ def test_it_is_saved_and_loaded_whole(tuned: ImageClassifier, saved: Path) -> No
 def test_a_head_of_two_layers_travels_too(tmp_path: Path) -> None:
     x, y = pictures()
     phases = (Phase(trainable="head", epochs=2, batch_size=16), Phase(epochs=0))
-    clf = classifier(fine_tune_params=KEPT | {"head": "mlp", "phases": phases}).fit(x, y)
+    clf = classifier(tuning=KEPT | {"head": "mlp", "phases": phases}).fit(x, y)
     loaded = featx.load(clf.save(tmp_path / "mlp.featx"))
     assert np.allclose(loaded.predict_proba(x), clf.network_.predict_proba(x), atol=5e-3)
 
 
-def test_a_file_without_a_network_is_of_the_older_format(tmp_path: Path) -> None:
+def test_a_file_without_a_network_is_no_backbone(tmp_path: Path) -> None:
     x, y = pictures()
     path = classifier(fine_tune=False).fit(x, y).save(tmp_path / "plain.featx")
-    archive = read_archive(path, kind=packing.KIND, allowed=packing.MEMBERS, max_format=1)
+    archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     assert set(packing.OF_NETWORK).isdisjoint(archive.members)
     with pytest.raises(UsageError, match=r"no network of its own; use the backbone .*test_resnet"):
         FeatureExtractor(str(path)).fit()
 
 
 def rewrite(path: Path, target: Path, **changes: bytes | None) -> Path:
-    archive = read_archive(path, kind=packing.KIND, allowed=packing.MEMBERS, max_format=packing.FORMAT)
+    archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     members = {**archive.members, **{name.replace("_", "."): data for name, data in changes.items()}}
     kept = {name: data for name, data in members.items() if data is not None}
-    write_archive(target, kept, kind=packing.KIND, format=packing.FORMAT)
+    write_archive(target, kept, kind=MODEL_KIND, format=MODEL_FORMAT)
     return target
 
 
 def described(path: Path, **changes: Any) -> bytes:
-    archive = read_archive(path, kind=packing.KIND, allowed=packing.MEMBERS, max_format=packing.FORMAT)
+    archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     plain = json.loads(archive["finetune.json"])
     for name, value in changes.items():
         place = plain
@@ -212,7 +212,7 @@ def test_half_a_network_is_refused(saved: Path, tmp_path: Path, lost: str) -> No
 def test_tensors_that_are_not_the_networks_are_refused(saved: Path, tmp_path: Path) -> None:
     from safetensors.numpy import load, save
 
-    archive = read_archive(saved, kind=packing.KIND, allowed=packing.MEMBERS, max_format=packing.FORMAT)
+    archive = read_archive(saved, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     tensors = load(archive["finetune.safetensors"])
     x, _ = pictures(2)
     head = rewrite(
@@ -270,7 +270,7 @@ def test_growing_a_fine_tuned_model_says_what_to_do_instead(
 def test_images_that_cannot_be_dealt_into_three_parts_leave_the_search_s_head(choice: bool | str) -> None:
     x, _ = pictures(42)
     y = np.array(["rare", "rare", *np.random.default_rng(0).permutation(["blue", "red"] * 20)])
-    clf = classifier(fine_tune=choice, fine_tune_params={"unfreeze": 1, "phases": PHASES}, cv=2).fit(x, y)
+    clf = classifier(fine_tune=choice, tuning={"unfreeze": 1, "phases": PHASES}, cv=2).fit(x, y)
     assert (clf.fine_tune_.tried, clf.network_) == (False, None)
     assert clf.fine_tune_.reason.startswith("not tried: ")
     assert "rare" in clf.fine_tune_.reason or choice == "auto"

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import featx
-from featx.classifier import packing
 from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
-from featx.files import read_archive, write_archive
+from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, write_archive
 
 Node = dict[str, Any]
 PICTURE = np.zeros((40, 40, 3), np.uint8)
@@ -28,7 +28,7 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A fitted and saved classifier of a tiny random network."""
     rng = np.random.default_rng(0)
     pictures = [rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) // (1 + number % 2) for number in range(12)]
-    fitted = featx.ImageClassifier(
+    fitted = image_classifier(
         "test_resnet.r160_in1k",
         pretrained=False,
         heads=["logistic"],
@@ -41,11 +41,11 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def rewrite(path: Path, target: Path, change: Callable[[Node], None]) -> Path:
     """The same file with a changed model.json and a manifest that fits: what an attacker can always make."""
-    archive = read_archive(path, kind=packing.KIND, allowed=packing.MEMBERS, max_format=packing.FORMAT)
+    archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     model = json.loads(archive["model.json"])
     change(model)
     members = {**archive.members, "model.json": json.dumps(model).encode()}
-    write_archive(target, members, kind=packing.KIND, format=packing.FORMAT)
+    write_archive(target, members, kind=MODEL_KIND, format=MODEL_FORMAT)
     return target
 
 
@@ -66,7 +66,8 @@ def test_a_backbone_that_is_no_registered_name_is_never_loaded(
     classifier: Path, tmp_path: Path, name: Any
 ) -> None:
     def change(model: Node) -> None:
-        model["params"]["backbone"] = model["card"]["name"] = model["card"]["architecture"] = name
+        card = model["model"]["cards"][0]
+        model["params"]["backbone"] = card["name"] = card["architecture"] = name
 
     with pytest.raises(FeatxError):
         featx.load(rewrite(classifier, tmp_path / "x.featx", change)).predict(
@@ -76,14 +77,18 @@ def test_a_backbone_that_is_no_registered_name_is_never_loaded(
 
 @pytest.mark.parametrize("dtype", ["|V9999999999", "<U9999999999", "<M8[s]", "evil", "<f8,<i4", 3, None])
 def test_classes_of_a_strange_type_are_refused(classifier: Path, tmp_path: Path, dtype: Any) -> None:
-    target = rewrite(classifier, tmp_path / "x.featx", lambda model: model["classes"].update(dtype=dtype))
+    target = rewrite(
+        classifier, tmp_path / "x.featx", lambda model: model["model"]["classes"].update(dtype=dtype)
+    )
     with pytest.raises(ModelFileError):
         featx.load(target)
 
 
 @pytest.mark.parametrize("values", [[], ["a"], ["a", "a"], ["a", "b", "c"], [["a"], ["b"]], "ab", None])
 def test_classes_that_do_not_fit_the_head_are_refused(classifier: Path, tmp_path: Path, values: Any) -> None:
-    target = rewrite(classifier, tmp_path / "x.featx", lambda model: model["classes"].update(values=values))
+    target = rewrite(
+        classifier, tmp_path / "x.featx", lambda model: model["model"]["classes"].update(values=values)
+    )
     with pytest.raises(ModelFileError):
         featx.load(target)
 
@@ -91,8 +96,8 @@ def test_classes_that_do_not_fit_the_head_are_refused(classifier: Path, tmp_path
 @pytest.mark.parametrize("size", [[10**9, 10**9], [0, 0], [-1, 5], [1.5, 2], "ab", None])
 def test_an_input_size_that_no_network_has_is_refused(classifier: Path, tmp_path: Path, size: Any) -> None:
     def change(model: Node) -> None:
-        model["card"]["input_size"] = model["params"]["input_size"] = size
-        for spec in model["specs"].values():
+        model["model"]["cards"][0]["input_size"] = model["params"]["extractor__input_size"] = size
+        for spec in model["model"]["specs"].values():
             spec["input_size"] = size
 
     with pytest.raises(FeatxError):

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from tinted import pictures
 
-from featx import ImageClassifier, load
+from featx import load
 from featx.backbones.runtimes import resolve_device, resolve_precision
 from featx.extractor import FeatureExtractor
 from featx.finetune import FineTunedNetwork, FineTuner, Phase
@@ -84,7 +85,9 @@ def test_a_network_fine_tuned_on_the_card_answers_alike_on_the_processor(
 
 
 def test_a_model_fitted_on_the_card_is_loaded_without_one(class_folders: Path, tmp_path: Path) -> None:
-    clf = ImageClassifier("test_resnet", device="cuda", n_trials=2, random_state=0, **TINY).fit(class_folders)
+    clf = image_classifier("test_resnet", device="cuda", n_trials=2, random_state=0, **TINY).fit(
+        class_folders
+    )
     clf.save(tmp_path / "model.featx")
     here = load(tmp_path / "model.featx").set_params(device="cpu")
     photos = sorted(str(path) for path in class_folders.rglob("*.png"))

@@ -23,7 +23,6 @@ from featx.curves import (
     curve_head,
     few_shot,
     fit_power_law,
-    fold_repeats,
     forecast,
     gain_if_last_doubling_again,
     gain_if_no_change,
@@ -33,6 +32,7 @@ from featx.curves import (
 from featx.exceptions import DataError, LabelError, SearchWarning, UsageError
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
+from featx.splits import fold_repeats
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_an_unknown_head_is_named() -> None:
 
 
 def test_folds_are_drawn_again_below_500_images() -> None:
-    assert [fold_repeats(n) for n in (20, 100, 260, 499, 500, 5000)] == [10, 5, 2, 2, 1, 1]
+    assert [fold_repeats(n) for n in (20, 100, 260, 499, 500, 5000)] == [3, 3, 2, 2, 1, 1]
 
 
 def test_a_curve_survives_json(digits_curve: LearningCurve) -> None:

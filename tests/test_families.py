@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 
 import featx
-from featx import FeatureExtractor, ImageClassifier
+from featx import FeatureExtractor
 
 FAMILIES = {
     "vgg16": 64,
@@ -35,7 +36,7 @@ def test_a_family_is_extracted_tapped_fitted_saved_loaded_and_used(
     )
     assert whole.shape[0] == early.shape[0] == 2
     assert whole.shape[1] != early.shape[1]
-    clf = ImageClassifier(
+    clf = image_classifier(
         name, pretrained=False, input_size=side, cut=[0, 1], pool="avg", resize="crop",
         heads=["logistic"], n_trials=1, cv=2, random_state=0,
     ).fit(paths, labels)  # fmt: skip

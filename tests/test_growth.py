@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from PIL import Image
 
 from featx.advice import sentences
-from featx.classifier import ImageClassifier, load
-from featx.classifier.advising import advise_classifier
+from featx.classifier import load
 from featx.classifier.growth import grow
 from featx.cli import main
 from featx.exceptions import DataError, UsageError
@@ -42,10 +42,10 @@ def more(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
 
 
 def test_new_images_are_taken_in_and_test_stays_test(class_folders: Path, more: Path, tmp_path: Path) -> None:
-    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    clf = image_classifier(**TINY).fit_with_test(class_folders)
     clf.save(tmp_path / "m.featx")
     before = dict(clf.assignment_)
-    loaded = load(tmp_path / "m.featx", store=None).set_params(runtime="torch", n_jobs=1)
+    loaded = load(tmp_path / "m.featx", store=None).set_params(extractor__runtime="torch", n_jobs=1)
     grown, growth = grow(loaded, load_images(more))
     assert growth.n_before == 24
     assert growth.n_added == 24
@@ -68,7 +68,7 @@ def test_new_images_are_taken_in_and_test_stays_test(class_folders: Path, more: 
 def test_a_new_class_is_learnt_and_counts_as_unknown_before(
     class_folders: Path, tmp_path: Path, picture: Callable[..., Image.Image]
 ) -> None:
-    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    clf = image_classifier(**TINY).fit_with_test(class_folders)
     green = tmp_path / "more" / "green"
     green.mkdir(parents=True)
     for number in range(10):
@@ -83,9 +83,9 @@ def test_a_new_class_is_learnt_and_counts_as_unknown_before(
 def test_without_the_old_labels_their_folder_must_be_named(
     class_folders: Path, more: Path, tmp_path: Path
 ) -> None:
-    ImageClassifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
+    image_classifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
     elsewhere = load(tmp_path / "m.featx", store=tmp_path / "other cache").set_params(
-        runtime="torch", n_jobs=1
+        extractor__runtime="torch", n_jobs=1
     )
     with pytest.raises(UsageError, match="does not know the labels"):
         grow(elsewhere, load_images(more))
@@ -96,45 +96,40 @@ def test_without_the_old_labels_their_folder_must_be_named(
 
 
 def test_a_model_without_a_test_part_cannot_be_compared(class_folders: Path, more: Path) -> None:
-    clf = ImageClassifier(**TINY).fit(class_folders)
+    clf = image_classifier(**TINY).fit(class_folders)
     with pytest.raises(DataError, match="no test part"):
         grow(clf, load_images(more))
 
 
 def test_advice_is_measured_on_the_training_part(class_folders: Path) -> None:
-    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
-    found = advise_classifier(clf, class_folders)
+    clf = image_classifier(**TINY).fit_with_test(class_folders)
+    found = clf.advice()
     train = sum(part == "train" for part in clf.assignment_.values())
     assert found.n == train
     assert found.domain is not None
     assert [layer.block for layer in found.domain.layers] == ["layer2:avg:crop", "last:avg:crop"]
     assert found.domain.over_random is None  # it is untrained itself
     assert sentences(found)
-    with pytest.raises(UsageError, match="that the classifier was fitted on"):
-        advise_classifier(clf, load_images(class_folders).select(np.arange(5)))
 
 
-def test_a_fitted_classifier_advises_when_it_is_asked(class_folders: Path) -> None:
-    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
-    assert "advice" not in " ".join(key for key, value in vars(clf).items() if value is not None)
-    assert clf.advice_ is clf.advice_
-    assert clf.advice_.n == sum(part == "train" for part in clf.assignment_.values())
-    assert json.loads(json.dumps(clf.advice_.to_dict())) == advise_classifier(clf, class_folders).to_dict()
+def test_advice_is_plain_data_and_needs_the_images_of_a_fit(class_folders: Path) -> None:
+    clf = image_classifier(**TINY).fit_with_test(class_folders)
+    assert json.loads(json.dumps(clf.advice().to_dict())) == clf.advice().to_dict()
     copy = pickle.loads(pickle.dumps(clf))
     with pytest.raises(UsageError, match="a fit in this process"):
-        _ = copy.advice_
+        copy.advice()
 
 
 def test_other_backbones_are_compared_on_the_same_images(class_folders: Path) -> None:
-    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
-    found = advise_classifier(clf, class_folders, others=["test_resnet"])
+    clf = image_classifier(**TINY).fit_with_test(class_folders)
+    found = clf.advice(others=["test_resnet"])
     assert not any(option.action == "other_backbone" for option in found.options)
 
 
 def test_a_loaded_model_has_no_search_to_advise_on(class_folders: Path, tmp_path: Path) -> None:
-    ImageClassifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
+    image_classifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
     with pytest.raises(UsageError, match="a fit in this process"):
-        advise_classifier(load(tmp_path / "m.featx"), class_folders)
+        load(tmp_path / "m.featx").advice()
 
 
 # The verbs -----------------------------------------------------------------------------------------------
@@ -191,14 +186,14 @@ def test_a_grown_folder_that_is_fitted_again_says_what_changed(
     assert code == 0
     after = load(model).assignment_
     assert found["computed"] == 24
-    assert (found["refit"]["n_added"], found["refit"]["n_gone"]) == (24, 1)
+    assert (found["refit"]["n_added"], found["refit"]["n_removed"]) == (24, 1)
     assert {name: before[name] for name in before if name in after}.items() <= after.items()
     asked = [name for name, part in after.items() if part == "test" and before.get(name) != "train"]
     assert found["refit"]["n_test"] == len(asked)
     assert sum(change["n"] for change in found["refit"]["by_class"]) == len(asked)
     assert main(fit) == 0
     said = capsys.readouterr().out
-    assert "0 images are new beside the model before, 0 of its images are gone." in said
+    assert "0 images are new since the model before; 0 of its images are gone." in said
     assert "+0.0 points [+0.0, +0.0], exact test p = 1: not distinguishable" in said
 
 

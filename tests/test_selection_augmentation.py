@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 
 import featx
-from featx import ImageClassifier
 from featx.classifier.growth import grow
 from featx.cli import main
 from featx.exceptions import UsageError
@@ -106,25 +107,27 @@ def test_views_that_say_nothing_new_are_not_kept() -> None:
 
 
 def test_views_are_computed_once_and_tried(class_folders: Path) -> None:
-    clf = ImageClassifier(**TINY, views=2).fit_with_test(class_folders)
+    clf = image_classifier(**TINY, views=2).fit_with_test(class_folders)
     names = {one.name for one in clf.tried_}
     assert {"views as training rows", "features averaged over views", "feature-space noise"} <= names
-    assert ImageClassifier(**TINY, views=2).fit_with_test(class_folders).n_computed_ == 0
+    assert image_classifier(**TINY, views=2).fit_with_test(class_folders).n_computed_ == 0
     for wrong in ({"views": -1}, {"views": 1, "view_policy": "none"}, {"views": 1, "view_policy": "odd"}):
         with pytest.raises(UsageError):
-            ImageClassifier(**TINY, **wrong).fit(class_folders)
+            image_classifier(**TINY, **wrong).fit(class_folders)
 
 
 def test_a_kept_average_predicts_the_same_when_loaded_and_grows(
     class_folders: Path, tmp_path: Path, six_more: Path
 ) -> None:
-    clf = ImageClassifier(**TINY).fit_with_test(class_folders)
+    clf = image_classifier(**TINY).fit_with_test(class_folders)
     plain = clf.extract(class_folders).blocks[NAME]
-    clf.augmentation_ = Augmentation("average", 2, "photo")
+    clf.model_ = dataclasses.replace(clf.model_, augmentation=Augmentation("average", 2, "photo"))
     rows = clf.extract(class_folders).blocks[NAME]
     assert rows.shape == plain.shape
     assert np.abs(rows - plain).max() > 1e-3
-    loaded = featx.load(clf.save(tmp_path / "m.featx"), store=None).set_params(runtime="torch", n_jobs=1)
+    loaded = featx.load(clf.save(tmp_path / "m.featx"), store=None).set_params(
+        extractor__runtime="torch", n_jobs=1
+    )
     assert loaded.augmentation_ == clf.augmentation_
     np.testing.assert_allclose(
         loaded.predict_proba(class_folders), clf.predict_proba(class_folders), atol=2e-3

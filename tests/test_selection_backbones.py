@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 
 import featx
 from featx import FeatureExtractor, ImageClassifier
@@ -16,7 +17,7 @@ from featx.classifier.growth import grow
 from featx.cli import main
 from featx.exceptions import UsageError
 from featx.images import load_images
-from featx.selection.backbones import backbone_names, race
+from featx.selection.backbones import backbone_names, compare_backbones
 from featx.selection.networks import gather, side_by_side
 
 TINY: dict[str, Any] = {
@@ -36,7 +37,7 @@ def test_candidates_meet_on_the_same_images_and_costs_are_said_first(class_folde
     images = load_images(class_folders)
     codes = np.unique(images.labels, return_inverse=True)[1]
     said: list[str] = []
-    found = race(extractors(None), images, codes, n_all=1000, say=said.append)
+    found = compare_backbones(extractors(None), images, codes, n_all=1000, say=said.append)
     assert "all 1,000 images would take: test_resnet" in said[0]
     assert {one.name for one in found.scores} == set(NAMES)
     assert found.scores[0].leave_one_out >= found.scores[1].leave_one_out
@@ -49,7 +50,7 @@ def test_candidates_meet_on_the_same_images_and_costs_are_said_first(class_folde
 def test_a_budget_of_nothing_leaves_one(class_folders: Path) -> None:
     images = load_images(class_folders)
     codes = np.unique(images.labels, return_inverse=True)[1]
-    found = race(extractors(None), images, codes, budget_s=1e-9)
+    found = compare_backbones(extractors(None), images, codes, budget_s=1e-9)
     assert len(found.scores) == 1
     assert found.together is None
     assert "do not fit" in " ".join(found.sentences())
@@ -83,38 +84,40 @@ def test_two_networks_give_their_blocks_side_by_side(class_folders: Path) -> Non
 @pytest.fixture
 def of_two(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> ImageClassifier:
     """A classifier that uses both networks: what it would choose where both are better than one."""
-    from featx.classifier import estimator
+    from featx.selection import backbones
 
     def both(*args: Any, **kwargs: Any) -> Any:
-        return dataclasses.replace(race(*args, **kwargs), winners=tuple(NAMES))
+        return dataclasses.replace(compare_backbones(*args, **kwargs), winners=tuple(NAMES))
 
-    monkeypatch.setattr(estimator, "race", both)
-    clf = ImageClassifier(NAMES, **TINY).fit_with_test(class_folders)
+    monkeypatch.setattr(backbones, "compare_backbones", both)
     names = ["last:avg:crop", "test_efficientnet/last:avg:crop"]
+    clf = image_classifier(NAMES, **TINY, representations=[names]).fit_with_test(class_folders)
     assert list(clf.specs_) == names
     return clf
 
 
 def test_the_best_of_several_is_fitted_saved_and_loaded(class_folders: Path, tmp_path: Path) -> None:
     said: list[str] = []
-    clf = ImageClassifier(NAMES, **TINY, callback=lambda event: said.append(event.message))
+    clf = image_classifier(NAMES, **TINY, callback=lambda event: said.append(event.message))
     clf.fit_with_test(class_folders)
-    assert clf.race_ is not None
-    assert [card.name for card in clf.cards_] == list(clf.race_.winners)
+    assert clf.backbone_comparison_ is not None
+    assert [card.name for card in clf.cards_] == list(clf.backbone_comparison_.winners)
     assert any("images would take" in text for text in said)
-    loaded = featx.load(clf.save(tmp_path / "m.featx")).set_params(runtime="torch")
+    loaded = featx.load(clf.save(tmp_path / "m.featx")).set_params(extractor__runtime="torch")
     assert (loaded.predict(class_folders) == clf.predict(class_folders)).all()
-    with pytest.raises(UsageError, match="checkpoint is of one network"):
-        ImageClassifier(NAMES, **TINY, checkpoint="w.pt").fit(class_folders)
+    with pytest.raises(UsageError, match="checkpoint holds the weights of one network"):
+        image_classifier(NAMES, **TINY, checkpoint="w.pt").fit(class_folders)
 
 
 def test_two_backbones_predict_grow_and_travel_in_one_file(
     of_two: ImageClassifier, class_folders: Path, tmp_path: Path, six_more: Path
 ) -> None:
     proba = of_two.predict_proba(class_folders)
-    loaded = featx.load(of_two.save(tmp_path / "m.featx"), store=None).set_params(runtime="torch", n_jobs=1)
+    loaded = featx.load(of_two.save(tmp_path / "m.featx"), store=None).set_params(
+        extractor__runtime="torch", n_jobs=1
+    )
     np.testing.assert_allclose(loaded.predict_proba(class_folders), proba, atol=5e-3)
-    assert of_two.advice_.n == sum(part == "train" for part in of_two.assignment_.values())
+    assert of_two.advice().n == sum(part == "train" for part in of_two.assignment_.values())
     grown, growth = grow(loaded, load_images(six_more))
     assert growth.n_added == 6
     assert [card.name for card in grown.cards_] == NAMES

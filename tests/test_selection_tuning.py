@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from PIL import Image
 
 import featx
-from featx import ImageClassifier
 from featx.features import FeatureBlocks
 from featx.selection.tuning import TunedHead, tune, tune_again
 
@@ -113,7 +113,7 @@ def test_an_imbalanced_model_is_saved_with_its_adjustment(
         (int(25 * r) + int(v), 0, -int(25 * r)) for r, v in zip(rare, rng.normal(0, 18, 100), strict=True)
     ]
     pictures = [np.asarray(picture(seed, tint=tint)) for seed, tint in enumerate(tints)]
-    clf = ImageClassifier(
+    clf = image_classifier(
         "test_resnet", pretrained=False, runtime="torch", cut=["layer1", "last"], pool="avg", resize="crop",
         heads=["lda", "nearest_mean"], n_trials=1, cv=3, n_jobs=1, random_state=0,
     ).fit(pictures, rare)  # fmt: skip
@@ -125,5 +125,5 @@ def test_an_imbalanced_model_is_saved_with_its_adjustment(
     assert loaded.adjustment_ == clf.adjustment_
     assert loaded.choice_ == clf.choice_
     rows = clf.extract(pictures).blocks
-    np.testing.assert_allclose(loaded.proba_of_rows(rows), clf.proba_of_rows(rows), atol=1e-6)
-    assert (clf.proba_of_rows(rows).argmax(1) == (clf.decision_function(pictures) > 0)).mean() > 0.98
+    np.testing.assert_allclose(loaded.proba_of_features(rows), clf.proba_of_features(rows), atol=1e-6)
+    assert (clf.proba_of_features(rows).argmax(1) == (clf.decision_function(pictures) > 0)).mean() > 0.98

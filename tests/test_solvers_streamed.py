@@ -9,13 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.metrics import accuracy_score
 from threadpoolctl import threadpool_limits
 
-from featx import ImageClassifier, load
+from featx import load
 from featx.exceptions import SearchError, SearchWarning
 from featx.features import FeatureBlocks
 from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline
@@ -267,7 +268,7 @@ def test_images_above_the_limit_are_learnt_without_their_rows_in_memory(
     )
     monkeypatch.setattr("featx.selection.augmentation.FEW_A_CLASS", 0)  # noise is tried where rows are few
     images, labels = pictures(40)
-    clf = ImageClassifier(
+    clf = image_classifier(
         "test_resnet", pretrained=False, input_size=32, cut=["layer3", "last"], pool="avg", resize="squash",
         n_trials=2, store=tmp_path / "store", random_state=0,
     )  # fmt: skip

@@ -104,11 +104,19 @@ def lay_over(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, 
     return {**state, **{key: value for key, value in trained.items() if key in state}}
 
 
+def _network_name(model: Any) -> str:
+    """The network that a saved model names; the file may be forged."""
+    try:
+        return str(model["model"]["cards"][0]["name"])
+    except (LookupError, TypeError):
+        return "unknown"
+
+
 def _read(path: str | os.PathLike[str]) -> tuple[BackboneCard, bytes]:
     archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     if JSON_MEMBER not in archive:
         model = read_json(archive["model.json"], where=f"{archive.where}: model.json")
-        own = model.get("card", {}).get("name") if isinstance(model, dict) else None
+        own = _network_name(model)
         raise UsageError(
             f"{archive.where} holds a head on frozen features and no network of its own; "
             f"use the backbone that it was made with: {own}."

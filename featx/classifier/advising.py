@@ -1,17 +1,18 @@
-"""Measured advice for a fitted ImageClassifier: orders the little that its own rows cannot tell.
+"""Advice for a fitted model: measure on its training images what its own features cannot tell.
 
-Its rows are in the cache. What is extracted here besides, on a few hundred images of the training part: the
-same network with random weights, and other backbones where they were asked for.
+The features of the training images are in the cache. What is computed here besides, on a few hundred images:
+the same network with random weights, and other backbones if they are named.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from featx.advice import (
     Advice,
@@ -21,26 +22,62 @@ from featx.advice import (
     advise_on_features,
     stratified_rows,
 )
-from featx.classifier.estimator import MACHINE_PARAMS, ImageClassifier, Images, as_images
+from featx.backbones import BackboneCard
+from featx.classifier.model import ImageModel
+from featx.classifier.record import FitRecord
 from featx.evaluation import Metric
-from featx.exceptions import UsageError
-from featx.extractor import FeatureExtractor
+from featx.extractor import Extraction, FeatureExtractor
+from featx.features import FeatureBlocks
 from featx.images import ImageSet
+from featx.representation import is_usual
 from featx.search.plan import n_threads
-from featx.selection.backbones import race
+from featx.selection.backbones import compare_backbones
 from featx.selection.networks import gather
+from featx.spec import FeatureSpec
 from featx.splits import image_groups
+from featx.stores.base import Ids
 
 BASELINE_IMAGES = 300
-"""Images for the network with random weights: enough to see whether it is much worse."""
+"""Images for the network with random weights. The difference is either large, which as many show, or not."""
 
 
-def advise_classifier(
-    clf: ImageClassifier,
-    X: Images,
-    y: ArrayLike | None = None,
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """The training images of a fit, and all representations that were extracted for them.
+
+    Parameters
+    ----------
+    images : ImageSet
+        The training part.
+    ids : array of shape (n, 32), uint8
+        Digests of these images.
+    specs : mapping of str to FeatureSpec
+        How each block is computed.
+    cards : tuple of BackboneCard
+        The networks.
+    backbone_files : mapping of str to str
+        As for `ImageModel`.
+    """
+
+    images: ImageSet
+    ids: Ids
+    specs: Mapping[str, FeatureSpec]
+    cards: tuple[BackboneCard, ...]
+    backbone_files: Mapping[str, str]
+
+    def extract(self, machine: Mapping[str, Any]) -> Extraction:
+        """Read the features from the store; what is missing is computed again."""
+        networks = gather(self.specs, self.cards, machine, backbones=self.backbone_files)
+        return networks.extract(self.images.sources, names=self.images.names)
+
+
+def advise_model(
+    model: ImageModel,
+    record: FitRecord,
+    training: TrainingSet,
+    machine: Mapping[str, Any],
     *,
-    groups: ArrayLike | None = None,
+    features: FeatureBlocks | None = None,
     others: Sequence[str] = (),
     budget_s: float = math.inf,
     fine_tuning: FineTuning | None = None,
@@ -50,14 +87,20 @@ def advise_classifier(
 
     Parameters
     ----------
-    clf : ImageClassifier
-        Fitted in this process (a loaded one has forgotten its search) on `X`.
-    X, y, groups
-        What it was fitted on; images of its test part are left out.
+    model : ImageModel
+        The fitted model.
+    record : FitRecord
+        How it came about.
+    training : TrainingSet
+        Its training images.
+    machine : mapping
+        Parameters of `FeatureExtractor` that do not change features.
+    features : FeatureBlocks, optional
+        Features of the training images, if they are at hand.
     others : sequence of str
-        Backbones to try on at most 500 images, by successive halving.
+        Backbones to compare on at most 500 images, by successive halving.
     budget_s : float
-        Seconds that this may take.
+        Seconds for this comparison.
     fine_tuning : FineTuning, optional
         What is known of fine-tuning.
     random_state : int
@@ -66,105 +109,90 @@ def advise_classifier(
     Returns
     -------
     Advice
-
-    Raises
-    ------
-    UsageError
-        If the classifier was loaded, or was fitted on other images.
     """
-    if not hasattr(clf, "search_"):
-        raise UsageError("advice needs the search of a fit in this process; call fit, then ask.")
-    images = as_images(X, y, groups=groups)
-    plain = {name: spec for name, spec in clf.specs_.items() if spec.view == 0}
-    rows = gather(plain, clf.cards_, _machine(clf), backbones=clf._model_files).extract(
-        images.sources, names=images.names, on_error="skip"
-    )
-    trains = np.array([clf.assignment_.get(row.tobytes().hex()) == "train" for row in rows.ids])
-    images = images.select(rows.kept).select(trains)
+    images = training.images
+    if features is None:
+        features = training.extract(machine).blocks
     labels = np.asarray(images.labels)
-    if len(labels) != len(clf.oof_proba_):
-        raise UsageError(
-            f"{len(labels)} of these images are in the training part of {len(clf.oof_proba_)}: "
-            "ask about the images that the classifier was fitted on."
-        )
-    units = image_groups(rows.ids[trains], images.groups)
-    if fine_tuning is None and clf.fine_tune_ is not None and clf.fine_tune_.verdict is not None:
-        found = clf.fine_tune_.verdict.comparison
-        gain = Metric(found.difference, found.low, found.high)
-        fine_tuning = FineTuning(clf.fine_tune_.verdict.minutes, clf.fine_tune_.cut or "the input", gain)
-    baseline, seconds = _random_baseline(clf, images, labels, random_state)
-    taps = [tap.name for tap in clf.card_.taps]
+    units = image_groups(training.ids, images.groups)
+    verdict = None if record.fine_tuning is None else record.fine_tuning.verdict
+    if fine_tuning is None and record.fine_tuning is not None and verdict is not None:
+        measured = verdict.comparison
+        gain = Metric(measured.difference, measured.low, measured.high)
+        fine_tuning = FineTuning(verdict.minutes, record.fine_tuning.cut or "the input", gain)
+    card = training.cards[0]
+    baseline, seconds = _random_baseline(card, training, machine, random_state)
     return advise_on_features(
-        rows.blocks.take(trains),
+        features,
         labels,
-        taps=taps,
-        in_use=clf.best_blocks_,
-        oof_proba=clf.oof_proba_,
-        head=str(clf.best_params_["head"]),
-        in_use_name=str(clf.best_params_.get("representation", "")),
+        taps=[tap.name for tap in card.taps],
+        in_use=model.blocks,
+        oof_proba=record.oof_proba,
+        head=str(record.params["head"]),
+        in_use_name=str(record.params.get("representation", "")),
         groups=units,
         random_baseline=baseline,
-        backbone=clf.card_.name,
-        backbones=_others(clf, images, labels, units, others, budget_s, random_state),
+        backbone=card.name,
+        backbones=_others(card, images, labels, units, machine, others, budget_s, random_state),
         fine_tuning=fine_tuning,
         seconds_per_image=seconds,
-        n_jobs=n_threads(clf.n_jobs),
+        n_jobs=n_threads(machine["n_jobs"]),
         random_state=random_state,
     )
 
 
 def _random_baseline(
-    clf: ImageClassifier, images: ImageSet, labels: NDArray[np.generic], random_state: int
+    card: BackboneCard, training: TrainingSet, machine: Mapping[str, Any], random_state: int
 ) -> tuple[RandomBaseline | None, float]:
-    """The same network untrained, and the seconds that an image takes it; None if it is untrained already."""
-    if clf.card_.source.startswith("random:"):
+    """Features of the network with random weights, and the seconds an image takes it.
+
+    The first is None if the network of the model has random weights itself.
+    """
+    if card.source.startswith("random:"):
         return None, math.nan
-    codes = np.unique(labels, return_inverse=True)[1]
+    images = training.images
+    codes = np.unique(np.asarray(images.labels), return_inverse=True)[1]
     chosen = stratified_rows(codes, BASELINE_IMAGES, random_state=random_state)
-    last = (item for item in clf.specs_.items() if item[0].startswith("last:avg"))
-    name, spec = next(last, next(iter(clf.specs_.items())))
-    # without a callback: that these features are not in the store is no news
-    machine = {**_machine(clf), "checkpoint": None, "callback": None}
+    last = (item for item in training.specs.items() if is_usual(item[0]))
+    name, spec = next(last, next(iter(training.specs.items())))
+    # Without the callback: that there are no cached features of these weights is expected.
     extractor = FeatureExtractor(
-        clf.card_.name, pretrained=False, cut=spec.cut, pool=spec.pool, resize=spec.resize,
-        input_size=spec.input_size, precision=spec.precision, **machine,
+        card.name, pretrained=False, cut=spec.cut, pool=spec.pool, resize=spec.resize,
+        input_size=spec.input_size, precision=spec.precision,
+        **{**machine, "checkpoint": None, "callback": None},
     )  # fmt: skip
     sources = [images.sources[row] for row in chosen]
-    rows = extractor.extract(sources, names=[images.names[row] for row in chosen], on_error="skip")
-    block = next(iter(rows.blocks.values()))
-    seconds = (rows.seconds - rows.loading_s) / rows.computed if rows.computed else math.nan
-    return RandomBaseline(block, chosen[rows.kept], name), seconds
+    found = extractor.extract(sources, names=[images.names[row] for row in chosen], on_error="skip")
+    block = next(iter(found.blocks.values()))
+    seconds = (found.seconds - found.loading_s) / found.computed if found.computed else math.nan
+    return RandomBaseline(block, chosen[found.kept], name), seconds
 
 
 def _others(
-    clf: ImageClassifier,
+    card: BackboneCard,
     images: ImageSet,
     labels: NDArray[np.generic],
     units: NDArray[np.intp],
+    machine: Mapping[str, Any],
     names: Sequence[str],
     budget_s: float,
     random_state: int,
 ) -> tuple[BackboneScore, ...]:
     """Other backbones, by their last features, against the one in use."""
-    names = [name for name in dict.fromkeys(names) if name != clf.card_.name]
+    names = [name for name in dict.fromkeys(names) if name != card.name]
     if not names:
         return ()
-    own = {**_machine(clf), "pretrained": clf.pretrained}
-    extractors = {clf.card_.name: FeatureExtractor(clf.card_.name, **own).fit()}
-    extractors |= {name: FeatureExtractor(name, **{**own, "checkpoint": None}).fit() for name in names}
-    codes = np.unique(labels, return_inverse=True)[1]
-    return race(
+    pretrained = not card.source.startswith("random:")
+    extractors = {card.name: FeatureExtractor(card.name, pretrained=pretrained, **machine).fit()}
+    apart = {**machine, "checkpoint": None}
+    extractors |= {name: FeatureExtractor(name, pretrained=pretrained, **apart).fit() for name in names}
+    return compare_backbones(
         extractors,
         images,
-        codes,
+        np.unique(labels, return_inverse=True)[1],
         groups=units,
-        always=clf.card_.name,
+        always=card.name,
         budget_s=budget_s,
-        n_jobs=n_threads(clf.n_jobs),
+        n_jobs=n_threads(machine["n_jobs"]),
         random_state=random_state,
     ).scores
-
-
-def _machine(clf: ImageClassifier) -> dict[str, Any]:
-    """Parameters of the classifier's extractors that move no row."""
-    return {name: getattr(clf, name) for name in MACHINE_PARAMS}

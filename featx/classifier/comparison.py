@@ -1,89 +1,179 @@
-"""A set is fitted again after it has grown or changed: what the new model does better or worse than the old.
+"""Compare two models on the same images: a refit with the model before it, a grown model with the old one.
 
-The split is made of the pictures' bytes, so test stays test, and the old model can be asked about every test
-image that it was not fitted on.
+The split depends on the content of the images only, so test images stay test images, and the old model can
+be evaluated on every test image that it was not fitted on.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from featx.classifier.estimator import ImageClassifier
-from featx.classifier.growth import ClassChange, change_in_words, changed_classes, class_changes, widened
-from featx.evaluation import Comparison, compare
+from featx.advice import ProbeResult
+from featx.classifier.model import ImageModel
+from featx.evaluation import Comparison, Metric, compare
 from featx.images import ImageSet, read_digests
+from featx.records import FloatOrNaN, Record
 from featx.splits import image_groups
 from featx.stores.base import as_ids
 
+CLASSES_NAMED = 10
+"""Classes that a sentence names."""
+
 
 @dataclass(frozen=True)
-class Refit:
-    """The new model beside the one before.
+class ClassChange(Record):
+    """One class's recall on the test part, before and after.
 
     Parameters
     ----------
-    n_added, n_gone : int
-        Images that the old model did not know, and those of its that are no longer there.
+    label : object
+        The class.
+    n : int
+        Its test images.
+    before, after : float
+        Recall; before is NaN for a class that the old model did not know.
+    difference : Metric
+        After minus before, paired, with its 95 % interval.
+    """
+
+    DERIVED = ("verdict",)
+
+    label: Any
+    n: int
+    before: FloatOrNaN
+    after: float
+    difference: Metric
+
+    @property
+    def verdict(self) -> str:
+        """``better``, ``worse`` or ``not distinguishable``."""
+        if self.difference.low > 0:
+            return "better"
+        return "worse" if self.difference.high < 0 else "not distinguishable"
+
+
+@dataclass(frozen=True)
+class RefitComparison(Record):
+    """A new model against the one before it.
+
+    Parameters
+    ----------
+    n_added, n_removed : int
+        Images that the old model did not know, and images of the old model that are no longer there.
     n_test : int
-        Test images that neither was fitted on.
+        Test images that neither model was fitted on.
     change : Comparison
-        New minus old on them.
+        New minus old on these.
     by_class : tuple of ClassChange
-        The most changed first.
+        The classes with the largest change first.
     """
 
     n_added: int
-    n_gone: int
+    n_removed: int
     n_test: int
     change: Comparison
     by_class: tuple[ClassChange, ...]
 
     def sentences(self) -> list[str]:
-        """What changed, in words."""
+        """Describe what changed."""
         said = [
-            f"{self.n_added} images are new beside the model before, {self.n_gone} of its images are gone.",
+            f"{self.n_added} images are new since the model before; {self.n_removed} of its images are gone.",
             f"On the {self.n_test} test images that neither was fitted on: {change_in_words(self.change)}.",
         ]
         return said + changed_classes(self.by_class)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, ready for JSON."""
-        by_class = [change.to_dict() for change in self.by_class]
-        return {**vars(self), "change": self.change.to_dict(), "by_class": by_class}
 
-
-def compare_fits(old: ImageClassifier, new: ImageClassifier, images: ImageSet) -> Refit | None:
-    """The new model beside the one before; None if no test image is left that the old was not fitted on.
+def compare_fits(
+    old: ImageModel, new: ImageModel, images: ImageSet, machine: Mapping[str, Any]
+) -> RefitComparison | None:
+    """Compare a new model with the one before it; None if the old one was fitted on every test image.
 
     Parameters
     ----------
-    old, new : ImageClassifier
-        Fitted with a test part each.
+    old, new : ImageModel
+        Each fitted with a test part.
     images : ImageSet
-        With labels: those that `new` was fitted and tested on.
+        With labels: what `new` was fitted and tested on.
+    machine : mapping
+        Parameters of `FeatureExtractor` that do not change features.
     """
     names = [digest.hex() if digest else "" for digest in read_digests(images.sources, images.names)[0]]
-    first = {name: index for index, name in reversed(list(enumerate(names)))}  # each picture counts once
-    asked = sorted(
+    first = {name: index for index, name in reversed(list(enumerate(names)))}  # each image counts once
+    chosen = sorted(
         index
         for name, index in first.items()
-        if new.assignment_.get(name) == "test" and old.assignment_.get(name) != "train"
+        if new.assignment.get(name) == "test" and old.assignment.get(name) != "train"
     )
-    if not asked:
+    if not chosen:
         return None
-    test = images.select(np.array(asked))
-    after = new.predict_proba(test.sources)
-    before = widened(old.predict_proba(test.sources), old.classes_, new.classes_)
-    classes = new.classes_.tolist()
-    codes = np.array([classes.index(label) for label in np.asarray(test.labels).tolist()], dtype=np.intp)
-    ids = as_ids([bytes.fromhex(names[index]) for index in asked])
-    return Refit(
-        n_added=len(new.assignment_.keys() - old.assignment_.keys()),
-        n_gone=len(old.assignment_.keys() - new.assignment_.keys()),
-        n_test=len(asked),
-        change=compare(codes, after, before, groups=image_groups(ids, test.groups)),
-        by_class=tuple(class_changes(codes, after, before, classes, old.classes_.tolist())),
+    test = images.select(np.array(chosen))
+    after, before = (
+        model.proba(model.extract(test.sources, machine, names=test.names).blocks) for model in (new, old)
     )
+    before = widened(before, old.classes, new.classes)
+    classes = new.classes.tolist()
+    codes = np.array([classes.index(label) for label in np.asarray(test.labels).tolist()], dtype=np.intp)
+    ids = as_ids([bytes.fromhex(names[index]) for index in chosen])
+    return RefitComparison(
+        n_added=len(new.assignment.keys() - old.assignment.keys()),
+        n_removed=len(old.assignment.keys() - new.assignment.keys()),
+        n_test=len(chosen),
+        change=compare(codes, after, before, groups=image_groups(ids, test.groups)),
+        by_class=tuple(class_changes(codes, after, before, classes, old.classes.tolist())),
+    )
+
+
+def change_in_words(found: Comparison) -> str:
+    """Describe both scores, the difference with its interval, the exact test and the verdict."""
+    verdict = {"a": "better than before", "b": "worse than before"}.get(found.verdict, found.verdict)
+    points = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    scores = f"{found.value_b:.3f} before, {found.value_a:.3f} now"
+    return f"{scores}, {points}, exact test p = {found.mcnemar_p:.2g}: {verdict}"
+
+
+def changed_classes(changes: Sequence[ClassChange]) -> list[str]:
+    """Name the classes that are significantly better or worse."""
+    said = []
+    for word in ("better", "worse"):
+        if named := [change for change in changes if change.verdict == word][:CLASSES_NAMED]:
+            listed = ", ".join(f"{c.label} ({100 * c.difference.value:+.0f})" for c in named)
+            said.append(f"Classes that are {word}: {listed}.")
+    return said
+
+
+def widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[Any]) -> NDArray[np.float64]:
+    """Probabilities with a column of zeros for each class that the old model does not know."""
+    place = {label: index for index, label in enumerate(wider.tolist())}
+    out = np.zeros((len(proba), len(wider)))
+    for column, label in enumerate(classes.tolist()):
+        if label in place:
+            out[:, place[label]] = proba[:, column]
+    return out
+
+
+def class_changes(
+    codes: NDArray[np.intp],
+    after: NDArray[np.float64],
+    before: NDArray[np.float64],
+    classes: list[Any],
+    known: list[Any],
+) -> list[ClassChange]:
+    """Recall of each class that has test images, the most changed first."""
+    found = []
+    for index, label in enumerate(classes):
+        own = codes == index
+        if not own.any():
+            continue
+        units = np.arange(int(own.sum()))
+        now, then = (
+            ProbeResult("", (p[own].argmax(axis=1) == index).astype(float), units) for p in (after, before)
+        )
+        old_recall = float(then.right.mean()) if label in known else math.nan
+        found.append(ClassChange(label, len(units), old_recall, float(now.right.mean()), now.minus(then)))
+    return sorted(found, key=lambda change: -abs(change.difference.value))

@@ -1,79 +1,56 @@
-"""A model grows: only new images are computed, test stays test, and what changed is said.
+"""Grow a model: compute only new images, keep test images in the test part, and say what changed.
 
-The rows of the old images are in the cache and their labels beside them (or in the folder that the user
-names), so the old pictures are not opened. The head is refitted warm: the configuration that won before,
-cross-validated and calibrated on the grown training part.
+The features of the old images are in the cache and their labels beside them (or in the folder that the user
+names), so the old images are not opened. By default the head is refitted with the configuration that won
+before: cross-validated and calibrated on the grown training part.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import clone
+from sklearn.utils.validation import check_is_fitted
 
-from featx.advice import Advice, ProbeResult, advise_on_features
-from featx.classifier.estimator import MACHINE_PARAMS, SEARCH_PARAMS, ImageClassifier
+from featx.advice import Advice, advise_on_features
+from featx.classifier.comparison import (
+    CLASSES_NAMED,
+    ClassChange,
+    change_in_words,
+    changed_classes,
+    class_changes,
+    widened,
+)
+from featx.classifier.estimator import ImageClassifier
+from featx.classifier.fitting import model_of, record_of
 from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
-from featx.evaluation import Comparison, Evaluation, Metric, compare, evaluate
+from featx.classifier.model import ImageModel
+from featx.classifier.record import FitRecord
+from featx.classifier.settings import FitSettings, settings_of
+from featx.evaluation import Comparison, Evaluation, compare, evaluate
 from featx.exceptions import DataError, LabelError, UsageError
 from featx.features import FeatureBlocks
 from featx.images import ImageSet, read_digests
+from featx.records import Record
 from featx.representation import BlockName
 from featx.selection.networks import gather
-from featx.selection.tuning import tune, tune_again
+from featx.selection.tuning import TunedHead, tune, tune_again
 from featx.spec import FeatureSpec
 from featx.splits import check_labels, image_groups, stable_test_mask
-from featx.stores import open_store
 from featx.stores.base import FeatureStore, as_ids
 
 OF_ONE_PASS = {"cut", "pool"}
-"""Fields in which spaces may differ and still come from the same forward pass."""
-
-CLASSES_TOLD = 10
+"""Fields in which specs may differ and still be computed by the same forward pass."""
 
 
 @dataclass(frozen=True)
-class ClassChange:
-    """One class's recall on the test part, before and after.
-
-    Parameters
-    ----------
-    label : object
-        The class.
-    n : int
-        Its test images.
-    before, after : float
-        Recall; before is NaN for a class that the old model did not know.
-    difference : Metric
-        After minus before, paired, with its 95 % interval.
-    """
-
-    label: Any
-    n: int
-    before: float
-    after: float
-    difference: Metric
-
-    @property
-    def verdict(self) -> str:
-        """``better``, ``worse`` or ``not distinguishable``."""
-        if self.difference.low > 0:
-            return "better"
-        return "worse" if self.difference.high < 0 else "not distinguishable"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON; None for what is not known."""
-        plain = {name: _number(value) for name, value in vars(self).items()}
-        return {**plain, "difference": self.difference.to_dict(), "verdict": self.verdict}
-
-
-@dataclass(frozen=True)
-class Growth:
+class Growth(Record):
     """What new images changed.
 
     Parameters
@@ -122,7 +99,7 @@ class Growth:
         ]
         if self.duplicates:
             said.append(f"{len(self.duplicates)} were known already (same bytes) and change nothing.")
-        said += [f"Two labels for one picture: {conflict}." for conflict in self.conflicts[:CLASSES_TOLD]]
+        said += [f"Two labels for one picture: {conflict}." for conflict in self.conflicts[:CLASSES_NAMED]]
         if self.new_classes:
             said.append(f"New classes: {', '.join(map(str, self.new_classes))}.")
         for what, found in (("whole test part", self.change), ("old test part", self.change_on_old_test)):
@@ -134,14 +111,6 @@ class Growth:
             said.append(f"{now}: {100 * tuning.gain.value:+.1f} points are expected of it.")
         return said
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dicts, ready for JSON."""
-        plain = {**vars(self)}
-        for name in ("change", "change_on_old_test", "advice", "evaluation"):
-            plain[name] = plain[name].to_dict()
-        plain["by_class"] = [change.to_dict() for change in self.by_class]
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
-
 
 def grow(
     clf: ImageClassifier,
@@ -152,16 +121,16 @@ def grow(
     split_salt: str = "",
     n_trials: int = 0,
 ) -> tuple[ImageClassifier, Growth]:
-    """Take new labelled images into a fitted (or loaded) classifier.
+    """Add new labelled images to a fitted (or loaded) classifier.
 
     Parameters
     ----------
     clf : ImageClassifier
-        Left as it is. Its store must hold the rows of its images.
+        Not changed. Its store must hold the features of its images.
     images : ImageSet
         The new images, with labels.
     old : ImageSet, optional
-        The images it was fitted on; needed where the cache does not know their labels or rows.
+        The images it was fitted on; needed where the cache does not have their labels or features.
     test_size, split_salt
         For the new images, as in `ImageClassifier.fit_with_test`; the old ones stay where they were.
     n_trials : int
@@ -170,121 +139,149 @@ def grow(
     Returns
     -------
     ImageClassifier
-        The grown one.
+        The grown classifier.
     Growth
         What changed.
 
     Raises
     ------
     UsageError
-        If labels or rows of the old images are nowhere.
+        If labels or features of the old images are not found.
     DataError
         If the old model has no test part, or no new image is left.
     """
+    check_is_fitted(clf, "model_")
+    model, settings = clf.model_, settings_of(clf)
+    _refuse(model, images)
+    store = settings.machine["store"]
+    known = _known(model, store, old)
+    specs = _cached_specs(model, store, known.ids)
+    extractor = gather(specs, model.cards, settings.machine, backbones=model.backbone_files)
+    computed = 0
+    if old is not None:
+        computed += extractor.extract(old.sources, names=old.names, on_error="skip").computed
+    _refuse_missing(store, specs, known.ids)
+    found = extractor.extract(images.sources, names=images.names, on_error="skip")
+    fresh = images.select(found.kept)
+    taken, duplicates, conflicts = _new_images(known, found.ids, fresh)
+    if not len(taken):
+        raise DataError(f"all {len(fresh)} images are known to this model already: nothing to add.")
+    data = _join(model, known, fresh.select(taken), found.ids[taken], test_size, split_salt)
+    readers = {name: _reader(store, spec.key, data.ids) for name, spec in specs.items()}
+    blocks = FeatureBlocks({}, len(data.ids), readers=readers)
+
+    tuned = _refit(model, clf.record_, settings, specs, blocks, data, n_trials)
+    grown_model = model_of(tuned, specs, model.cards, data.ids, data.is_test, model.backbone_files)
+    remember_labels(store, grown_model.assignment, data.ids, data.labels, data.groups)
+    test = np.flatnonzero(data.is_test)
+    after, before = (
+        one.proba(one.augmentation.averaged_blocks(blocks.take(test), one.blocks))
+        for one in (grown_model, model)
+    )
+    before = widened(before, model.classes, grown_model.classes)
+    test_groups = _take(data.groups, data.is_test)
+    evaluation = evaluate(data.labels[test], after, grown_model.classes, groups=test_groups)
+    units = image_groups(data.ids[~data.is_test], _take(data.groups, ~data.is_test))
+    record = dataclasses.replace(
+        record_of(tuned, data.labels[~data.is_test], units),
+        evaluation=evaluation,
+        skipped=(*images.skipped, *found.skipped),
+        remarks=found.remarks,
+        n_computed=computed + found.computed,
+    )
+    classes = grown_model.classes.tolist()
+    codes = np.array([classes.index(label) for label in data.labels[test].tolist()], dtype=np.intp)
+    was_test = test < len(known.ids)
+    advice = advise_on_features(
+        blocks.only([name for name, spec in specs.items() if spec.view == 0]).take(~data.is_test),
+        data.labels[~data.is_test],
+        taps=[tap.name for tap in model.cards[0].taps],
+        in_use=grown_model.blocks,
+        oof_proba=record.oof_proba,
+        head=str(record.params["head"]),
+        in_use_name=str(record.params.get("representation", "")),
+        groups=units,
+        backbone=model.cards[0].name,
+        seconds_per_image=(found.seconds - found.loading_s) / found.computed if found.computed else math.nan,
+    )
+    growth = Growth(
+        n_before=len(known.ids),
+        n_added=len(taken),
+        n_test=len(test),
+        computed=record.n_computed,
+        duplicates=duplicates,
+        conflicts=conflicts,
+        new_classes=tuple(label for label in classes if label not in model.classes.tolist()),
+        change=compare(codes, after, before, groups=test_groups),
+        change_on_old_test=compare(
+            codes[was_test], after[was_test], before[was_test], groups=_take(test_groups, was_test)
+        ),
+        by_class=tuple(class_changes(codes, after, before, classes, model.classes.tolist())),
+        advice=advice,
+        evaluation=evaluation,
+    )
+    grown: ImageClassifier = clone(clf)
+    return grown._adopt(grown_model, record), growth
+
+
+@dataclass(frozen=True, eq=False)
+class _Data:
+    """Old and new images together."""
+
+    ids: NDArray[np.uint8]
+    labels: NDArray[Any]
+    groups: NDArray[Any] | None
+    is_test: NDArray[np.bool_]
+
+
+def _refuse(model: ImageModel, images: ImageSet) -> None:
+    """Refuse what cannot be added, before anything is computed."""
     if images.labels is None:
         raise LabelError("the new images have no labels; give class folders or a manifest with labels.")
-    if clf.network_ is not None:
+    if model.network is not None:
         raise UsageError(
             "the network of this model was fine-tuned on the old images; fit again on all of them, or give "
             "the model file as the backbone: featx fit --backbone MODEL.featx."
         )
     if images.weights is not None:
         raise UsageError("sample weights of the old images are not kept; fit again on all images instead.")
-    if "test" not in clf.assignment_.values():
+    if "test" not in model.assignment.values():
         raise DataError("this model has no test part to compare on; fit it with one (featx fit) first.")
-    store = open_store(clf.store)
-    known = _known(clf, store, old)
-    specs = _specs_at_hand(clf, store, known.ids)
-    machine = {name: getattr(clf, name) for name in MACHINE_PARAMS} | {"store": store}
-    extractor = gather(specs, clf.cards_, machine, backbones=clf._model_files)
-    computed = 0
-    if old is not None:
-        computed += extractor.extract(old.sources, names=old.names, on_error="skip").computed
-    _refuse_missing(store, specs, known.ids)
-    rows = extractor.extract(images.sources, names=images.names, on_error="skip")
-    fresh = images.select(rows.kept)
-    taken, duplicates, conflicts = _sort_out(known, rows.ids, fresh)
-    if not len(taken):
-        raise DataError(f"all {len(fresh)} images are known to this model already: nothing to add.")
-    fresh = fresh.select(taken)
 
-    ids = np.concatenate([known.ids, rows.ids[taken]])
+
+def _join(
+    model: ImageModel,
+    known: KnownLabels,
+    fresh: ImageSet,
+    fresh_ids: NDArray[np.uint8],
+    test_size: float,
+    salt: str,
+) -> _Data:
+    ids = np.concatenate([known.ids, fresh_ids])
     labels = check_labels([*known.labels.tolist(), *np.asarray(fresh.labels).tolist()])
     groups = _joined_groups(known, fresh)
-    is_test = _test_part(clf.assignment_, ids, labels, groups, fresh, test_size, split_salt)
-    readers = {name: _reader(store, spec.key, ids) for name, spec in specs.items()}
-    blocks = FeatureBlocks({}, len(ids), readers=readers)
-
-    grown = _refit(
-        clf, specs, blocks.take(~is_test), ids[~is_test], labels[~is_test], _take(groups, ~is_test), n_trials
-    )
-    grown.n_computed_ = computed + rows.computed
-    grown.skipped_ = [*images.skipped, *rows.skipped]
-    grown.remarks_ = rows.remarks
-    grown.assignment_ = {
-        row.tobytes().hex(): "test" if test else "train" for row, test in zip(ids, is_test, strict=True)
-    }
-    remember_labels(store, grown.assignment_, ids, labels, groups)
-
-    test = np.flatnonzero(is_test)
-    test_groups = _take(groups, is_test)
-    classes = grown.classes_.tolist()
-    after, before = (
-        one.proba_of_rows(one.augmentation_.judged(blocks.take(test), one.best_blocks_))
-        for one in (grown, clf)
-    )
-    before = widened(before, clf.classes_, grown.classes_)
-    grown.evaluation_ = evaluate(labels[test], after, grown.classes_, groups=test_groups)
-    codes = np.array([classes.index(label) for label in labels[test].tolist()], dtype=np.intp)
-    was_test = test < len(known.ids)
-    advice = advise_on_features(
-        blocks.only([name for name, spec in specs.items() if spec.view == 0]).take(~is_test),
-        labels[~is_test],
-        taps=[tap.name for tap in clf.card_.taps],
-        in_use=grown.best_blocks_,
-        oof_proba=grown.oof_proba_,
-        head=str(grown.best_params_["head"]),
-        in_use_name=str(grown.best_params_.get("representation", "")),
-        groups=image_groups(ids[~is_test], _take(groups, ~is_test)),
-        backbone=clf.card_.name,
-        seconds_per_image=(rows.seconds - rows.loading_s) / rows.computed if rows.computed else math.nan,
-    )
-    return grown, Growth(
-        n_before=len(known.ids),
-        n_added=len(taken),
-        n_test=len(test),
-        computed=grown.n_computed_,
-        duplicates=duplicates,
-        conflicts=conflicts,
-        new_classes=tuple(label for label in classes if label not in clf.classes_.tolist()),
-        change=compare(codes, after, before, groups=test_groups),
-        change_on_old_test=compare(
-            codes[was_test], after[was_test], before[was_test], groups=_take(test_groups, was_test)
-        ),
-        by_class=tuple(class_changes(codes, after, before, classes, clf.classes_.tolist())),
-        advice=advice,
-        evaluation=grown.evaluation_,
-    )
+    is_test = _test_part(model.assignment, ids, labels, groups, fresh, test_size, salt)
+    return _Data(ids, labels, groups, is_test)
 
 
-def _known(clf: ImageClassifier, store: FeatureStore, old: ImageSet | None) -> KnownLabels:
+def _known(model: ImageModel, store: FeatureStore, old: ImageSet | None) -> KnownLabels:
     """Digests and labels of the old images, from the cache's notes or from the folder that was named."""
     if old is not None:
         if old.labels is None:
             raise LabelError("the old images have no labels; name the labelled folder that was fitted.")
         digests, _ = read_digests(old.sources, old.names)
-        kept = [i for i, d in enumerate(digests) if d is not None and d.hex() in clf.assignment_]
+        kept = [i for i, d in enumerate(digests) if d is not None and d.hex() in model.assignment]
         first = {digests[i]: i for i in reversed(kept)}
         rows = sorted(first.values())
-        missing = len(clf.assignment_) - len(rows)
+        missing = len(model.assignment) - len(rows)
         if missing:
             raise UsageError(
-                f"{missing} of the {len(clf.assignment_)} images that the model knows are not among the old "
+                f"{missing} of the {len(model.assignment)} images that the model knows are not among the old "
                 "ones named; name the folder that it was fitted on."
             )
         groups = None if old.groups is None else np.asarray(old.groups, dtype=object)[rows]
         return KnownLabels(as_ids([digests[i] or b"" for i in rows]), np.asarray(old.labels)[rows], groups)
-    found = recall_labels(store, clf.assignment_)
+    found = recall_labels(store, model.assignment)
     if found is None:
         raise UsageError(
             "this cache does not know the labels of the images that the model was fitted on (another "
@@ -293,14 +290,12 @@ def _known(clf: ImageClassifier, store: FeatureStore, old: ImageSet | None) -> K
     return found
 
 
-def _specs_at_hand(
-    clf: ImageClassifier, store: FeatureStore, ids: NDArray[np.uint8]
-) -> dict[Any, FeatureSpec]:
-    """The model's recipes, and others of the same pass of which the rows of all old images are there."""
-    block = BlockName.parse(clf.best_blocks_[0])
-    first = clf.specs_[block]
-    specs = {name: clf.specs_[name] for name in clf.best_blocks_}
-    specs |= clf.augmentation_.specs(specs)
+def _cached_specs(model: ImageModel, store: FeatureStore, ids: NDArray[np.uint8]) -> dict[Any, FeatureSpec]:
+    """The model's specs, and others of the same pass whose features are cached for all old images."""
+    block = BlockName.parse(model.blocks[0])
+    first = model.specs[block]
+    specs = {name: model.specs[name] for name in model.blocks}
+    specs |= model.augmentation.specs(specs)
     for key, spec in store.keys().items():
         alike = set(first.differing(spec)) <= OF_ONE_PASS and spec.pool != "none"
         name = spec.block.with_fields(network=block.network)
@@ -319,7 +314,7 @@ def _refuse_missing(store: FeatureStore, specs: Mapping[str, FeatureSpec], ids: 
             )
 
 
-def _sort_out(
+def _new_images(
     known: KnownLabels, ids: NDArray[np.uint8], images: ImageSet
 ) -> tuple[NDArray[np.intp], tuple[str, ...], tuple[str, ...]]:
     """Positions that are really new; names of the others; and those whose labels contradict an older one."""
@@ -368,87 +363,27 @@ def _test_part(
 
 
 def _refit(
-    clf: ImageClassifier,
+    model: ImageModel,
+    record: FitRecord,
+    settings: FitSettings,
     specs: Mapping[str, FeatureSpec],
     blocks: FeatureBlocks,
-    ids: NDArray[np.uint8],
-    labels: NDArray[Any],
-    groups: NDArray[Any] | None,
+    data: _Data,
     n_trials: int,
-) -> ImageClassifier:
-    """The same classifier on the grown training part, warm by default."""
-    grown: ImageClassifier = clone(clf)
-    for name in MACHINE_PARAMS:
-        setattr(grown, name, getattr(clf, name))
-    units = image_groups(ids, groups)
-    settings = {name: getattr(clf, name) for name in SEARCH_PARAMS}
-    settings |= {"n_trials": n_trials, "storage": None, "study_name": None}
+) -> TunedHead:
+    """Tune on the grown training part: by default only the configuration that won before."""
+    train = ~data.is_test
+    blocks, labels = blocks.take(train), data.labels[train]
+    units = image_groups(data.ids[train], _take(data.groups, train))
+    search = {**settings.search, "n_trials": n_trials, "storage": None, "study_name": None, "callback": None}
     if n_trials:
         plain = blocks.only([name for name, spec in specs.items() if spec.view == 0])
-        tuned = tune(plain, labels, groups=units, settings=settings)
-    else:
-        tuned = tune_again(
-            blocks.only(clf.best_blocks_), labels, groups=units, settings=settings, params=clf.best_params_,
-            adjusted=clf.adjustment_ is not None, views=clf.augmentation_.split(blocks, clf.best_blocks_),
-            augmentation=clf.augmentation_,
-        )  # fmt: skip
-    grown._take(tuned)
-    grown.oof_evaluation_ = evaluate(labels, grown.oof_proba_, grown.classes_, groups=units)
-    grown.card_, grown.cards_, grown.race_ = clf.card_, clf.cards_, None
-    grown.specs_ = dict(specs)  # those of views too
-    grown._golden_rows, grown._model_files = None, clf._model_files
-    grown.network_, grown.fine_tune_ = None, None
-    return grown
-
-
-def change_in_words(found: Comparison) -> str:
-    """Both scores, the difference with its interval and the exact test, and the verdict."""
-    verdict = {"a": "better than before", "b": "worse than before"}.get(found.verdict, found.verdict)
-    points = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    scores = f"{found.value_b:.3f} before, {found.value_a:.3f} now"
-    return f"{scores}, {points}, exact test p = {found.mcnemar_p:.2g}: {verdict}"
-
-
-def changed_classes(changes: Sequence[ClassChange]) -> list[str]:
-    """The classes that are better or worse beyond chance, in words."""
-    said = []
-    for word in ("better", "worse"):
-        if named := [change for change in changes if change.verdict == word][:CLASSES_TOLD]:
-            listed = ", ".join(f"{c.label} ({100 * c.difference.value:+.0f})" for c in named)
-            said.append(f"Classes that are {word}: {listed}.")
-    return said
-
-
-def widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[Any]) -> NDArray[np.float64]:
-    """Columns for classes that were not known, of probability 0."""
-    place = {label: index for index, label in enumerate(wider.tolist())}
-    out = np.zeros((len(proba), len(wider)))
-    for column, label in enumerate(classes.tolist()):
-        if label in place:
-            out[:, place[label]] = proba[:, column]
-    return out
-
-
-def class_changes(
-    codes: NDArray[np.intp],
-    after: NDArray[np.float64],
-    before: NDArray[np.float64],
-    classes: list[Any],
-    known: list[Any],
-) -> list[ClassChange]:
-    """Recall of each class that has test images, the most changed first."""
-    found = []
-    for index, label in enumerate(classes):
-        own = codes == index
-        if not own.any():
-            continue
-        units = np.arange(int(own.sum()))
-        now, then = (
-            ProbeResult("", (p[own].argmax(axis=1) == index).astype(float), units) for p in (after, before)
-        )
-        old_recall = float(then.right.mean()) if label in known else math.nan
-        found.append(ClassChange(label, len(units), old_recall, float(now.right.mean()), now.minus(then)))
-    return sorted(found, key=lambda change: -abs(change.difference.value))
+        return tune(plain, labels, groups=units, settings=search)
+    return tune_again(
+        blocks.only(model.blocks), labels, groups=units, settings=search, params=record.params,
+        adjusted=model.adjustment is not None, views=model.augmentation.split(blocks, model.blocks),
+        augmentation=model.augmentation,
+    )  # fmt: skip
 
 
 def _reader(
@@ -459,7 +394,3 @@ def _reader(
 
 def _take(values: NDArray[Any] | None, mask: NDArray[Any]) -> NDArray[Any] | None:
     return None if values is None else values[mask]
-
-
-def _number(value: Any) -> Any:
-    return None if isinstance(value, float) and math.isnan(value) else value

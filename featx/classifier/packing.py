@@ -1,335 +1,356 @@
-"""A fitted ImageClassifier as one safe file, and back.
+"""A fitted model as one safe file, and back.
 
-The archive (see `featx.files`) holds JSON, safetensors and one skops member under a fixed allow-list. The
-outputs for a few synthetic pictures are inside: the head's are checked when the file is loaded, the
-network's when it first runs, so that another version of a library cannot change predictions unnoticed.
+The archive (see `featx.files`) holds JSON and safetensors members under a fixed allow-list. The outputs for a
+few synthetic images are inside: those of the head are checked when the file is loaded, those of the network
+when it first runs, so that another version of a library cannot change predictions unnoticed.
 """
 
 from __future__ import annotations
 
-import datetime
+import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
 import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx import __version__
-from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
 from featx.backbones.finetuned import JSON_MEMBER, TENSOR_MEMBER
+from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import parse_policy
-from featx.classifier.estimator import ImageClassifier
-from featx.classifier.finetuning import FineTuneReport
-from featx.evaluation import Calibration, Evaluation
-from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
+from featx.classifier.model import ImageModel
+from featx.classifier.record import FitRecord
+from featx.evaluation import Calibration
+from featx.exceptions import DriftWarning, FeatxError, FeatxWarning, ModelFileError
+from featx.extractor import Extraction
 from featx.files import (
     MODEL_FORMAT,
     MODEL_KIND,
     MODEL_MEMBERS,
-    Archive,
     read_archive,
     read_json,
     write_archive,
 )
 from featx.finetune import FineTunedNetwork
 from featx.images import GOLDEN_PICTURES, golden_pictures
-from featx.modelfile import check_fields, dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.modelfile import dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.records import from_plain, to_plain
 from featx.representation import BlockName
-from featx.selection.augmentation import KINDS, PLAIN, Augmentation
-from featx.selection.choice import Choice
+from featx.selection.augmentation import KINDS, Augmentation
 from featx.selection.imbalance import Adjustment
 from featx.selection.networks import is_of
-from featx.selection.tuning import Tried
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
-
-KIND, FORMAT, MEMBERS = MODEL_KIND, MODEL_FORMAT, MODEL_MEMBERS
+from featx.stores.memory import MemoryStore
 
 OF_NETWORK = (JSON_MEMBER, TENSOR_MEMBER)
-"""Members of a fine-tuned network, absent where a head on frozen features predicts."""
+"""Members of a fine-tuned network; absent where the head on frozen features predicts."""
 
 HEAD_TOLERANCE = 1e-4
-"""Largest difference of a probability that another version of scikit-learn may make unremarked."""
+"""Largest difference of a probability that another version of scikit-learn may make."""
+
+GOLDEN_COSINE = 0.995
+"""Smallest cosine of an image's features with those when the model was saved; half precision costs 0.002."""
 
 MAX_INPUT_SIDE = 8192
-"""Pixels. No network eats larger pictures; a crafted file could ask for any number of gigabytes."""
+"""Pixels. No network takes larger images; a forged file could request any number of gigabytes."""
 
 MAX_VIEWS = 1024
 """Views of an image; each is a forward pass in every prediction."""
 
-PARAMS = (
-    "backbone", "cut", "pool", "resize", "input_size", "pretrained", "heads", "n_trials", "timeout", "cv",
-    "n_repeats", "views", "view_policy", "class_weight", "precision", "dtype", "decode", "background",
-    "bit_depth", "max_bad", "random_state", "fine_tune",
-)  # fmt: skip
-"""Constructor parameters that are kept: what is about this machine (store, device, callback, ...) is not."""
 
-PACKAGES = ("scikit-learn", "numpy", "skops", "timm", "torch")
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """What `load_model` returns.
+
+    Parameters
+    ----------
+    model : ImageModel
+        The model.
+    record : FitRecord
+        How it came about.
+    expected : array of shape (GOLDEN_PICTURES, n_features)
+        Features of the synthetic images when the model was saved.
+    """
+
+    model: ImageModel
+    record: FitRecord
+    expected: NDArray[np.float32]
 
 
-def save(clf: ImageClassifier, path: str | os.PathLike[str]) -> Path:
-    """Write a fitted classifier; see `ImageClassifier.save`."""
+def save_model(
+    model: ImageModel,
+    record: FitRecord,
+    params: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    path: str | os.PathLike[str],
+) -> Path:
+    """Write a model to a file.
+
+    Parameters
+    ----------
+    model, record : ImageModel, FitRecord
+        What to save.
+    params : mapping
+        Parameters of the classifier, as plain values.
+    machine : mapping
+        Parameters of `FeatureExtractor` that do not change features: the synthetic images are extracted.
+    path : path-like
+        The file.
+    """
     pictures = golden_pictures()
-    found = clf.augmentation_.judge(clf._of_probe().extract(pictures), clf.best_blocks_)
-    rows = found.blocks.stack(clf.best_blocks_)
-    golden: dict[str, NDArray[Any]] = {"rows": rows, "proba": _proba(clf, rows)}
-    network = clf.network_
+    features = model.extract_for_head(pictures, machine).blocks.stack(model.blocks)
+    arrays: dict[str, NDArray[Any]] = {"features": features, "proba": _head_proba(model, features)}
+    network = model.network
     if network is not None:
-        tuned = clf.extract(pictures).blocks.stack(clf._answering())
-        golden |= {"tuned_rows": tuned, "tuned_proba": network.proba_of_features(tuned)}
-    ids = [bytes.fromhex(digest) for digest in clf.assignment_]
+        tuned = model.extract(pictures, machine).blocks.stack(model.used_blocks)
+        arrays |= {"tuned_features": tuned, "tuned_proba": network.proba_of_features(tuned)}
+    ids = [bytes.fromhex(digest) for digest in model.assignment]
+    split: dict[str, NDArray[Any]] = {
+        "ids": np.frombuffer(b"".join(ids), np.uint8).reshape(-1, DIGEST_BYTES),
+        "test": np.array([part == "test" for part in model.assignment.values()], np.uint8),
+        "oof_proba": record.oof_proba,
+    }
+    plain = {"model": _describe(model), "record": record.to_dict(), "params": dict(params)}
     members: dict[str, bytes] = {
-        "model.json": json.dumps(_describe(clf), sort_keys=True).encode(),
-        "golden.safetensors": dump_arrays(golden),
-        "split.safetensors": dump_arrays(
-            {
-                "ids": np.frombuffer(b"".join(ids), np.uint8).reshape(-1, DIGEST_BYTES),
-                "test": np.array([part == "test" for part in clf.assignment_.values()], np.uint8),
-            }
-        ),
-        "head.skops": dump_estimator(clf.best_estimator_),
+        "model.json": json.dumps(plain, sort_keys=True, allow_nan=False).encode(),
+        "golden.safetensors": dump_arrays(arrays),
+        "split.safetensors": dump_arrays(split),
+        "head.skops": dump_estimator(model.head),
         **({} if network is None else network.to_members()),
     }
     target = Path(path)
-    write_archive(target, members, kind=KIND, format=1 if network is None else FORMAT)
+    write_archive(target, members, kind=MODEL_KIND, format=MODEL_FORMAT)
     return target
 
 
-def load(
+def load_model(
     path: str | os.PathLike[str],
     *,
-    store: Any = "memory",
     checkpoint: str | os.PathLike[str] | None = None,
-) -> ImageClassifier:
-    """Read a classifier that `ImageClassifier.save` wrote.
-
-    Needs no training data, no cache and no network, and never runs code from the file. The digests inside
-    prove that the file is whole, not who made it: load only files from people you trust.
+    restore: Callable[[Mapping[str, Any]], None] = lambda params: None,
+) -> LoadedModel:
+    """Read a model that `save_model` wrote, as a file that may be forged.
 
     Parameters
     ----------
     path : path-like
-        A ``.featx`` file.
-    store : path, FeatureStore or "memory", default "memory"
-        Where rows of predicted images are kept; by default nowhere.
+        The file.
     checkpoint : path, optional
         Weights of the backbone, where they cannot be found by its name.
-
-    Returns
-    -------
-    ImageClassifier
+    restore : callable
+        Called with the saved parameters of the classifier.
 
     Raises
     ------
     ModelFileError
-        If the file is damaged, hostile, of a newer format, or its head now gives other outputs.
+        If the file is damaged, forged, of a newer format, or its head now gives other outputs.
     """
-    archive = read_archive(path, kind=KIND, allowed=MEMBERS, max_format=FORMAT)
+    archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     where = os.fspath(path)
     tuned = any(name in archive for name in OF_NETWORK)
-    missing = [name for name in MEMBERS if name not in archive and (tuned or name not in OF_NETWORK)]
+    missing = [name for name in MODEL_MEMBERS if name not in archive and (tuned or name not in OF_NETWORK)]
     if missing:
         raise ModelFileError(f"{where}: has no member {', '.join(missing)}; get the file again.")
-    model = read_json(archive.members["model.json"], where=f"{where}: model.json")
+    plain = read_json(archive.members["model.json"], where=f"{where}: model.json")
+    split = load_arrays(
+        archive.members["split.safetensors"],
+        {"ids": (None, DIGEST_BYTES), "test": (None,), "oof_proba": (None, None)},
+        where=f"{where}: split.safetensors",
+    )
+    head = load_estimator(archive.members["head.skops"], where=f"{where}: head.skops")
     try:
-        clf = _restore(model, archive.members, where)
-    except ModelFileError:
-        raise
+        record = FitRecord.from_dict(plain["record"])
+        model = _restore(plain["model"], head, split)
+        _check_fit(model, split)
+        restore(plain["params"])
     except (FeatxError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelFileError(
             f"{where}: model.json is not what featx writes ({type(error).__name__}: {error})."
         ) from None
-    clf.set_params(store=store, checkpoint=checkpoint)
-    shapes: dict[str, tuple[int | None, ...]] = {}
-    for kind in ("", "tuned_") if tuned else ("",):
-        shapes |= {
-            f"{kind}rows": (GOLDEN_PICTURES, None),
-            f"{kind}proba": (GOLDEN_PICTURES, len(clf.classes_)),
-        }
-    golden = load_arrays(archive.members["golden.safetensors"], shapes, where=f"{where}: golden.safetensors")
-    _check_head(clf, golden, model, where)
-    _remark_version(model, where)
-    clf._golden_rows = golden["tuned_rows" if tuned else "rows"]
+    golden = _golden(archive.members["golden.safetensors"], model, tuned, where)
+    _check_head(model, golden, record, where)
+    _warn_of_version(record, where)
     if tuned:
-        _open_network(clf, archive, golden, where)
-    return clf
+        model = _with_network(model, archive.members, golden, where, checkpoint)
+    record = dataclasses.replace(record, oof_proba=split["oof_proba"].astype(np.float64))
+    return LoadedModel(model, record, golden["tuned_features" if tuned else "features"])
 
 
-def _open_network(
-    clf: ImageClassifier, archive: Archive, golden: dict[str, NDArray[Any]], where: str
+def check_network(
+    model: ImageModel, found: Extraction, expected: NDArray[np.float32], machine: Mapping[str, Any]
 ) -> None:
-    """The fine-tuned network, which must be of the classifier's classes and answer as it did."""
-    network = FineTunedNetwork.from_members(archive.members, checkpoint=clf.checkpoint, device=clf.device)
-    if network.classes.tolist() != clf.classes_.tolist():
-        raise ModelFileError(
-            f"{where}: the fine-tuned network has other classes than the head; get the file again."
+    """Warn if the network computes other features than when the model was saved.
+
+    The store remembers a check that passed; another version, runtime or processor is checked anew.
+
+    Parameters
+    ----------
+    model : ImageModel
+        A loaded model.
+    found : Extraction
+        Of its network, just computed.
+    expected : array of shape (GOLDEN_PICTURES, n_features)
+        Features of the synthetic images when it was saved.
+    machine : mapping
+        Parameters of `FeatureExtractor` that do not change features.
+    """
+    keys = "".join(spec.key for spec in found.specs.values())
+    name = hashlib.sha256(keys.encode() + expected.tobytes()).hexdigest()
+    here = environment(found.runtime, resolve_device(machine["device"], machine["runtime"]))
+    if found.store.recall("proven", name) == here:
+        return
+    now = model.extract(golden_pictures(), machine, store=MemoryStore()).blocks.stack(model.used_blocks)
+    lengths = np.linalg.norm(now, axis=1) * np.linalg.norm(expected, axis=1)
+    cosine = np.einsum("ij,ij->i", now, expected) / lengths
+    if not cosine.min() >= GOLDEN_COSINE:
+        warnings.warn(
+            f"the network computes other features than when this model was saved (cosine {cosine.min():.4f}; "
+            f"at least {GOLDEN_COSINE} is expected): another version, runtime or processor. Evaluate the "
+            "model before you trust it, or fit it again.",
+            DriftWarning,
+            stacklevel=4,
         )
-    rows, expected = golden["tuned_rows"], golden["tuned_proba"]
-    if rows.shape[1] != network.card.num_features:
-        raise ModelFileError(f"{where}: rows of {rows.shape[1]} features do not fit the network's head.")
-    if not np.abs(network.proba_of_features(rows) - expected).max() <= HEAD_TOLERANCE:
-        raise ModelFileError(
-            f"{where}: the fine-tuned head gives other outputs than it did; get the file again."
-        )
-    clf.network_ = network
+        return
+    found.store.remember("proven", name, here)
 
 
-def _describe(clf: ImageClassifier) -> dict[str, Any]:
-    classes = np.asarray(clf.classes_)
+def _describe(model: ImageModel) -> dict[str, Any]:
+    classes = np.asarray(model.classes)
     return {
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "versions": {"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "params": {name: getattr(clf, name) for name in PARAMS} | {"backbone": _backbone_name(clf)},
-        "card": json.loads(clf.card_.to_json()),
-        "more_cards": [json.loads(card.to_json()) for card in clf.cards_[1:]],
-        "blocks": list(clf.best_blocks_),
-        "specs": {name: json.loads(clf.specs_[name].to_json()) for name in clf.best_blocks_},
-        "augmentation": clf.augmentation_.to_dict(),
+        "blocks": list(model.blocks),
+        "specs": {name: to_plain(spec) for name, spec in model.specs.items()},
+        "cards": [to_plain(card) for card in model.cards],
         "classes": {
             "dtype": "object" if classes.dtype == object else classes.dtype.str,
             "values": classes.tolist(),
         },
-        "calibration": clf.calibration_.to_dict(),
-        "adjustment": clf.adjustment_ and clf.adjustment_.to_dict(),
-        "choice": clf.choice_ and clf.choice_.to_dict(),
-        "tried": [one.to_dict() for one in clf.tried_],
-        "best_params": clf.best_params_,
-        "best_score": clf.best_score_,
-        "oof_evaluation": clf.oof_evaluation_.to_dict(),
-        "fine_tune": None if clf.fine_tune_ is None else clf.fine_tune_.to_dict(),
-        "evaluation": clf.evaluation_.to_dict() if hasattr(clf, "evaluation_") else None,
+        "calibration": to_plain(model.calibration),
+        "adjustment": to_plain(model.adjustment),
+        "augmentation": to_plain(model.augmentation),
     }
 
 
-def _backbone_name(clf: ImageClassifier) -> Any:
-    """A saved model as the backbone is known by its network's name: its path is this machine's affair."""
-    return clf.card_.name if _names_a_file(clf.backbone) else clf.backbone
+def _restore(plain: Mapping[str, Any], head: Any, split: Mapping[str, NDArray[Any]]) -> ImageModel:
+    blocks = tuple(map(BlockName.parse, from_plain(tuple[str, ...], plain["blocks"], "blocks")))
+    specs = from_plain(dict[str, FeatureSpec], plain["specs"], "specs")
+    parts = ("train", "test")
+    return ImageModel(
+        classes=_classes(plain["classes"]),
+        blocks=blocks,
+        specs={BlockName.parse(name): spec for name, spec in specs.items()},
+        cards=from_plain(tuple[BackboneCard, ...], plain["cards"], "cards"),
+        head=head,
+        calibration=from_plain(Calibration, plain["calibration"], "calibration"),
+        adjustment=from_plain(Adjustment | None, plain["adjustment"], "adjustment"),
+        augmentation=from_plain(Augmentation, plain["augmentation"], "augmentation"),
+        assignment={
+            row.tobytes().hex(): parts[int(test)]
+            for row, test in zip(split["ids"], split["test"], strict=True)
+        },
+    )
 
 
-def _names_a_file(backbone: Any) -> bool:
-    return any(map(is_model_file, [backbone] if isinstance(backbone, str) else backbone))
+def _classes(plain: Mapping[str, Any]) -> NDArray[Any]:
+    """Labels in their own type. NumPy widens text by itself, so the width in a file is never used."""
+    values = from_plain(list[str | int | float | bool], plain["values"], "classes")
+    dtype = np.dtype(from_plain(str, plain["dtype"], "classes"))
+    classes = np.array(values) if dtype.kind in "US" else np.array(values, dtype=dtype)
+    if classes.ndim != 1 or len(np.unique(classes)) != len(classes) or len(classes) < 2:
+        raise ValueError(f"the classes {values!r:.80}")
+    return classes
 
 
-def _restore(model: dict[str, Any], members: dict[str, bytes], where: str) -> ImageClassifier:
-    params = {name: _tupled(value) for name, value in model["params"].items() if name in PARAMS}
-    clf = ImageClassifier(**params)
-    if _names_a_file(clf.backbone):
-        raise ValueError(f"the backbone {clf.backbone!r:.80}, which is a file")
-    cards = [model["card"], *model.get("more_cards", ())]  # the first files have one network
-    clf.cards_ = tuple(BackboneCard.from_json(json.dumps(card)) for card in cards)
-    clf.card_ = clf.cards_[0]
-    clf.race_ = None
-    clf._model_files = {}
-    clf.best_blocks_ = tuple(BlockName.parse(name) for name in model["blocks"])
-    clf.specs_ = {name: FeatureSpec.from_json(json.dumps(model["specs"][name])) for name in clf.best_blocks_}
-    clf.classes_ = np.array(model["classes"]["values"], dtype=np.dtype(model["classes"]["dtype"]))
-    clf.calibration_ = Calibration.from_dict(model["calibration"])
-    found = model.get("adjustment")  # the first files of this format had none, nor a choice
-    clf.adjustment_ = None if found is None else Adjustment.from_dict(found)
-    clf.choice_ = None if model.get("choice") is None else Choice.from_dict(model["choice"])
-    clf.augmentation_ = Augmentation.from_dict(model["augmentation"]) if "augmentation" in model else PLAIN
-    clf.tried_ = tuple(Tried.from_dict(one) for one in model.get("tried", ()))
-    clf.best_params_ = model["best_params"]
-    clf.best_score_ = model["best_score"]
-    clf.oof_evaluation_ = Evaluation.from_dict(model["oof_evaluation"])
-    told = model.get("fine_tune")
-    clf.fine_tune_ = None if told is None else FineTuneReport.from_dict(told)
-    clf.network_ = None
-    if model["evaluation"] is not None:
-        clf.evaluation_ = Evaluation.from_dict(model["evaluation"])
-    shapes = {"ids": (None, DIGEST_BYTES), "test": (None,)}
-    split = load_arrays(members["split.safetensors"], shapes, where=f"{where}: split.safetensors")
-    names = ("train", "test")
-    clf.assignment_ = {
-        row.tobytes().hex(): names[int(test)] for row, test in zip(split["ids"], split["test"], strict=True)
-    }
-    clf.best_estimator_ = load_estimator(members["head.skops"], where=f"{where}: head.skops")
-    clf.skipped_ = []
-    clf.remarks_ = ()
-    clf.n_computed_ = 0
-    _check_description(clf)
-    return clf
-
-
-def _check_description(clf: ImageClassifier) -> None:
-    """Refuse types and sizes that fit neither the network nor the head, before something is made of them."""
-    found = [one for one in (clf.adjustment_, clf.choice_) if one is not None]
-    for record in (
-        *clf.cards_,
-        clf.calibration_,
-        clf.oof_evaluation_,
-        *clf.specs_.values(),
-        *clf.tried_,
-        clf.augmentation_,
-        *found,
-    ):
-        check_fields(record)
-    if clf.adjustment_ is not None:
-        check_fields(clf.adjustment_.calibration)
-        if len(clf.adjustment_.offsets) != len(clf.classes_):
-            raise ValueError(f"{len(clf.adjustment_.offsets)} offsets for {len(clf.classes_)} classes")
-    for spec in clf.specs_.values():
-        card = next((card for card in clf.cards_ if is_of(spec, card)), None)
+def _check_fit(model: ImageModel, split: Mapping[str, NDArray[Any]]) -> None:
+    """Refuse values and sizes that fit neither the networks nor the head, before they are used."""
+    if model.adjustment is not None and len(model.adjustment.offsets) != len(model.classes):
+        raise ValueError(f"{len(model.adjustment.offsets)} offsets for {len(model.classes)} classes")
+    if set(model.blocks) != set(model.specs):
+        raise ValueError("the blocks are not those of the specs")
+    for spec in model.specs.values():
+        card = next((card for card in model.cards if is_of(spec, card)), None)
         if card is None:
             raise ValueError("a spec is of another network than the cards")
         if spec.pool not in card.pools(spec.cut):
             raise ValueError(f"pool {spec.pool!r} is not possible at {spec.cut!r}")
         if not all(0 < side <= MAX_INPUT_SIDE for side in spec.input_size) or not 0 < spec.crop_pct <= 4:
             raise ValueError(f"an input size of {spec.input_size} pixels, cropped to {spec.crop_pct}")
-    views = clf.augmentation_
+    views = model.augmentation
     if views.kind not in KINDS or not 0 <= views.views <= MAX_VIEWS:
         raise ValueError(f"{views.views} views, used as {views.kind!r}")
     if views.views:
         parse_policy(views.policy)
-    classes = clf.classes_
-    if classes.ndim != 1 or len(np.unique(classes)) != len(classes) or len(classes) < 2:
-        raise ValueError(f"the classes {classes.tolist()!r:.80}")
+    if split["oof_proba"].shape[1] != len(model.classes) or split["test"].max(initial=0) > 1:
+        raise ValueError("arrays of split.safetensors do not fit the classes")
 
 
-def _check_head(
-    clf: ImageClassifier, golden: dict[str, NDArray[Any]], model: dict[str, Any], where: str
-) -> None:
+def _golden(data: bytes, model: ImageModel, tuned: bool, where: str) -> dict[str, NDArray[Any]]:
+    """Features and probabilities of the synthetic images when the model was saved."""
+    shapes: dict[str, tuple[int | None, ...]] = {}
+    for kind in ("", "tuned_") if tuned else ("",):
+        shapes |= {
+            f"{kind}features": (GOLDEN_PICTURES, None),
+            f"{kind}proba": (GOLDEN_PICTURES, len(model.classes)),
+        }
+    return load_arrays(data, shapes, where=f"{where}: golden.safetensors")
+
+
+def _check_head(model: ImageModel, golden: Mapping[str, NDArray[Any]], record: FitRecord, where: str) -> None:
     try:
-        proba = _proba(clf, golden["rows"])
+        proba = _head_proba(model, golden["features"])
         off = float(np.abs(proba - golden["proba"]).max())
-    except Exception as error:  # whatever a crafted or incompatible head makes scikit-learn raise
+    except Exception as error:  # a forged or incompatible head makes scikit-learn raise any kind
         raise ModelFileError(f"{where}: its head cannot be used ({type(error).__name__}: {error}).") from None
     if not off <= HEAD_TOLERANCE:
-        made = ", ".join(f"{name} {version}" for name, version in _versions(model, where).items())
+        made = ", ".join(f"{name} {version}" for name, version in record.versions.items())
         raise ModelFileError(
-            f"{where}: its head now gives probabilities that are off by {off:.2g} on the pictures kept for "
+            f"{where}: its head now gives probabilities that differ by {off:.2g} on the images kept for "
             f"this check. It was made with {made}; use those versions, or fit it again."
         )
 
 
-def _remark_version(model: dict[str, Any], where: str) -> None:
-    """Another scikit-learn (patches apart) is worth a word, although the head was found the same."""
-    made = str(_versions(model, where).get("scikit-learn", "unknown"))
+def _with_network(
+    model: ImageModel,
+    members: Mapping[str, bytes],
+    golden: Mapping[str, NDArray[Any]],
+    where: str,
+    checkpoint: str | os.PathLike[str] | None,
+) -> ImageModel:
+    """The model with its fine-tuned network, which must have its classes and give the saved outputs."""
+    network = FineTunedNetwork.from_members(members, checkpoint=checkpoint)
+    if network.classes.tolist() != model.classes.tolist():
+        raise ModelFileError(
+            f"{where}: the fine-tuned network has other classes than the head; get the file again."
+        )
+    features, expected = golden["tuned_features"], golden["tuned_proba"]
+    if features.shape[1] != network.card.num_features:
+        raise ModelFileError(f"{where}: {features.shape[1]} features do not fit the network's head.")
+    if not np.abs(network.proba_of_features(features) - expected).max() <= HEAD_TOLERANCE:
+        raise ModelFileError(
+            f"{where}: the fine-tuned head gives other outputs than it did; get the file again."
+        )
+    return dataclasses.replace(model, network=network)
+
+
+def _warn_of_version(record: FitRecord, where: str) -> None:
+    """Warn of another scikit-learn (apart from patches), although the head gives the same outputs."""
+    made = str(record.versions.get("scikit-learn", "unknown"))
     here = importlib.metadata.version("scikit-learn")
     if made.split(".")[:2] != here.split(".")[:2]:
         warnings.warn(
-            f"{where}: was made with scikit-learn {made}, here is {here}. Its head was tried on the pictures "
-            "that are kept in the file and answers as it did then.",
+            f"{where}: was made with scikit-learn {made}, and {here} is installed. Its head was checked on "
+            "the images that are kept in the file and gives the same outputs.",
             FeatxWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
 
 
-def _versions(model: dict[str, Any], where: str) -> dict[str, Any]:
-    versions = model.get("versions")
-    if not isinstance(versions, dict):
-        raise ModelFileError(f"{where}: model.json does not say what made it; get the file again.")
-    return versions
-
-
-def _proba(clf: ImageClassifier, rows: NDArray[Any]) -> NDArray[np.float64]:
-    return clf.calibration_.proba(clf.decisions_of_rows(rows))
-
-
-def _tupled(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) and value and isinstance(value[0], int) else value
+def _head_proba(model: ImageModel, features: NDArray[Any]) -> NDArray[np.float64]:
+    return model.calibration.proba(model.head_scores(features))

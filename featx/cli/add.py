@@ -56,8 +56,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     began = time.monotonic()
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
-    clf.set_params(device=args.device, runtime=args.runtime, batch_size=args.batch_size, n_jobs=args.jobs)
-    clf.set_params(callback=console.progress, max_bad=0.0 if args.strict else args.max_bad)
+    clf.set_params(
+        device=args.device,
+        extractor__runtime=args.runtime,
+        extractor__batch_size=args.batch_size,
+        n_jobs=args.jobs,
+        callback=console.progress,
+        max_bad=0.0 if args.strict else args.max_bad,
+    )
     images = render.data_set(console, load_paths(args.data, follow_links=args.follow_links))
     old = None if args.old is None else load_images(args.old, follow_links=args.follow_links)
     grown, growth = grow(
@@ -71,7 +77,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.data(growth=growth.to_dict(), computed=growth.computed)
     return render.skipped(
         console,
-        grown.skipped_,
+        list(grown.skipped_),
         Path(output).with_suffix(".skipped.csv"),
         strict=args.strict,
         total=len(images) + len(images.skipped),

@@ -54,7 +54,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
         arguments.check_writable(args.plot)
     from featx.advice import sentences
     from featx.classifier import ImageClassifier
-    from featx.classifier.advising import advise_classifier
     from featx.cli import render
     from featx.files import atomic_write
     from featx.images import load_images
@@ -69,33 +68,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
         cut=arguments.one_or_list(args.cut, "auto"),
         pool=arguments.one_or_list(args.pool, "auto"),
         resize=arguments.one_or_list(args.resize, "auto"),
-        input_size=args.input_size,
-        checkpoint=args.checkpoint,
-        pretrained=not args.random_weights,
         heads=arguments.listed(args.heads),
         n_trials=args.trials,
-        store=open_store(arguments.store_of(args)),  # one store for the fit and for what is asked after it
-        runtime=args.runtime,
-        device=args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        decode=args.decode,
-        background=args.background,
-        bit_depth=args.bit_depth,
-        max_pixels=args.max_pixels,
-        isolate=args.isolate,
         max_bad=0.0 if args.strict else args.max_bad,
+        store=open_store(arguments.store_of(args)),  # one store for the fit and for the advice
+        device=args.device,
         n_jobs=args.jobs,
         random_state=args.seed,
         callback=console.progress,
+        extractor=arguments.extractor(args),
     ).fit(images)
-    console.log("measuring: layers, learning curve, label noise, a twin without pretraining")
-    advice = advise_classifier(
-        clf,
-        images,
-        others=arguments.listed(args.others) or (),
-        budget_s=args.budget,
-        random_state=args.seed,
+    console.log("measuring: layers, learning curve, label noise, the network with random weights")
+    advice = clf.advice(
+        others=arguments.listed(args.others) or (), budget_s=args.budget, random_state=args.seed
     )
     _print(console, advice)
     scratch = _from_scratch(args, console, clf, advice) if args.scratch else None
@@ -108,7 +93,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.data(
         advice=advice.to_dict(), sentences=sentences(advice), seconds=seconds, data=os.fspath(args.data)
     )
-    return render.skipped(console, clf.skipped_, Path("advise.skipped.csv"), strict=args.strict)
+    return render.skipped(console, list(clf.skipped_), Path("advise.skipped.csv"), strict=args.strict)
 
 
 def _from_scratch(args: argparse.Namespace, console: Console, clf: Any, advice: Any) -> Any:

@@ -9,6 +9,12 @@ from typing import Any
 
 from featx.exceptions import UsageError
 
+EXTRACTOR_OPTIONS = (
+    "input_size", "checkpoint", "runtime", "precision", "dtype", "batch_size", "decode", "background",
+    "bit_depth", "max_pixels", "isolate",
+)  # fmt: skip
+"""Options that are parameters of `FeatureExtractor` of the same name, and no parameters of the classifier."""
+
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
     """``--cache-dir`` and ``--no-cache``."""
@@ -90,6 +96,27 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--isolate", action="store_true", help="decode in a subprocess, for files that crash decoders"
     )
+
+
+def extractor(args: argparse.Namespace, **given: Any) -> Any:
+    """Return the `FeatureExtractor` that the options of a verb describe.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        Parsed options; a verb need not have all of them.
+    **given
+        Parameters that the verb sets itself.
+    """
+    from featx.extractor import FeatureExtractor
+
+    options = vars(args)
+    params = {name: options[name] for name in EXTRACTOR_OPTIONS if name in options}
+    if "random_weights" in options:
+        params["pretrained"] = not args.random_weights
+    if options.get("views"):
+        params |= {"view": range(args.views + 1), "view_policy": args.view_policy}
+    return FeatureExtractor(**{**params, **given})
 
 
 def add_skipping(parser: argparse.ArgumentParser) -> None:

@@ -41,7 +41,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from featx.cli import render
     from featx.curves import curve_head, few_shot, forecast, learning_curve
-    from featx.extractor import FeatureExtractor
     from featx.files import atomic_write
     from featx.images import load_images
     from featx.splits import check_labels, image_groups
@@ -50,24 +49,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if images.labels is None:
         raise DataError(f"{args.data}: no labels here; give class folders or a manifest with labels.")
     check_labels(images.labels)
-    rows = FeatureExtractor(
-        args.backbone,
+    rows = arguments.extractor(
+        args,
+        backbone=args.backbone,
         cut=args.cut,
         pool=args.pool or "avg",
         resize=args.resize or "crop",
-        input_size=args.input_size,
-        checkpoint=args.checkpoint,
-        pretrained=not args.random_weights,
         store=arguments.store_of(args),
-        runtime=args.runtime,
         device=args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        decode=args.decode,
-        background=args.background,
-        bit_depth=args.bit_depth,
-        max_pixels=args.max_pixels,
-        isolate=args.isolate,
         callback=console.progress,
     ).extract(images.sources, names=images.names, on_error="raise" if args.strict else "skip")
     images = images.select(rows.kept)

@@ -28,21 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Evaluate; warn where an image was trained on."""
+    """Evaluate; warn of images that the model was trained on."""
     from featx.classifier import load
     from featx.cli import render
     from featx.images import load_images
 
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
     clf.set_params(
-        device=args.device, runtime=args.runtime, batch_size=args.batch_size, callback=console.progress
+        device=args.device,
+        extractor__runtime=args.runtime,
+        extractor__batch_size=args.batch_size,
+        callback=console.progress,
+        max_bad=0.0 if args.strict else args.max_bad,
     )
-    clf.set_params(max_bad=0.0 if args.strict else args.max_bad)
     images = load_images(args.data, follow_links=args.follow_links)
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits == "test")
-    result = clf.evaluate(images, min_confidence=args.min_confidence)
+    result, skipped = clf.evaluate_readable(images, min_confidence=args.min_confidence)
     render.evaluation(console, result, title=f"{args.data}, {result.n} images")
     return render.skipped(
-        console, clf.skipped_, Path(f"{Path(args.model).stem}-evaluate.skipped.csv"), strict=args.strict
+        console, skipped, Path(f"{Path(args.model).stem}-evaluate.skipped.csv"), strict=args.strict
     )

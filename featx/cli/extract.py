@@ -35,31 +35,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.output:
         arguments.check_writable(args.output)
     from featx.cli import render
-    from featx.extractor import FeatureExtractor
     from featx.images import load_paths
 
     began = time.monotonic()
     images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
     render.data_set(console, images)
-    extractor = FeatureExtractor(
-        args.backbone,
+    extractor = arguments.extractor(
+        args,
+        backbone=args.backbone,
         cut="all" if args.cut == "all" else arguments.one_or_list(args.cut, "last"),
         pool=arguments.one_or_list(args.pool, "avg"),
         resize=arguments.one_or_list(args.resize, "crop"),
-        input_size=args.input_size,
-        checkpoint=args.checkpoint,
-        pretrained=not args.random_weights,
         store=arguments.store_of(args),
-        runtime=args.runtime,
         device=args.device,
-        precision=args.precision,
-        dtype=args.dtype,
-        batch_size=args.batch_size,
-        decode=args.decode,
-        background=args.background,
-        bit_depth=args.bit_depth,
-        max_pixels=args.max_pixels,
-        isolate=args.isolate,
         callback=console.progress,
     )
     if args.dry_run:

@@ -148,8 +148,8 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _fine_tune_params(args: argparse.Namespace) -> dict[str, Any] | None:
-    """What of the fine-tuner was said; the rest is its own default."""
+def _fine_tune_params(args: argparse.Namespace) -> dict[str, Any]:
+    """Parameters of the fine-tuner that were given; the others keep their defaults."""
     given = {
         "unfreeze": int(args.unfreeze) if args.unfreeze and args.unfreeze.isdigit() else args.unfreeze,
         "head": args.head,
@@ -169,54 +169,45 @@ def _fine_tune_params(args: argparse.Namespace) -> dict[str, Any] | None:
         said["phases"] = (*first, last.replace(**{k: v for k, v in changes.items() if v is not None}))
     if said and args.fine_tune == "no":
         raise UsageError(f"{', '.join(said)} are about fine-tuning; ask for it: --fine-tune yes.")
-    return said or None
+    return said
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, test, save; say each."""
     arguments.check_writable(args.output)
     from featx.classifier import ImageClassifier
+    from featx.classifier.comparison import compare_fits
+    from featx.classifier.settings import machine_of
     from featx.cli import render
+    from featx.finetune import FineTuner
     from featx.images import load_images
+    from featx.search import HeadSearchCV
 
     began = time.monotonic()
     images = load_images(args.data, follow_links=args.follow_links)
     images = render.data_set(console, images, min_per_class=args.min_per_class)
     clf = ImageClassifier(
         arguments.one_or_list(args.backbone, "auto"),
-        backbone_budget=args.backbone_budget,
         cut=arguments.one_or_list(args.cut, "auto"),
         pool=arguments.one_or_list(args.pool, "auto"),
         resize=arguments.one_or_list(args.resize, "auto"),
-        input_size=args.input_size,
-        checkpoint=args.checkpoint,
-        pretrained=not args.random_weights,
-        views=args.views,
-        view_policy=args.view_policy,
         heads=arguments.listed(args.heads),
         n_trials=args.trials,
         timeout=args.timeout,
         cv=args.cv,
         scoring=args.scoring,
         class_weight=None if args.class_weight == "none" else args.class_weight,
-        store=arguments.store_of(args),
-        runtime=args.runtime,
-        device=args.device,
-        precision=args.precision,
-        batch_size=args.batch_size,
-        decode=args.decode,
-        background=args.background,
-        bit_depth=args.bit_depth,
-        max_pixels=args.max_pixels,
-        isolate=args.isolate,
         fine_tune=args.fine_tune if args.fine_tune == "auto" else args.fine_tune == "yes",
-        fine_tune_params=_fine_tune_params(args),
-        storage=args.storage,
-        study_name=args.study_name,
+        backbone_budget=args.backbone_budget,
         max_bad=0.0 if args.strict else args.max_bad,
+        store=arguments.store_of(args),
+        device=args.device,
         n_jobs=args.jobs,
         random_state=args.seed,
         callback=console.progress,
+        extractor=arguments.extractor(args),
+        search=HeadSearchCV(n_repeats="auto", storage=args.storage, study_name=args.study_name),
+        fine_tuner=FineTuner(**_fine_tune_params(args)),
     )
     if args.dry_run:
         render.plans(console, clf.plans(images))
@@ -226,34 +217,32 @@ def run(args: argparse.Namespace, console: Console) -> int:
     skipped_csv = Path(args.output).with_suffix(".skipped.csv")
     try:
         clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
-    except TooManyBadImagesError:
-        render.skipped(console, clf.skipped_, skipped_csv)
+    except TooManyBadImagesError as error:
+        render.skipped(console, error.skipped, skipped_csv)
         raise
     for remark in clf.remarks_:
         console.log(remark)
-    before = _model_before(args.output, clf)
+    before = _model_before(args.output)
     path = clf.save(args.output)
     seconds = time.monotonic() - began
     render.search(console, clf)
     render.fine_tuning(console, clf)
     render.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
     if before is not None:
-        render.refit(console, before, clf, images)
+        render.refit(console, compare_fits(before, clf.model_, images, machine_of(clf)))
     render.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
-    return render.skipped(console, clf.skipped_, skipped_csv, strict=args.strict)
+    return render.skipped(console, list(clf.skipped_), skipped_csv, strict=args.strict)
 
 
-def _model_before(output: str, clf: Any) -> Any:
-    """The model that is at the place of the output and was made with a test part; None if there is none."""
-    from featx.classifier import load
+def _model_before(output: str) -> Any:
+    """The model that is at the place of the output and has a test part; None if there is none."""
+    from featx.classifier.packing import load_model
 
     if not Path(output).is_file():
         return None
     try:
-        model = load(output, store=clf.store)
+        model = load_model(output).model
     except FeatxError:  # whatever it is, it is replaced
         return None
-    if "test" not in model.assignment_.values():
-        return None
-    return model.set_params(runtime=clf.runtime, device=clf.device, n_jobs=clf.n_jobs)
+    return model if "test" in model.assignment.values() else None

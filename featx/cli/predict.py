@@ -47,11 +47,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
     clf.set_params(
-        device=args.device, runtime=args.runtime, batch_size=args.batch_size, callback=console.progress
+        device=args.device,
+        extractor__runtime=args.runtime,
+        extractor__batch_size=args.batch_size,
+        callback=console.progress,
     )
     images = load_paths(args.images, follow_links=args.follow_links, labelled=False)
     rows = clf.extract(images, on_error="raise" if args.strict else "skip")
-    proba = clf.proba_of_rows(rows.blocks)
+    proba = clf.proba_of_features(rows.blocks)
     names = [images.names[index] for index in rows.kept]
     order = np.argsort(-proba, axis=1, kind="stable")[:, : min(max(args.top_k, 1), proba.shape[1])]
     predictions = [

@@ -48,23 +48,23 @@ def _metric(scoring: Any) -> str:
 
 def search(console: Console, clf: Any) -> None:
     """Which representation and head won, and by what."""
-    trials = clf.study_.trials if hasattr(clf, "search_") else []
-    origins = Counter(trial.user_attrs.get("origin", "tpe") for trial in trials)
+    origins = clf.record_.n_configurations
+    n_configurations = sum(origins.values())
     tried = " + ".join(f"{count} {origin}" for origin, count in sorted(origins.items()))
     settings = dict(clf.best_params_)
     head = settings.pop("head", "head")
     listed = ", ".join(f"{name} {_number(value)}" for name, value in settings.items())
     blocks = clf.best_blocks_
     where = ", ".join(blocks) if len(blocks) <= BLOCKS_SHOWN else f"{len(blocks)} layers and poolings"
-    if clf.race_ is not None:
-        for sentence in clf.race_.sentences():
+    if clf.backbone_comparison_ is not None:
+        for sentence in clf.backbone_comparison_.sentences():
             console.text(f"backbone  {sentence}")
-        console.data(backbones=clf.race_.to_dict())
+        console.data(backbones=clf.backbone_comparison_.to_dict())
     used = {clf.specs_[name].weights for name in blocks}
     networks = " and ".join(card.name for card in clf.cards_ if card.weights in used)
     console.text(f"chosen    {head} ({listed}) on {where} of {networks}")
     console.text(
-        f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {len(trials)} "
+        f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {n_configurations} "
         f"configurations ({tried});"
     )
     console.text(
@@ -86,7 +86,7 @@ def search(console: Console, clf: Any) -> None:
             "params": clf.best_params_,
             "cross_validation_score": clf.best_score_,
             "scoring": str(clf.scoring_),
-            "n_configurations": len(trials),
+            "n_configurations": n_configurations,
         },
         computed=clf.n_computed_,
     )
@@ -107,10 +107,11 @@ def fine_tuning(console: Console, clf: Any) -> None:
 
 def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
     """What fine-tuning would keep on the disk, and what each phase would train."""
-    from featx.classifier.finetuning import make_tuner
+    from featx.classifier.finetuning import tuner_of
+    from featx.classifier.settings import settings_of
     from featx.finetune.estimator import describe_phases
 
-    tuner = make_tuner(clf)
+    tuner = tuner_of(settings_of(clf))
     found = tuner.plan(images)
     n_classes = len(np.unique(np.asarray(images.labels, dtype=str)))
     phases, trained = tuner.first_phases(), tuner.describe(n_classes)
@@ -121,14 +122,11 @@ def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
     console.data(fine_tuning={"plan": dict(vars(found)), "phases": lines})
 
 
-def refit(console: Console, before: Any, clf: Any, images: Any) -> None:
-    """What changed against the model that was at the same place."""
-    from featx.classifier.comparison import compare_fits
-
-    found = compare_fits(before, clf, images)
+def refit(console: Console, found: Any) -> None:
+    """What changed since the model that was at the same place."""
     console.text()
     if found is None:
-        console.text("every test image was used to fit the model before: the two are not compared")
+        console.text("the model before was fitted on every test image: the two are not compared")
         return
     for sentence in found.sentences():
         console.text(sentence)

@@ -17,7 +17,7 @@ from featx.curves.law import (
     gain_if_no_change,
     interval_score,
 )
-from featx.curves.learning import CURVE_HEADS, LearningCurve, curve_head, fold_repeats, learning_curve
+from featx.curves.learning import CURVE_HEADS, LearningCurve, curve_head, learning_curve
 from featx.curves.paths import ScorePath, TransferEffect, compare_paths
 from featx.curves.shots import FewShot, ShotScore, few_shot
 
@@ -36,7 +36,6 @@ __all__ = [
     "curve_head",
     "few_shot",
     "fit_power_law",
-    "fold_repeats",
     "forecast",
     "gain_if_last_doubling_again",
     "gain_if_no_change",

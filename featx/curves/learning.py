@@ -235,17 +235,6 @@ def curve_head(head: str) -> str:
     return CURVE_HEADS.get(head, "ridge")
 
 
-def fold_repeats(n: int) -> int:
-    """How often folds should be drawn anew: once from 500 images on, more the fewer there are.
-
-    Below 500 images the spread between drawings of the folds (a point or two of accuracy) is as large as
-    what is to be chosen between.
-    """
-    if n >= 500:
-        return 1
-    return max(2, min(10, math.ceil(500 / max(n, 1))))
-
-
 def _repeats(n: int, head: str) -> int:
     if HEADS[head].solver == "estimator":  # one fit at a time
         return 1

@@ -46,7 +46,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         Seconds after which no new group of fits begins.
     cv : int, splitter or iterable of (train, test)
         Number of stratified (group-aware) folds, or scikit-learn's other forms.
-    n_repeats : int
+    n_repeats : int or "auto"
         How often the folds are drawn anew, where `cv` is a number.
     scoring : str or callable
         A metric of featx (``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss``, ``ece``), a
@@ -143,7 +143,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         n_trials: int = 30,
         timeout: float | None = None,
         cv: Any = 5,
-        n_repeats: int = 1,
+        n_repeats: int | str = 1,
         scoring: str | Callable[..., float] = "accuracy",
         representations: Any = "auto",
         grid: Any = "auto",

@@ -26,7 +26,7 @@ from featx.search.scoring import Scorer
 from featx.search.screening import Screened, layers_add, screen_representations, shortlist
 from featx.search.space import Params, SearchSpace, unique
 from featx.solvers import CLASS_WEIGHTS, Folds, moment_bytes, streamed_bytes
-from featx.splits import check_labels, make_folds
+from featx.splits import check_labels, fold_repeats, make_folds
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -69,7 +69,7 @@ class SearchSettings:
     n_trials: int
     timeout: float | None
     cv: Any
-    n_repeats: int
+    n_repeats: int | str
     scoring: str | Callable[..., float]
     representations: Any
     grid: Any
@@ -298,7 +298,7 @@ def read_splits(
             classes[codes[plain]],
             n_splits=int(settings.cv),
             groups=plain_groups,
-            n_repeats=settings.n_repeats,
+            n_repeats=fold_repeats(len(plain)) if settings.n_repeats == "auto" else int(settings.n_repeats),
             random_state=seed,
         )
     else:

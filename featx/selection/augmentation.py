@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from featx.extractor import Extraction
 from featx.features import FeatureBlocks
+from featx.records import Record
 from featx.representation import BlockName
 from featx.selection.imbalance import IMBALANCED_FROM, imbalance_ratio, views_for_minority
 from featx.solvers import STREAM_ROWS
@@ -35,7 +36,7 @@ FEW_A_CLASS = 25
 
 
 @dataclass(frozen=True)
-class Augmentation:
+class Augmentation(Record):
     """What of augmentation a classifier uses.
 
     Parameters
@@ -65,15 +66,6 @@ class Augmentation:
         """Whether rows of views are needed to fit it."""
         return self.kind not in ("none", "noise")
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        return dict(vars(self))
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Augmentation:
-        """Read what `to_dict` gave."""
-        return cls(**plain)
-
     def specs(self, plain: Mapping[Any, FeatureSpec]) -> dict[Any, FeatureSpec]:
         """Recipes of the views of some blocks, by the names that `view_name` gives."""
         return {
@@ -89,15 +81,17 @@ class Augmentation:
             for view in range(1, self.views + 1)
         ]
 
-    def judged(self, blocks: FeatureBlocks, names: Sequence[str]) -> FeatureBlocks:
-        """The rows that answers are made from: averaged over the views, if that is the kind."""
+    def averaged_blocks(self, blocks: FeatureBlocks, names: Sequence[str]) -> FeatureBlocks:
+        """Features that predictions are made from: averaged over the views, if that is the kind."""
         if not self.averages:
             return blocks
         return average([blocks.only(names), *self.split(blocks, names)])
 
-    def judge(self, rows: Extraction, names: Sequence[str]) -> Extraction:
-        """An extraction whose blocks are the rows that answers are made from."""
-        return dataclasses.replace(rows, blocks=self.judged(rows.blocks, names)) if self.averages else rows
+    def averaged(self, found: Extraction, names: Sequence[str]) -> Extraction:
+        """The extraction with `averaged_blocks`."""
+        if not self.averages:
+            return found
+        return dataclasses.replace(found, blocks=self.averaged_blocks(found.blocks, names))
 
 
 PLAIN = Augmentation()

@@ -1,7 +1,8 @@
-"""Which backbone: candidates meet on a few hundred images of the training part, by successive halving.
+"""Compare backbones by successive halving on a few hundred images of the training part.
 
-What a candidate costs is measured on a few pictures and said before it is paid. The field is ranked by the
-leave-one-out ridge of each network's best representation; images are added to a round, never computed again.
+The cost of each candidate is measured on a few images and reported before it is paid. Candidates are ranked
+by the leave-one-out accuracy of ridge regression on their best representation. Rounds add images to those of
+earlier rounds; no image is computed twice.
 """
 
 from __future__ import annotations
@@ -23,37 +24,40 @@ from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
+from featx.records import Record
 from featx.search.screening import screen_representations
+from featx.selection.candidates import choose, widest
 from featx.selection.halving import HalvingPlan, plan_halving, survivors
+from featx.selection.networks import Networks, side_by_side
 
 AUTO = "auto"
 
-RACED_IMAGES = 500
-"""Images that candidates are embedded on at most: a thousand rank them no better than that, to a point or
-two, and the whole choice is to cost no more than the plain fit does."""
+COMPARED_IMAGES = 500
+"""Largest number of images for a candidate. A thousand images rank them no better, to a point or two, and the
+comparison should cost no more than the fit itself."""
 
 SPEED_IMAGES = 32
-"""Images that tell a candidate's speed here; they are the first of the race's own, and kept."""
+"""Images that the speed of a candidate is measured on; their features are cached for the first round."""
 
 CACHED_S = 1e-6
-"""Seconds an image where all rows are there."""
+"""Seconds an image where all features are cached."""
 
 NORMAL = 1.96
 """Half a 95 % interval in standard errors."""
 
 
 @dataclass(frozen=True)
-class Race:
-    """What came of a race between backbones.
+class BackboneComparison(Record):
+    """Result of a comparison of backbones.
 
     Parameters
     ----------
     scores : tuple of BackboneScore
-        The candidates, best first, each with what the whole set would cost.
+        The candidates, best first, each with the time that the whole set would take.
     winners : tuple of str
-        The best one; or the two best, whose blocks side by side are better.
+        The best backbone; or the two best, if their blocks side by side are better.
     together : Metric or None
-        Accuracy of the two best side by side less that of the best alone, paired; None with one candidate.
+        Accuracy of the two best side by side minus that of the best alone, paired. None with one candidate.
     plan : HalvingPlan
         Rounds, and candidates that the budget left out.
     """
@@ -64,7 +68,7 @@ class Race:
     plan: HalvingPlan
 
     def sentences(self) -> list[str]:
-        """Who won, and by what."""
+        """Describe the result."""
         said = [
             f"{one.name}: {one.accuracy.value:.3f} [{one.accuracy.low:.3f}, {one.accuracy.high:.3f}] on "
             f"{one.n} images, {_minutes(one.minutes)} for all"
@@ -73,23 +77,14 @@ class Race:
         if self.together is not None:
             gain = f"{100 * self.together.value:+.1f} points"
             interval = f"[{100 * self.together.low:+.1f}, {100 * self.together.high:+.1f}]"
-            verdict = "both go on" if len(self.winners) > 1 else "the best goes on alone"
+            verdict = "both are used" if len(self.winners) > 1 else "the best is used alone"
             said.append(f"the two best side by side: {gain} {interval}, {verdict}")
         return said + [f"{name} left out: {why}" for name, why in self.plan.left_out.items()]
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON."""
-        return {
-            "scores": [one.to_dict() for one in self.scores],
-            "winners": list(self.winners),
-            "together": self.together and self.together.to_dict(),
-            "plan": self.plan.to_dict(),
-        }
-
 
 @dataclass(frozen=True)
-class _Runner:
-    """A candidate's rows of the images of a round."""
+class _Candidate:
+    """Features of a candidate for the images of a round."""
 
     blocks: FeatureBlocks
     chosen: NDArray[np.intp]
@@ -98,14 +93,14 @@ class _Runner:
 
 
 def backbone_names(backbone: str | Sequence[str]) -> tuple[str, ...]:
-    """The candidates that are meant: one name, several, or ``"auto"`` for all whose weights are here.
+    """Return the candidates: one name, several, or all whose weights are here for ``"auto"``.
 
     Raises
     ------
     UsageError
         If there is none.
     """
-    if backbone == AUTO:
+    if isinstance(backbone, str) and backbone == AUTO:
         names = tuple(row.name for row in list_models() if row.available)
     else:
         names = (backbone,) if isinstance(backbone, str) else tuple(dict.fromkeys(backbone))
@@ -118,12 +113,74 @@ def backbone_names(backbone: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def refuse_checkpoint(names: Sequence[str], checkpoint: Any) -> None:
-    """A file of weights belongs to one network."""
+    """Refuse a file of weights for several networks."""
     if len(names) > 1 and checkpoint is not None:
-        raise UsageError(f"checkpoint is of one network, not of {', '.join(names)}; name the one it is of.")
+        raise UsageError(
+            f"checkpoint holds the weights of one network, but the backbones are {', '.join(names)}; name "
+            "the one that it belongs to."
+        )
 
 
-def race(
+def select_networks(
+    names: Sequence[str],
+    training: ImageSet,
+    *,
+    recipe: Mapping[str, Any],
+    machine: Mapping[str, Any],
+    n_all: int,
+    budget_s: float = math.inf,
+    say: Callable[[str], None] | None = None,
+    n_jobs: int = 1,
+    random_state: int = 0,
+) -> tuple[Networks, BackboneComparison | None]:
+    """Choose backbones and the representations that are extracted for all images.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Backbones to compare.
+    training : ImageSet
+        Training part with labels; nothing else is looked at.
+    recipe, machine : mapping
+        Parameters of `FeatureExtractor`: those that features depend on (cut, pool and resize may be
+        ``"auto"``), and the others.
+    n_all : int
+        Images of the whole set, for its cost.
+    budget_s, say, n_jobs, random_state
+        As for `compare_backbones`.
+
+    Returns
+    -------
+    Networks
+        Extractors of all representations that the search may choose.
+    BackboneComparison or None
+        None if there is one name.
+    """
+    codes = np.unique(np.asarray(training.labels, dtype=str), return_inverse=True)[1]
+    comparison = None
+    if len(names) > 1:
+        compared = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
+        comparison = compare_backbones(
+            {name: widest({**compared, "backbone": name}, machine, training.sources) for name in names},
+            training,
+            codes,
+            groups=training.groups,
+            n_all=n_all,
+            budget_s=budget_s,
+            say=say,
+            n_jobs=n_jobs,
+            random_state=random_state,
+        )
+        names = comparison.winners
+    wide = [widest({**recipe, "backbone": name}, machine, training.sources) for name in names]
+    chosen = [
+        choose(one, training, codes, machine=machine, random_state=random_state, n_jobs=n_jobs)
+        for one in wide
+    ]
+    return side_by_side(chosen), comparison
+
+
+def compare_backbones(
     extractors: Mapping[str, FeatureExtractor],
     images: ImageSet,
     codes: NDArray[np.intp],
@@ -135,13 +192,13 @@ def race(
     say: Callable[[str], None] | None = None,
     n_jobs: int = 1,
     random_state: int = 0,
-) -> Race:
-    """Let backbones meet.
+) -> BackboneComparison:
+    """Compare backbones by successive halving.
 
     Parameters
     ----------
     extractors : mapping of str to FeatureExtractor
-        For each candidate's name a fitted extractor of the representations that it is judged by.
+        For each candidate's name a fitted extractor of the representations that it is compared by.
     images : ImageSet
         The training part.
     codes : array of shape (n,), int
@@ -151,17 +208,18 @@ def race(
     n_all : int, optional
         Images of the whole set, for its cost.
     always : str, optional
-        A candidate that is in every round, and with which the others are compared (else the best).
+        A candidate that takes part in every round, and with which the others are compared (default: the
+        best).
     budget_s : float
-        Seconds that it may take; the dearest candidates are left out if it does not suffice.
+        Seconds for the comparison. If they do not suffice, the most expensive candidates are left out.
     say : callable, optional
-        Told of costs before they are paid.
+        Called with messages about the cost, before it is paid.
     n_jobs, random_state : int
         Threads and seed.
 
     Returns
     -------
-    Race
+    BackboneComparison
     """
     began = time.monotonic()
     total = n_all or len(images)
@@ -174,35 +232,34 @@ def race(
         rivals,
         n_images=len(images),
         budget_s=max(budget_s - (time.monotonic() - began), 0),
-        most=RACED_IMAGES,
+        most=COMPARED_IMAGES,
     )
     if say is not None:
         say(f"{len(plan.candidates)} backbones on at most {plan.rounds[-1][0]} images: {plan.seconds:.0f} s")
-    field, runners = list(plan.candidates), dict[str, _Runner]()
+    left, found = list(plan.candidates), dict[str, _Candidate]()
     for size, keep in plan.rounds:
         chosen = stratified_rows(codes, size, random_state=random_state)
-        for name in dict.fromkeys([*field, *([always] if always else [])]):
-            runners[name] = _run(
+        for name in dict.fromkeys([*left, *([always] if always else [])]):
+            found[name] = _extract(
                 extractors[name], images, chosen, codes, groups, n_jobs=n_jobs, random_state=random_state
             )
-        last = list(field)
-        field = survivors({name: runners[name].leave_one_out for name in field}, keep, costs)
-    order = survivors({name: runners[name].leave_one_out for name in last}, len(last), costs)
-    ask = _Asked(codes, groups, n_jobs, random_state)
-    together = ask.together(runners[order[0]], runners[order[1]]) if len(order) > 1 else None
+        last = list(left)
+        left = survivors({name: found[name].leave_one_out for name in left}, keep, costs)
+    order = survivors({name: found[name].leave_one_out for name in last}, len(last), costs)
+    scorer = _Scorer(codes, groups, n_jobs, random_state)
+    together = scorer.together(found[order[0]], found[order[1]]) if len(order) > 1 else None
     both = together is not None and together.value > (together.high - together.value) / NORMAL
     current = always or order[0]
     scores = [
-        ask.score(name, runner, runners[current], costs[name] * total / 60)
-        for name, runner in runners.items()
+        scorer.score(name, one, found[current], costs[name] * total / 60) for name, one in found.items()
     ]
-    scores.sort(key=lambda one: (-one.n, -one.leave_one_out))  # who was out early has fewer images
-    return Race(tuple(scores), tuple(order[: 2 if both else 1]), together, plan)
+    scores.sort(key=lambda one: (-one.n, -one.leave_one_out))  # fewer images: dropped in an earlier round
+    return BackboneComparison(tuple(scores), tuple(order[: 2 if both else 1]), together, plan)
 
 
 @dataclass(frozen=True)
-class _Asked:
-    """Probes of the same images, so that candidates are compared one image at a time."""
+class _Scorer:
+    """Linear probes of the same images, so that candidates are compared image by image."""
 
     codes: NDArray[np.intp]
     groups: NDArray[Any] | None
@@ -213,17 +270,17 @@ class _Asked:
         own = None if self.groups is None else self.groups[chosen]
         return probe(rows, self.codes[chosen], groups=own, n_jobs=self.n_jobs, random_state=self.random_state)
 
-    def together(self, first: _Runner, second: _Runner) -> Metric:
+    def together(self, first: _Candidate, second: _Candidate) -> Metric:
         shared = np.intersect1d(first.chosen, second.chosen)
         a, b = _rows(first, shared), _rows(second, shared)
         both = FeatureBlocks({"a": a, "b": b}, len(shared))
         return self(both, shared).minus(self(a, shared))
 
-    def score(self, name: str, runner: _Runner, current: _Runner, minutes: float) -> BackboneScore:
-        shared = np.intersect1d(runner.chosen, current.chosen)
-        own = self(_rows(runner, shared), shared)
-        usual = next((b for b in runner.blocks if b.startswith("last:avg")), runner.best)
-        rows, y = runner.blocks[usual], self.codes[runner.chosen]
+    def score(self, name: str, candidate: _Candidate, current: _Candidate, minutes: float) -> BackboneScore:
+        shared = np.intersect1d(candidate.chosen, current.chosen)
+        own = self(_rows(candidate, shared), shared)
+        usual = next((b for b in candidate.blocks if b.startswith("last:avg")), candidate.best)
+        rows, y = candidate.blocks[usual], self.codes[candidate.chosen]
         return BackboneScore(
             name,
             own.accuracy,
@@ -232,11 +289,11 @@ class _Asked:
             h_score(rows, y),
             len(shared),
             minutes,
-            runner.leave_one_out,
+            candidate.leave_one_out,
         )
 
 
-def _run(
+def _extract(
     extractor: FeatureExtractor,
     images: ImageSet,
     chosen: NDArray[np.intp],
@@ -245,11 +302,11 @@ def _run(
     *,
     n_jobs: int,
     random_state: int,
-) -> _Runner:
+) -> _Candidate:
     some = images.select(chosen)
     rows = extractor.extract(some.sources, names=some.names, on_error="skip")
     kept = chosen[rows.kept]
-    with threadpool_limits(limits=1):  # threads over blocks: small systems lose time with more in each
+    with threadpool_limits(limits=1):  # threads work on blocks; small systems are slower with more threads
         best = screen_representations(
             rows.blocks,
             codes[kept],
@@ -259,17 +316,17 @@ def _run(
             n_jobs=n_jobs,
             random_state=random_state,
         )[0]
-    return _Runner(rows.blocks, kept, best.name, best.score)
+    return _Candidate(rows.blocks, kept, best.name, best.score)
 
 
-def _rows(runner: _Runner, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
-    return runner.blocks[runner.best][np.isin(runner.chosen, chosen)]
+def _rows(candidate: _Candidate, chosen: NDArray[np.intp]) -> NDArray[np.float32]:
+    return candidate.blocks[candidate.best][np.isin(candidate.chosen, chosen)]
 
 
 def _seconds_per_image(
     extractor: FeatureExtractor, images: ImageSet, codes: NDArray[np.intp], random_state: int
 ) -> float:
-    """Measured on a few pictures, whose rows are kept; next to nothing where all rows are there."""
+    """Return the time of an image, measured on a few; `CACHED_S` where all features are cached."""
     few = images.select(stratified_rows(codes, SPEED_IMAGES, random_state=random_state))
     rows = extractor.extract(few.sources, names=few.names, on_error="skip")
     if rows.computed:

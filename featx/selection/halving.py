@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from featx.exceptions import UsageError
+from featx.records import Record
 
 MOST_IMAGES = 1_000
 """A stratified subset of as many images ranks networks as the whole set does, to a point or two."""
@@ -26,7 +26,7 @@ KEEP = 0.5
 
 
 @dataclass(frozen=True)
-class HalvingPlan:
+class HalvingPlan(Record):
     """Rounds of successive halving under a time budget.
 
     Parameters
@@ -46,10 +46,6 @@ class HalvingPlan:
     candidates: tuple[str, ...]
     seconds: float
     left_out: dict[str, str]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON."""
-        return {**vars(self), "rounds": [list(r) for r in self.rounds], "candidates": list(self.candidates)}
 
 
 def plan_halving(

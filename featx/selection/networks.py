@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
 from featx.extractor import Extraction, FeatureExtractor
 from featx.features import FeatureBlocks
@@ -47,8 +48,17 @@ class Networks:
         return tuple(extractor.card_ for extractor in self.extractors)
 
     @property
+    def backbone_files(self) -> dict[str, str]:
+        """For digests of weights that came from a saved model: its path."""
+        return {
+            extractor.card_.weights: str(extractor.backbone)
+            for extractor in self.extractors
+            if is_model_file(extractor.backbone)
+        }
+
+    @property
     def specs_(self) -> Specs:
-        """Recipe of each block."""
+        """How each block is computed."""
         return {name: spec for extractor in self.extractors for name, spec in extractor.specs_.items()}
 
     def extract(

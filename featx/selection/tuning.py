@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from featx.curves import fold_repeats
 from featx.evaluation import METRICS, Calibration
 from featx.exceptions import SearchWarning
 from featx.features import FeatureBlocks
@@ -39,6 +38,7 @@ from featx.selection.augmentation import PLAIN, Augmentation, augment, kinds_to_
 from featx.selection.choice import Candidate, Choice, choose
 from featx.selection.imbalance import IMBALANCED_FROM, Adjustment, fit_adjustment, imbalance_ratio, metric_for
 from featx.solvers import CLASS_WEIGHTS
+from featx.splits import fold_repeats
 
 AUTO = "auto"
 
@@ -61,9 +61,6 @@ KIND_NAMES = {
     "average": "features averaged over views",
     "average+rows": "averaged features, and views as training rows",
 }
-
-MOST_REPEATS = 3
-"""Largest number of repeats of the folds: more of them reduce the error of the score little."""
 
 
 @dataclass(frozen=True)
@@ -313,7 +310,7 @@ def resolve(settings: Mapping[str, Any], y: NDArray[Any]) -> SearchSettings:
     if plain["class_weight"] == AUTO:
         plain["class_weight"] = None
     if plain["n_repeats"] == AUTO:
-        plain["n_repeats"] = min(fold_repeats(len(y)), MOST_REPEATS)
+        plain["n_repeats"] = fold_repeats(len(y))
     if not isinstance(plain["random_state"], int | np.integer):  # every evaluation uses the same folds
         plain["random_state"] = int(check_random_state(plain["random_state"]).randint(2**31 - 1))
     return SearchSettings(**HeadSearchCV(**plain).get_params(deep=False))

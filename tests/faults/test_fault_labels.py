@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from classifiers import image_classifier
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sklearn.base import clone
@@ -38,7 +39,7 @@ def small(**params: Any) -> ImageClassifier:
         "pool": "avg", "resize": "crop", "heads": ["logistic"], "n_trials": 1, "cv": 2, "store": STORE,
         "random_state": 0,
     }  # fmt: skip
-    return ImageClassifier(**{**settings, **params})
+    return image_classifier(**{**settings, **params})
 
 
 STORE = MemoryStore()
@@ -175,11 +176,11 @@ def test_row_43_a_fit_is_needed_a_clone_forgets_it_and_a_refit_leaves_nothing() 
     with pytest.raises(NotFittedError):
         clone(clf).predict(PICTURES)
     clf.fit_with_test(PICTURES * 1, ["a", "b"] * 6, test_size=0.3)
-    assert hasattr(clf, "evaluation_")
+    assert clf.evaluation_ is not None
     clf.fit(PICTURES, ["c", "d", "e"] * 4)
     assert clf.classes_.tolist() == ["c", "d", "e"]
     assert clf.predict_proba(PICTURES).shape == (12, 3)
-    assert not hasattr(clf, "evaluation_"), "a score of another data set"
+    assert clf.evaluation_ is None, "a score of another data set"
 
 
 # Rows 47 and 48

@@ -1,0 +1,217 @@
+"""Images and labels as they are passed to the classifier, checked before anything is computed."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from featx.audit import CHECKS, AuditData, audit
+from featx.exceptions import DataError, ImageWarning, LabelError, TooManyBadImagesError
+from featx.images import ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
+from featx.splits import check_labels, stable_test_mask
+from featx.stores.base import as_ids
+
+Images = ImageSet | str | os.PathLike[str] | Sequence[ImageSource] | NDArray[Any]
+"""A folder, a manifest, a list of image sources, a batch (n, H, W, 3), or a loaded `ImageSet`."""
+
+LISTED = 10
+"""Items that a message lists before it counts the others."""
+
+
+def as_images(
+    X: Images,
+    y: ArrayLike | None = None,
+    *,
+    groups: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> ImageSet:
+    """Return an `ImageSet` of any supported input; arguments replace what `X` itself brings.
+
+    Parameters
+    ----------
+    X : Images
+        The images.
+    y, groups, sample_weight : array-like of shape (n_images,), optional
+        Labels, groups and weights.
+
+    Raises
+    ------
+    DataError
+        If the lengths differ.
+    """
+    images = X if isinstance(X, ImageSet) else load_images(X)
+    extra = {"labels": y, "groups": groups, "weights": sample_weight}
+    given = {name: _as_array(values) for name, values in extra.items() if values is not None}
+    for name, values in given.items():
+        if values.ndim == 0:
+            raise DataError(f"{name} are a single value ({values.item()!r}); give one for each image.")
+        if len(values) != len(images):
+            raise DataError(f"{len(images)} images but {len(values)} {name}; give one for each image.")
+    return dataclasses.replace(images, **given) if given else images  # type: ignore[arg-type]
+
+
+def labelled_images(
+    X: Images,
+    y: ArrayLike | None = None,
+    *,
+    groups: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> ImageSet:
+    """`as_images` for images that must have labels which can be learnt.
+
+    Raises
+    ------
+    LabelError
+        If labels are missing, or there are fewer than two classes.
+    """
+    images = as_images(X, y, groups=groups, sample_weight=sample_weight)
+    check_labels(labels_of(images))
+    return images
+
+
+def labels_of(images: ImageSet) -> NDArray[Any]:
+    """Return the labels.
+
+    Raises
+    ------
+    LabelError
+        If there are none.
+    """
+    if images.labels is None:
+        raise LabelError(
+            "these images have no labels; give y, a folder of class folders, or a manifest with a column "
+            "'label'."
+        )
+    return images.labels
+
+
+def held_out_part(
+    images: ImageSet, *, test_size: float, salt: str, previous: Any
+) -> tuple[ImageSet, NDArray[np.bool_]]:
+    """Return the readable images and the mask of the test part.
+
+    The test part is the one that the data names, else a stable hash split (`splits.stable_test_mask`).
+    """
+    if images.splits is not None and (images.splits == "test").any():
+        return images, images.splits == "test"
+    images = _with_digests(images)
+    assert images.ids is not None
+    is_test = stable_test_mask(
+        images.ids,
+        labels_of(images),
+        test_size=test_size,
+        salt=salt,
+        groups=images.groups,
+        previous=previous,
+    )
+    return images, is_test
+
+
+def refuse_unseen(labels: NDArray[Any], classes: NDArray[Any], *, what: str) -> None:
+    """Refuse labels that the model does not know.
+
+    Raises
+    ------
+    LabelError
+        Naming them.
+    """
+    unseen = sorted({str(label) for label in labels} - {str(label) for label in classes})
+    if unseen:
+        raise LabelError(
+            f"the {what} have classes that were not learnt: {', '.join(unseen[:LISTED])}; "
+            f"learnt are {', '.join(str(label) for label in classes[:LISTED])}."
+        )
+
+
+def all_skipped(images: ImageSet, kept: NDArray[np.intp], skipped: Sequence[Skipped]) -> list[Skipped]:
+    """Images that the folder walk or the extraction set aside; the latter with their labels.
+
+    Parameters
+    ----------
+    images : ImageSet
+        What was extracted.
+    kept : array of int
+        Positions of the images that were kept.
+    skipped : sequence of Skipped
+        The others, in order.
+    """
+    if images.labels is None:
+        return [*images.skipped, *skipped]
+    lost = np.setdiff1d(np.arange(len(images)), kept)
+    labelled = [
+        dataclasses.replace(picture, label=images.labels[index])
+        for picture, index in zip(skipped, lost, strict=True)
+    ]
+    return [*images.skipped, *labelled]
+
+
+def refuse_too_many(skipped: Sequence[Skipped], total: int, max_bad: float) -> None:
+    """Warn of images that were set aside.
+
+    Raises
+    ------
+    TooManyBadImagesError
+        If they are more than the fraction `max_bad` of `total`.
+    """
+    if not skipped:
+        return
+    listed = "; ".join(f"{escape_name(s.name)}: {s.reason}" for s in skipped[:LISTED])
+    more = f"; and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
+    summary = f"{len(skipped)} of {total} pictures cannot be used: {listed}{more}"
+    if len(skipped) > max_bad * total:
+        raise TooManyBadImagesError(
+            f"{summary}. That is more than the {max_bad:.0%} that max_bad allows; repair or remove them, or "
+            "raise max_bad (--max-bad).",
+            skipped,
+        )
+    by_class = Counter(str(s.label) for s in skipped if s.label is not None)
+    per_class = ", ".join(f"{escape_name(label)} {count}" for label, count in by_class.most_common(LISTED))
+    warnings.warn(
+        f"{summary}" + (f" (by class: {per_class})" if per_class else ""), ImageWarning, stacklevel=4
+    )
+
+
+def warn_of_training_images(ids: NDArray[np.uint8], assignment: Mapping[str, str]) -> None:
+    """Warn if images are evaluated that the model was trained on."""
+    trained = sum(assignment.get(row.tobytes().hex()) == "train" for row in ids)
+    if trained:
+        warnings.warn(
+            f"the model was trained on {trained} of these {len(ids)} images (same bytes), so its score on "
+            "them is too good. Evaluate it on other images.",
+            ImageWarning,
+            stacklevel=4,
+        )
+
+
+def _as_array(values: ArrayLike) -> NDArray[Any]:
+    """As NumPy does it, but a list of mixed types stays one: 1 and "1" must not become the same label."""
+    if isinstance(values, list | tuple) and len({type(value) for value in values}) > 1:
+        array = np.empty(len(values), dtype=object)
+        array[:] = values
+        return array
+    return np.asarray(values)
+
+
+def _with_digests(images: ImageSet) -> ImageSet:
+    """The image set with digests, and without the images whose files cannot be read."""
+    digests, errors = read_digests(images.sources, images.names)
+    labels = labels_of(images)
+    lost = [Skipped(error.name, error.reason, labels[position]) for position, error in sorted(errors.items())]
+    readable = images.select([position for position, digest in enumerate(digests) if digest])
+    readable.skipped = [*images.skipped, *lost]
+    readable.ids = as_ids(digest for digest in digests if digest)
+    return readable
+
+
+def warn_of_findings(ids: NDArray[np.uint8], images: ImageSet, held_out: NDArray[np.bool_]) -> None:
+    """Warn of images with several labels, and of images that are in the training and in the test part."""
+    data = AuditData(images.names, digests=ids, labels=images.labels, is_test=held_out)
+    for finding in audit(data, {name: CHECKS[name] for name in ("conflicts", "leaks")}):
+        warnings.warn(finding.sentence, ImageWarning, stacklevel=5)

@@ -1,0 +1,147 @@
+"""ImageModel: a fitted model as one frozen value, from images to probabilities."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.backbones import BackboneCard
+from featx.evaluation import Calibration, Evaluation, evaluate
+from featx.extractor import Extraction
+from featx.features import FeatureBlocks
+from featx.finetune import FineTunedNetwork
+from featx.heads import decision_scores
+from featx.images import ImageSet, ImageSource
+from featx.selection.augmentation import PLAIN, Augmentation
+from featx.selection.imbalance import Adjustment
+from featx.selection.networks import Networks, gather
+from featx.spec import FeatureSpec
+from featx.stores.base import FeatureStore
+
+
+@dataclass(frozen=True, eq=False)
+class ImageModel:
+    """A fitted model.
+
+    Parameters
+    ----------
+    classes : ndarray of shape (n_classes,)
+        Labels, in their own type.
+    blocks : tuple of str
+        Blocks of features that the head uses, in order.
+    specs : mapping of str to FeatureSpec
+        How each of these blocks is computed.
+    cards : tuple of BackboneCard
+        The networks that they come from.
+    head : sklearn.pipeline.Pipeline
+        Scaler and classifier, from features to decision scores.
+    calibration : Calibration
+        From (adjusted) decision scores to probabilities.
+    adjustment : Adjustment or None
+        What is added to decision scores in favour of rare classes.
+    augmentation : Augmentation
+        Augmentation that the features of an image go through.
+    network : FineTunedNetwork or None
+        The fine-tuned network. If there is one, it predicts instead of `head`.
+    assignment : mapping of str to str
+        Hex digest of each image to ``"train"`` or ``"test"``.
+    backbone_files : mapping of str to str
+        For digests of weights that came from a saved model: its path on this machine. Not saved.
+    """
+
+    classes: NDArray[Any]
+    blocks: tuple[str, ...]
+    specs: Mapping[str, FeatureSpec]
+    cards: tuple[BackboneCard, ...]
+    head: Any
+    calibration: Calibration
+    adjustment: Adjustment | None = None
+    augmentation: Augmentation = PLAIN
+    network: FineTunedNetwork | None = None
+    assignment: Mapping[str, str] = field(default_factory=dict)
+    backbone_files: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def used_blocks(self) -> tuple[str, ...]:
+        """Blocks that predictions are made from: the head's, or that of the fine-tuned network."""
+        return self.blocks if self.network is None else (self.network.feature_spec.block,)
+
+    def extract(
+        self,
+        sources: Sequence[ImageSource],
+        machine: Mapping[str, Any],
+        *,
+        names: Sequence[str] | None = None,
+        on_error: str = "raise",
+        store: FeatureStore | None = None,
+    ) -> Extraction:
+        """Compute, or read from the store, the features that predictions are made from.
+
+        Parameters
+        ----------
+        sources : sequence of image sources
+            Images.
+        machine : mapping
+            Parameters of `FeatureExtractor` that do not change features (`MACHINE_PARAMS`).
+        names, on_error, store
+            As for `FeatureExtractor.extract`.
+        """
+        if self.network is None:
+            return self.extract_for_head(sources, machine, names=names, on_error=on_error, store=store)
+        networks = Networks([self.network.to_extractor(**machine)])
+        return networks.extract(sources, names=names, on_error=on_error, store=store)
+
+    def extract_for_head(
+        self,
+        sources: Sequence[ImageSource],
+        machine: Mapping[str, Any],
+        *,
+        names: Sequence[str] | None = None,
+        on_error: str = "raise",
+        store: FeatureStore | None = None,
+    ) -> Extraction:
+        """`extract` for the head on frozen features, also where a fine-tuned network predicts."""
+        specs = {name: self.specs[name] for name in self.blocks}
+        if self.augmentation.averages:
+            specs |= self.augmentation.specs(specs)
+        networks = gather(specs, self.cards, machine, backbones=self.backbone_files)
+        found = networks.extract(sources, names=names, on_error=on_error, store=store)
+        return self.augmentation.averaged(found, self.blocks)
+
+    def head_scores(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        """Decision scores of the head before calibration, from its blocks side by side."""
+        scores = decision_scores(self.head, features)
+        return scores if self.adjustment is None else self.adjustment.scores(scores)
+
+    def scores(self, features: FeatureBlocks) -> NDArray[np.float64]:
+        """Calibrated decision scores: shape (n,) for two classes, else (n, n_classes)."""
+        return self._calibration.scores(self._decisions(features))
+
+    def proba(self, features: FeatureBlocks) -> NDArray[np.float64]:
+        """Calibrated probabilities, shape (n, n_classes), from features that `extract` returned."""
+        return self._calibration.proba(self._decisions(features))
+
+    def evaluate(
+        self, features: FeatureBlocks, images: ImageSet, *, min_confidence: float | None = None
+    ) -> Evaluation:
+        """Compare predictions with the labels of the images that the features are of."""
+        assert images.labels is not None
+        return evaluate(
+            images.labels,
+            self.proba(features),
+            self.classes,
+            groups=images.groups,
+            abstain_below=min_confidence,
+        )
+
+    @property
+    def _calibration(self) -> Calibration:
+        return self.calibration if self.network is None else self.network.calibration
+
+    def _decisions(self, features: FeatureBlocks) -> NDArray[np.float64]:
+        score = self.head_scores if self.network is None else self.network.logits_of_features
+        return np.concatenate([score(part) for _, part in features.chunks(self.used_blocks)])

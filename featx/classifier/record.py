@@ -1,0 +1,149 @@
+"""FitRecord: how a model came about, as plain values that are saved beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.evaluation import Evaluation
+from featx.finetune import Verdict
+from featx.images import Skipped
+from featx.records import APART, Record
+from featx.selection.backbones import BackboneComparison
+from featx.selection.choice import Choice
+from featx.selection.tuning import Tried
+
+TRIALS_KEPT = 50
+"""Best configurations of a search that a record keeps."""
+
+
+@dataclass(frozen=True)
+class Trial(Record):
+    """A configuration that the search evaluated.
+
+    Parameters
+    ----------
+    params : dict
+        Representation, scaling, head and its parameters.
+    score : float
+        Mean cross-validation score.
+    origin : str
+        ``"grid"`` or ``"tpe"``.
+    """
+
+    params: dict[str, Any]
+    score: float
+    origin: str
+
+
+@dataclass(frozen=True)
+class FineTuneReport(Record):
+    """What fine-tuning did, and why its network was kept or not.
+
+    Parameters
+    ----------
+    tried, kept : bool
+        Whether a network was trained, and whether it predicts now.
+    reason : str
+        Why, as a sentence with the numbers.
+    verdict : Verdict or None
+        Comparison with the head on frozen features, on training images that neither was fitted on.
+    cut : str
+        Layer above which was trained; empty for the whole network.
+    disk : str
+        Disk space of the cached features, or why images are streamed.
+    phases : tuple of str
+        What each phase trained: names, numbers of parameters, learning rates.
+    history : tuple of dict
+        Epochs of the network that was trained last: loss, accuracy, learning rates, seconds.
+    """
+
+    tried: bool
+    kept: bool
+    reason: str
+    verdict: Verdict | None = None
+    cut: str = ""
+    disk: str = ""
+    phases: tuple[str, ...] = ()
+    history: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class FitRecord(Record):
+    """How a model came about.
+
+    Parameters
+    ----------
+    params : dict
+        The configuration that was selected: representation, scaling, head and its parameters.
+    score : float
+        Its mean cross-validation score. It was selected by this score, so it is optimistic.
+    scoring : str
+        Name of the score that was maximised.
+    oof_evaluation : Evaluation
+        Out-of-fold estimate on the training images.
+    evaluation : Evaluation or None
+        Score on the held-out test part, if there is one.
+    choice : Choice or None
+        The selected representation against its rivals. None if there was a single representation.
+    tried : tuple of Tried
+        What was tried for the winner besides, what it gained out of fold, and whether it was kept.
+    backbones : BackboneComparison or None
+        Comparison of the backbones. None if one backbone was named.
+    fine_tuning : FineTuneReport or None
+        None if fine-tuning was not requested.
+    skipped : tuple of Skipped
+        Images that were set aside, with the reason.
+    remarks : tuple of str
+        Remarks of the extraction, such as the field that made features be computed anew.
+    seconds : dict of str to float
+        Wall-clock time of each stage.
+    trials : tuple of Trial
+        The best configurations, best first.
+    n_configurations : dict of str to int
+        Number of configurations that were evaluated, by origin.
+    n_computed : int
+        Images that went through the network; 0 if all features were cached.
+    created : str
+        UTC time, ISO 8601.
+    versions : dict of str to str
+        Versions of the packages.
+    oof_proba : ndarray of shape (n_training_images, n_classes)
+        Out-of-fold probabilities of the training images. Saved apart.
+    """
+
+    params: dict[str, Any]
+    score: float
+    scoring: str
+    oof_evaluation: Evaluation
+    evaluation: Evaluation | None = None
+    choice: Choice | None = None
+    tried: tuple[Tried, ...] = ()
+    backbones: BackboneComparison | None = None
+    fine_tuning: FineTuneReport | None = None
+    skipped: tuple[Skipped, ...] = ()
+    remarks: tuple[str, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+    trials: tuple[Trial, ...] = ()
+    n_configurations: dict[str, int] = field(default_factory=dict)
+    n_computed: int = 0
+    created: str = ""
+    versions: dict[str, str] = field(default_factory=dict)
+    oof_proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), metadata=APART)
+
+
+def best_trials(table: Mapping[str, Any]) -> tuple[Trial, ...]:
+    """Return the best configurations of a search.
+
+    Parameters
+    ----------
+    table : dict
+        ``cv_results_`` of the search.
+    """
+    score = np.asarray(table["mean_test_score"], np.float64)
+    order = [at for at in np.argsort(-score, kind="stable") if np.isfinite(score[at])][:TRIALS_KEPT]
+    return tuple(Trial(dict(table["params"][at]), float(score[at]), str(table["origin"][at])) for at in order)
