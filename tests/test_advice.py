@@ -215,7 +215,7 @@ def test_a_cheaper_candidate_that_is_as_good_is_taken() -> None:
     )
     found = choose([Candidate("wide", better, 5000), Candidate("narrow", worse, 300)], y)
     assert (found.name, found.best) == ("narrow", "wide")
-    assert "not distinguishable" in found.sentences()[0]
+    assert "does not differ significantly" in found.sentences()[0]
 
 
 def test_a_winner_beyond_chance_stays_though_dear() -> None:
@@ -278,7 +278,6 @@ def test_the_ratio_decides_what_counts() -> None:
     assert imbalance_ratio(["a"] * 6 + ["b"] * 2) == 3.0 == IMBALANCED_FROM
     assert metric_for(["a"] * 6 + ["b"] * 2) == "balanced_accuracy"
     assert metric_for(["a"] * 5 + ["b"] * 2) == "accuracy"
-    assert metric_for(["a"] * 9 + ["b"], wanted="macro_f1") == "macro_f1"
 
 
 def test_minorities_get_more_views() -> None:

@@ -38,7 +38,7 @@ def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() ->
     found = tuned(FeatureBlocks({"last:avg:crop": wide, "blocks.1:avg:crop": good}, 120), y)
     assert found.choice is not None
     assert found.blocks == ("blocks.1:avg:crop",)
-    assert "not distinguishable" in " ".join(found.choice.sentences())
+    assert "does not differ significantly" in " ".join(found.choice.sentences())
     assert found.params["representation"] == "blocks.1:avg:crop"
 
 

@@ -33,105 +33,108 @@ ROWS = "rows"
 
 
 class HeadSearchCV(ClassifierMixin, BaseEstimator):
-    """Choose and tune a classifier on rows by cross-validation, and calibrate it.
+    """Select and tune a classifier of features by cross-validation, and calibrate it.
 
     Parameters
     ----------
     heads : sequence of str, optional
         Keys of ``featx.heads.HEADS``; by default the cheap ones (`DEFAULT_HEADS`).
     n_trials : int
-        Trials that TPE adds to the coarse grid. With 0 nothing is searched: the first head's known-good
-        point is fitted, with a warning, unless `grid` says what to evaluate.
+        Number of trials of TPE, in addition to the coarse grid. With 0 there is no search: the default point
+        of the first head is fitted, with a warning, unless `grid` names configurations.
     timeout : float, optional
-        Seconds after which no new group of fits begins.
+        Time budget in seconds: no new group of fits is started after it.
     cv : int, splitter or iterable of (train, test)
         Number of stratified (group-aware) folds, or scikit-learn's other forms.
-    n_repeats : int or "auto"
-        How often the folds are drawn anew, where `cv` is a number.
+    n_repeats : int or 'auto'
+        How often the folds are drawn, if `cv` is a number; ``auto`` depends on the number of rows.
     scoring : str or callable
-        A metric of featx (``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss``, ``ece``), a
-        scikit-learn scorer's name, or a callable ``(estimator, X, y)``.
+        A metric of featx (``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss``, ``ece``), the
+        name of a scikit-learn scorer, or a callable ``(estimator, X, y)``.
     representations : 'auto', or sequence of tuples of block names
-        Which blocks, alone or side by side, are tried for `FeatureBlocks`; ignored for arrays.
-        ``("relevant:N",)`` is N features picked over all blocks.
+        Blocks, alone or side by side, that are tried for `FeatureBlocks`; ignored for arrays.
+        ``("relevant:N",)`` is N features that are picked over all blocks.
     grid : {'auto', 'coarse', 'none'} or sequence of dict
-        The coarse grid; ``auto`` leaves it out when `n_trials` is 0. A sequence holds configurations as in
+        The coarse grid; ``auto`` leaves it out if `n_trials` is 0. A sequence holds configurations as in
         `best_params_`.
     scalings : sequence of str, optional
         Some of ``featx.heads.SCALINGS``; all by default.
     class_weight : None, 'balanced', 'sqrt', 'search', or dict
-        Weights of classes. Heads that cannot use them are left out (`left_out_`), or tried without under
-        ``'search'``.
+        Weights of classes. Heads that cannot use them are left out (`left_out_`); with ``'search'`` they are
+        tried without weights.
     storage : str or optuna storage, optional
-        Where the study is kept: a database URL, ``journal:///path``, or a path ending in ``.journal``.
-        A search of the same space and data goes on where it stopped. A journal is ten times quicker than
-        SQLite.
+        Storage of the study: a database URL, ``journal:///path``, or a path that ends in ``.journal``. A
+        search of the same space and data continues from there. A journal is ten times faster than SQLite.
     study_name : str, optional
-        By default made of hashes of the space and the data.
+        By default it is made of hashes of the space and the data.
     n_jobs : int, optional
-        Threads; by default all cores.
+        Number of threads; all cores by default.
     refit : bool
-        Whether the winner is fitted on all rows.
+        Whether the best configuration is fitted on all rows.
     one_se : bool
-        Among several representations take the simplest that is within one standard error of the best.
+        Whether the simplest representation that is within one standard error of the best is selected.
     random_state : int, RandomState or None
         Seed of folds, sampler and heads.
     callback : callable, optional
-        Called with `SearchProgress`.
+        Called with `SearchProgress` after every batch.
     pruner : optuna pruner, 'median' or None
-        Gives up configurations of heads that are evaluated fold by fold.
+        Prunes configurations of heads that are evaluated fold by fold.
     memory : int
-        Bytes that the matrices of one group of fits may take; more is computed in parts.
+        Bytes that the matrices of one group of fits may take; larger ones are computed in parts.
     kernel_rows : int
-        Above as many training rows SVMs are screened on a stratified sample, labelled as approximate; an
-        approximate winner is evaluated on all rows before it wins.
+        With more training rows, SVMs are evaluated on a stratified sample of this size, and labelled
+        approximate. An approximate winner is evaluated on all rows before it is selected.
     stream_rows : int
-        Above as many rows they are read chunk by chunk, from where they are kept, and never held together:
-        ridge, LDA and the nearest mean go by second moments that one pass gives for all folds, linear models
-        by L-BFGS whose steps are passes. Heads that need all rows are then left out unless `heads` names one
-        (then all rows are held, and an SVM stays approximate). See `memory_`.
+        With more rows, features are read in chunks from their storage and never kept in memory together.
+        Ridge, LDA and nearest mean are fitted from second moments, which one pass gives for all folds; linear
+        models are fitted by L-BFGS with one pass for each step. Heads that need all rows in memory are left
+        out unless `heads` names one; then all rows are loaded, and an SVM stays approximate. See `memory_`.
 
     Attributes
     ----------
     best_estimator_ : sklearn.pipeline.Pipeline
-        The winner, fitted on all rows; plain scikit-learn.
+        The best configuration, fitted on all rows; plain scikit-learn.
     best_params_ : dict
-        Its configuration.
+        The best configuration.
     best_score_ : float
-        Its mean score over the folds: the number used for selection, so on the hopeful side.
+        Its mean score over the folds. It was used to select, so it is optimistic.
+    best_index_ : int
+        Its index in `cv_results_`.
     best_blocks_ : tuple of str
         Blocks that `predict` needs, in order; () for arrays.
     calibration_ : featx.evaluation.Calibration
         Fitted on out-of-fold scores.
-    oof_decision_, oof_proba_ : arrays of shape (n,) or (n, n_classes), and (n, n_classes)
-        Out-of-fold decision scores and calibrated probabilities; NaN for rows that never scored.
+    oof_decision_ : array of shape (n,) or (n, n_classes)
+        Out-of-fold decision values; NaN for rows that were never tested.
+    oof_proba_ : array of shape (n, n_classes)
+        Calibrated out-of-fold probabilities; NaN for rows that were never tested.
     classes_ : array of shape (n_classes,)
         Labels.
     cv_results_ : dict of arrays
-        One entry for each configuration, as in scikit-learn; also `origin`, `state`, `approximate`.
+        One entry for each configuration, as in scikit-learn; in addition `origin`, `state`, `approximate` and
+        `brier`.
     study_ : optuna.Study
         All trials.
-    screening_ : list of featx.search.representations.Screened
-        Leave-one-out scores of blocks and combinations, best first; empty where nothing was screened.
+    screening_ : list of featx.search.screening.Screened
+        Leave-one-out scores of blocks and combinations, best first; empty if none were screened.
     n_splits_ : int
-        Folds, all drawings of them together.
+        Number of folds, of all repeats together.
     held_out_ : float
-        Rows that a fold scores for each that it trains on, which the error of repeated folds depends on.
+        Test rows for each training row, which the error of repeated folds depends on.
     left_out_ : dict
         Heads that could not be used, with the reason.
     memory_ : dict of str to int
-        Bytes that a search of streamed rows took at most, whatever the number of rows: ``chunks`` of rows at
-        hand, ``moments`` ((folds + 7 + 3 threads) * d^2 * 8), ``weights`` (25 arrays of the weights of all
-        problems that are solved at once, a thirty-second of `memory`); and what grows with them, since there
-        is an answer for each row and class: ``scores`` (eight times 8 * n * outputs). Empty where rows were
-        held.
+        Largest number of bytes of a search of streamed features; empty for features in memory. Independent of
+        the number of rows are ``chunks`` of rows, ``moments`` ((folds + 7 + 3 threads) * d^2 * 8) and
+        ``weights`` (25 arrays of the weights of all problems that are solved together, a thirty-second of
+        `memory`). Proportional to it are ``scores`` (eight times 8 * n * outputs).
     n_features_in_ : int
-        Columns that `predict` needs.
+        Number of columns that `predict` needs.
 
     Raises
     ------
     SearchError
-        If no configuration could be fitted, with the first cause.
+        If no configuration could be fitted; the message names the first cause.
     LabelError
         If the labels cannot be learnt.
     """
@@ -240,37 +243,35 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike | FeatureBlocks) -> NDArray[Any]:
-        """Return the most probable label of each row.
+        """Predict the label of each row.
 
         Parameters
         ----------
         X : FeatureBlocks with at least the best blocks, or array of shape (n, n_features_in_)
-            Rows; an array holds the best blocks side by side.
+            Features; an array has the best blocks side by side.
         """
         check_is_fitted(self)
         return np.asarray(self.classes_[decided(self.decision_function(X))])
 
     def predict_proba(self, X: ArrayLike | FeatureBlocks) -> Floats:
-        """Calibrated probabilities, shape (n, n_classes)."""
+        """Return calibrated probabilities, shape (n, n_classes)."""
         check_is_fitted(self)
         return self.calibration_.proba(self._decisions(X))
 
     def decision_function(self, X: ArrayLike | FeatureBlocks) -> Floats:
-        """Calibrated logits: (n,) for two classes, whose sign decides, else (n, n_classes)."""
+        """Return calibrated logits: (n,) for two classes, whose sign decides, else (n, n_classes)."""
         check_is_fitted(self)
         return self.calibration_.scores(self._decisions(X))
 
     def __sklearn_tags__(self) -> Any:
-        """Tags for scikit-learn: a classifier of dense two-dimensional rows."""
+        """Return tags for scikit-learn: a classifier of dense two-dimensional arrays."""
         tags = super().__sklearn_tags__()
         tags.input_tags.sparse = False
         return tags
 
     def _decisions(self, X: ArrayLike | FeatureBlocks) -> Floats:
         if not hasattr(self, "best_estimator_"):
-            raise UsageError(
-                "this search was made with refit=False: it chose a head but has none to predict with."
-            )
+            raise UsageError("the search was made with refit=False: there is no fitted head to predict with.")
         if isinstance(X, FeatureBlocks):
             parts = chunks_of(X, self.best_blocks_ or tuple(X))
             return np.concatenate([decision_scores(self.best_estimator_, part) for _, part in parts])

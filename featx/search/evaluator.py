@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,6 @@ from featx.evaluation import Calibration
 from featx.exceptions import SearchError
 from featx.heads import vote_scores
 from featx.representation import Representation
-from featx.search.outcome import COMPLETE, FAILED, PRUNED, UNFINISHED, Result
 from featx.search.plan import SearchPlan
 from featx.search.scoring import as_good, brier_out_of_fold, calibrate
 from featx.search.space import Configuration, Params, group_configs
@@ -28,6 +27,52 @@ PRUNING_ERRORS = 2.0
 
 Piece = tuple[str, Callable[[], Floats], NDArray[np.bool_] | None]
 """A block of a representation: its name, how to load it, and the columns of each fold if not all."""
+
+COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
+
+
+@dataclass
+class Result:
+    """The result of one configuration.
+
+    Parameters
+    ----------
+    params : dict
+        The configuration as Optuna keeps it.
+    configuration : Configuration
+        The same, as a value.
+    scores : list of float
+        Score of each fold that was evaluated.
+    state : {'complete', 'pruned', 'failed', 'unfinished'}
+        Unfinished: the time budget was spent.
+    origin : {'grid', 'tpe'}
+        Why it was tried.
+    approximate : str
+        How the evaluation differs from a fit on all training rows; empty if it does not.
+    brier : float
+        Out-of-fold Brier score after calibration, of configurations that are as good as the best; else NaN.
+    error : str
+        Why it failed.
+    """
+
+    params: Params
+    configuration: Configuration
+    scores: list[float] = field(default_factory=list)
+    state: str = UNFINISHED
+    origin: str = "grid"
+    approximate: str = ""
+    brier: float = float("nan")
+    error: str = ""
+
+    @property
+    def score(self) -> float:
+        """Mean over the folds that were evaluated."""
+        return float(np.mean(self.scores)) if self.scores else float("nan")
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it was evaluated on all folds and all training rows."""
+        return self.state == COMPLETE and not self.approximate
 
 
 @dataclass(frozen=True)

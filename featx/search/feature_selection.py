@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,7 @@ TARGETS = 16
 """With more classes, targets are projected at random to this number; norms over classes are preserved."""
 
 
+@dataclass(frozen=True)
 class PickedFeatures:
     """Features that are picked over all blocks: computed on first use, then kept.
 
@@ -44,7 +46,7 @@ class PickedFeatures:
         The features; columns are counted over all blocks, in their order.
     folds : Folds
         Splits and targets.
-    counts : sequence of int
+    counts : tuple of int
         Numbers of features that will be requested.
     random_state : int
         Seed.
@@ -52,12 +54,12 @@ class PickedFeatures:
         Number of threads.
     """
 
-    def __init__(
-        self, blocks: FeatureBlocks, folds: Folds, counts: Sequence[int], *, random_state: int, n_jobs: int
-    ) -> None:
-        self.blocks, self.folds, self.counts = blocks, folds, tuple(counts)
-        self.random_state, self.n_jobs = random_state, n_jobs
-        self._columns: dict[int, list[Indices]] = {}
+    blocks: FeatureBlocks
+    folds: Folds
+    counts: tuple[int, ...]
+    random_state: int
+    n_jobs: int
+    _columns: dict[int, list[Indices]] = field(default_factory=dict, init=False, repr=False)
 
     def of_folds(self, count: int) -> list[Indices]:
         """Return the columns that are picked on the training rows of each fold, sorted."""
@@ -91,7 +93,7 @@ class PickedFeatures:
 
     def _picked(self, count: int) -> list[Indices]:
         if not self._columns:
-            self._columns = pick_relevant(
+            columns = pick_relevant(
                 self.blocks,
                 self.folds.y,
                 self.folds.n_classes,
@@ -100,6 +102,7 @@ class PickedFeatures:
                 random_state=self.random_state,
                 n_jobs=self.n_jobs,
             )
+            self._columns.update(columns)
         return self._columns[count]
 
 

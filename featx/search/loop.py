@@ -13,8 +13,8 @@ from threadpoolctl import threadpool_limits
 from featx.exceptions import SearchWarning
 from featx.representation import Representation
 from featx.search import study as studies
-from featx.search.evaluator import Evaluator
-from featx.search.outcome import COMPLETE, UNFINISHED, Result, Results, exact, rank, ranked
+from featx.search.evaluator import COMPLETE, UNFINISHED, Evaluator, Result
+from featx.search.outcome import Results, exact, rank, ranked
 from featx.search.plan import SearchPlan, SearchProgress
 from featx.search.scoring import ROUNDING
 from featx.search.space import Params, group_configs, identity, unique

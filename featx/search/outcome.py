@@ -11,57 +11,12 @@ from numpy.typing import NDArray
 
 from featx.exceptions import SearchError
 from featx.representation import Representation
+from featx.search.evaluator import COMPLETE, FAILED, Result
 from featx.search.plan import SearchPlan
 from featx.search.scoring import ROUNDING, as_good
-from featx.search.space import Configuration, Params
+from featx.search.space import Params
 
 Floats = NDArray[Any]
-
-COMPLETE, PRUNED, FAILED, UNFINISHED = "complete", "pruned", "failed", "unfinished"
-
-
-@dataclass
-class Result:
-    """The result of one configuration.
-
-    Parameters
-    ----------
-    params : dict
-        The configuration as Optuna keeps it.
-    configuration : Configuration
-        The same, as a value.
-    scores : list of float
-        Score of each fold that was evaluated.
-    state : {'complete', 'pruned', 'failed', 'unfinished'}
-        Unfinished: the time budget was spent.
-    origin : {'grid', 'tpe'}
-        Why it was tried.
-    approximate : str
-        How the evaluation differs from a fit on all training rows; empty if it does not.
-    brier : float
-        Out-of-fold Brier score after calibration, of configurations that are as good as the best; else NaN.
-    error : str
-        Why it failed.
-    """
-
-    params: Params
-    configuration: Configuration
-    scores: list[float] = field(default_factory=list)
-    state: str = UNFINISHED
-    origin: str = "grid"
-    approximate: str = ""
-    brier: float = float("nan")
-    error: str = ""
-
-    @property
-    def score(self) -> float:
-        """Mean over the folds that were evaluated."""
-        return float(np.mean(self.scores)) if self.scores else float("nan")
-
-    @property
-    def is_exact(self) -> bool:
-        """Whether it was evaluated on all folds and all training rows."""
-        return self.state == COMPLETE and not self.approximate
 
 
 @dataclass(frozen=True)

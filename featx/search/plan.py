@@ -6,7 +6,6 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -98,24 +97,33 @@ class SearchPlan:
         The parameters from which the plan was made.
     blocks : FeatureBlocks
         The features.
+    widths : mapping of str to int
+        Number of columns of each block that the representations use.
     classes : array of shape (n_classes,)
         Labels.
     folds : Folds
         Splits, class indices, sample weights.
+    held_out : float
+        Test rows for each training row, which the error of repeated folds depends on.
     space : SearchSpace
         Configurations to choose from.
     scorer : Scorer
         The objective.
     grid : tuple of dict
         Configurations that are evaluated before TPE draws others.
+    is_staged : bool
+        Whether the coarse grid is evaluated in stages, since there are several representations.
     seed : int
         Seed of the sampler and of the heads.
-    start : float
-        Value of `time.monotonic()` when the search was started.
+    start, deadline : float
+        Values of `time.monotonic()` when the search was started, and after which no new group of fits is
+        started.
     n_jobs : int
         Number of threads.
     streamed : bool
         Whether the features are read in chunks for every pass instead of being kept in memory.
+    streamed_bytes : mapping of str to int
+        Largest number of bytes of a search of streamed features, by purpose; else empty.
     picked : PickedFeatures
         Features that are picked over all blocks.
     left_out : mapping of str to str
@@ -126,47 +134,23 @@ class SearchPlan:
 
     settings: SearchSettings
     blocks: FeatureBlocks
+    widths: Mapping[str, int]
     classes: NDArray[Any]
     folds: Folds
+    held_out: float
     space: SearchSpace
     scorer: Scorer
     grid: tuple[Params, ...]
+    is_staged: bool
     seed: int
     start: float
+    deadline: float
     n_jobs: int
     streamed: bool
+    streamed_bytes: Mapping[str, int]
     picked: PickedFeatures
     left_out: Mapping[str, str]
     screening: tuple[Screened, ...] = ()
-
-    @property
-    def deadline(self) -> float:
-        """Value of `time.monotonic()` after which no new group of fits is started."""
-        return float("inf") if self.settings.timeout is None else self.start + self.settings.timeout
-
-    @property
-    def is_staged(self) -> bool:
-        """Whether the coarse grid is evaluated in stages, since there are several representations."""
-        named = isinstance(self.settings.grid, str)
-        return named and len(self.grid) > 1 and len(self.space.representations) > 1
-
-    @cached_property
-    def widths(self) -> dict[str, int]:
-        """Number of columns of each block."""
-        return {name: self.blocks.width(name) for name in self.blocks}
-
-    @property
-    def streamed_bytes(self) -> dict[str, int]:
-        """Largest number of bytes of a search of streamed features, by purpose; else empty."""
-        if not self.streamed:
-            return {}
-        widest = max(one.width(self.widths) for one in self.space.representations)
-        return streamed_bytes(self.folds, widest, self.n_jobs, self.settings.memory)
-
-    @cached_property
-    def held_out(self) -> float:
-        """Test rows for each training row, which the error of repeated folds depends on."""
-        return float(np.mean([len(test) / len(train) for train, test in self.folds.splits]))
 
 
 def make_plan(
@@ -219,34 +203,39 @@ def make_plan(
     streamed = len(codes) > settings.stream_rows and all(HEADS[name].streams for name in heads)
     screening: tuple[Screened, ...] = ()
     representations = _named_representations(settings.representations, blocks)
+    timeout = float("inf") if settings.timeout is None else settings.timeout
     if not representations:
-        deadline = float("inf") if settings.timeout is None else start + settings.timeout / 2
-        screening = _screen(blocks, folds, scorer, groups, seed=seed, n_jobs=n_jobs, deadline=deadline)
+        screening = _screen(
+            blocks, folds, scorer, groups, seed=seed, n_jobs=n_jobs, deadline=start + timeout / 2
+        )
         representations = _promising(screening, blocks, folds, settings.memory, n_jobs, streamed=streamed)
-    space = SearchSpace(
-        heads,
-        representations,
-        of_classes,
-        min(len(train) for train, _ in folds.splits),
-        scalings,
-        folds.n_classes,
-    )
-    counts = [one.picked for one in representations if one.picked is not None]
+    n_train = min(len(train) for train, _ in folds.splits)
+    space = SearchSpace(heads, representations, of_classes, n_train, scalings, folds.n_classes)
+    grid = tuple(read_grid(settings.grid, space, settings.n_trials))
+    names = dict.fromkeys(name for one in representations for name in one.blocks)
+    widths = {name: blocks.width(name) for name in names}
+    widest = max(one.width(widths) for one in representations)
+    counts = tuple(one.picked for one in representations if one.picked is not None)
     return SearchPlan(
-        settings,
-        blocks,
-        classes,
-        folds,
-        space,
-        scorer,
-        tuple(read_grid(settings.grid, space, settings.n_trials)),
-        seed,
-        start,
-        n_jobs,
-        streamed,
-        PickedFeatures(blocks, folds, counts, random_state=seed, n_jobs=n_jobs),
-        left_out,
-        screening,
+        settings=settings,
+        blocks=blocks,
+        widths=widths,
+        classes=classes,
+        folds=folds,
+        held_out=float(np.mean([len(test) / len(train) for train, test in folds.splits])),
+        space=space,
+        scorer=scorer,
+        grid=grid,
+        is_staged=isinstance(settings.grid, str) and len(grid) > 1 and len(representations) > 1,
+        seed=seed,
+        start=start,
+        deadline=start + timeout,
+        n_jobs=n_jobs,
+        streamed=streamed,
+        streamed_bytes=streamed_bytes(folds, widest, n_jobs, settings.memory) if streamed else {},
+        picked=PickedFeatures(blocks, folds, counts, seed, n_jobs),
+        left_out=left_out,
+        screening=screening,
     )
 
 

@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 from featx.evaluation import Calibration
 from featx.exceptions import SearchWarning
 from featx.heads import LEARNT_SCALINGS, make_pipeline
-from featx.search.outcome import Result, Results
+from featx.search.evaluator import Result
+from featx.search.outcome import Results
 from featx.search.plan import SearchPlan
 from featx.search.scoring import calibrate
 from featx.search.space import Configuration, Params

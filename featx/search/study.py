@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from featx.exceptions import SearchError, UsageError
-from featx.search.outcome import COMPLETE, FAILED, PRUNED, Result
+from featx.search.evaluator import COMPLETE, FAILED, PRUNED, Result
 from featx.search.plan import SearchPlan
 from featx.search.space import SearchSpace, identity
 from featx.signals import answered_by

@@ -1,20 +1,20 @@
-"""Is the winner really better? A paired test against the rest, and the cheaper of those that are as good.
+"""Choose between candidates: a paired test of the best against the others, and the cheaper of equal ones.
 
-The best of many scores is partly luck. So the best is compared image by image with every cheaper
-candidate, and a cheaper one that cannot be told from it is taken: "not distinguishable" is an answer.
+The best of many scores is partly luck. So the best candidate is compared image by image with every cheaper
+one, and a cheaper one that does not differ significantly from it is chosen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from featx.evaluation import Comparison, compare
 from featx.exceptions import UsageError
+from featx.records import Record
 
 Floats = NDArray[np.float64]
 
@@ -26,11 +26,11 @@ class Candidate:
     Parameters
     ----------
     name : str
-        What it is called.
+        Its name.
     proba : array of shape (n, C)
-        Its out-of-fold (or inner held-out) probabilities; all candidates on the same images.
+        Out-of-fold (or held-out) probabilities, of the same images for all candidates.
     cost : float
-        What using it costs, in any unit, for instance columns or seconds an image.
+        Cost of using it, in any unit, for instance columns or seconds per image.
     """
 
     name: str
@@ -39,17 +39,17 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was chosen, and against whom.
+class Choice(Record):
+    """Which candidate was chosen, and the comparisons.
 
     Parameters
     ----------
     name : str
         The chosen candidate.
     best : str
-        The candidate of the highest score, or the preferred one; a cheaper was taken if it was as good.
+        The candidate of the highest score, or the preferred one.
     runner_up : str or None
-        The next best score.
+        The candidate of the second highest score.
     against_best : Comparison or None
         Best minus chosen; None if they are the same.
     against_runner_up : Comparison or None
@@ -63,36 +63,24 @@ class Choice:
     against_runner_up: Comparison | None
 
     def sentences(self) -> list[str]:
-        """Say it."""
+        """Return the result in words."""
         said = []
         if self.runner_up is not None and self.against_runner_up is not None:
             found = self.against_runner_up
-            between = (
+            difference = (
                 f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             )
-            if found.verdict == "a":
-                said.append(f"{self.best} is better than {self.runner_up}, the next best: {between}.")
-            else:
-                said.append(f"{self.best} is not distinguishable from {self.runner_up}: {between}.")
+            verb = "is better than" if found.verdict == "a" else "does not differ significantly from"
+            said.append(f"{self.best} {verb} {self.runner_up}, the second best: {difference}.")
         if self.against_best is not None:
             if self.name == self.runner_up:
-                said.append("The latter is cheaper: it was taken.")
+                said.append("The second best is cheaper, so it was chosen.")
             else:
-                said.append(f"{self.name} is cheaper and not distinguishable from {self.best}: it was taken.")
+                said.append(
+                    f"{self.name} is cheaper and does not differ significantly from {self.best}, "
+                    "so it was chosen."
+                )
         return said
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers and strings, ready for JSON."""
-        tests = ("against_best", "against_runner_up")
-        return {k: v.to_dict() if k in tests and v is not None else v for k, v in vars(self).items()}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Choice:
-        """Read what `to_dict` gave."""
-        values: dict[str, Any] = dict(plain)
-        for name in ("against_best", "against_runner_up"):
-            values[name] = None if plain[name] is None else Comparison.from_dict(plain[name])
-        return cls(**values)
 
 
 def choose(
@@ -105,7 +93,7 @@ def choose(
     preferred: str | None = None,
     random_state: int = 0,
 ) -> Choice:
-    """Take the cheapest candidate that is not distinguishable from the best.
+    """Choose the cheapest candidate that does not differ significantly from the best.
 
     Parameters
     ----------
@@ -118,10 +106,10 @@ def choose(
     metric : str
         A key of ``featx.evaluation.METRICS``.
     tolerance : float
-        A cheaper candidate must also be within this of the best's score. 0 asks for no more than the test;
-        with few images that lets a much worse score pass for want of evidence.
+        Largest difference to the best score that a cheaper candidate may have. 0: the test alone decides;
+        with few images even a much lower score may then not differ significantly.
     preferred : str, optional
-        The candidate that counts as the best, whatever the scores; by default that of the highest score.
+        The candidate to take as the best one; by default that of the highest score.
     random_state : int
         Seed of the bootstrap.
 
@@ -130,24 +118,24 @@ def choose(
     Choice
     """
     if not candidates:
-        raise UsageError("there is nothing to choose from; give at least one candidate.")
+        raise UsageError("there are no candidates; give at least one.")
     y = np.asarray(y_index, np.intp)
 
-    def versus(a: Candidate, b: Candidate) -> Comparison:
+    def test(a: Candidate, b: Candidate) -> Comparison:
         return compare(y, a.proba, b.proba, groups=groups, metric=metric, random_state=random_state)
 
     if len(candidates) == 1:
         return Choice(candidates[0].name, candidates[0].name, None, None, None)
     first = candidates[0]
-    tests = [versus(first, other) for other in candidates]
+    tests = [test(first, other) for other in candidates]
     order = sorted(
         range(len(candidates)),
         key=lambda i: (candidates[i].name != preferred, tests[i].difference, candidates[i].cost),
     )
     best, second = candidates[order[0]], candidates[order[1]]
-    against_second = versus(best, second)
+    against_second = test(best, second)
     for cheap in sorted((c for c in candidates if c.cost < best.cost), key=lambda c: c.cost):
-        found = versus(best, cheap)
+        found = test(best, cheap)
         if found.verdict != "a" and (tolerance <= 0 or found.difference <= tolerance):
             return Choice(cheap.name, best.name, second.name, found, against_second)
     return Choice(best.name, best.name, second.name, None, against_second)

@@ -27,8 +27,9 @@ from featx.heads import HEADS
 from featx.records import Record
 from featx.representation import Representation
 from featx.search import HeadSearchCV, SearchProgress
+from featx.search.evaluator import Result
 from featx.search.loop import run
-from featx.search.outcome import Result, Results, best_of_each, table, winner
+from featx.search.outcome import Results, best_of_each, table, winner
 from featx.search.plan import SearchPlan, SearchSettings, make_plan
 from featx.search.refit import Selected, refit, select
 from featx.search.scoring import OF_CLASSES, distances, standard_error
