@@ -118,7 +118,7 @@ def choose(
     Choice
     """
     if not candidates:
-        raise UsageError("there are no candidates; give at least one.")
+        raise UsageError("there are no candidates; give at least one candidate.")
     y = np.asarray(y_index, np.intp)
 
     def test(a: Candidate, b: Candidate) -> Comparison:
