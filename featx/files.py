@@ -37,15 +37,15 @@ MAX_ARCHIVE_BYTES = 2**31 - 1
 """An archive is below 2 GiB, so that no zip64 record is ever needed and none is ever read."""
 
 MODEL_KIND = "featx-classifier"
-MODEL_FORMAT = 2
-"""Of a saved classifier. Raise it when a member changes its meaning, and keep reading the older ones; 2 has a
-fine-tuned network beside the head, and a classifier without one is still written as 1."""
+MODEL_FORMAT = 1
+"""Format of a saved classifier. Raise it when a member changes its meaning."""
 
 MODEL_MEMBERS = {
     "model.json": 16 << 20,
     "golden.safetensors": 64 << 20,
     "split.safetensors": 256 << 20,
-    "head.skops": 2**31 - 1,
+    "head.json": 1 << 16,
+    "head.safetensors": 2**31 - 1,
     "finetune.json": 16 << 20,
     "finetune.safetensors": 2**31 - 1,
 }

@@ -30,8 +30,17 @@ from featx.files import (
     write_archive,
 )
 
-MEMBERS = {"model.json": b'{"a": 1}', "head.skops": b"head" * 100, "golden.safetensors": bytes(range(256))}
-ALLOWED = {"model.json": 1000, "head.skops": 10_000, "golden.safetensors": 1000, "weights.safetensors": 10}
+MEMBERS = {
+    "model.json": b'{"a": 1}',
+    "head.safetensors": b"head" * 100,
+    "golden.safetensors": bytes(range(256)),
+}
+ALLOWED = {
+    "model.json": 1000,
+    "head.safetensors": 10_000,
+    "golden.safetensors": 1000,
+    "weights.safetensors": 10,
+}
 
 
 @pytest.fixture
@@ -89,7 +98,7 @@ def test_any_unzip_can_look_inside(good: Path) -> None:
         assert file.testzip() is None
         assert file.namelist() == [MANIFEST, *MEMBERS]
         listed = json.loads(file.read(MANIFEST))["members"]
-    assert listed["head.skops"]["sha256"] == hashlib.sha256(MEMBERS["head.skops"]).hexdigest()
+    assert listed["head.safetensors"]["sha256"] == hashlib.sha256(MEMBERS["head.safetensors"]).hexdigest()
 
 
 @settings(max_examples=50, deadline=None)
@@ -269,7 +278,9 @@ def test_a_removed_and_an_added_member_are_refused(good: Path, tmp_path: Path) -
         for name, data in {**MEMBERS, "weights.safetensors": b"evil"}.items():
             file.writestr(plain(name), data)
 
-    assert "differ in 'golden.safetensors', 'head.skops'" in refusal(raw_zip(tmp_path / "x.featx", fewer))
+    assert "differ in 'golden.safetensors', 'head.safetensors'" in refusal(
+        raw_zip(tmp_path / "x.featx", fewer)
+    )
     assert "differ in 'weights.safetensors'" in refusal(raw_zip(tmp_path / "y.featx", more))
 
 
@@ -378,8 +389,8 @@ def test_an_encrypted_member_is_refused(good: Path) -> None:
 def test_a_local_header_that_contradicts_the_directory_is_refused(good: Path) -> None:
     raw = good.read_bytes()
     with zipfile.ZipFile(io.BytesIO(raw)) as file:
-        name = file.getinfo("head.skops").header_offset + 30
-    good.write_bytes(raw[:name] + b"evil.skops" + raw[name + 10 :])
+        name = file.getinfo("head.safetensors").header_offset + 30
+    good.write_bytes(raw[:name] + b"evil.safetensors" + raw[name + 16 :])
     assert "contradict" in refusal(good)
 
 

@@ -20,7 +20,7 @@ from featx import load
 from featx.exceptions import SearchError, SearchWarning
 from featx.features import FeatureBlocks
 from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline
-from featx.modelfile import dump_estimator, load_estimator
+from featx.modelfile import dump_head, load_head
 from featx.search import HeadSearchCV
 from featx.search.refit import fit_pipeline
 from featx.solvers import SOLVERS, Block, Folds, ScaledRows, Task, class_weights
@@ -202,7 +202,7 @@ def test_the_winner_is_a_plain_pipeline_that_is_saved_and_loaded(head: str, scal
     found = decision_scores(search.best_estimator_, rows)
     expected = decision_scores(expected_pipeline, rows)
     assert_close(found, expected)
-    again = load_estimator(dump_estimator(search.best_estimator_))
+    again = load_head(dump_head(head, search.best_estimator_), search.classes_)
     np.testing.assert_array_equal(again.predict(rows), search.best_estimator_.predict(rows))
     assert set(vars(search.best_estimator_.named_steps["scale"])) == set(
         vars(with_scale.named_steps["scale"].fit(rows))

@@ -40,7 +40,7 @@ from featx.files import (
 )
 from featx.finetune import FineTunedNetwork
 from featx.images import GOLDEN_PICTURES, golden_pictures
-from featx.modelfile import dump_arrays, dump_estimator, load_arrays, load_estimator
+from featx.modelfile import dump_arrays, dump_head, load_arrays, load_head
 from featx.records import from_plain, to_plain
 from featx.representation import BlockName
 from featx.selection.augmentation import KINDS, Augmentation
@@ -123,7 +123,7 @@ def save_model(
         "model.json": json.dumps(plain, sort_keys=True, allow_nan=False).encode(),
         "golden.safetensors": dump_arrays(arrays),
         "split.safetensors": dump_arrays(split),
-        "head.skops": dump_estimator(model.head),
+        **dump_head(record.params["head"], model.head),
         **({} if network is None else network.to_members()),
     }
     target = Path(path)
@@ -165,12 +165,15 @@ def load_model(
         {"ids": (None, DIGEST_BYTES), "test": (None,), "oof_proba": (None, None)},
         where=f"{where}: split.safetensors",
     )
-    head = load_estimator(archive.members["head.skops"], where=f"{where}: head.skops")
     try:
         record = FitRecord.from_dict(plain["record"])
-        model = _restore(plain["model"], head, split)
+        classes = _classes(plain["model"]["classes"])
+        head = load_head(archive.members, classes, where=where)
+        model = _restore(plain["model"], head, classes, split)
         _check_fit(model, split)
         restore(plain["params"])
+    except ModelFileError:
+        raise
     except (FeatxError, LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise ModelFileError(
             f"{where}: model.json is not what featx writes ({type(error).__name__}: {error})."
@@ -238,12 +241,14 @@ def _describe(model: ImageModel) -> dict[str, Any]:
     }
 
 
-def _restore(plain: Mapping[str, Any], head: Any, split: Mapping[str, NDArray[Any]]) -> ImageModel:
+def _restore(
+    plain: Mapping[str, Any], head: Any, classes: NDArray[Any], split: Mapping[str, NDArray[Any]]
+) -> ImageModel:
     blocks = tuple(map(BlockName.parse, from_plain(tuple[str, ...], plain["blocks"], "blocks")))
     specs = from_plain(dict[str, FeatureSpec], plain["specs"], "specs")
     parts = ("train", "test")
     return ImageModel(
-        classes=_classes(plain["classes"]),
+        classes=classes,
         blocks=blocks,
         specs={BlockName.parse(name): spec for name, spec in specs.items()},
         cards=from_plain(tuple[BackboneCard, ...], plain["cards"], "cards"),

@@ -17,7 +17,7 @@ from featx.cli.console import Console
 
 PACKAGES = (
     "torch", "torchvision", "timm", "scikit-learn", "numpy", "h5py", "optuna", "Pillow", "safetensors",
-    "skops", "openvino",
+    "openvino",
 )  # fmt: skip
 
 LOW_DISK_BYTES = 1_000_000_000

@@ -17,13 +17,12 @@ from featx.curves.law import (
     gain_if_no_change,
     interval_score,
 )
-from featx.curves.learning import CURVE_HEADS, LearningCurve, curve_head, learning_curve
+from featx.curves.learning import LearningCurve, curve_head, learning_curve
 from featx.curves.paths import ScorePath, TransferEffect, compare_paths
 from featx.curves.shots import FewShot, ShotScore, few_shot
 
 __all__ = [
     "BAND",
-    "CURVE_HEADS",
     "ClassForecast",
     "FewShot",
     "Forecast",

@@ -28,21 +28,8 @@ Indices = NDArray[np.intp]
 Split = tuple[Indices, Indices]
 Rows = FeatureBlocks | NDArray[Any]
 
-CURVE_HEADS: dict[str, str] = {
-    "logistic": "ridge",
-    "logistic_ovr": "ridge",
-    "linear_svm": "ridge",
-    "rbf_svm": "ridge",
-    "ridge": "ridge",
-    "lda": "lda",
-    "knn": "knn",
-    "nearest_mean": "nearest_mean",
-    "tree": "ridge",
-    "forest": "ridge",
-    "boosting": "ridge",
-}
-"""The cheap head whose curve stands for that of a winner: what counts is the slope, and hundreds of fits
-must take seconds."""
+DEFAULT_CURVE = "ridge"
+"""Head whose learning curve stands for heads that are too expensive: only the slope matters."""
 
 FOLDS = 5
 
@@ -232,7 +219,7 @@ def learning_curve(
 
 def curve_head(head: str) -> str:
     """Name the cheap head whose curve stands for that of `head`."""
-    return CURVE_HEADS.get(head, "ridge")
+    return head if head in HEADS and HEADS[head].draws_curve else DEFAULT_CURVE
 
 
 def _repeats(n: int, head: str) -> int:
