@@ -1,4 +1,4 @@
-"""HeadSearchCV: scikit-learn's contract, honest scores, budgets, weights, groups and views."""
+"""HeadSearchCV: scikit-learn's checks, unbiased scores, budgets, weights, groups and views."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ X, Y = X[:240] / 16, Y[:240]
 TWO = Y % 2
 
 TINY = {"heads": ("ridge",), "n_trials": 2, "grid": "none", "cv": 2, "random_state": 0, "n_jobs": 1}
-"""One cheap head, the default and two trials, two folds: what scikit-learn's checks are run with."""
+"""One cheap head, the default and two trials, two folds: for scikit-learn's checks."""
 
 
 def search(**changes) -> HeadSearchCV:
@@ -38,11 +38,11 @@ def search(**changes) -> HeadSearchCV:
 
 
 @parametrize_with_checks([HeadSearchCV(**TINY)])
-def test_scikit_learn_s_contract(estimator, check) -> None:
+def test_scikit_learn_s_checks(estimator, check) -> None:
     check(estimator)
 
 
-def test_the_default_heads_find_digits_and_everything_agrees() -> None:
+def test_the_default_heads_classify_digits_and_all_outputs_agree() -> None:
     found = HeadSearchCV(n_trials=8, cv=3, random_state=0).fit(X[:180], Y[:180])
     held_out = X[180:]
     proba = found.predict_proba(held_out)
@@ -57,7 +57,7 @@ def test_the_default_heads_find_digits_and_everything_agrees() -> None:
     assert heads == set(DEFAULT_HEADS)
 
 
-def test_two_classes_have_one_score_whose_sign_decides() -> None:
+def test_two_classes_have_one_decision_value_whose_sign_is_the_prediction() -> None:
     found = search().fit(X, TWO)
     decision = found.decision_function(X)
     assert decision.shape == (240,)
@@ -69,7 +69,7 @@ def test_two_classes_have_one_score_whose_sign_decides() -> None:
 @pytest.mark.parametrize("target", [TWO, Y])
 def test_every_head_predicts_the_argmax_of_its_probabilities(head: str, target: np.ndarray) -> None:
     if HEADS[head].min_classes > len(set(target)):
-        pytest.skip("for two classes it is another head")
+        pytest.skip("for two classes it is the same as another head")
     with pytest.warns(SearchWarning, match="n_trials is 0"):
         found = search(heads=(head,), n_trials=0).fit(X, target)
     proba = found.predict_proba(X)
@@ -84,35 +84,35 @@ def test_the_best_score_is_what_scikit_learn_measures_on_the_same_folds() -> Non
     assert found.best_score_ == pytest.approx(expected, abs=1 / len(Y))
 
 
-def test_out_of_fold_probabilities_come_from_models_that_never_saw_the_row() -> None:
+def test_out_of_fold_probabilities_are_of_models_that_were_not_fitted_on_the_row() -> None:
     rng = np.random.default_rng(0)
     noise, labels = rng.normal(size=(200, 300)), np.arange(200) % 2
     found = search(n_trials=2).fit(noise, labels)
-    assert accuracy_score(labels, found.predict(noise)) > 0.85  # it learnt the noise by heart
+    assert accuracy_score(labels, found.predict(noise)) > 0.85  # it overfits the noise
     assert accuracy_score(labels, found.oof_proba_.argmax(axis=1)) < 0.65
 
 
-def test_the_same_seed_gives_the_same_search_and_another_seed_another() -> None:
+def test_equal_seeds_give_equal_searches() -> None:
     first, again, other = (search(heads=("ridge",), random_state=seed).fit(X, Y) for seed in (3, 3, 4))
     assert first.cv_results_["params"] == again.cv_results_["params"]
     np.testing.assert_array_equal(first.oof_proba_, again.oof_proba_)
     assert first.cv_results_["params"] != other.cv_results_["params"]
 
 
-def test_no_trials_means_the_default_and_it_says_so() -> None:
+def test_without_trials_the_default_is_fitted_with_a_warning() -> None:
     with pytest.warns(SearchWarning, match="n_trials is 0: the default parameters were fitted"):
         found = search(n_trials=0).fit(X, Y)
     assert found.best_params_ == {"head": "ridge", "scaling": "standard", "ridge__alpha": 1.0}
 
 
-def test_a_tiny_timeout_still_fits_the_default_and_says_so() -> None:
+def test_a_tiny_timeout_fits_the_default_with_a_warning() -> None:
     with pytest.warns(SearchWarning, match=r"time budget of 1e-06 s ended the search .*default parameters"):
         found = search(timeout=1e-6, n_trials=50).fit(X, Y)
     assert len(found.cv_results_["params"]) == 1
     assert found.score(X, Y) > 0.9
 
 
-def test_a_list_of_configurations_is_evaluated_as_it_stands() -> None:
+def test_a_list_of_configurations_is_evaluated_unchanged() -> None:
     grid = [{"head": "knn", "scaling": "l2", "knn__n_neighbors": k, "knn__metric": "cosine",
              "knn__weights": "uniform"} for k in (1, 3, 9)]  # fmt: skip
     found = search(heads=("knn",), grid=grid, n_trials=0).fit(X, Y)
@@ -137,7 +137,7 @@ def test_a_configuration_outside_the_space_is_refused() -> None:
         ({"class_weight": {99: 2.0}}, "labels that do not occur"),
     ],
 )
-def test_a_wrong_argument_is_told_with_what_is_allowed(wrong: dict, message: str) -> None:
+def test_the_error_for_a_wrong_argument_names_what_is_allowed(wrong: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         search(**wrong).fit(X, Y)
 
@@ -158,7 +158,7 @@ def test_labels_keep_their_type() -> None:
         assert np.mean(predicted == labels) > 0.9
 
 
-def test_few_samples_of_a_class_lower_the_number_of_folds_with_a_word() -> None:
+def test_few_samples_of_a_class_reduce_the_number_of_folds_with_a_warning() -> None:
     rows = np.flatnonzero(Y < 3)
     few = np.concatenate([rows[Y[rows] == 0][:2], rows[Y[rows] == 1], rows[Y[rows] == 2]])
     with pytest.warns(SearchWarning, match="2 folds instead of 5"):
@@ -189,21 +189,21 @@ def test_any_scorer_can_be_the_objective(scoring) -> None:
     found = search(scoring=scoring, n_trials=2).fit(X, target)
     assert np.isfinite(found.best_score_)
     best = np.nanmax(found.cv_results_["mean_test_score"])
-    assert found.best_score_ > best - 0.03  # or the surest of those that are as good
+    assert found.best_score_ > best - 0.03  # or the best probabilities of those that are as good
     if scoring in ("log_loss", "ece", "neg_log_loss"):
         assert found.best_score_ == best
-    if scoring == "roc_auc_ovr":  # one number worked out from the out-of-fold answers
+    if scoring == "roc_auc_ovr":  # computed from out-of-fold probabilities
         assert found.best_score_ == pytest.approx(
             roc_auc_score(target, found.oof_proba_, multi_class="ovr"), abs=0.03
         )
 
 
-def test_a_scorer_that_asks_about_other_rows_is_told_so() -> None:
+def test_a_scorer_that_predicts_other_rows_is_refused() -> None:
     with pytest.raises(SearchError, match="all rows of the fold"):
         search(scoring=lambda estimator, X, y: float(np.mean(estimator.predict(X[:3]) == y[:3]))).fit(X, Y)
 
 
-def test_heads_that_cannot_use_weights_are_left_out_and_named() -> None:
+def test_heads_that_cannot_use_weights_are_left_out_with_the_reason() -> None:
     weight = np.ones(240)
     found = search(heads=None, n_trials=1).fit(X, Y, sample_weight=weight)
     assert set(found.left_out_) == {"knn", "nearest_mean", "lda"}
@@ -231,20 +231,20 @@ def test_balanced_weights_find_a_rare_class() -> None:
     assert chosen.best_params_["class_weight"] in ("balanced", "sqrt")
 
 
-def test_a_group_is_never_parted() -> None:
+def test_a_group_stays_in_one_fold() -> None:
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(40), 5)
     labels = groups % 2
     rows = rng.normal(size=(40, 30))[groups] + rng.normal(scale=0.01, size=(200, 30))
-    parted = search(n_trials=1).fit(rows, labels)
-    kept = search(n_trials=1).fit(rows, labels, groups=groups)
-    assert parted.best_score_ > 0.95  # copies of a row on both sides
-    assert kept.best_score_ < 0.75
+    split = search(n_trials=1).fit(rows, labels)
+    grouped = search(n_trials=1).fit(rows, labels, groups=groups)
+    assert split.best_score_ > 0.95  # copies of a row in training and test part
+    assert grouped.best_score_ < 0.75
     with_splitter = search(n_trials=1, cv=GroupKFold(3)).fit(rows, labels, groups=groups)
     assert with_splitter.best_score_ < 0.75
 
 
-def test_views_train_with_their_image_and_never_score() -> None:
+def test_views_train_with_their_image_and_never_test() -> None:
     rng = np.random.default_rng(0)
     rows = np.vstack([X, X + rng.normal(scale=0.05, size=X.shape)])
     labels, groups = np.tile(Y, 2), np.tile(np.arange(240), 2)
@@ -252,7 +252,7 @@ def test_views_train_with_their_image_and_never_score() -> None:
     found = search(n_trials=1).fit(rows, labels, groups=groups, view=view)
     assert np.isfinite(found.oof_proba_[:240]).all()
     assert np.isnan(found.oof_proba_[240:]).all()
-    # a view in the training part of its image's fold would give the answer away to one neighbour
+    # one neighbour would be right with a view of the tested image in the training part
     nearest = search(heads=("knn",), grid=[{"head": "knn", "scaling": "none", "knn__n_neighbors": 1,
                      "knn__metric": "euclidean", "knn__weights": "uniform"}], n_trials=0)  # fmt: skip
     noise = rng.normal(size=(240, 20))
@@ -278,7 +278,7 @@ def test_progress_counts_up_and_ends_with_the_refit() -> None:
     assert events[-1].best_score == found.best_score_
 
 
-def test_without_refit_there_is_a_choice_but_no_model() -> None:
+def test_without_refit_there_are_results_but_no_model() -> None:
     found = search(refit=False).fit(X, Y)
     assert not hasattr(found, "best_estimator_")
     assert found.oof_proba_.shape == (240, 10)
@@ -292,7 +292,7 @@ def test_a_pickled_search_predicts_the_same() -> None:
     np.testing.assert_array_equal(again.predict_proba(X), found.predict_proba(X))
 
 
-def test_it_works_inside_scikit_learn_s_own_tools() -> None:
+def test_it_works_inside_scikit_learn_s_tools() -> None:
     small = HeadSearchCV(**TINY)
     assert cross_val_score(make_pipeline(MinMaxScaler(), small), X, Y, cv=2).mean() > 0.8
     outer = GridSearchCV(small, {"heads": [("ridge",), ("nearest_mean",)]}, cv=2).fit(X, Y)
@@ -321,7 +321,7 @@ def test_sample_weights_and_groups_are_routed_to_it() -> None:
     np.testing.assert_array_equal(routed[-1].oof_proba_, plain.oof_proba_)
 
 
-def test_trees_are_pruned_fold_by_fold_and_say_so() -> None:
+def test_trees_are_pruned_fold_by_fold() -> None:
     found = search(heads=("ridge", "tree"), n_trials=30, grid="coarse").fit(X, Y)
     pruned = found.cv_results_["state"] == "pruned"
     assert pruned.any()
@@ -334,7 +334,7 @@ def test_trees_are_pruned_fold_by_fold_and_say_so() -> None:
     assert not (unpruned.cv_results_["state"] == "pruned").any()
 
 
-def test_svms_screened_on_a_sample_are_labelled_and_the_winner_is_confirmed_on_all_rows() -> None:
+def test_svms_on_a_sample_are_labelled_and_the_winner_is_evaluated_on_all_rows() -> None:
     found = search(heads=("rbf_svm",), n_trials=1, kernel_rows=40).fit(X, Y)
     labels = found.cv_results_["approximate"]
     assert "fitted on 40 rows of each training part" in set(labels)
@@ -343,7 +343,7 @@ def test_svms_screened_on_a_sample_are_labelled_and_the_winner_is_confirmed_on_a
     assert found.best_score_ == exact.best_score_
 
 
-def test_of_configurations_that_cannot_be_told_apart_the_surest_is_taken() -> None:
+def test_of_configurations_that_are_as_good_the_one_with_the_best_probabilities_is_selected() -> None:
     found = search(heads=("ridge", "knn", "lda"), n_trials=0, grid="coarse", cv=5, n_repeats=2).fit(
         X[:100], Y[:100]
     )
@@ -372,7 +372,7 @@ def test_the_brier_score_of_a_worked_example() -> None:
     assert brier(np.array([0, 0]), proba, np.array([3.0, 1.0])) == pytest.approx(0.24)
 
 
-def test_when_nothing_can_be_fitted_the_first_cause_is_told() -> None:
+def test_if_nothing_can_be_fitted_the_error_names_the_first_cause() -> None:
     def broken(estimator, X, y) -> float:
         raise RuntimeError("the scorer broke")
 
@@ -380,7 +380,7 @@ def test_when_nothing_can_be_fitted_the_first_cause_is_told() -> None:
         search(scoring=broken).fit(X, Y)
 
 
-def test_a_score_that_is_no_number_is_a_failure_not_a_winner() -> None:
+def test_a_score_of_nan_is_a_failure() -> None:
     with pytest.raises(SearchError, match="not a number"):
         search(scoring=lambda estimator, X, y: float("nan")).fit(X, Y)
 

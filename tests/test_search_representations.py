@@ -1,4 +1,4 @@
-"""Representations: exact leave-one-out, combinations, picked features, the simplest that will do."""
+"""Representations: exact leave-one-out, combinations, picked features, the simplest within an error."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ X, Y = X[:200].astype(np.float32) / 16, Y[:200]
 
 
 def blocks(**more: np.ndarray) -> FeatureBlocks:
-    """Upper and lower halves of the digits, noise, and what a test adds."""
+    """Upper and lower halves of the digits, noise, and blocks that a test adds."""
     noise = np.random.default_rng(0).normal(size=(200, 40)).astype(np.float32)
     rows = {
         "last:avg:crop": noise,
@@ -37,7 +37,7 @@ def search(**changes) -> HeadSearchCV:
 
 
 def expected_accuracy(rows: np.ndarray, y: np.ndarray, alpha: float, cv, groups=None) -> float:
-    """Leave-out accuracy by fitting scikit-learn's ridge as often as there are rows or groups."""
+    """Leave-one-out accuracy and error, with a fit of scikit-learn's ridge for every row or group."""
     spread = rows.std(axis=0)
     scaled = np.where(spread > 1e-6, (rows - rows.mean(axis=0)) / np.where(spread == 0, 1, spread), 0)
     scaled = scaled / np.sqrt(rows.shape[1])
@@ -67,7 +67,7 @@ def test_a_group_is_left_out_as_a_whole(width: int) -> None:
     assert found.error == pytest.approx(error, rel=1e-4)
 
 
-def test_two_halves_together_beat_each_alone_and_noise_comes_last() -> None:
+def test_two_halves_together_are_better_than_each_alone_and_noise_is_last() -> None:
     found = screen_representations(blocks(), Y, 10)
     assert found[0].blocks == ("blocks.1:grid4:crop", "blocks.2:grid4:crop")
     assert found[0].width == 64
@@ -75,19 +75,19 @@ def test_two_halves_together_beat_each_alone_and_noise_comes_last() -> None:
     assert len(screen_representations(blocks(), Y, 10, combine=False)) == 3
 
 
-def test_the_shortlist_always_holds_what_everybody_uses() -> None:
+def test_the_shortlist_always_has_the_usual_features() -> None:
     found = shortlist(screen_representations(blocks(), Y, 10))
     assert "last:avg:crop" in {one.name for one in found}
     assert [one.rank for one in found] == sorted((one.rank for one in found), reverse=True)
 
 
-def test_a_sample_bounds_the_cost_and_is_seeded() -> None:
+def test_a_seeded_sample_limits_the_cost() -> None:
     first, again = (screen_representations(blocks(), Y, 10, max_rows=80, random_state=1) for _ in range(2))
     assert [(one.name, one.score) for one in first] == [(one.name, one.score) for one in again]
     assert all(round(one.score * 80) == pytest.approx(one.score * 80) for one in first)
 
 
-def test_blocks_are_loaded_once_for_the_screening_and_let_go() -> None:
+def test_blocks_are_loaded_once_for_the_screening_and_released() -> None:
     loaded: list[str] = []
 
     def loader(name: str, rows: np.ndarray):
@@ -103,7 +103,7 @@ def test_blocks_are_loaded_once_for_the_screening_and_let_go() -> None:
     assert sorted(loaded) == sorted(blocks())
 
 
-def test_the_group_lasso_picks_the_features_that_tell_classes_apart() -> None:
+def test_the_group_lasso_picks_the_features_that_separate_classes() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 4
     rows = rng.normal(size=(200, 100)).astype(np.float32)
@@ -119,7 +119,7 @@ def test_the_group_lasso_picks_the_features_that_tell_classes_apart() -> None:
         assert columns.tolist() == [5, 50, 70]
 
 
-def test_many_classes_are_projected_and_the_features_still_found() -> None:
+def test_features_are_found_with_projected_targets_of_many_classes() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(600) % 60
     codes = rng.normal(size=(60, 8))
@@ -129,7 +129,7 @@ def test_many_classes_are_projected_and_the_features_still_found() -> None:
     assert set(columns) == set(range(10, 18))
 
 
-def test_a_search_finds_the_combination_and_tells_which_blocks_it_needs() -> None:
+def test_a_search_finds_the_combination_and_reports_its_blocks() -> None:
     found = search(heads=("ridge", "nearest_mean"), n_trials=6).fit(blocks().take(np.arange(150)), Y[:150])
     assert set(found.best_blocks_) >= {"blocks.1:grid4:crop", "blocks.2:grid4:crop"}
     assert found.screening_[0].blocks == ("blocks.1:grid4:crop", "blocks.2:grid4:crop")
@@ -142,7 +142,7 @@ def test_a_search_finds_the_combination_and_tells_which_blocks_it_needs() -> Non
     assert tried == {one.name for one in shortlist(found.screening_)}
 
 
-def test_blocks_named_by_the_user_are_tried_as_named() -> None:
+def test_representations_that_the_user_names_are_tried() -> None:
     wanted = [("blocks.1:grid4:crop",), ("blocks.1:grid4:crop", "blocks.2:grid4:crop")]
     found = HeadSearchCV(("ridge",), n_trials=3, cv=3, random_state=0, representations=wanted).fit(
         blocks(), Y
@@ -175,12 +175,12 @@ def test_the_simplest_representation_within_one_standard_error_wins() -> None:
     assert greedy.cv_results_["brier"][greedy.best_index_] <= simple.cv_results_["brier"][simple.best_index_]
 
 
-def test_picked_features_make_a_plain_pipeline_of_their_columns() -> None:
+def test_picked_features_give_a_plain_pipeline_of_their_columns() -> None:
     rng = np.random.default_rng(0)
     labels = np.arange(200) % 4
     wide = {f"blocks.{k}:avg:crop": rng.normal(size=(200, 700)).astype(np.float32) for k in range(3)}
     for k, rows in enumerate(wide.values()):
-        rows[:, 7] += 4 * np.eye(4)[labels][:, k]  # each block knows one class, and hides it among 699
+        rows[:, 7] += 4 * np.eye(4)[labels][:, k]  # each block has one informative feature of 700
     name = f"{PICKED}{RELEVANT_COUNTS[0]}"
     picked = HeadSearchCV(("ridge",), n_trials=0, cv=3, random_state=0, representations=[(name,)],
                           grid=[{"head": "ridge", "ridge__alpha": 1.0}])  # fmt: skip
@@ -192,21 +192,22 @@ def test_picked_features_make_a_plain_pipeline_of_their_columns() -> None:
     assert picked.predict(FeatureBlocks(wide, 200)).shape == (200,)
 
 
-def test_features_are_picked_over_all_layers_where_layers_add_to_one_another() -> None:
+def test_features_are_picked_over_all_layers_if_combinations_are_better() -> None:
     rng = np.random.default_rng(0)
     noise = [rng.normal(size=(200, 640)).astype(np.float32) for _ in range(3)]
     halves = [np.repeat(X[:, side], 20, axis=1) for side in (slice(0, 32), slice(32, 64))]
-    wide = {
-        f"blocks.{k}:avg:crop": half + 0.3 * noise[k] for k, half in enumerate(halves)
-    }  # they need each other
-    known = {"blocks.0:avg:crop": np.repeat(X, 10, axis=1), "blocks.1:avg:crop": noise[2]}  # one says it all
+    wide = {f"blocks.{k}:avg:crop": half + 0.3 * noise[k] for k, half in enumerate(halves)}  # both are needed
+    known = {
+        "blocks.0:avg:crop": np.repeat(X, 10, axis=1),
+        "blocks.1:avg:crop": noise[2],
+    }  # one has all information
     for blocks_, picks in ((wide, True), (known, False)):
         found = search(n_trials=2).fit(FeatureBlocks(blocks_, 200), Y)
         tried = {params["representation"] for params in found.cv_results_["params"]}
         assert (f"{PICKED}{RELEVANT_COUNTS[0]}" in tried) is picks
 
 
-def test_representations_of_noise_are_at_chance_however_the_features_are_picked() -> None:
+def test_features_picked_from_noise_score_at_chance() -> None:
     rng = np.random.default_rng(0)
     noise = FeatureBlocks({f"b{k}": rng.normal(size=(120, 800)).astype(np.float32) for k in range(2)}, 120)
     labels = np.arange(120) % 2

@@ -1,4 +1,4 @@
-"""A study on disk is resumed, survives a kill, and is refused for other data."""
+"""A study on disk is continued, also after a kill, and is refused for other data."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def search(storage, **changes) -> HeadSearchCV:
 @pytest.mark.parametrize(
     "name", ["{}/study.journal", "{}/study.log", "journal://{}/study", "sqlite:///{}/study.db"]
 )
-def test_a_search_goes_on_where_it_stopped(tmp_path: Path, name: str) -> None:
+def test_a_search_continues_a_study(tmp_path: Path, name: str) -> None:
     storage = name.format(tmp_path)
     first = search(storage, n_trials=3).fit(X, Y)
     done = len(first.study_.trials)
     more = search(storage, n_trials=6).fit(X, Y)
-    assert len(more.study_.trials) == done + 3  # three more, and no grid a second time
+    assert len(more.study_.trials) == done + 3  # three more trials, no second grid
     assert more.best_score_ >= first.best_score_
     again = search(storage, n_trials=6).fit(X, Y)
     assert len(again.study_.trials) == done + 3
@@ -42,7 +42,7 @@ def test_a_search_goes_on_where_it_stopped(tmp_path: Path, name: str) -> None:
     np.testing.assert_array_equal(again.predict_proba(X), more.predict_proba(X))
 
 
-def test_other_data_or_another_space_get_a_study_of_their_own(tmp_path: Path) -> None:
+def test_other_data_and_other_spaces_have_their_own_studies(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     names = {
         search(storage, n_trials=1).fit(X, Y).study_.study_name,
@@ -64,7 +64,7 @@ def test_a_named_study_of_other_data_or_space_is_refused(tmp_path: Path) -> None
         search(storage, n_trials=1, study_name="mine", scalings=("l2",)).fit(X, Y)
 
 
-def test_a_torn_last_line_is_cut_off_and_nothing_else_is_lost(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_removed_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     whole = search(path, n_trials=3).fit(X, Y)
     lines = path.read_bytes()
@@ -76,13 +76,13 @@ def test_a_torn_last_line_is_cut_off_and_nothing_else_is_lost(tmp_path: Path) ->
     assert len(again.study_.trials) == len(whole.study_.trials)
 
 
-def test_a_journal_of_a_single_torn_line_is_begun_anew(tmp_path: Path) -> None:
+def test_a_journal_of_a_single_incomplete_line_is_started_again(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     path.write_bytes(b'{"op_code": 0, "worker')
     assert search(path, n_trials=1).fit(X, Y).best_score_ > 0.8
 
 
-def test_a_killed_search_is_resumed(tmp_path: Path) -> None:
+def test_a_killed_search_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
     script = f"""
         import os, signal
@@ -114,7 +114,7 @@ def test_the_study_holds_scores_of_folds_and_parameters(tmp_path: Path) -> None:
     assert found.study_.trials_dataframe()["user_attrs_origin"].isin(["grid", "tpe"]).all()
 
 
-def test_optuna_keeps_silent_and_its_level_is_given_back(
+def test_optuna_logs_nothing_and_its_level_is_restored(
     capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     optuna.logging.set_verbosity(optuna.logging.INFO)

@@ -1,4 +1,4 @@
-"""The honest choice and what is tried for the winner, on rows whose right answer is known."""
+"""The choice between representations, and options tried for the winner, on features with a known result."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from PIL import Image
 
 import featx
 from featx.features import FeatureBlocks
+from featx.representation import Representation
 from featx.selection.tuning import TunedHead, tune, tune_again
 
 SETTINGS: dict[str, Any] = {
@@ -31,10 +32,10 @@ def noisy(y: np.ndarray, width: int, *, signal: float, seed: int = 0) -> np.ndar
     return rows
 
 
-def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() -> None:
+def test_a_cheaper_representation_that_is_as_good_is_used_and_reported() -> None:
     y = np.arange(120) % 2
     good = noisy(y, 8, signal=6)
-    wide = np.hstack([good, 1e-3 * noisy(y, 56, signal=0)])  # the same and nothing besides
+    wide = np.hstack([good, 1e-3 * noisy(y, 56, signal=0)])  # the same information
     found = tuned(FeatureBlocks({"last:avg:crop": wide, "blocks.1:avg:crop": good}, 120), y)
     assert found.choice is not None
     assert found.blocks == ("blocks.1:avg:crop",)
@@ -42,18 +43,18 @@ def test_a_cheaper_representation_that_is_as_good_is_taken_and_that_is_said() ->
     assert found.params["representation"] == "blocks.1:avg:crop"
 
 
-def test_a_cheaper_representation_with_as_many_right_answers_but_less_sure_of_them_is_not_taken() -> None:
+def test_a_cheaper_representation_with_equal_accuracy_but_worse_probabilities_is_not_used() -> None:
     y = np.arange(300) % 2
     blocks = FeatureBlocks(
         {"last:avg:crop": noisy(y, 64, signal=30), "blocks.1:avg:crop": noisy(y, 8, signal=5.5, seed=1)}, 300
     )
     alone = tuned(blocks.only(["blocks.1:avg:crop"]), y).score
     found = tuned(blocks, y)
-    assert found.score - alone < 0.01  # three pictures of 300
+    assert found.score - alone < 0.01  # three images of 300
     assert found.blocks == ("last:avg:crop",)
 
 
-def test_a_better_representation_is_taken_however_wide() -> None:
+def test_a_better_representation_is_used_even_if_it_is_wider() -> None:
     y = np.arange(150) % 2
     blocks = FeatureBlocks(
         {"last:avg:crop": noisy(y, 64, signal=8), "blocks.1:avg:crop": noisy(y, 8, signal=1, seed=1)}, 150
@@ -64,12 +65,12 @@ def test_a_better_representation_is_taken_however_wide() -> None:
     assert found.choice.best == found.choice.name
 
 
-def test_a_single_representation_leaves_nothing_to_choose() -> None:
+def test_a_single_representation_gives_no_choice() -> None:
     y = np.arange(60) % 2
     assert tuned(FeatureBlocks({"last:avg:crop": noisy(y, 8, signal=3)}, 60), y).choice is None
 
 
-def test_imbalance_changes_what_is_maximised_and_what_is_tried() -> None:
+def test_imbalance_changes_the_metric_and_the_options() -> None:
     y = (np.arange(400) % 10 == 0).astype(int)
     rare = tuned(FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y)
     assert rare.scoring == "balanced_accuracy"
@@ -77,22 +78,37 @@ def test_imbalance_changes_what_is_maximised_and_what_is_tried() -> None:
     assert any(one.kept for one in rare.tried)
     answers = rare.oof_proba.argmax(axis=1)
     recall = [(answers[y == c] == c).mean() for c in (0, 1)]
-    assert np.mean(recall) > 0.7  # without it the rare class is all but never named
+    assert np.mean(recall) > 0.7  # otherwise the rare class is almost never predicted
     plain = tuned(FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y, scoring="accuracy")
     assert plain.tried == ()
     even = np.arange(400) % 2
     assert tuned(FeatureBlocks({"last:avg:crop": noisy(even, 6, signal=2)}, 400), even).scoring == "accuracy"
 
 
-def test_folds_are_drawn_again_below_500_images() -> None:
-    y = np.arange(500) % 2
-    rows = noisy(y, 4, signal=3)
-    assert tuned(FeatureBlocks({"a": rows}, 500), y).n_splits == 3
-    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200]).n_splits == 9
-    assert tuned(FeatureBlocks({"a": rows[:200]}, 200), y[:200], n_repeats=1).n_splits == 3
+@pytest.mark.parametrize(
+    ("n", "changes", "n_splits"), [(500, {}, 3), (200, {}, 9), (200, {"n_repeats": 1}, 3)]
+)
+def test_folds_are_repeated_below_500_images(n: int, changes: dict[str, Any], n_splits: int) -> None:
+    y = np.arange(n) % 2
+    found = tuned(FeatureBlocks({"a": noisy(y, 4, signal=3)}, n), y, **changes)
+    assert sum(name.startswith("split") for name in found.cv_results) == n_splits
 
 
-def test_the_same_configuration_on_the_same_rows_is_the_same_classifier() -> None:
+def test_features_picked_over_blocks_are_used_again() -> None:
+    y = np.arange(120) % 2
+    blocks = FeatureBlocks({"a": noisy(y, 600, signal=9), "b": noisy(y, 600, signal=9, seed=1)}, 120)
+    first = tuned(blocks, y, representations=[("relevant:1024",)])
+    assert first.representation == Representation(("a", "b"), 1024)
+    assert first.params["representation"] == "relevant:1024"
+    again = tune_again(
+        blocks.only(first.blocks), y, groups=np.arange(120), settings=SETTINGS, params=first.params,
+        adjusted=False,
+    )  # fmt: skip
+    assert again.representation.picked == 1024
+    np.testing.assert_allclose(again.oof_proba, first.oof_proba, atol=1e-6)
+
+
+def test_the_same_configuration_on_the_same_features_gives_the_same_classifier() -> None:
     y = (np.arange(300) % 8 == 0).astype(int)
     blocks = FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=2), "b:avg:crop": noisy(y, 6, signal=1)}, 300)
     first = tuned(blocks, y)

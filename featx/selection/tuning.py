@@ -135,18 +135,12 @@ class TunedHead:
         Out-of-fold probabilities of the images.
     scoring : str or callable
         The objective.
-    n_splits : int
-        Number of folds, of all repeats together.
     cv_results : dict of arrays
         One entry for each configuration of the search.
     study : optuna.Study
         All trials.
     screening : tuple of Screened
         Results of the screening of representations; empty if none was done.
-    left_out : dict of str to str
-        Heads that could not be used, with the reason.
-    memory : dict of str to int
-        Bytes that a search of streamed features takes; empty for features in memory.
     choice : Choice or None
         Comparison of the winner with other representations; None if there was a single one.
     adjustment : Adjustment or None
@@ -166,12 +160,9 @@ class TunedHead:
     calibration: Calibration
     oof_proba: NDArray[np.float64] = field(repr=False)
     scoring: str | Callable[..., float]
-    n_splits: int
     cv_results: Mapping[str, Any] = field(repr=False)
     study: Any = field(repr=False)
     screening: tuple[Screened, ...] = field(default=(), repr=False)
-    left_out: Mapping[str, str] = field(default_factory=dict)
-    memory: Mapping[str, int] = field(default_factory=dict)
     choice: Choice | None = None
     adjustment: Adjustment | None = None
     tried: tuple[Tried, ...] = ()
@@ -243,10 +234,7 @@ def tune(
     start = time.monotonic()
     plan = data.plan(dataclasses.replace(plain, callback=callback or plain.callback))
     results = run(plan)
-    record = {
-        "cv_results": table(results), "study": results.study, "screening": plan.screening,
-        "left_out": plan.left_out, "memory": plan.streamed_bytes,
-    }  # fmt: skip
+    record = {"cv_results": table(results), "study": results.study, "screening": plan.screening}
     selected, choice = choose_representation(results, data)
     found = _by_score(results)
     del results  # it keeps the matrices of all folds in memory
@@ -528,7 +516,6 @@ def _tuned(
         calibration=calibration,
         oof_proba=oof_proba,
         scoring=settings.scoring,
-        n_splits=len(best.plan.folds.splits),
         choice=choice,
         adjustment=adjustment,
         tried=tuple(tried),
