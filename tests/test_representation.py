@@ -64,4 +64,5 @@ def test_few_blocks_are_simpler_than_many_and_the_usual_ones_than_others() -> No
         Representation(tuple(names), 1024),
         Representation(tuple(names), 4096),
     ]
-    assert sorted(order[::-1], key=lambda one: one.complexity(WIDTHS)) == order
+    keys = [one.complexity(WIDTHS) for one in order]
+    assert keys == sorted(set(keys))
