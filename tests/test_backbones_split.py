@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from featx.backbones import load_backbone
 from featx.backbones.network import Backbone
+from featx.backbones.split import split_backbone
 from featx.exceptions import UnknownTapError, UnsupportedCutError
 
 TINY = (
@@ -72,7 +73,7 @@ def inner_cuts(net: Backbone) -> list[str]:
 def check_split(name: str, size: int | None) -> None:
     net = backbone(name)
     for cut in inner_cuts(net):
-        stem, tail = net.split(cut, input_size=size)
+        stem, tail = split_backbone(net, cut, input_size=size)
         images = pictures(3, stem.input_size[0])
         with torch.no_grad():
             expected = features(net.sized(stem.input_size), stem.normalise(images))
@@ -91,7 +92,7 @@ def test_every_family_splits(name: str) -> None:
 
 
 def test_the_tail_holds_the_layers_above_the_cut_under_timms_names_and_no_classifier() -> None:
-    tail = backbone("test_resnet").split("layer2")[1]
+    tail = split_backbone(backbone("test_resnet"), "layer2")[1]
     names = {name.split(".")[1] for name, _ in tail.named_parameters()}
     assert names == {"layer3", "layer4"}
     assert [point["module"] for point in tail.network.feature_info][:2] == ["act1", "layer1"]
@@ -99,14 +100,14 @@ def test_the_tail_holds_the_layers_above_the_cut_under_timms_names_and_no_classi
 
 
 def test_the_tail_of_a_vit_holds_no_tokens_of_its_own() -> None:
-    names = [name for name, _ in backbone("test_vit").split("blocks.3")[1].named_parameters()]
+    names = [name for name, _ in split_backbone(backbone("test_vit"), "blocks.3")[1].named_parameters()]
     assert all(name.startswith(("network.blocks.4", "network.blocks.5", "network.norm")) for name in names)
 
 
 def test_training_the_tail_leaves_the_backbone_and_the_stem_alone() -> None:
     net = load_backbone("test_resnet", pretrained=False, seed=5, device="cpu")
     before = {name: tensor.clone() for name, tensor in net.module.state_dict().items()}
-    stem, tail = net.split("layer2")
+    stem, tail = split_backbone(net, "layer2")
     rows = stem(pictures(4, 160))[0]
     optimizer = torch.optim.SGD(tail.parameters(), lr=0.1)
     tail.train()(rows).square().mean().backward()
@@ -117,7 +118,7 @@ def test_training_the_tail_leaves_the_backbone_and_the_stem_alone() -> None:
 
 def test_batch_statistics_move_as_in_the_whole_network() -> None:
     net = backbone("test_efficientnet")
-    stem, tail = net.split("blocks.2")
+    stem, tail = split_backbone(net, "blocks.2")
     whole = copy.deepcopy(net.module).train()
     for name in ("conv_stem", "bn1", "blocks.0", "blocks.1", "blocks.2"):
         whole.get_submodule(name).eval()
@@ -135,13 +136,13 @@ def test_batch_statistics_move_as_in_the_whole_network() -> None:
 def test_a_tail_is_returned_as_it_was_before_its_proof() -> None:
     net = backbone("test_resnet")
     statistics = net.module.state_dict()
-    tail = net.split("layer2")[1]
+    tail = split_backbone(net, "layer2")[1]
     assert not tail.training
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in tail.network.named_buffers())
 
 
 def test_rows_are_not_written_into_by_activations_in_place() -> None:
-    stem, tail = backbone("test_nfnet").split("stages.1")
+    stem, tail = split_backbone(backbone("test_nfnet"), "stages.1")
     rows = stem(pictures(2, 160))[0]
     before = rows.clone()
     tail(rows)
@@ -152,12 +153,12 @@ def test_splitting_leaves_the_random_state_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    backbone("test_vit").split("blocks.1")
+    split_backbone(backbone("test_vit"), "blocks.1")
     assert torch.equal(torch.rand(1), expected)
 
 
 def test_a_tail_is_copied_and_pickled() -> None:
-    stem, tail = backbone("test_vit").split("blocks.1")
+    stem, tail = split_backbone(backbone("test_vit"), "blocks.1")
     rows = stem(pictures(2, 160))[0]
     for other in (copy.deepcopy(tail), pickle.loads(pickle.dumps(tail))):
         assert torch.equal(other(rows), tail(rows))
@@ -165,7 +166,7 @@ def test_a_tail_is_copied_and_pickled() -> None:
 
 def test_an_unknown_cut_is_named() -> None:
     with pytest.raises(UnknownTapError, match="cut 'layer9' is not in test_resnet"):
-        backbone("test_resnet").split("layer9")
+        split_backbone(backbone("test_resnet"), "layer9")
 
 
 @pytest.mark.parametrize(
@@ -179,11 +180,11 @@ def test_where_no_cut_works_training_the_whole_network_is_named(name: str, cut: 
     with pytest.raises(
         UnsupportedCutError, match=rf"cannot be split at {cut} .*{why}.*None of its cuts.*unfreeze='all'"
     ):
-        backbone(name).split(cut)
+        split_backbone(backbone(name), cut)
 
 
 @pytest.mark.slow
 def test_a_tail_that_runs_but_gives_other_features_is_refused() -> None:
     """ConViT joins its class token between two blocks: the tail would join it again."""
     with pytest.raises(UnsupportedCutError, match=r"give other features than the whole.*'all'"):
-        backbone("convit_tiny").split("blocks.0")
+        split_backbone(backbone("convit_tiny"), "blocks.0")

@@ -14,11 +14,11 @@ from tinted import pictures
 
 import featx
 from featx import FeatureExtractor, ImageClassifier
+from featx.backbones.state import STATE
 from featx.classifier import packing
 from featx.classifier.growth import grow
 from featx.exceptions import ModelFileError, UsageError
 from featx.extractor import Progress
-from featx.extractor.forward import release_networks
 from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, write_archive
 from featx.finetune import Phase
 from featx.images import load_images
@@ -225,7 +225,7 @@ def test_tensors_that_are_not_the_networks_are_refused(saved: Path, tmp_path: Pa
     tail = rewrite(
         saved, tmp_path / "b.featx", finetune_safetensors=save({**tensors, name: tensors[name] * 2})
     )
-    release_networks()  # the true one is in memory under the digest that this file states
+    STATE.release_networks()  # the true one is in memory under the digest that this file states
     with pytest.raises(ModelFileError, match="has not the digest"):
         featx.load(tail).predict(x)
     broken = save({**tensors, name: tensors[name][:1]})

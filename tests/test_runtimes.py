@@ -17,7 +17,6 @@ from featx.backbones.runtimes import (
     RUNTIMES,
     TOLERANCE,
     Compiled,
-    Launches,
     agree,
     can_run,
     compile_stem,
@@ -27,6 +26,7 @@ from featx.backbones.runtimes import (
     resolve_precision,
     resolve_runtime,
 )
+from featx.backbones.state import Launches
 from featx.exceptions import FeatxWarning, UsageError
 from featx.spec import FeatureSpec
 
@@ -199,7 +199,7 @@ def test_converted_models_that_were_not_used_for_longest_make_room(
         os.utime(path, (age, age))
     convert("a")  # used again
     of_one = sum(path.stat().st_size for path in first)
-    monkeypatch.setattr("featx.backbones.runtimes.KEPT_MODEL_BYTES", 2.2 * of_one)
+    monkeypatch.setattr("featx.backbones.runtimes.openvino.KEPT_MODEL_BYTES", 2.2 * of_one)
     left = convert("c")
     assert first < left
     assert not second & left
@@ -242,7 +242,7 @@ def test_a_network_that_does_not_convert_runs_on_torch_with_one_line() -> None:
 
 @pytest.mark.skipif("amx_fp16" in Path("/proc/cpuinfo").read_text(), reason="this CPU computes fp16 natively")
 def test_a_precision_that_openvino_would_replace_runs_on_torch() -> None:
-    with pytest.warns(FeatxWarning, match="when asked for f16"):
+    with pytest.warns(FeatxWarning, match="instead of f16"):
         assert compile_stem(make("test_resnet"), specs("fp16"), runtime="openvino").name == "torch"
 
 
@@ -325,11 +325,11 @@ def test_decoders_wait_while_any_thread_launches_on_a_device_and_not_on_a_proces
     launches, passed = Launches(), threading.Event()
 
     def decode() -> None:
-        launches.give_way()
+        launches.wait()
         passed.set()
 
     with launches.alone("cpu"):
-        launches.give_way()
+        launches.wait()
     with pytest.raises(MemoryError), launches.alone("cuda"):  # what fails is over, too
         raise MemoryError
     with launches.alone("cuda"):

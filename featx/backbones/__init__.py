@@ -1,8 +1,9 @@
 """A timm network with its weights' origin, its cuts, its transform and its runtime. No torch at import."""
 
 from featx.backbones.card import BackboneCard, Tap
-from featx.backbones.catalog import ModelRow, download, list_models, load_backbone, open_card
+from featx.backbones.catalog import ModelRow, download, list_models
 from featx.backbones.finetuned import is_model_file
+from featx.backbones.loading import load_backbone, open_card
 
 __all__ = [
     "BackboneCard",

@@ -1,103 +1,52 @@
-"""A model file as a source of weights: the network inside it, as fine-tuning left it.
+"""The fine-tuned network inside a model file: its two members, as bytes and tensors.
 
-Floors above write the two members; here is what reading them takes: the network before (by its name and
-digest, or from the file itself where it came from a user's file), and the trained layers laid over it. The
-file is read as a hostile one: the network must be one that timm registers, and every tensor must fit.
+The members say which network was fine-tuned (by name and digest, or with its tensors if these came from a
+user's file), and hold the trained layers. The file may come from a stranger: the network must be one that
+timm registers, and every tensor must fit.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from featx.backbones.card import BackboneCard
-from featx.exceptions import BackboneError, ModelFileError, UsageError
+from featx.exceptions import ModelFileError, UsageError
 from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, read_json
 
 SUFFIX = ".featx"
 FORMAT = 1
-"""Of the two members; raise it when their meaning changes."""
+"""Format of the two members. Raise it when their meaning changes."""
 JSON_MEMBER, TENSOR_MEMBER = "finetune.json", "finetune.safetensors"
-"""Names of the two members that a model file holds."""
+"""Names of the two members."""
 TAIL, BASE = "tail.", "base."
-"""What stands before the names of tensors: of the trained layers, and of the whole network before."""
+"""Prefixes of the names of tensors: of trained layers, and of the whole network before fine-tuning."""
 
 
 def is_model_file(name: object) -> bool:
-    """Whether a backbone's name or a checkpoint's path means a file that featx saved."""
+    """Whether a backbone's name or a checkpoint's path is a model file of featx."""
     return isinstance(name, str | os.PathLike) and os.fspath(name).endswith(SUFFIX)
 
 
 def read_base_card(path: str | os.PathLike[str]) -> BackboneCard:
-    """Card of the network that was fine-tuned.
+    """Read the card of the network that was fine-tuned.
 
     Raises
     ------
     UsageError
-        If the file holds a head on frozen features only.
+        If the file has no fine-tuned network.
     ModelFileError
         If it is damaged.
     """
-    return _read(path)[0]
-
-
-def load_finetuned(name: str, path: Path) -> Any:
-    """The fine-tuned network of a model file, as `Weights.load` has it.
-
-    Raises
-    ------
-    BackboneError
-        If it is of another architecture than `name`.
-    ModelFileError
-        If its tensors are not those of the network.
-    """
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
-    card, data = _read(path)
-    if card.name != name:
-        raise BackboneError(f"{path} holds a fine-tuned {card.name}, and {name} is wanted.")
-    try:
-        tensors = load(data)
-        module = open_base(card, tensors)
-        module.load_state_dict(lay_over(module.state_dict(), tensors))
-    except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise ModelFileError(
-            f"{path}: its fine-tuned network cannot be read ({str(error).splitlines()[0]}); "
-            "get the file again."
-        ) from error
-    return module
-
-
-def open_base(card: BackboneCard, tensors: Mapping[str, Any]) -> Any:
-    """The timm network before fine-tuning: from the file's own tensors, or by its name.
-
-    Raises
-    ------
-    BackboneError
-        If the weights that its name gives here are others.
-    """
-    from featx.backbones import load_backbone
-    from featx.backbones.network import digest_tensors
-    from featx.backbones.sources import load_state
-
-    own = {key.removeprefix(BASE): _tensor(value) for key, value in tensors.items() if key.startswith(BASE)}
-    if not own:
-        return load_backbone(card, device="cpu").module
-    module = load_state(card.name, own)
-    if digest_tensors(module.state_dict()) != card.weights:
-        raise ModelFileError(
-            f"the tensors of {card.name} in this file are not those that it was fine-tuned from."
-        )
-    return module.eval().requires_grad_(False)
+    return read_members(path)[0]
 
 
 def lay_over(state: Mapping[str, Any], tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's state with the trained layers in the places of the old ones."""
+    """State of a network with the trained layers instead of the original ones."""
     trained = {
-        key.removeprefix(TAIL).removeprefix("network."): _tensor(value)
+        key.removeprefix(TAIL).removeprefix("network."): as_tensor(value)
         for key, value in tensors.items()
         if key.startswith(TAIL)
     }
@@ -112,7 +61,8 @@ def _network_name(model: Any) -> str:
         return "unknown"
 
 
-def _read(path: str | os.PathLike[str]) -> tuple[BackboneCard, bytes]:
+def read_members(path: str | os.PathLike[str]) -> tuple[BackboneCard, bytes]:
+    """Read the card and the tensors (safetensors) of a fine-tuned network; see `read_base_card`."""
     archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     if JSON_MEMBER not in archive:
         model = read_json(archive["model.json"], where=f"{archive.where}: model.json")
@@ -125,8 +75,6 @@ def _read(path: str | os.PathLike[str]) -> tuple[BackboneCard, bytes]:
     try:
         if plain["format"] != FORMAT:
             raise ValueError(f"format {plain['format']}, and this featx reads {FORMAT}")
-        import json
-
         card = BackboneCard.from_json(json.dumps(plain["card"]))
         if not isinstance(card.name, str) or not isinstance(card.source, str):
             raise TypeError("a name that is no text")
@@ -135,7 +83,8 @@ def _read(path: str | os.PathLike[str]) -> tuple[BackboneCard, bytes]:
     return card, archive[TENSOR_MEMBER]
 
 
-def _tensor(value: Any) -> Any:
+def as_tensor(value: Any) -> Any:
+    """A torch tensor, from an array or a tensor."""
     import torch
 
     return value if isinstance(value, torch.Tensor) else torch.from_numpy(value.copy())

@@ -15,7 +15,7 @@ import hashlib
 import inspect
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,9 +24,6 @@ from featx.backbones.card import BackboneCard, Tap
 from featx.backbones.pooling import POOL_FUNCTIONS, keep_all
 from featx.exceptions import BackboneError, UsageError
 from featx.spec import LAST, FeatureSpec
-
-if TYPE_CHECKING:
-    from featx.backbones.split import Tail
 
 Network = Any
 """A timm network: a torch.nn.Module whose timm methods have no types."""
@@ -82,14 +79,6 @@ class Backbone:
                 "a stem has one input: give at least one spec, and specs that agree in input_size, mean, std."
             )
         return Stem(self.card, self.sized(specs[0].input_size), specs)
-
-    def split(
-        self, cut: str | int | None, *, input_size: int | tuple[int, int] | None = None
-    ) -> tuple[Stem, Tail]:
-        """Stem and trainable tail, ``tail(stem(x)) == network(x)``: see `split_backbone`."""
-        from featx.backbones.split import split_backbone
-
-        return split_backbone(self, cut, input_size=input_size)
 
     def sized(self, input_size: tuple[int, int]) -> Network:
         """The network for an input size: itself, or one built anew from its tensors where sizes are fixed.

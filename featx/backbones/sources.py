@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.finetuned import SUFFIX, is_model_file, load_finetuned
+from featx.backbones.finetuned import SUFFIX
 from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
 
 
@@ -235,8 +235,6 @@ def load_file(name: str, path: Path) -> Any:
     """A user's file: also of a network with another number of classes, or without a classifier."""
     from timm.models import load_state_dict
 
-    if is_model_file(path):
-        return load_finetuned(name, path)
     _check_suffix(path)
     try:
         state = load_state_dict(str(path), weights_only=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.runtimes import Batch, Compiled, compile_stem
+from featx.backbones.state import STATE
 from featx.exceptions import BackboneError
 from featx.extractor.stages import TORCH_THREADS
 from featx.spec import FeatureSpec
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from featx.backbones.network import Backbone, Stem
 
 Outputs = list[NDArray[np.float32]]
-
-KEPT_NETWORKS = 3
-"""Compiled networks that stay in memory after use."""
 
 OUT_OF_MEMORY = (
     "out of memory",
@@ -83,44 +80,23 @@ class Engine:
         first = outputs[0]
         key = repr((first.weights, first.input_size, first.mean, first.std, recipe, precision,
                     self.runtime, self.device, self.n_threads))  # fmt: skip
-        with _LOCK:
-            slot = _NETWORKS.setdefault(key, _Slot())
-            _NETWORKS.move_to_end(key)
-            while len(_NETWORKS) > KEPT_NETWORKS:
-                _NETWORKS.popitem(last=False)
-        with slot.lock:
-            if slot.compiled is None:
-                slot.compiled = compile_stem(
-                    lambda: self._stem(outputs),
-                    outputs,
-                    runtime=self.runtime,
-                    device=self.device,
-                    precision=precision,
-                    n_threads=self.n_threads,
-                    model_cache=self.model_cache,
-                )
-        return slot.compiled
+        compiled: Compiled = STATE.network(
+            key,
+            lambda: compile_stem(
+                lambda: self._stem(outputs),
+                outputs,
+                runtime=self.runtime,
+                device=self.device,
+                precision=precision,
+                n_threads=self.n_threads,
+                model_cache=self.model_cache,
+            ),
+        )
+        return compiled
 
     def _stem(self, outputs: Sequence[FeatureSpec]) -> Stem:
-
         TORCH_THREADS.limit()
         return self.open_backbone().stem(outputs)
-
-
-class _Slot:
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.compiled: Compiled | None = None
-
-
-_LOCK = threading.Lock()
-_NETWORKS: OrderedDict[str, _Slot] = OrderedDict()
-
-
-def release_networks() -> None:
-    """Let go of the compiled networks that are kept for the next call."""
-    with _LOCK:
-        _NETWORKS.clear()
 
 
 class BatchSize:

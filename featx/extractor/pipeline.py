@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.runtimes import LAUNCHES
+from featx.backbones.state import LAUNCHES
 from featx.backbones.transform import prepare
 from featx.exceptions import ImageError, ImageWarning
 from featx.extractor.forward import BatchSize, Forward, finite_rows
@@ -332,14 +332,14 @@ class ExtractionRun:
     # --- the stages' work, in worker threads ---
 
     def _read(self, index: int) -> Read:
-        LAUNCHES.give_way()
+        LAUNCHES.wait()
         try:
             return Read(index, read_picture(self._sources[index], name=self._names[index]))
         except ImageError as error:
             return Read(index, None, error.reason)
 
     def _decode(self, item: tuple[Picture, NDArray[np.bool_]]) -> Decoded:
-        LAUNCHES.give_way()
+        LAUNCHES.wait()
         picture, wanted = item
         remarks: list[str] = []
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import sys
 import threading
 import time
@@ -143,6 +144,10 @@ class TorchThreads:
     """
 
     def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin without users (also in a forked child)."""
         self._lock = threading.Lock()
         self._users = 0
         self._before: int | None = None
@@ -175,3 +180,5 @@ class TorchThreads:
 
 
 TORCH_THREADS = TorchThreads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=TORCH_THREADS.restart)

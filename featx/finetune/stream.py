@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.runtimes import LAUNCHES
+from featx.backbones.state import LAUNCHES
 from featx.backbones.transform import prepare
 from featx.finetune.rows import Index
 from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, decode_picture, read_picture
@@ -83,6 +83,6 @@ class ImageRows:
         return np.concatenate([self._stem(pictures[start : start + STEM_BATCH]) for start in starts])
 
     def _picture(self, number: int, spec: FeatureSpec) -> NDArray[np.uint8]:
-        LAUNCHES.give_way()
+        LAUNCHES.wait()
         picture = read_picture(self._sources[number])
         return prepare(decode_picture(picture, self._policy), spec, digest=picture.digest)

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from featx.backbones.runtimes import LAUNCHES
+from featx.backbones.state import LAUNCHES
 from featx.exceptions import UsageError
 from featx.finetune.checkpoint import Checkpoint
 from featx.finetune.depthwise import SingleDepthwise

@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones import BackboneCard, load_backbone
-from featx.backbones.finetuned import BASE, FORMAT, JSON_MEMBER, TENSOR_MEMBER, lay_over, open_base
+from featx.backbones.finetuned import BASE, FORMAT, JSON_MEMBER, TENSOR_MEMBER, lay_over
+from featx.backbones.loading import open_base
 from featx.backbones.runtimes import resolve_device
 from featx.evaluation import Calibration
 from featx.exceptions import FeatxError, ModelFileError
