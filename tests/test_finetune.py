@@ -22,10 +22,9 @@ from tinted import pictures
 from featx.evaluation import Calibration
 from featx.exceptions import DataError, ModelFileError, UnknownTapError, UnsupportedCutError, UsageError
 from featx.extractor import FeatureExtractor, Progress
-from featx.finetune import FineTunedNetwork, FineTuner, Phase, Probe, worth_trying
-from featx.finetune.probe import LOGISTIC_C, USUAL_C, fold_linear, logistic_probe
+from featx.finetune import FineTunedNetwork, FineTuner, LinearProbe, Phase, worth_trying
+from featx.finetune.probe import DEFAULT_C, LOGISTIC_C, fold_linear, logistic_probe
 from featx.finetune.verdict import decide, make_parts
-from featx.search import HeadSearchCV
 from featx.stores.memory import MemoryStore
 
 torch = pytest.importorskip("torch")
@@ -63,16 +62,16 @@ def test_it_learns_and_predicts_images_and_rows_alike(fitted: FineTuner) -> None
     x, y = pictures(20, seed=9)
     assert fitted.score(x, y) == 1.0
     rows = extractor(cut="layer3", pool="none", dtype="float32", final_norm=False).fit_transform(x)
-    shaped = rows.reshape(20, *fitted.plan_.row_shape)
+    shaped = rows.reshape(20, *fitted.plan_.shape)
     assert np.allclose(fitted.predict_proba(shaped), fitted.predict_proba(x), atol=1e-3)
 
 
 def test_the_plan_tells_the_size_on_disk_beforehand() -> None:
     x, _ = pictures()
     plan = FineTuner(extractor(), unfreeze=1, views=2).plan(x)
-    assert (plan.cut, plan.row_shape) == ("layer3", (192, 4, 4))
-    assert plan.row_bytes == 192 * 4 * 4 * 2
-    assert plan.disk_bytes == 40 * 3 * plan.row_bytes
+    assert (plan.cut, plan.shape) == ("layer3", (192, 4, 4))
+    assert plan.bytes_per_image == 192 * 4 * 4 * 2
+    assert plan.disk_bytes == 40 * 3 * plan.bytes_per_image
     assert not plan.streams
     assert "kept in the store" in plan.reason
 
@@ -105,7 +104,7 @@ def test_stages_are_counted_from_the_top(unfreeze: int | str, cut: str | None) -
     ("settings", "words"),
     [
         ({"unfreeze": 0}, "number of stages from 1, a tap or 'all'"),
-        ({"unfreeze": "last"}, "nothing lies above 'last'"),
+        ({"unfreeze": "last"}, "only the head lies above 'last'"),
         ({"unfreeze": "layer9"}, "layer9.*layer1.*layer4"),
         ({"head": "svm"}, "probe, linear, mlp"),
         ({"verdict": 0.9}, "verdict is 0.9"),
@@ -123,12 +122,12 @@ def test_lengths_and_rows_of_another_cut_are_refused() -> None:
     x, y = pictures(20)
     with pytest.raises(DataError, match="20 images but 19 labels"):
         FineTuner(extractor()).fit(x, y[:-1])
-    with pytest.raises(DataError, match=r"rows have shape \(3, 4, 4\).*\(192, 4, 4\).*cut='layer3'"):
+    with pytest.raises(DataError, match=r"features have shape \(3, 4, 4\).*\(192, 4, 4\).*cut='layer3'"):
         FineTuner(extractor(), unfreeze=1).fit(np.zeros((20, 3, 4, 4), np.float32), y)
 
 
-def probe_for(x: list[np.ndarray], estimator: Any, **params: Any) -> Probe:
-    return Probe(estimator, extractor(**params).fit_transform(x), Calibration("sigmoid", 0.7, 0.1))
+def probe_for(x: list[np.ndarray], estimator: Any, **params: Any) -> LinearProbe:
+    return LinearProbe(estimator, extractor(**params).fit_transform(x), Calibration("sigmoid", 0.7, 0.1))
 
 
 @pytest.mark.parametrize("head", [LogisticRegression(C=0.1), LinearSVC(C=0.01)])
@@ -138,17 +137,8 @@ def test_the_head_starts_as_the_tuned_probe_scaling_and_calibration_included(hea
     settings = {"phases": STILL, "verdict": 0, "validation": 0, "random_state": 0}
     tuner = FineTuner(extractor(dtype="float32"), **settings).fit(x, y, probe=probe)
     codes = (y == "red").astype(int)
-    expected = probe.fit(codes, np.arange(40)).proba(probe.rows)
+    expected = probe.fit(codes, np.arange(40)).proba(probe.features)
     assert np.allclose(tuner.predict_proba(x), expected, atol=2e-3)
-
-
-def test_the_winner_of_a_search_is_a_probe() -> None:
-    x, y = pictures()
-    blocks = extractor(dtype="float32").extract(x).blocks
-    search = HeadSearchCV(["logistic"], n_trials=1, scalings=["standard"], random_state=0).fit(blocks, y)
-    tuner = FineTuner(extractor(dtype="float32"), phases=STILL, verdict=0, validation=0, random_state=0)
-    tuner.fit(x, y, probe=Probe.of_search(search, blocks))
-    assert np.allclose(tuner.predict_proba(x), search.predict_proba(blocks), atol=0.02)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +168,7 @@ def test_the_probe_s_penalty_is_chosen_without_the_images_that_judge() -> None:
         return float(logistic_probe(rows, y, index).estimator.get_params()["logisticregression__C"])
 
     assert penalty(np.arange(60)) < penalty(np.arange(180)) == max(LOGISTIC_C)
-    assert penalty(np.array([0, 1])) == USUAL_C  # a single image of each class: nothing to choose by
+    assert penalty(np.array([0, 1])) == DEFAULT_C  # a single image of each class: nothing to choose by
 
 
 def test_folding_finds_weights_of_many_classes_and_refuses_curves() -> None:
@@ -200,9 +190,9 @@ def test_parts_are_disjoint_cover_everything_and_never_part_a_group() -> None:
     y = np.arange(120) % 3
     groups = np.arange(120) // 4
     parts = make_parts(y, validation=0.2, verdict=0.25, n_verdicts=4, groups=groups)
-    assert sorted(np.concatenate([part.judge for part in parts])) == list(range(120))
+    assert sorted(np.concatenate([part.comparison for part in parts])) == list(range(120))
     for part in parts:
-        every = [part.fit, part.stop, part.judge]
+        every = [part.train, part.validation, part.comparison]
         assert sorted(np.concatenate(every)) == list(range(120))
         named = [set(groups[index]) for index in every]
         assert sum(len(names) for names in named) == len(set.union(*named)) == 30
@@ -221,8 +211,8 @@ def test_a_verdict_keeps_only_a_winner_beyond_chance() -> None:
     )
     assert [better.kept, worse.kept, same.kept] == [True, False, False]
     assert "fine-tuned network is kept" in better.reason
-    assert "the probe is better and stays" in worse.reason
-    assert "cannot be told apart" in same.reason
+    assert "the probe is better and is kept" in worse.reason
+    assert "the difference is not significant" in same.reason
     assert "100.0% fine-tuned against 50.0% for the probe on 100" in better.reason
     assert "3.0 minutes" in better.reason
 
@@ -246,7 +236,7 @@ def test_a_line_tells_what_is_trained() -> None:
 
 def test_the_network_is_kept_and_trained_on_everything_if_it_beats_the_probe() -> None:
     x, y = pictures()
-    useless = Probe(DummyClassifier(strategy="prior"), np.zeros((40, 3), np.float32))
+    useless = LinearProbe(DummyClassifier(strategy="prior"), np.zeros((40, 3), np.float32))
     phases = (Phase(trainable="head", epochs=8, lr=1e-2, batch_size=8), QUICK[1])
     tuner = FineTuner(extractor(), head="linear", phases=phases, n_verdicts=2, random_state=0)
     tuner.fit(x, y, probe=useless)
@@ -254,7 +244,7 @@ def test_the_network_is_kept_and_trained_on_everything_if_it_beats_the_probe() -
     assert tuner.verdict_.kept
     assert tuner.verdict_.n == 16
     assert tuner.network_.verdict == tuner.verdict_.to_dict()
-    assert "stop_loss" not in tuner.history_[0]  # the last training had no validation part: it took all
+    assert "val_loss" not in tuner.history_[0]  # the last training had no validation part: it took all
 
 
 def test_on_shuffled_labels_the_probe_stays() -> None:
@@ -316,9 +306,7 @@ def test_tensors_of_another_shape_are_refused_before_they_predict(fitted: FineTu
         read.predict_proba(pictures(2)[0])
 
 
-def test_the_fine_tuned_network_is_a_backbone_with_spaces_of_its_own(
-    fitted: FineTuner, tmp_path: Path
-) -> None:
+def test_the_fine_tuned_network_is_a_backbone_with_features_of_its_own(fitted: FineTuner) -> None:
     x, _ = pictures(6)
     store = MemoryStore()
     before = extractor(store=store).fit(x)
@@ -330,9 +318,6 @@ def test_the_fine_tuned_network_is_a_backbone_with_spaces_of_its_own(
     assert rows.shape == plain.shape
     assert not np.allclose(rows, plain, atol=1e-3)
     assert before.specs_["last:avg:crop"].differing(tuned.specs_["last:avg:crop"]).keys() == {"weights"}
-    fitted.network_.save_checkpoint(tmp_path / "tuned.safetensors")
-    again = extractor(checkpoint=tmp_path / "tuned.safetensors", pretrained=True).fit_transform(x)
-    assert np.allclose(again, rows, atol=1e-3)
 
 
 def test_heads_on_the_fine_tuned_backbone_see_what_its_own_head_sees(fitted: FineTuner) -> None:
@@ -345,10 +330,7 @@ def test_heads_on_the_fine_tuned_backbone_see_what_its_own_head_sees(fitted: Fin
         input_size=64,
         runtime="torch",
     ).fit_transform(x)
-    head = fitted.network_.trained_part().head.cpu()
-    with torch.inference_mode():
-        logits = head(torch.from_numpy(rows)).numpy()
-    assert np.allclose(fitted.network_.calibration.proba(logits), fitted.predict_proba(x), atol=1e-3)
+    assert np.allclose(fitted.network_.proba_of_features(rows), fitted.predict_proba(x), atol=1e-3)
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from featx.images import load_images
 from tests.tinted import pictures
 
 torch = pytest.importorskip("torch")
+SMALL = replace(CONVNETS["tiny"], lr=3e-3, batch_size=4)
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
@@ -42,21 +44,17 @@ def test_it_learns_two_colours_and_keeps_the_curves(
     two_colours: tuple[list[Image.Image], np.ndarray],
 ) -> None:
     images, y = two_colours
-    net = ScratchClassifier("tiny", epochs=12, lr=3e-3, batch_size=4, random_state=0, device="cpu").fit(
-        images, y
-    )
+    net = ScratchClassifier(SMALL, epochs=12, random_state=0, device="cpu").fit(images, y)
     assert net.score(images, y) >= 0.9
     assert [record["epoch"] for record in net.history_] == [*range(1, 13)]
-    assert {"loss", "accuracy", "stop_loss", "stop_accuracy", "lr", "seconds"} <= net.history_[0].keys()
+    assert {"loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"} <= net.history_[0].keys()
 
 
 def test_a_path_from_scratch_grows_with_the_labels(picture: Callable[..., Image.Image]) -> None:
     y = np.array(["red", "blue"] * 40)
     tints = {"red": (90, -60, -60), "blue": (-60, -60, 90)}
     images = [picture(seed, tint=tints[label]) for seed, label in enumerate(y)]
-    path = scratch_path(
-        load_images(images), y, architecture="tiny", epochs=12, lr=3e-3, batch_size=4, device="cpu"
-    )
+    path = scratch_path(load_images(images), y, net=SMALL, epochs=12, device="cpu")
     assert path.x == (8.0, 16.0, 32.0, 64.0)  # four fifths of 80, and its parts
     assert path.score[-1].value >= 0.9
     assert all(metric.low <= metric.value <= metric.high for metric in path.score)
@@ -73,7 +71,7 @@ def test_a_class_of_two_images_is_too_small_for_a_path() -> None:
 
 def test_it_is_a_scikit_learn_estimator(two_colours: tuple[list[Image.Image], np.ndarray]) -> None:
     images, y = two_colours
-    net = clone(ScratchClassifier("tiny", epochs=1, dropout=0.3, l2=1e-3, random_state=1, device="cpu"))
+    net = clone(ScratchClassifier("tiny", epochs=1, l2=1e-3, random_state=1, device="cpu"))
     proba = net.fit(images, y).predict_proba(images)
     assert proba.shape == (20, 2)
     assert np.allclose(proba.sum(1), 1)
@@ -83,20 +81,14 @@ def test_it_is_a_scikit_learn_estimator(two_colours: tuple[list[Image.Image], np
 
 def test_the_last_epoch_is_kept_where_asked(two_colours: tuple[list[Image.Image], np.ndarray]) -> None:
     images, y = two_colours
-    settings = {
-        "epochs": 3,
-        "lr": 0.5,
-        "optimizer": "momentum",
-        "batch_size": 4,
-        "random_state": 0,
-        "device": "cpu",
-    }
+    net = replace(SMALL, lr=0.1)
     best, last = (
-        ScratchClassifier("tiny", keep_best=keep, **settings).fit(images, y) for keep in (True, False)
+        ScratchClassifier(net, epochs=3, keep_best=keep, random_state=0, device="cpu").fit(images, y)
+        for keep in (True, False)
     )
     assert [r["loss"] for r in best.history_] == [r["loss"] for r in last.history_]
-    kept = max(r["stop_accuracy"] for r in best.history_)
-    assert kept >= last.history_[-1]["stop_accuracy"]
+    kept = max(r["val_accuracy"] for r in best.history_)
+    assert kept >= last.history_[-1]["val_accuracy"]
 
 
 def test_dropout_and_batch_norm_can_be_switched() -> None:

@@ -17,8 +17,7 @@ from featx.classifier.settings import FitSettings
 from featx.exceptions import DataError, LabelError
 from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
-from featx.finetune import FineTunedNetwork, FineTuner, Probe, worth_trying
-from featx.finetune.estimator import describe_phases
+from featx.finetune import FineTunedNetwork, FineTuner, LinearProbe, describe_phases, worth_trying
 from featx.selection.candidates import AUTO
 from featx.selection.networks import is_of
 from featx.solvers import CLASS_WEIGHTS
@@ -76,7 +75,7 @@ def fine_tune(
             check_labels(images.labels),
             groups=images.groups,
             sample_weight=images.weights,
-            probe=Probe(
+            probe=LinearProbe(
                 model.head, features.stack(model.blocks), model.calibration, adjustment=model.adjustment
             ),
         )

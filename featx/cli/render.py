@@ -109,7 +109,7 @@ def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
     """What fine-tuning would keep on the disk, and what each phase would train."""
     from featx.classifier.finetuning import tuner_of
     from featx.classifier.settings import settings_of
-    from featx.finetune.estimator import describe_phases
+    from featx.finetune import describe_phases
 
     tuner = tuner_of(settings_of(clf))
     found = tuner.plan(images)

@@ -1,23 +1,26 @@
-"""Fine-tuning: the layers above a cut, trained in phases on cached rows of the layer below, and judged."""
+"""Fine-tuning: train the layers above a cut in phases, and compare the result with the probe."""
 
 from __future__ import annotations
 
-from featx.finetune.estimator import FineTunePlan, FineTuner
-from featx.finetune.phases import Phase, default_phases
-from featx.finetune.probe import Probe
-from featx.finetune.rows import ArrayRows, StoredRows
+from featx.finetune.estimator import FineTuner
+from featx.finetune.features import ArrayFeatures, FeatureSource, StoredFeatures
+from featx.finetune.inputs import FineTunePlan
+from featx.finetune.phases import Phase, default_phases, describe_phases
+from featx.finetune.probe import LinearProbe
 from featx.finetune.tuned import FineTunedNetwork
 from featx.finetune.verdict import Verdict, worth_trying
 
 __all__ = [
-    "ArrayRows",
+    "ArrayFeatures",
+    "FeatureSource",
     "FineTunePlan",
     "FineTunedNetwork",
     "FineTuner",
+    "LinearProbe",
     "Phase",
-    "Probe",
-    "StoredRows",
+    "StoredFeatures",
     "Verdict",
     "default_phases",
+    "describe_phases",
     "worth_trying",
 ]

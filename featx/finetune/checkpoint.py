@@ -1,7 +1,7 @@
-"""Checkpoints of a run: one safetensors file, its bookkeeping as JSON in the header, written whole.
+"""Checkpoints of a training: one safetensors file, with the state of the run as JSON in its header.
 
-After each epoch the file holds the weights, the best weights, the moving average and the optimizer's state.
-Chance needs no keeping: each epoch seeds its own (see `training`).
+After each epoch the file is replaced. It holds the weights, the best weights, the moving average and the
+state of the optimizer. There is no random state, since each epoch sets its own seed (see `training`).
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from featx.files import atomic_write
 
 FORMAT = "2"
 COUNTERS = ("step",)
-"""What moves in an optimizer's parameter groups besides the learning rate, which the schedule sets."""
+"""Values of an optimizer's parameter groups that change, besides the learning rate of the schedule."""
 
 
 class Checkpoint:
-    """The best weights of a run, and the file that it can go on from.
+    """The best weights of a training, and the file from which it resumes.
 
     Parameters
     ----------
     path : Path or None
-        The file; None keeps the best weights in memory only.
+        None keeps the best weights in memory only.
     module : nn.Module
-        What is trained. If the file exists it is put back to where the run was.
+        The trained module. If the file exists, its weights are loaded into the module.
 
     Raises
     ------
@@ -49,11 +49,11 @@ class Checkpoint:
             self._open(path, module)
 
     def load_run(self) -> dict[str, Any] | None:
-        """The bookkeeping that was saved, or None if there is none."""
+        """Return the saved state of the run, or None."""
         return self._run
 
     def load_phase(self, phase: int, optimizer: torch.optim.Optimizer, average: Any) -> None:
-        """Put the optimizer and the moving average back, once, if the file was written in this phase."""
+        """Restore the optimizer and the moving average, once, if the file was written in this phase."""
         if self._run is None or self._run["phase"] != phase or not self._run["epoch"]:
             return
         state: dict[int, dict[str, Any]] = {}
@@ -65,32 +65,34 @@ class Checkpoint:
         optimizer.load_state_dict({"state": state, "param_groups": groups})
         for parameter, values in optimizer.state.items():
             for name, value in values.items():
-                if torch.is_tensor(value) and value.shape == parameter.shape:  # norms sum in memory's order
+                if (
+                    torch.is_tensor(value) and value.shape == parameter.shape
+                ):  # keep the memory format: it decides the order of sums
                     values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         if average is not None:
             average.module.load_state_dict(_part(self._state, "average"))
         self._run, self._state = None, {}
 
-    def keep_best(self, module: nn.Module, judged: nn.Module | None = None) -> None:
-        """Remember the weights; those of `judged` (a moving average, or the head alone) take precedence."""
+    def keep_best(self, module: nn.Module, validated: nn.Module | None = None) -> None:
+        """Copy the weights; those of `validated` (a moving average, or the head alone) take precedence."""
         self._best = _copy(module.state_dict())
-        if judged is None or judged is module:
+        if validated is None or validated is module:
             return
-        found = judged.state_dict()
+        found = validated.state_dict()
         if found.keys() == self._best.keys():
             self._best = _copy(found)
         else:  # the head alone was trained, as (dropout, head)
             self._best |= {f"head.{k.removeprefix('1.')}": v for k, v in _copy(found).items()}
 
     def restore_best(self, module: nn.Module) -> None:
-        """Put the remembered weights into the module."""
+        """Load the best weights into the module."""
         if self._best:
             module.load_state_dict(self._best)
 
     def save(
         self, run: dict[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer, average: Any
     ) -> None:
-        """Write the file, whole or not at all."""
+        """Replace the file atomically."""
         if self.path is None:
             return
         tensors = {f"module.{k}": v for k, v in module.state_dict().items()}
@@ -103,7 +105,7 @@ class Checkpoint:
             for name, value in values.items()
         }
         tensors |= {f"optimizer.{name}": value for name, value in state.items() if torch.is_tensor(value)}
-        numbers = {  # not as tensors: arithmetic with those rounds otherwise
+        numbers = {  # not as tensors: arithmetic with tensors rounds differently
             "state": {name: value for name, value in state.items() if not torch.is_tensor(value)},
             "groups": [
                 {name: float(group[name]) for name in COUNTERS if name in group}
@@ -126,11 +128,9 @@ class Checkpoint:
             module.load_state_dict(_part(self._state, "module"))
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             raise ModelFileError(
-                f"{path}: not a checkpoint of this run ({error}); delete it to start afresh."
+                f"{path}: not a checkpoint of this run ({error}); delete it to start again."
             ) from error
         self._best = _part(self._state, "best")
-        for name in ("best", "best_score"):
-            run[name] = tuple(run[name]) if run[name] is not None else None
         self._run = run
 
 

@@ -1,9 +1,9 @@
-"""Mixed precision on a processor: bfloat16 for all but the depthwise convolutions.
+"""Mixed precision on a CPU: bfloat16 except for depthwise convolutions.
 
-Dense layers take half the time in bfloat16 where the processor has instructions for it. oneDNN's weight
-gradients of wide or strided depthwise convolutions take 4 to 40 times as long, though (85 ms instead of 20
-for 5×5 on 1,152 maps of 7×7 and a batch of 32, torch 2.14), so that mobile networks trained slower in mixed
-precision than in single. They are a hundredth of the arithmetic: in float32 they cost nothing that shows.
+Dense layers take half the time in bfloat16 on CPUs with instructions for it. But the weight gradients of wide
+or strided depthwise convolutions take 4 to 40 times as long in oneDNN (85 ms instead of 20 for 5×5 on 1,152
+maps of 7×7 and a batch of 32, torch 2.14), so that mobile networks were slower in mixed precision than in
+single precision. These convolutions are about 1 % of the operations, so float32 costs almost no time.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-class SingleDepthwise(TorchFunctionMode):
-    """Within this context, depthwise convolutions run in float32 whatever autocast says."""
+class Float32Depthwise(TorchFunctionMode):
+    """Context in which depthwise convolutions run in float32 in spite of autocast."""
 
     def __torch_function__(
         self,

@@ -1,17 +1,14 @@
-"""FineTuner: the layers above a cut, retrained in phases on cached rows of the layer below.
+"""FineTuner: train the layers above a cut in phases, on features of the layer below the cut.
 
-A classifier like any other. Lower layers run once per image and never again; the comparison with the probe
-is on the same images; and what it costs on the disk is told before it is paid. Torch is imported when
-something trains.
+The lower layers run once per image. The network is compared with the probe on images that neither was
+trained on. Torch is imported when something is trained.
 """
 
 from __future__ import annotations
 
 import hashlib
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -21,119 +18,78 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from featx.backbones import BackboneCard, is_model_file, load_backbone
-from featx.backbones.finetuned import BASE, lay_over
-from featx.evaluation import fit_calibration
+from featx.evaluation import Calibration, fit_calibration
 from featx.exceptions import DataError, UsageError
 from featx.extractor import FeatureExtractor, Progress
-from featx.finetune.phases import HEADS, Phase, default_phases
-from featx.finetune.probe import Probe
-from featx.finetune.rows import MEMORY, ArrayRows, RowSource, StoredRows, row_bytes
-from featx.finetune.tuned import FineTunedNetwork, stem_function
+from featx.finetune.features import MEMORY
+from featx.finetune.inputs import (
+    DISK_LIMIT,
+    FineTuneInputs,
+    FineTunePlan,
+    SourceSettings,
+    as_features,
+    as_images,
+)
+from featx.finetune.phases import HEADS, Phase, TrainedLayer, default_phases, describe_phases
+from featx.finetune.probe import LinearProbe
 from featx.finetune.verdict import Parts, Verdict, decide, make_parts
-from featx.images import ImageSet, image_digest, load_images
 from featx.solvers import CLASS_WEIGHTS
 from featx.solvers import class_weights as weigh_classes
-from featx.spec import LAST, FeatureSpec
-from featx.splits import check_labels, image_groups
-from featx.stores import open_store
-from featx.stores.base import FeatureStore, Ids, as_ids
+from featx.splits import check_labels
 
 if TYPE_CHECKING:
-    from featx.finetune.job import Job, Training
-    from featx.finetune.network import TrainedLayer
-
-HEAD_STARTS = {
-    "probe": "as the probe, or as a logistic regression where that is not linear in the last features",
-    "linear": "from zeros",
-    "mlp": "from random weights",
-}
-DISK_LIMIT = 20_000_000_000
-"""Bytes that unpooled rows may take, by default; more streams from the images instead."""
-FREE_SHARE = 0.5
-"""They may take no more than this share of what is free on the disk."""
-
-
-@dataclass(frozen=True)
-class FineTunePlan:
-    """What fine-tuning would keep on the disk, and how it would run.
-
-    Parameters
-    ----------
-    cut : str or None
-        Layer whose rows are kept; None trains the whole network.
-    row_shape : tuple of int
-    row_bytes : int
-        Of one row on the disk.
-    images, views : int
-        Pictures, and augmented versions of each.
-    disk_bytes : int
-        Of all the rows: ``images * (1 + views) * row_bytes``.
-    streams : bool
-        Whether images are decoded (and the frozen layers run) each epoch instead.
-    reason : str
-        Why so, in words.
-    """
-
-    cut: str | None
-    row_shape: tuple[int, ...]
-    row_bytes: int
-    images: int
-    views: int
-    disk_bytes: int
-    streams: bool
-    reason: str
+    from featx.finetune.job import Job, TrainingResult
 
 
 class FineTuner(ClassifierMixin, BaseEstimator):
-    """Retrain the upper layers of a pretrained network, in phases, on cached rows of the layer below.
+    """Train the upper layers of a pretrained network in phases, on features of the layer below them.
 
     Parameters
     ----------
     backbone : str or FeatureExtractor
-        A timm name; or an extractor whose backbone, store, resize, decoding and device are used (its cut and
-        pooling are not).
-    unfreeze : int or str
-        How much is retrained: so many of the network's last stages (the stretches between its taps, see
-        ``featx taps``), everything above a tap, or ``"all"``, for which images stream.
-    head : {'probe', 'linear', 'mlp'}
-        Start from the tuned probe (LP-FT, Kumar et al. 2022), from zeros, or from a random hidden layer with
-        dropout, as the tutorials do.
+        A timm name, or an extractor whose backbone, store, resize, decoding and device are used (not its cut
+        and pooling).
+    unfreeze : int or str, default 2
+        What is trained: the last k stages of the network (the layers between its taps, see ``featx taps``),
+        everything above a tap, or ``"all"``, for which images are streamed.
+    head : {'probe', 'linear', 'mlp'}, default 'probe'
+        Initial head: the tuned probe (LP-FT, Kumar et al. 2022), zeros, or a random hidden layer with
+        dropout as in the Keras tutorials.
     phases : sequence of Phase, optional
-        What is trained when; by default the head alone first, unless the probe gives it, then all that is
-        unfrozen.
+        By default the head alone first, except for ``head='probe'``; then everything unfrozen.
     resize : {'crop', 'squash', 'pad'}, optional
-        The extractor's by default (the first of several).
-    views : int
-        Augmented versions of each image that are cached beside the plain one; an epoch draws one of all.
-    view_policy : str
-        Augmentation of cached views, or of streamed images; ``"none"`` for none.
-    class_weight : None, 'balanced', 'sqrt' or dict
+        By default that of the extractor (the first of several).
+    views : int, default 0
+        Stored augmented views of each image. An epoch draws one of them or the plain image.
+    view_policy : str, default 'light'
+        Augmentation of stored views or of streamed images; ``"none"`` for none.
+    class_weight : None, 'balanced', 'sqrt' or dict, default None
         As in scikit-learn; ``sqrt`` is the square root of ``balanced``.
-    validation : float
-        Share of the training images that decides the best epoch and calibrates.
-    verdict : float
-        Share that judges against the probe; 0 for no verdict.
-    n_verdicts : int
-        How many disjoint shares judge, each with a training of its own: small sets need more than one.
-    refit : bool
-        Whether a network that is kept is trained once more, on all the images, for as many epochs.
-    monitor : {'accuracy', 'loss'}
-        Validation measure that decides the best epoch.
-    n_trials : int
-        Optuna trials over the last phase and how much is unfrozen, pruned by epoch; 0 for none.
+    validation : float, default 0.15
+        Share of the training images on which the best epoch is chosen and the network is calibrated.
+    verdict : float, default 0.2
+        Share of the images on which the network is compared with the probe; 0 for no comparison.
+    n_verdicts : int, default 1
+        Number of disjoint shares for the comparison, each with a training of its own. Small data sets need
+        more than one.
+    refit : bool, default True
+        Whether a network that is kept is trained again on all images, for as many epochs.
+    monitor : {'accuracy', 'loss'}, default 'accuracy'
+        Validation metric that chooses the best epoch.
+    n_trials : int, default 0
+        Optuna trials over the last phase and `unfreeze`, pruned by epoch.
     timeout : float, optional
         Seconds for these trials.
-    precision : {'auto', 'fp32', 'bf16', 'fp16'}
-        Of the training's forward pass: ``auto`` is bf16 where the device multiplies it natively, else fp16
-        on CUDA, else fp32. On a processor depthwise convolutions stay in fp32.
+    precision : {'auto', 'fp32', 'bf16', 'fp16'}, default 'auto'
+        Precision of the forward pass in training. ``auto`` is bf16 where the device supports it natively,
+        else fp16 on CUDA, else fp32. On a CPU depthwise convolutions stay in fp32.
     disk_limit : int
-        Bytes that cached rows may take; above it images stream.
+        Bytes on the disk that stored features may need; images are streamed above it.
     memory : int
-        Bytes of rows that are held at once.
+        Bytes of features that are kept in memory.
     checkpoints : path, optional
-        Folder for a file that is written after each epoch, from which the same `fit` goes on (trials of
-        tuning begin anew). Where `random_state` is None it is then made of the data, so that it is the same.
+        Folder for a file that is written after each epoch, from which the same `fit` resumes (trials of the
+        tuning start again). If `random_state` is None, the seed is then derived from the labels.
     random_state : int, optional
         Seed of parts, order, dropout and views.
     callback : callable, optional
@@ -143,18 +99,18 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
     network_ : FineTunedNetwork
-        What predicts; it can be saved, and be a backbone again.
+        The trained network.
     verdict_ : Verdict or None
-        Against the probe, on images that neither had seen.
+        Comparison with the probe on images that neither was trained on.
     history_ : list of dict
-        Each epoch of the training that made `network_`: loss, accuracy, learning rates, seconds. Where no
-        epoch beat the start, those of the training that found so.
+        Epochs of the training of `network_`: loss, accuracy, learning rates, seconds. If no epoch was better
+        than the initial weights, those of the training that found this.
     trained_ : list of list of TrainedLayer
-        What each phase trained: names, numbers of parameters, learning rates.
+        What each phase trained.
     phases_ : tuple of Phase
     unfreeze_ : int or str
     plan_ : FineTunePlan or None
-        None where rows were given instead of images.
+        None if features were given instead of images.
     study_ : optuna.Study
         Only with `n_trials`.
     """
@@ -213,21 +169,22 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         *,
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        probe: Probe | None = None,
+        probe: LinearProbe | None = None,
     ) -> Self:
-        """Train, judge against the probe, and train once more on everything if that is deserved.
+        """Train, compare with the probe, and train again on all images if the network is better.
 
         Parameters
         ----------
-        X : ImageSet, list of image sources, or rows
-            Images; or their rows at the cut, an array of shape (n, C, H, W) or (n, L, C), or a `RowSource`.
+        X : ImageSet, list of image sources, or features
+            Images; or their features at the cut, a float array of shape (n, C, H, W) or (n, L, C), or a
+            `FeatureSource`.
         y : array-like of shape (n,)
         groups : array-like of shape (n,), optional
-            Images of a group are never parted between training, stopping and judging.
+            Images of one group are in the same part (training, validation, comparison).
         sample_weight : array-like of shape (n,), optional
             Weights in the loss.
-        probe : Probe, optional
-            The tuned classifier on frozen features, for the same images in the same order.
+        probe : LinearProbe, optional
+            The tuned classifier on frozen features of the same images, in the same order.
 
         Returns
         -------
@@ -236,9 +193,9 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         Raises
         ------
         LabelError, ImageError
-            If labels or pictures cannot be used.
+            If labels or images cannot be used.
         UsageError
-            If a parameter, or a phase, asks for what this network has not.
+            If a parameter or a phase does not fit the network.
         """
         labels = check_labels(y)
         self.classes_, codes = np.unique(labels, return_inverse=True)
@@ -248,24 +205,24 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             state = np.frombuffer(hashlib.sha256(codes.tobytes()).digest(), np.uint32)
         seed = int(np.random.default_rng(state).integers(1 << 31))
         phases = self.first_phases()
-        opened = _Opened.of(self, X, groups, seed)
+        inputs = self._open(X, groups, seed)
         parts = make_parts(
             labels,
             validation=self.validation,
             verdict=self.verdict,
             n_verdicts=self.n_verdicts,
-            groups=opened.groups,
+            groups=inputs.groups,
             random_state=seed % 1000,
         )
         self.unfreeze_, self.phases_ = self.unfreeze, phases
         jobs: dict[int | str, Job] = {}
 
         def open_job(unfreeze: int | str) -> Job:
-            """The job above a cut, opened once; what its rows will take is told before."""
+            """Open the job of a cut once; report the disk space first."""
             if unfreeze not in jobs:
-                plan = opened.plan(unfreeze)
+                plan = inputs.plan(unfreeze)
                 self._tell("fine-tuning: " + plan.reason if plan is not None else "")
-                jobs[unfreeze] = opened.job(unfreeze, codes, sample_weight, probe)
+                jobs[unfreeze] = self._job(inputs, unfreeze, codes, sample_weight, probe)
             return jobs[unfreeze]
 
         began = time.monotonic()
@@ -274,7 +231,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
 
             self.study_, self.unfreeze_, self.phases_ = tune(
                 open_job,
-                opened.choices(self.unfreeze, phases),
+                inputs.choices(self.unfreeze, phases),
                 parts[0],
                 phases,
                 n_trials=self.n_trials,
@@ -284,50 +241,99 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             )
         tuning_minutes = (time.monotonic() - began) / 60 if self.n_trials else 0.0
         job = open_job(self.unfreeze_)
-        self.plan_ = opened.plan(self.unfreeze_)
+        self.plan_ = inputs.plan(self.unfreeze_)
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
         for line in describe_phases(self.phases_, self.trained_, self.head):
             self._tell(line)
-        job.on_rows = self._reporter(job, parts)
-        trained = self._judge(job, parts, tuning_minutes)
-        self._keep(job, opened, trained, parts)
+        job.on_images = self._reporter(job, parts)
+        trained = self._compare(job, parts, tuning_minutes)
+        self._keep(job, trained, parts)
         for path in job.files:
             path.unlink(missing_ok=True)
         return self
 
     def plan(self, X: Any) -> FineTunePlan:
-        """What `fit` would keep on the disk for these images, and whether it would stream instead."""
-        found = _Opened.of(self, X, None, 0).plan(self.unfreeze)
+        """Return where `fit` would take the features of these images from, and their size on the disk.
+
+        Raises
+        ------
+        UsageError
+            If X holds features.
+        """
+        found = self._open(X, None, 0).plan(self.unfreeze)
         if found is None:
-            raise UsageError("rows take no more disk than they do; plan takes images.")
+            raise UsageError("plan() needs images; the given features are not stored.")
         return found
 
     def describe(self, n_classes: int = 2) -> list[list[TrainedLayer]]:
-        """What each phase would train: names of parameters, how many numbers, learning rates.
+        """Return what each phase would train: names of parameters, their number, learning rates.
 
         Parameters
         ----------
         n_classes : int
-            Width of the head.
+            Number of outputs of the head.
         """
-        opened = _Opened.of(self, None, None, 0)
-        return opened.job(self.unfreeze, np.arange(n_classes), None, None).describe(self.first_phases())
+        job = self._job(self._open(None, None, 0), self.unfreeze, np.arange(n_classes), None, None)
+        return job.describe(self.first_phases())
 
     def first_phases(self) -> tuple[Phase, ...]:
-        """The phases as given, or as the head asks for; tuning starts from them."""
+        """Return the given phases, or the default ones of the head."""
         return tuple(self.phases) if self.phases is not None else default_phases(self.head)
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Most probable label of each image or row, shape (n,)."""
+        """Most probable label of each image, shape (n,)."""
         return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
         """Calibrated probabilities, shape (n, n_classes)."""
         check_is_fitted(self, "network_")
-        rows = _as_rows(X)
-        if rows is not None:
-            return self.network_.proba_of_rows(rows)
-        return self.network_.predict_proba(_as_images(X).sources)
+        features = as_features(X)
+        if features is not None:
+            return self.network_.proba_at_cut(features)
+        return self.network_.predict_proba(as_images(X).sources)
+
+    def _open(self, X: Any, groups: ArrayLike | None, seed: int) -> FineTuneInputs:
+        given = self.backbone
+        return FineTuneInputs.of(
+            given if isinstance(given, FeatureExtractor) else FeatureExtractor(given),
+            X,
+            groups,
+            SourceSettings(self.views, self.view_policy, self.disk_limit, self.memory, seed),
+            resize=self.resize,
+            callback=self.callback,
+        )
+
+    def _job(
+        self,
+        inputs: FineTuneInputs,
+        unfreeze: int | str,
+        codes: NDArray[np.intp],
+        sample_weight: ArrayLike | None,
+        probe: LinearProbe | None,
+    ) -> Job:
+        from featx.finetune.job import open_job
+
+        weights = None
+        if sample_weight is not None:
+            given = np.asarray(sample_weight, np.float64)
+            weights = (given / given.mean()).astype(np.float32)
+        class_weights, kind, n_classes = None, self.class_weight, int(codes.max()) + 1
+        if kind is not None:
+            of_class = kind if isinstance(kind, str) else np.array([kind.get(c, 1.0) for c in self.classes_])
+            class_weights = weigh_classes(of_class, codes, np.ones(len(codes)), n_classes).astype(np.float32)
+        return open_job(
+            inputs,
+            unfreeze,
+            y=codes,
+            n_classes=n_classes,
+            head=self.head,
+            probe=probe,
+            weights=weights,
+            class_weights=class_weights,
+            precision=self.precision,
+            monitor=self.monitor,
+            checkpoints=None if self.checkpoints is None else Path(self.checkpoints),
+        )
 
     def _check(self, X: Any, labels: NDArray[Any]) -> None:
         if self.head not in HEADS:
@@ -343,47 +349,48 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it is a share from 0 to 0.5.")
 
-    def _judge(self, job: Job, parts: Sequence[Parts], minutes: float) -> list[Training]:
-        """Train on each part; compare with the probe on what it leaves out; `minutes` were spent before."""
+    def _compare(self, job: Job, parts: Sequence[Parts], minutes: float) -> list[TrainingResult]:
+        """Train on each part and compare with the probe on its remaining images; tuning took `minutes`."""
         tuned, probed, probe_minutes = [], [], 0.0
         trainings = []
         for part in parts:
-            trained = job.train(part.fit, part.stop, self.phases_)
+            trained = job.train(part.train, part.validation, self.phases_)
             trainings.append(trained)
             minutes += trained.seconds / 60
-            if len(part.judge):
+            if len(part.comparison):
                 started = time.monotonic()
-                fitted = job.fit_probe(np.concatenate([part.fit, part.stop]))
-                probed.append(job.probe_proba(fitted, part.judge))
+                fitted = job.fit_probe(np.concatenate([part.train, part.validation]))
+                probed.append(job.probe_proba(fitted, part.comparison))
                 probe_minutes += (time.monotonic() - started) / 60
-                tuned.append(job.proba(trained, part.judge))
-        judged = np.concatenate([part.judge for part in parts])
+                tuned.append(job.proba(trained, part.comparison))
+        compared = np.concatenate([part.comparison for part in parts])
         self.verdict_: Verdict | None = None
-        if len(judged):
+        if len(compared):
             self.verdict_ = decide(
-                job.y[judged],
+                job.y[compared],
                 np.concatenate(tuned),
                 np.concatenate(probed),
-                groups=None if job.groups is None else job.groups[judged],
+                groups=None if job.groups is None else job.groups[compared],
                 minutes=minutes,
                 probe_minutes=probe_minutes,
             )
         return trainings
 
-    def _keep(self, job: Job, opened: _Opened, trained: list[Training], parts: Sequence[Parts]) -> None:
-        """Calibrate on the validation images, and train on all of them if the network is kept."""
-        stops = np.concatenate([part.stop for part in parts])
-        calibration = None
+    def _keep(self, job: Job, trained: list[TrainingResult], parts: Sequence[Parts]) -> None:
+        """Calibrate on the validation images, and train on all images if the network is kept."""
+        stops = np.concatenate([part.validation for part in parts])
+        calibration = Calibration("identity")
         if len(stops):
-            scores = [job.logits(one, part.stop) for one, part in zip(trained, parts, strict=True)]
+            scores = [job.logits(one, part.validation) for one, part in zip(trained, parts, strict=True)]
             calibration = fit_calibration(np.concatenate(scores), job.y[stops], len(self.classes_))
         final = trained[0]
         if self.refit and len(stops) and (self.verdict_ is None or self.verdict_.kept):
-            epochs = np.median([one.run.stops for one in trained], axis=0).round().astype(int)
+            epochs = np.median([one.run.best_epochs for one in trained], axis=0).round().astype(int)
             everything = np.arange(len(job.y))
-            final = job.train(everything, everything[:0], self.phases_, stops=tuple(map(int, epochs)))
+            final = job.train(everything, everything[:0], self.phases_, last_epochs=tuple(map(int, epochs)))
         self.history_ = [*(final.run.history or trained[0].run.history)]
-        self.network_ = opened.network(self, job, final, calibration)
+        verdict = None if self.verdict_ is None else self.verdict_.to_dict()
+        self.network_ = job.network(final, self.classes_, calibration, verdict)
 
     def _tell(self, message: str) -> None:
         if self.callback is not None and message:
@@ -394,12 +401,12 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             return None
         callback, started = self.callback, time.monotonic()
         epochs = sum(phase.epochs for phase in self.phases_)
-        total = epochs * (sum(len(part.fit) for part in parts) + (len(job.y) if self.refit else 0))
+        total = epochs * (sum(len(part.train) for part in parts) + (len(job.y) if self.refit else 0))
         done = 0
 
-        def report(rows: int, stage: str) -> None:
+        def report(images: int, stage: str) -> None:
             nonlocal done
-            done += rows
+            done += images
             rate = done / max(time.monotonic() - started, 1e-9)
             stage_words = f"fine-tuning: {stage}"
             callback(Progress(done, total, images_per_s=rate, eta_s=(total - done) / rate, stage=stage_words))
@@ -411,275 +418,3 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True
         return tags
-
-
-def describe_phases(
-    phases: Sequence[Phase], trained: Sequence[Sequence[TrainedLayer]], head: str = "probe"
-) -> list[str]:
-    """What each phase trains, as lines: names, numbers of parameters, learning rates."""
-    lines = []
-    for number, (phase, layers) in enumerate(zip(phases, trained, strict=True), 1):
-        if not phase.epochs:
-            lines.append(f"phase {number} of {len(phases)}: left out, the head starts {HEAD_STARTS[head]}")
-            continue
-        total = sum(layer.parameters for layer in layers)
-        lines.append(
-            f"phase {number} of {len(phases)}: at most {phase.epochs} epochs of {phase.optimizer}, "
-            f"{total:,} parameters"
-        )
-        lines += [f"  {layer}" for layer in layers]
-    return lines
-
-
-@dataclass
-class _Opened:
-    """Images or rows, the network's card and the store: what a fit and a plan share."""
-
-    tuner: FineTuner
-    params: dict[str, Any]
-    store: FeatureStore
-    card: BackboneCard
-    images: ImageSet | None
-    ids: Ids
-    rows: RowSource | None
-    groups: NDArray[Any] | None
-    seed: int
-
-    @classmethod
-    def of(cls, tuner: FineTuner, X: Any, groups: ArrayLike | None, seed: int) -> _Opened:
-        given = tuner.backbone
-        extractor = given if isinstance(given, FeatureExtractor) else FeatureExtractor(given)
-        resize = tuner.resize or extractor.resize
-        store = open_store(extractor.store)
-        params = extractor.get_params(deep=False) | {
-            "resize": resize if isinstance(resize, str) else resize[0],
-            "store": store,
-            "callback": tuner.callback or extractor.callback,
-            "view": 0,
-            "view_policy": "none",
-        }
-        card = FeatureExtractor(**(params | {"cut": None, "pool": "avg"})).fit().card_
-        rows = None if X is None else _as_rows(X)
-        images = None if X is None or rows is not None else _as_images(X)
-        named = None if groups is None else np.asarray(groups)
-        ids = np.empty((0, 32), np.uint8)
-        if images is not None:
-            ids = as_ids(image_digest(source) for source in images.sources)
-            named = image_groups(ids, images.groups if named is None else named)
-        return cls(tuner, params, store, card, images, ids, rows, named, seed)
-
-    def cut(self, unfreeze: int | str) -> str | None:
-        """Name of the tap below what is unfrozen; None for the whole network."""
-        taps = self.card.taps[:-1]
-        if unfreeze == "all":
-            return None
-        if isinstance(unfreeze, str) and not unfreeze.isdigit():
-            name = self.card.resolve_cut(unfreeze)
-            if name == LAST:
-                raise UsageError("nothing lies above 'last' but the head; unfreeze a stage or a tap.")
-            return name
-        stages = int(unfreeze)
-        if stages < 1:
-            raise UsageError(f"unfreeze is {unfreeze!r}; it is a number of stages from 1, a tap or 'all'.")
-        return taps[-1 - stages].name if stages < len(taps) else None
-
-    def choices(self, unfreeze: int | str, phases: Sequence[Phase]) -> tuple[int | str, ...]:
-        """What tuning may unfreeze: as asked, and from images one and two stages as well.
-
-        Phases that mix pictures, or name what they train, are for what was asked alone.
-        """
-        bound = any(phase.mixes or isinstance(phase.trainable, tuple) for phase in phases)
-        others = (1, 2) if self.images is not None and len(self.card.taps) > 3 and not bound else ()
-        return tuple(dict.fromkeys((unfreeze, *others)))
-
-    def spec(self, unfreeze: int | str) -> FeatureSpec:
-        """Recipe of the plain rows that are trained on; of pictures, where the whole network trains."""
-        specs = self.extractor(unfreeze).fit().specs_
-        return next(iter(specs.values()))
-
-    def extractor(self, unfreeze: int | str, **changes: Any) -> FeatureExtractor:
-        """The extractor of these rows."""
-        cut = self.cut(unfreeze)
-        kept = {"cut": cut, "pool": "avg" if cut is None else "none", "final_norm": cut is None}
-        return FeatureExtractor(**(self.params | kept | changes))
-
-    def plan(self, unfreeze: int | str) -> FineTunePlan | None:
-        """Decide where the rows come from; None if they were given."""
-        if self.images is None:
-            return None
-        cut, spec, n, views = self.cut(unfreeze), self.spec(unfreeze), len(self.images), self.tuner.views
-        if cut is None:
-            shape: tuple[int, ...] = (3, *spec.input_size)
-            why = f"the whole network is trained, so images stream, {self._augmented()}"
-            return FineTunePlan(None, shape, 0, n, views, 0, True, why)
-        shape = self.row_shape(spec)
-        one = row_bytes(shape, np.dtype(spec.dtype).itemsize)
-        total = one * n * (1 + views)
-        limit, why = self._limit()
-        words = f"{n} images × {1 + views} of {one / 1e3:.0f} kB at {cut}: {total / 1e9:.2f} GB"
-        if total > limit:
-            words += f", more than {why} ({limit / 1e9:.2f} GB), so images stream through the frozen layers, "
-            words += self._augmented()
-            return FineTunePlan(cut, shape, one, n, views, total, True, words)
-        return FineTunePlan(cut, shape, one, n, views, total, False, f"{words}, kept in the store")
-
-    def _augmented(self) -> str:
-        policy = self.tuner.view_policy
-        return "unchanged" if policy == "none" else f"augmented afresh each epoch ({policy})"
-
-    def row_shape(self, spec: FeatureSpec) -> tuple[int, ...]:
-        """Shape of one unpooled row."""
-        if spec.input_size == self.card.input_size:
-            return self.card.tap(spec.cut).shape
-        shape: tuple[int, ...] = self.backbone().stem([spec]).shapes[0]
-        return shape
-
-    def job(
-        self,
-        unfreeze: int | str,
-        codes: NDArray[np.intp],
-        sample_weight: ArrayLike | None,
-        probe: Probe | None,
-    ) -> Job:
-        """The job of training above one cut."""
-        from featx.backbones.runtimes import resolve_precision
-        from featx.finetune.job import Job
-        from featx.finetune.network import open_tail
-
-        backbone = self.backbone()
-        device = str(next(backbone.module.parameters()).device)
-        weights = None
-        if sample_weight is not None:
-            given_weights = np.asarray(sample_weight, np.float64)
-            weights = (given_weights / given_weights.mean()).astype(np.float32)
-        tuner, n_classes = self.tuner, int(codes.max()) + 1
-        class_weights = None
-        if tuner.class_weight is not None:
-            given = tuner.class_weight
-            kind = given if isinstance(given, str) else np.array([given.get(c, 1.0) for c in tuner.classes_])
-            class_weights = weigh_classes(kind, codes, np.ones(len(codes)), n_classes).astype(np.float32)
-        cut, input_size = self.cut(unfreeze), self.spec(unfreeze).input_size
-        tail = open_tail(backbone, cut, input_size)  # proved before any row is computed
-        rows = self._rows(unfreeze)
-        return Job(
-            backbone=backbone,
-            cut=cut,
-            tail=tail,
-            rows=rows if rows is not None else ArrayRows(np.empty((0, 0), np.float32)),
-            y=codes,
-            n_classes=n_classes,
-            head=tuner.head,
-            probe=probe,
-            groups=self.groups,
-            weights=weights,
-            class_weights=class_weights,
-            seed=self.seed,
-            device=device,
-            precision=resolve_precision(tuner.precision, device),
-            monitor=tuner.monitor,
-            memory=tuner.memory,
-            checkpoints=None if tuner.checkpoints is None else Path(tuner.checkpoints),
-            name=self._name(unfreeze),
-        )
-
-    def network(self, tuner: FineTuner, job: Job, trained: Training, calibration: Any) -> FineTunedNetwork:
-        """What is left when training is over."""
-        from featx.backbones.network import digest_tensors
-        from featx.evaluation import Calibration
-
-        spec = self.spec(tuner.unfreeze_)
-        state = dict(trained.module.state_dict())
-        if self.card.source.startswith("file:"):  # no name leads to it: it travels along
-            state |= {BASE + name: value for name, value in self.backbone().module.state_dict().items()}
-        before = self.backbone().sized(spec.input_size).state_dict()
-        return FineTunedNetwork(
-            card=self.card,
-            spec=spec,
-            weights=digest_tensors(lay_over(before, state)),
-            whole=job.cut is None,
-            head="mlp" if tuner.head == "mlp" else "linear",
-            classes=tuner.classes_,
-            tensors={name: value.detach().cpu().numpy().copy() for name, value in state.items()},
-            calibration=calibration or Calibration("identity"),
-            history=trained.run.history,
-            verdict=None if tuner.verdict_ is None else tuner.verdict_.to_dict(),
-            checkpoint=self.params["checkpoint"],
-            device=self.params["device"],
-        )
-
-    def backbone(self) -> Any:
-        """The loaded network."""
-        if not hasattr(self, "_backbone"):
-            given, params = self.params["backbone"], self.params
-            checkpoint = given if is_model_file(given) else params["checkpoint"]
-            self._backbone = (
-                load_backbone(self.card, checkpoint=checkpoint, device=params["device"])
-                if isinstance(given, str)
-                else given
-            )
-        return self._backbone
-
-    def _rows(self, unfreeze: int | str) -> RowSource | None:
-        if self.rows is not None:
-            cut = self.cut(unfreeze)
-            spec = self.spec(unfreeze)
-            wanted = (3, *spec.input_size) if cut is None else self.row_shape(spec)
-            if self.rows.shape != wanted:
-                raise DataError(
-                    f"rows have shape {self.rows.shape}, and {self.card.name} at {cut or 'its input'} gives "
-                    f"{wanted}; extract with cut={cut!r}, pool='none', or change unfreeze."
-                )
-            return self.rows
-        if self.images is None:
-            return None
-        plan = self.plan(unfreeze)
-        assert plan is not None
-        if plan.streams:
-            return self._streamed(unfreeze)
-        views = {"view": [*range(self.tuner.views + 1)], "view_policy": self.tuner.view_policy}
-        extractor = self.extractor(unfreeze, **(views if self.tuner.views else {}))
-        extraction = extractor.extract(self.images.sources, names=self.images.names)
-        self.store.commit()
-        keys = [spec.key for spec in extraction.specs.values()]
-        return StoredRows(self.store, keys, extraction.ids, memory=self.tuner.memory, seed=self.seed)
-
-    def _streamed(self, unfreeze: int | str) -> RowSource:
-        from featx.finetune.stream import ImageRows
-
-        assert self.images is not None
-        spec, cut = self.spec(unfreeze), self.cut(unfreeze)
-        stem = None if cut is None else stem_function(self.backbone(), spec)
-        shape = (3, *spec.input_size) if stem is None else stem.shape
-        return ImageRows(
-            self.images.sources, spec, shape=shape, stem=stem, view_policy=self.tuner.view_policy,
-            max_pixels=self.params["max_pixels"],
-        )  # fmt: skip
-
-    def _limit(self) -> tuple[int, str]:
-        limit, why = self.tuner.disk_limit, "disk_limit allows"
-        path = self.store.folder("features")
-        if path is None:
-            return limit, why
-        existing = next(folder for folder in path.absolute().parents if folder.exists())
-        free = int(shutil.disk_usage(existing).free * FREE_SHARE)
-        return (free, "half of the free disk") if free < limit else (limit, why)
-
-    def _name(self, unfreeze: int | str) -> bytes:
-        """What the rows are, for the names of checkpoints."""
-        digest = hashlib.sha256(self.spec(unfreeze).to_json().encode())
-        digest.update(f"{self.tuner.views} {self.tuner.view_policy}".encode())
-        digest.update(self.ids.tobytes())
-        return digest.digest()
-
-
-def _as_rows(X: Any) -> RowSource | None:
-    """Rows, if that is what these are: floats of three axes or more, or an object that reads rows."""
-    if hasattr(X, "read") and hasattr(X, "shape"):
-        return X  # type: ignore[no-any-return]
-    if isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.ndim >= 3:
-        return ArrayRows(X)
-    return None
-
-
-def _as_images(X: Any) -> ImageSet:
-    return X if isinstance(X, ImageSet) else load_images(X)

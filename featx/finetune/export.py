@@ -1,7 +1,7 @@
-"""A fine-tuned network as one ONNX graph, checked against onnxruntime before it is called done.
+"""Export of a fine-tuned network as one ONNX graph that is checked with onnxruntime.
 
-The graph takes pictures that are resized already (RGB, scale 0 to 255), and holds normalisation, network,
-head and calibration. Decoding and resizing stay outside; the file's metadata say how they must be done.
+The input are resized images (RGB, 0 to 255). The graph contains normalisation, network, head and calibration.
+Decoding and resizing are not included; the metadata of the file describe them.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from featx.images import golden_pictures
 from featx.spec import FeatureSpec
 
 TOLERANCE = 1e-3
-"""Greatest difference of a probability between torch and onnxruntime."""
+"""Largest allowed difference of a probability between torch and onnxruntime."""
 OPSET = 18
 
 
-class Deployed(nn.Module):
-    """Pictures (n, 3, H, W), float32, 0 to 255, to calibrated probabilities (n, classes)."""
+class ExportedNetwork(nn.Module):
+    """From images (n, 3, H, W), float32, 0 to 255, to calibrated probabilities (n, classes)."""
 
     def __init__(self, network: Any, head: nn.Module, card: BackboneCard, calibration: Calibration) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Deployed(nn.Module):
         self.cpu().eval().requires_grad_(False)
 
     def forward(self, pictures: Tensor) -> Tensor:
-        """Calibrated probabilities of the pictures."""
+        """Calibrated probabilities of images."""
         logits = self.head(self.network(pictures))
         if self.binary:
             score = self.slope * (logits[:, 1:] - logits[:, :1]) + self.shift
@@ -69,23 +69,23 @@ def export_onnx(
     path : path
         The ``.onnx`` file.
     network : torch.nn.Module
-        The whole fine-tuned timm network, to be taken apart.
+        The whole fine-tuned timm network; its classifier is removed.
     head : torch.nn.Module
-        From its pooled features to logits.
+        From pooled features to logits.
     card, spec, calibration, classes
         See `FineTunedNetwork`.
 
     Returns
     -------
     float
-        Greatest difference of a probability between torch and onnxruntime on seeded noise pictures.
+        Largest difference of a probability between torch and onnxruntime on test images.
 
     Raises
     ------
     UsageError
         If onnx, onnxscript or onnxruntime is not installed.
     FeatxError
-        If onnxruntime does not agree; nothing is written then.
+        If onnxruntime gives other probabilities; nothing is written then.
     """
     try:
         import onnx
@@ -93,13 +93,13 @@ def export_onnx(
         import onnxscript  # noqa: F401  (torch needs it to export)
     except ImportError as error:
         raise UsageError(f"{error.name} is not installed: pip install 'featx[onnx]'.") from error
-    model = Deployed(network, head, card, calibration)
-    golden = _golden(spec)
+    model = ExportedNetwork(network, head, card, calibration)
+    images = _test_images(spec)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter speaks of its own internals
+        warnings.simplefilter("ignore")  # warnings about the exporter's internals
         program: Any = torch.onnx.export(
             model,
-            (torch.from_numpy(golden),),
+            (torch.from_numpy(images),),
             input_names=["pictures"],
             output_names=["probabilities"],
             dynamic_shapes={"pictures": {0: torch.export.Dim("n", min=1)}},
@@ -112,7 +112,7 @@ def export_onnx(
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for pictures in (golden, golden[:1]):
+    for pictures in (images, images[:1]):
         found = session.run(None, {"pictures": pictures})[0]
         with torch.inference_mode():
             expected = model(torch.from_numpy(pictures)).numpy()
@@ -126,14 +126,14 @@ def export_onnx(
     return worst
 
 
-def _golden(spec: FeatureSpec) -> NDArray[np.float32]:
-    """The golden pictures as the graph takes them, shape (n, 3, H, W), scale 0 to 255."""
+def _test_images(spec: FeatureSpec) -> NDArray[np.float32]:
+    """Return the test images as input of the graph, shape (n, 3, H, W), 0 to 255."""
     pictures = [prepare(picture, spec) for picture in golden_pictures()]
     return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2), np.float32)
 
 
 def _metadata(card: BackboneCard, spec: FeatureSpec, classes: NDArray[Any]) -> dict[str, str]:
-    """What a user of the graph must know and cannot see in it."""
+    """Return what a user of the graph needs to know besides the graph."""
     plain = json.loads(spec.to_json())
     steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "bit_depth")
     return {

@@ -1,7 +1,6 @@
-"""One fine-tuning job: the network cut open, its rows, its probe, and trainings on parts of the images.
+"""One fine-tuning job: a network split at a cut, its features, its probe, and trainings on some images.
 
-The torch side of `FineTuner`, loaded when something must be computed. It knows no scikit-learn manners and
-makes no decisions: those are the estimator's.
+This is the torch side of `FineTuner`; the estimator decides what is trained and kept.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,239 +20,306 @@ from numpy.typing import NDArray
 from scipy.special import softmax
 from torch import nn
 
-from featx.backbones.network import Backbone
+from featx.backbones.finetuned import BASE, lay_over
+from featx.backbones.network import digest_tensors
+from featx.backbones.runtimes import resolve_precision
+from featx.evaluation import Calibration
 from featx.finetune import training
-from featx.finetune.network import (
-    TailClassifier,
-    TrainedLayer,
-    linear_head,
-    make_head,
-    prepare_phase,
-)
-from featx.finetune.phases import Phase, phases_to_json
-from featx.finetune.probe import FittedProbe, Probe, fold_linear, logistic_probe
-from featx.finetune.rows import MEMORY, Index, RowSource, batches
-from featx.finetune.training import Listener, Recipe, Run, Task
+from featx.finetune.features import FeatureSource, Index, batches
+from featx.finetune.inputs import FineTuneInputs
+from featx.finetune.network import TailClassifier, linear_head, make_head, open_tail, prepare_phase
+from featx.finetune.phases import Phase, TrainedLayer
+from featx.finetune.probe import FittedProbe, LinearProbe, fold_linear, logistic_probe
+from featx.finetune.training import Listener, TrainingData, TrainingRun, TrainingSettings
+from featx.finetune.tuned import FineTunedNetwork
 
-PROOF_ROWS = 64
-"""Rows on which the probe and the head made from it must agree."""
+CHECKED_IMAGES = 64
+"""Images on which the probe and the head that is made from it must agree."""
 AGREEMENT = 0.05
-"""Greatest deviation of their scores, relative to the largest: rows come from several runtimes."""
+"""Largest difference of their scores, relative to the largest score: features come from several runtimes."""
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingResult:
     """A finished training."""
 
     module: TailClassifier
-    run: Run
-    recipe: Recipe
+    run: TrainingRun
+    settings: TrainingSettings
     seconds: float
-    """What it took, epochs before an interruption included."""
+    """Training time, including epochs before an interruption."""
 
 
 @dataclass(kw_only=True)
 class Job:
-    """What all trainings of a fit share.
+    """What all trainings above one cut have in common.
 
     Parameters
     ----------
-    backbone : Backbone
+    inputs : FineTuneInputs
     cut : str or None
-        None trains the whole network on pictures.
+        None trains the whole network on images.
+    unfreeze : int or str
+        The value of `FineTuner.unfreeze` for the cut.
     tail : nn.Module
-        The layers above the cut, as pretrained.
-    rows : RowSource
-        Rows at the cut, of all the images.
+        The pretrained layers above the cut.
+    features : FeatureSource
+        Features of all images at the cut.
     y : ndarray of shape (n,), int
     n_classes : int
     head : {'probe', 'linear', 'mlp'}
-    probe : Probe, optional
-        The tuned classifier; a logistic regression on the last features where there is none.
-    groups, weights, class_weights
-        See `training.Task`.
-    seed, device, precision, monitor, memory
-        See `training.Recipe`.
+    probe : LinearProbe, optional
+        The tuned classifier; by default a logistic regression on the last features.
+    weights, class_weights
+        See `TrainingData`.
+    device, precision, monitor
+        See `TrainingSettings`.
     checkpoints : Path, optional
-        Folder to resume from.
-    on_rows : callable, optional
+        Folder of checkpoints.
+    on_images : callable, optional
+        See `training.train`.
     """
 
-    backbone: Backbone
+    inputs: FineTuneInputs
     cut: str | None
+    unfreeze: int | str
     tail: nn.Module
-    rows: RowSource
+    features: FeatureSource
     y: NDArray[np.intp]
     n_classes: int
-    head: str = "probe"
-    probe: Probe | None = None
-    groups: NDArray[Any] | None = None
-    weights: NDArray[np.float32] | None = None
-    class_weights: NDArray[np.float32] | None = None
-    seed: int = 0
-    device: str = "cpu"
-    precision: str = "fp32"
-    monitor: str = "accuracy"
-    memory: int = MEMORY
-    checkpoints: Path | None = None
-    name: bytes = b""
-    on_rows: Callable[[int, str], None] | None = None
+    head: str
+    probe: LinearProbe | None
+    weights: NDArray[np.float32] | None
+    class_weights: NDArray[np.float32] | None
+    device: str
+    precision: str
+    monitor: str
+    checkpoints: Path | None
+    on_images: Callable[[int, str], None] | None = None
     files: list[Path] = field(default_factory=list)
-    _own_probes: dict[bytes, Probe] = field(default_factory=dict, init=False)
+    _own_probes: dict[bytes, LinearProbe] = field(default_factory=dict, init=False)
+
+    @property
+    def groups(self) -> NDArray[Any] | None:
+        """Groups of the images."""
+        return self.inputs.groups
 
     def train(
         self,
-        fit: Index,
-        stop: Index,
+        train: Index,
+        validation: Index,
         phases: tuple[Phase, ...],
         *,
-        stops: tuple[int, ...] | None = None,
+        last_epochs: tuple[int, ...] | None = None,
         on_epoch: Listener | None = None,
         resumable: bool = True,
-    ) -> Training:
-        """Train a fresh copy of the tail, with a head started on the rows to fit."""
-        recipe = Recipe(
+    ) -> TrainingResult:
+        """Train a copy of the pretrained tail, with a head that is initialised on the training images."""
+        settings = TrainingSettings(
             phases=phases,
-            seed=self.seed,
+            seed=self.inputs.settings.seed,
             device=self.device,
             precision=self.precision,
             monitor=self.monitor,
-            memory=self.memory,
-            stops=stops,
+            memory=self.inputs.settings.memory,
+            last_epochs=last_epochs,
         )
-        task = Task(
-            rows=self.rows,
+        data = TrainingData(
+            features=self.features,
             y=self.y,
             n_classes=self.n_classes,
-            fit=fit,
-            stop=stop,
+            train=train,
+            validation=validation,
             weights=self.weights,
             class_weights=self.class_weights,
         )
         started = time.monotonic()
-        module = self.fresh_module(fit, phases)
-        path = self._checkpoint(recipe, fit, stop) if resumable else None
-        run = training.train(module, task, recipe, checkpoint=path, on_epoch=on_epoch, on_rows=self.on_rows)
+        module = self.new_module(train, phases)
+        path = self._checkpoint(settings, train, validation) if resumable else None
+        run = training.train(
+            module, data, settings, checkpoint=path, on_epoch=on_epoch, on_images=self.on_images
+        )
         seconds = max(time.monotonic() - started, sum(epoch["seconds"] for epoch in run.history))
-        return Training(module, run, recipe, seconds)
+        return TrainingResult(module, run, settings, seconds)
 
-    def fresh_module(self, fit: Index, phases: Sequence[Phase] = ()) -> TailClassifier:
-        """The tail as pretrained, with a new head.
+    def new_module(self, train: Index, phases: Sequence[Phase] = ()) -> TailClassifier:
+        """Return the pretrained tail with a new head.
 
-        Where batch statistics will move, those of the rows to fit are put in first and the head is fitted on
-        the features that they give: one fitted on others would start on logits of another scale, and the
-        first steps would throw away more than the head.
+        If batch statistics will be updated, they are first set to those of the training images, and the head
+        is fitted on the resulting features. Otherwise the first update would change the scale of the logits,
+        and the first steps would destroy the initial head.
         """
         tail = copy.deepcopy(self.tail).requires_grad_(True)
         moving = next((phase for phase in phases if phase.epochs and phase.batch_norm != "frozen"), None)
         if moving is None or self.head != "probe":
-            return TailClassifier(tail, self.first_head(fit))
-        module = TailClassifier(tail, make_head("linear", self.features.shape[1], self.n_classes))
+            return TailClassifier(tail, self.first_head(train))
+        module = TailClassifier(tail, make_head("linear", self.pooled.shape[1], self.n_classes))
         prepare_phase(module, moving)
-        training.move_statistics(module, (self._tensor(rows) for rows in self._batches(fit)))
+        training.move_statistics(module, (self._tensor(batch) for batch in self._batches(train)))
         tail.requires_grad_(True)
-        features = np.zeros_like(self.features)
-        features[fit] = self._features(tail, fit)
-        fitted = replace(self.own_probe(fit), rows=features).fit(self.y, fit, self.weights)
-        folded = fold_linear(fitted.scores, features[fit[:PROOF_ROWS]])
+        pooled = np.zeros_like(self.pooled)
+        pooled[train] = self._pool(tail, train)
+        fitted = replace(self.own_probe(train), features=pooled).fit(self.y, train, self.weights)
+        folded = fold_linear(fitted.scores, pooled[train[:CHECKED_IMAGES]])
         assert folded is not None  # a logistic regression is linear
         module.head = linear_head(*folded).to(self.device)
         return module
 
     def describe(self, phases: Sequence[Phase]) -> list[list[TrainedLayer]]:
-        """What each phase would train."""
-        width = self.backbone.card.num_features
+        """Return what each phase would train."""
+        width = self.inputs.card.num_features
         head = make_head("mlp" if self.head == "mlp" else "linear", width, self.n_classes)
         module = TailClassifier(copy.deepcopy(self.tail).requires_grad_(True), head)
         return training.describe(module, phases)
 
-    def logits(self, trained: Training, index: Index) -> NDArray[np.float32]:
-        """Logits of a training's network."""
-        return training.predict_logits(trained.module, self.rows, index, trained.recipe)
+    def logits(self, trained: TrainingResult, index: Index) -> NDArray[np.float32]:
+        """Logits of a trained network."""
+        return training.predict_logits(trained.module, self.features, index, trained.settings)
 
-    def proba(self, trained: Training, index: Index) -> NDArray[np.float64]:
-        """Uncalibrated probabilities of a training's network."""
+    def proba(self, trained: TrainingResult, index: Index) -> NDArray[np.float64]:
+        """Uncalibrated probabilities of a trained network."""
         return np.asarray(softmax(self.logits(trained, index).astype(np.float64), axis=1))
 
-    def first_head(self, fit: Index) -> nn.Module:
-        """The head that training starts from; one made of a probe has seen the rows to fit only."""
+    def network(
+        self,
+        trained: TrainingResult,
+        classes: NDArray[Any],
+        calibration: Calibration,
+        verdict: Mapping[str, Any] | None,
+    ) -> FineTunedNetwork:
+        """Return the trained network, ready to predict and to be saved."""
+        inputs = self.inputs
+        spec = inputs.spec(self.unfreeze)
+        state = dict(trained.module.state_dict())
+        if inputs.card.source.startswith(
+            "file:"
+        ):  # its weights cannot be loaded by name, so they are included
+            state |= {BASE + name: value for name, value in inputs.backbone.module.state_dict().items()}
+        before = inputs.backbone.sized(spec.input_size).state_dict()
+        return FineTunedNetwork(
+            card=inputs.card,
+            spec=spec,
+            weights=digest_tensors(lay_over(before, state)),
+            whole=self.cut is None,
+            head="mlp" if self.head == "mlp" else "linear",
+            classes=classes,
+            tensors={name: value.detach().cpu().numpy().copy() for name, value in state.items()},
+            calibration=calibration,
+            history=trained.run.history,
+            verdict=verdict,
+            checkpoint=inputs.params["checkpoint"],
+            device=inputs.params["device"],
+        )
+
+    def first_head(self, train: Index) -> nn.Module:
+        """Return the initial head; one that is made from a probe is fitted on the training images only."""
         if self.head != "probe":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
-                return make_head(self.head, self.features.shape[1], self.n_classes)
-        folded = self._folded(self.fit_probe(fit)) if self.probe is not None else None
+                torch.manual_seed(self.inputs.settings.seed)
+                return make_head(self.head, self.pooled.shape[1], self.n_classes)
+        folded = self._folded(self.fit_probe(train)) if self.probe is not None else None
         if folded is None:
-            own = self.own_probe(fit).fit(self.y, fit, self.weights)
-            folded = fold_linear(own.scores, self.features[:PROOF_ROWS])
+            own = self.own_probe(train).fit(self.y, train, self.weights)
+            folded = fold_linear(own.scores, self.pooled[:CHECKED_IMAGES])
         assert folded is not None  # a logistic regression is linear
         return linear_head(*folded)
 
     def fit_probe(self, index: Index) -> FittedProbe:
-        """The probe, fitted on some images."""
+        """Return the probe, fitted on some images."""
         return (self.probe or self.own_probe(index)).fit(self.y, index, self.weights)
 
-    def own_probe(self, index: Index) -> Probe:
-        """A logistic regression on the last features, its penalty chosen on these images alone."""
+    def own_probe(self, index: Index) -> LinearProbe:
+        """Return a logistic regression on the last features, its penalty chosen on these images."""
         key = index.tobytes()
         if key not in self._own_probes:
             self._own_probes[key] = logistic_probe(
-                self.features, self.y, index, groups=self.groups, random_state=self.seed
+                self.pooled, self.y, index, groups=self.groups, random_state=self.inputs.settings.seed
             )
         return self._own_probes[key]
 
     def probe_proba(self, fitted: FittedProbe, index: Index) -> NDArray[np.float64]:
-        """The probe's probabilities."""
-        rows = self.features if self.probe is None else self.probe.rows
-        return fitted.proba(rows[index])
+        """Return the probabilities of the probe."""
+        features = self.pooled if self.probe is None else self.probe.features
+        return fitted.proba(features[index])
 
     def _folded(self, fitted: FittedProbe) -> tuple[NDArray[Any], NDArray[Any]] | None:
-        """Weights and bias of the probe, if it is linear in just these features."""
+        """Return weights and bias of the probe, or None if it is not linear in the last features."""
         assert self.probe is not None
-        if self.probe.rows.shape[1] != self.features.shape[1]:
+        if self.probe.features.shape[1] != self.pooled.shape[1]:
             return None
-        folded = fold_linear(fitted.scores, self.probe.rows[:PROOF_ROWS])
+        folded = fold_linear(fitted.scores, self.probe.features[:CHECKED_IMAGES])
         if folded is None:
             return None
         weight, bias = folded
-        ours = self.features[:PROOF_ROWS] @ weight.T + bias
-        theirs = self.probe.rows[:PROOF_ROWS] @ weight.T + bias
+        ours = self.pooled[:CHECKED_IMAGES] @ weight.T + bias
+        theirs = self.probe.features[:CHECKED_IMAGES] @ weight.T + bias
         agree = np.abs(ours - theirs).max() <= AGREEMENT * max(1.0, float(np.abs(theirs).max()))
         return folded if agree else None
 
     @cached_property
-    def features(self) -> NDArray[np.float32]:
-        """Last features of all the images before any training, shape (n, width)."""
-        return self._features(self.tail, np.arange(len(self.rows)))
+    def pooled(self) -> NDArray[np.float32]:
+        """Last features of all images before training, shape (n, width)."""
+        return self._pool(self.tail, np.arange(len(self.features)))
 
-    def _features(self, tail: nn.Module, index: Index) -> NDArray[np.float32]:
+    def _pool(self, tail: nn.Module, index: Index) -> NDArray[np.float32]:
         tail.eval()
         with torch.inference_mode():
             return np.concatenate(
-                [tail(self._tensor(rows)).float().cpu().numpy() for rows in self._batches(index)]
+                [tail(self._tensor(batch)).float().cpu().numpy() for batch in self._batches(index)]
             )
 
     def _batches(self, index: Index) -> Iterator[NDArray[Any]]:
-        for _, rows in batches(self.rows, index, 64, memory=self.memory):
-            yield rows
+        for _, batch in batches(self.features, index, 64, memory=self.inputs.settings.memory):
+            yield batch
 
-    def _tensor(self, rows: NDArray[Any]) -> torch.Tensor:
-        return training.to_tensor(rows, self.device)
+    def _tensor(self, batch: NDArray[Any]) -> torch.Tensor:
+        return training.to_tensor(batch, self.device)
 
-    def _checkpoint(self, recipe: Recipe, fit: Index, stop: Index) -> Path | None:
-        """File of this very training: rows, labels, parts and recipe are in its name."""
+    def _checkpoint(self, settings: TrainingSettings, train: Index, validation: Index) -> Path | None:
+        """Return the file of this training; its name is a digest of features, labels, parts and settings."""
         if self.checkpoints is None:
             return None
-        digest = hashlib.sha256(self.name)
-        for part in (self.y, fit, stop, self.weights, self.class_weights):
+        digest = hashlib.sha256(self.inputs.digest(self.unfreeze))
+        for part in (self.y, train, validation, self.weights, self.class_weights):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())
-        settings = (
-            phases_to_json(recipe.phases),
-            recipe.seed,
-            recipe.precision,
-            recipe.monitor,
-            recipe.stops,
-        )
-        digest.update(repr((settings, self.cut, self.head, self.backbone.card.weights)).encode())
+        own = (settings.phases, settings.seed, settings.precision, settings.monitor, settings.last_epochs)
+        digest.update(repr((own, self.cut, self.head, self.inputs.card.weights)).encode())
         path = self.checkpoints / f"{digest.hexdigest()[:32]}.safetensors"
         self.files.append(path)
         return path
+
+
+def open_job(
+    inputs: FineTuneInputs,
+    unfreeze: int | str,
+    *,
+    precision: str,
+    **settings: Any,
+) -> Job:
+    """Split the network and open its features.
+
+    Parameters
+    ----------
+    inputs : FineTuneInputs
+    unfreeze : int or str
+        See `FineTuner`.
+    precision : str
+        See `FineTuner`.
+    **settings
+        Other parameters of `Job`.
+    """
+    device = str(next(inputs.backbone.module.parameters()).device)
+    cut = inputs.cut(unfreeze)
+    tail = open_tail(
+        inputs.backbone, cut, inputs.spec(unfreeze).input_size
+    )  # fails before anything is extracted
+    return Job(
+        inputs=inputs,
+        cut=cut,
+        unfreeze=unfreeze,
+        tail=tail,
+        features=inputs.features(unfreeze),
+        device=device,
+        precision=resolve_precision(precision, device),
+        **settings,
+    )

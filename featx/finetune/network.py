@@ -1,14 +1,13 @@
-"""The module that is trained: the layers above the cut and a new head on their pooled features.
+"""The trained module: the layers above the cut and a new head on their pooled features.
 
-Loaded only when something trains or predicts with a fine-tuned network: torch is imported at the top.
-What a phase may change is decided here, by the network's own names, and said before it happens.
+Torch is imported at the top, so this module is imported only for training and prediction. It also decides
+which parameters a phase trains, by their names in the network.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,43 +18,24 @@ from torch import Tensor, nn
 from featx.backbones.network import Backbone
 from featx.backbones.split import split_backbone
 from featx.exceptions import UsageError
-from featx.finetune.phases import Phase
+from featx.finetune.phases import Phase, TrainedLayer
 
 MLP_WIDTH = 512
-"""Hidden units of ``head="mlp"``: the dense layer of the tutorials' small convnets."""
+"""Hidden units of ``head="mlp"``, as the dense layer of the small convnets of the Keras tutorials."""
 MLP_DROPOUT = 0.5
 DROP_PATHS = ("drop_path", "drop_path1", "drop_path2")
-"""What timm's residual blocks call their stochastic depth (identity or None where it is off)."""
-
-
-@dataclass(frozen=True)
-class TrainedLayer:
-    """What a phase does to one group of parameters: names, how many numbers, how fast."""
-
-    names: tuple[str, ...]
-    parameters: int
-    lr: float
-    weight_decay: float
-
-    def __str__(self) -> str:
-        """One line: modules, number of tensors and of parameters, learning rate, weight decay."""
-        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in self.names))
-        which = modules[0] if len(modules) == 1 else f"{modules[0]} … {modules[-1]}"
-        return (
-            f"{which}: {len(self.names)} tensors, {self.parameters:,} parameters, lr {self.lr:.2g}, "
-            f"weight decay {self.weight_decay:g}"
-        )
+"""Names of stochastic depth in timm's residual blocks (identity or None if it is off)."""
 
 
 class TailClassifier(nn.Module):
-    """``head(dropout(tail(x)))``: logits of shape (n, classes) from rows at the cut.
+    """``head(dropout(tail(x)))``: logits of shape (n, classes) from features at the cut.
 
     Parameters
     ----------
     tail : nn.Module
-        From rows at the cut to pooled features of shape (n, width).
+        From features at the cut to pooled features of shape (n, width).
     head : nn.Module
-        From features to logits.
+        From pooled features to logits.
     """
 
     def __init__(self, tail: nn.Module, head: nn.Module) -> None:
@@ -64,19 +44,19 @@ class TailClassifier(nn.Module):
         self.dropout = nn.Dropout(0.0)
         self.head = head
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Logits of rows at the cut."""
-        logits: Tensor = self.head(self.dropout(self.tail(rows)))
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits of features at the cut."""
+        logits: Tensor = self.head(self.dropout(self.tail(features)))
         return logits
 
     def group_matcher(self, coarse: bool = False) -> Any:
-        """Layer of a parameter, for timm's layer-wise decay: the network's own, and the head on top."""
+        """Layer number of a parameter, for timm's layer-wise decay; the head is the last layer."""
         layers = layer_numbers(self.tail)
         top = max(layers.values(), default=0) + 1
         return lambda name: layers.get(name.removeprefix("tail."), top)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that the network's authors never decay (position embeddings, class tokens)."""
+        """Parameters without weight decay by the network's definition (position embeddings, class tokens)."""
         network = network_of(self.tail)
         names = network.no_weight_decay() if hasattr(network, "no_weight_decay") else set()
         prefix = "tail." + prefix_of(self.tail)
@@ -84,9 +64,9 @@ class TailClassifier(nn.Module):
 
 
 class WholeNetwork(nn.Module):
-    """The tail of no cut at all: from pictures to pooled features, normalisation inside.
+    """The whole network as a tail: from images to pooled features, with normalisation.
 
-    Takes (n, 3, H, W) on the scale 0 to 255, so that pictures travel as uint8 and are mixed as they are.
+    The input is (n, 3, H, W) from 0 to 255, so that images stay uint8 until they are used.
     """
 
     mean: Tensor
@@ -106,7 +86,7 @@ class WholeNetwork(nn.Module):
 
 
 def open_tail(backbone: Backbone, cut: str | None, input_size: tuple[int, int]) -> nn.Module:
-    """The layers above the cut, in evaluation mode, free to be trained; the whole network if there is no cut.
+    """Return the layers above the cut, in evaluation mode with gradients; without a cut the whole network.
 
     Raises
     ------
@@ -124,7 +104,7 @@ def open_tail(backbone: Backbone, cut: str | None, input_size: tuple[int, int]) 
 
 
 def make_head(kind: str, width: int, n_classes: int) -> nn.Module:
-    """A fresh head: ``linear`` (zeros: every class starts equal) or ``mlp`` (dense, ReLU, dropout)."""
+    """Return a new head: ``linear`` (zeros: all classes are equal) or ``mlp`` (dense, ReLU, dropout)."""
     if kind == "mlp":
         return nn.Sequential(
             nn.Linear(width, MLP_WIDTH), nn.ReLU(), nn.Dropout(MLP_DROPOUT), nn.Linear(MLP_WIDTH, n_classes)
@@ -136,7 +116,7 @@ def make_head(kind: str, width: int, n_classes: int) -> nn.Module:
 
 
 def linear_head(weight: NDArray[Any], bias: NDArray[Any]) -> nn.Linear:
-    """A head of given weights, shape (classes, width), and bias, shape (classes,)."""
+    """Return a linear head with weights of shape (classes, width) and bias of shape (classes,)."""
     head = nn.Linear(weight.shape[1], weight.shape[0])
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(np.ascontiguousarray(weight, np.float32)))
@@ -145,12 +125,12 @@ def linear_head(weight: NDArray[Any], bias: NDArray[Any]) -> nn.Linear:
 
 
 def prepare_phase(module: TailClassifier, phase: Phase) -> None:
-    """Freeze and free parameters, set dropout and stochastic depth, as the phase says.
+    """Freeze and unfreeze parameters, and set dropout and stochastic depth for a phase.
 
     Raises
     ------
     UsageError
-        If the phase names nothing above the cut, or asks of the network what it has not.
+        If the phase names no module above the cut, or needs residual blocks that are not there.
     """
     chosen = chosen_names(module.tail, phase.trainable)
     for name, parameter in module.tail.named_parameters():
@@ -162,7 +142,7 @@ def prepare_phase(module: TailClassifier, phase: Phase) -> None:
 
 
 def set_modes(module: TailClassifier, phase: Phase) -> None:
-    """Put what trains into training mode and leave the rest as it predicts, batch statistics as asked."""
+    """Set trained modules to training mode and the others to evaluation mode; batch norms as in the phase."""
     module.eval()
     module.dropout.train()
     _train_where_free(module)
@@ -183,7 +163,7 @@ def _train_where_free(part: nn.Module) -> None:
 
 
 def chosen_names(tail: nn.Module, trainable: str | int | tuple[str, ...]) -> set[str]:
-    """Names of the tail's parameters that a phase's `trainable` means."""
+    """Return the names of the tail's parameters that `trainable` of a phase selects."""
     names = [name for name, _ in tail.named_parameters()]
     if trainable == "head":
         return set()
@@ -211,17 +191,17 @@ def _under(names: list[str], modules: tuple[str, ...], prefix: str) -> set[str]:
 
 
 def _above(tail: nn.Module, names: list[str], tap: str) -> set[str]:
-    """Parameters of modules that are defined after the tap's (timm defines them in the order of running)."""
+    """Select parameters of modules that are defined after the tap (timm defines them in execution order)."""
     modules = [name for name, _ in tail.named_modules()]
     inside = [i for i, name in enumerate(modules) if name == tap or name.startswith(f"{tap}.")]
-    if not inside:  # the tap lies at or below the cut: everything here is above it
+    if not inside:  # the tap is at or below the cut: the whole tail is above it
         return set(names)
     above = set(modules[inside[-1] + 1 :])
     return {name for name in names if name.rpartition(".")[0] in above}
 
 
 def _tap_below(tail: nn.Module, trainable: str | int) -> str | None:
-    """Name of the tap above which `trainable` (so many stages, or the tap's own name) trains."""
+    """Return the tap above which is trained: by its name, or by the number of stages above it."""
     if isinstance(trainable, str):
         return trainable
     taps = [info["module"] for info in network_of(tail).feature_info]
@@ -229,17 +209,17 @@ def _tap_below(tail: nn.Module, trainable: str | int) -> str | None:
 
 
 def network_of(tail: nn.Module) -> Any:
-    """The timm network inside a tail (itself, where the tail is the network)."""
+    """Return the timm network in a tail (which can be the tail itself)."""
     return getattr(tail, "network", tail)
 
 
 def prefix_of(tail: nn.Module) -> str:
-    """What the tail puts before the network's own names."""
+    """Return the prefix of the network's parameter names in the tail."""
     return "network." if hasattr(tail, "network") else ""
 
 
 def layer_numbers(tail: nn.Module) -> dict[str, int]:
-    """Layer of each parameter, counted from the cut up, by timm's matcher where the network has one."""
+    """Return the layer number of each parameter, from the cut up, by timm's matcher if there is one."""
     from timm.models import group_parameters
 
     network, prefix = network_of(tail), prefix_of(tail)
@@ -250,7 +230,7 @@ def layer_numbers(tail: nn.Module) -> dict[str, int]:
 
 
 def trained_layers(module: TailClassifier, groups: Iterable[dict[str, Any]]) -> list[TrainedLayer]:
-    """What an optimizer's groups train, by the network's names and at their peak learning rates."""
+    """Describe an optimizer's groups, with parameter names of the network and peak learning rates."""
     prefix = "tail." + prefix_of(module.tail)
     names = {id(p): name.removeprefix(prefix) for name, p in module.named_parameters()}
     return [
@@ -265,7 +245,7 @@ def trained_layers(module: TailClassifier, groups: Iterable[dict[str, Any]]) -> 
 
 
 def _set_drop_path(tail: nn.Module, rate: float) -> None:
-    """Give the residual blocks stochastic depth, from 0 at the cut linearly to `rate` at the top."""
+    """Set stochastic depth of the residual blocks, increasing linearly from 0 at the cut to `rate`."""
     from timm.layers import DropPath
 
     places = [

@@ -1,45 +1,48 @@
-"""Phases: what a stretch of training may change, for how long and how fast, as plain values.
+"""Phases of training as plain values: what is trained, for how long, and with which learning rate.
 
-Fine-tuning is a tuple of these, so a third phase or a surgical choice of block is another value, not
-another code path. No torch here: the command line and the search build phases too.
+Fine-tuning is a sequence of phases. Torch is not imported here, since the command line builds phases too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from featx.exceptions import ModelFileError, UsageError
+from featx.exceptions import UsageError
 
 SCHEDULES = ("cosine", "step-exp", "constant")
 BATCH_NORMS = ("frozen", "trained", "all")
-HEADS = ("probe", "linear", "mlp")
+HEADS = {
+    "probe": "as the probe, or as a logistic regression where that is not linear in the last features",
+    "linear": "from zeros",
+    "mlp": "from random weights",
+}
+"""Initial weights of the new head."""
 
 PATIENCE = 6
-"""Epochs: a probe's head is thrown back when the layers below it start to move, and needs some to recover."""
+"""Epochs. Accuracy falls when the layers below a good head start to change, and needs some to recover."""
 EXP_DECAY = -0.1
-"""Log of the factor per epoch of the ``step-exp`` schedule, as the Keras tutorials have it."""
+"""Logarithm of the factor per epoch of the ``step-exp`` schedule (Keras tutorials)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """One stretch of training.
+    """One phase of training.
 
     Parameters
     ----------
     trainable : 'head', 'tail', int, str or tuple of str
-        What may change besides the head: nothing (``"head"``), everything above the cut (``"tail"``), the
-        last k stages of the network, everything above a tap, or (surgically) only the modules that a tuple
-        names, e.g. ``("blocks.5",)``.
+        What is trained besides the head: nothing (``"head"``), everything above the cut (``"tail"``), the
+        last k stages of the network, everything above a layer, or only the modules named by a tuple, e.g.
+        ``("blocks.5",)``.
     train_head : bool
-        Whether the head may change too.
+        Whether the head is trained too.
     epochs : int
-        Passes over the rows; 0 leaves the phase out.
+        Passes over the images; 0 leaves the phase out.
     lr : float
-        Peak learning rate of the top layer.
+        Peak learning rate of the last layer.
     head_lr : float, optional
         Peak learning rate of the head; the same as `lr` by default.
     optimizer : str
@@ -47,9 +50,9 @@ class Phase:
     momentum : float
         For optimizers that have one.
     layer_decay : float
-        Each layer below the top learns at this multiple of the rate of the one above (ELECTRA, BEiT).
+        Factor from the learning rate of a layer to that of the layer below (ELECTRA, BEiT).
     weight_decay : float
-        Decoupled or L2, as the optimizer has it; never on norms and biases.
+        Decoupled or L2, depending on the optimizer; not on norms and biases.
     schedule : {'cosine', 'step-exp', 'constant'}
         Cosine to zero; constant for `constant_epochs` and then times exp(-0.1) per epoch; or constant.
     warmup : float
@@ -57,24 +60,24 @@ class Phase:
     constant_epochs : int
         For ``step-exp``.
     batch_size : int
-        Rows per step.
+        Images per step.
     label_smoothing : float
-        Share of the target that is spread over all classes.
+        Share of the target that is distributed over all classes.
     mixup, cutmix : float
-        Alpha of the Beta distribution, 0 for none; only where images stream.
+        Alpha of the Beta distribution, 0 for none; only for streamed images.
     clip_norm : float, optional
-        Greatest norm of the whole gradient.
+        Maximal norm of the whole gradient.
     ema : float, optional
-        Decay of the moving average of the weights that is validated and kept instead of the raw ones.
+        Decay of the moving average of the weights; it is validated and kept instead of the weights.
     patience : int, optional
-        Epochs without a better validation after which the phase ends.
+        Epochs without improvement on the validation images after which the phase ends.
     batch_norm : {'frozen', 'trained', 'all'}
-        Whose batch statistics move: nobody's, those of trained layers, or all above the cut. Pictures far
-        from the pretraining have other statistics: moving them at once throws away the head's start.
+        Which batch statistics are updated: none, those of trained layers, or all above the cut. Images
+        unlike those of the pretraining have other statistics; their update makes the initial head worse.
     dropout : float
-        Before the head's first layer.
+        Dropout before the head's first layer.
     drop_path : float
-        Stochastic depth of the last residual block; it falls linearly to 0 at the cut.
+        Stochastic depth of the last residual block; it decreases linearly to 0 at the cut.
     """
 
     trainable: str | int | tuple[str, ...] = "tail"
@@ -118,11 +121,11 @@ class Phase:
         if self.batch_size < 2:
             raise UsageError(f"a phase's batch_size is {self.batch_size!r}; it must be 2 or more.")
         if self.trainable == "head" and not self.train_head and self.epochs:
-            raise UsageError("a phase that trains neither the tail nor the head trains nothing.")
+            raise UsageError("a phase must train the layers above the cut, the head, or both.")
 
     @property
     def mixes(self) -> bool:
-        """Whether batches are mixed, which needs images."""
+        """Whether batches are mixed by mixup or cutmix, which needs images."""
         return self.mixup > 0 or self.cutmix > 0
 
     def replace(self, **changes: Any) -> Phase:
@@ -130,37 +133,64 @@ class Phase:
         return dataclasses.replace(self, **changes)
 
 
-def default_phases(head: str) -> tuple[Phase, ...]:
-    """Return the two phases of a head: it alone first, then the layers above the cut as well.
+@dataclass(frozen=True)
+class TrainedLayer:
+    """One group of parameters that a phase trains.
 
-    A head taken from the tuned probe needs no first phase (LP-FT, Kumar et al. 2022); a fresh one gets the
-    tutorials' 25 frozen epochs, which run on pooled features and cost next to nothing.
+    Parameters
+    ----------
+    names : tuple of str
+    parameters : int
+        Number of scalars.
+    lr : float
+        Peak learning rate.
+    weight_decay : float
+    """
+
+    names: tuple[str, ...]
+    parameters: int
+    lr: float
+    weight_decay: float
+
+    def __str__(self) -> str:
+        """Modules, number of tensors and of parameters, learning rate, weight decay."""
+        modules = list(dict.fromkeys(name.rpartition(".")[0] for name in self.names))
+        which = modules[0] if len(modules) == 1 else f"{modules[0]} … {modules[-1]}"
+        return (
+            f"{which}: {len(self.names)} tensors, {self.parameters:,} parameters, lr {self.lr:.2g}, "
+            f"weight decay {self.weight_decay:g}"
+        )
+
+
+def default_phases(head: str) -> tuple[Phase, ...]:
+    """Return the two phases of a head: first the head alone, then also the layers above the cut.
+
+    A head that starts as the probe needs no first phase (LP-FT, Kumar et al. 2022). Other heads are trained
+    for 25 epochs first, as in the Keras tutorials; this runs on pooled features and is fast.
     """
     _check_choice("head", head, HEADS)
     first = Phase(trainable="head", epochs=0 if head == "probe" else 25, lr=1e-3, weight_decay=1e-4)
     return (first, Phase(patience=PATIENCE))
 
 
-def phases_to_json(phases: Iterable[Phase]) -> str:
-    """Text that `phases_from_json` reads."""
-    return json.dumps([dataclasses.asdict(phase) for phase in phases], sort_keys=True)
+def describe_phases(
+    phases: Sequence[Phase], trained: Sequence[Sequence[TrainedLayer]], head: str = "probe"
+) -> list[str]:
+    """Describe what each phase trains: names, numbers of parameters, learning rates; one line each."""
+    lines = []
+    for number, (phase, layers) in enumerate(zip(phases, trained, strict=True), 1):
+        if not phase.epochs:
+            lines.append(f"phase {number} of {len(phases)}: left out, the head starts {HEADS[head]}")
+            continue
+        total = sum(layer.parameters for layer in layers)
+        lines.append(
+            f"phase {number} of {len(phases)}: at most {phase.epochs} epochs of {phase.optimizer}, "
+            f"{total:,} parameters"
+        )
+        lines += [f"  {layer}" for layer in layers]
+    return lines
 
 
-def phases_from_json(text: str) -> tuple[Phase, ...]:
-    """Read phases.
-
-    Raises
-    ------
-    ModelFileError
-        If the text is not a list of phases of this version.
-    """
-    try:
-        entries: list[Mapping[str, Any]] = json.loads(text)
-        return tuple(Phase(**entry) for entry in entries)
-    except (ValueError, TypeError) as error:
-        raise ModelFileError(f"the phases of a fine-tuned network cannot be read: {error}") from error
-
-
-def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _check_choice(name: str, value: str, allowed: Iterable[str]) -> None:
     if value not in allowed:
         raise UsageError(f"{name} {value!r} is not known; choose one of {', '.join(allowed)}.")

@@ -1,15 +1,15 @@
-"""The probe: the tuned classifier on frozen features that fine-tuning starts from and must beat.
+"""The probe: the tuned classifier on frozen features, from which fine-tuning starts.
 
-Its weights start the new head (LP-FT, Kumar et al. 2022): scaling, coefficients and calibration fold into
-one matrix and one bias. Whether a classifier is linear is not asked of its type but of its answers, so any
-pipeline will do. No torch here.
+Its weights initialise the new head (LP-FT, Kumar et al. 2022): scaling, coefficients and calibration are
+combined into one matrix and one bias. Whether a classifier is linear is tested on its scores, so that any
+pipeline can be used. Torch is not imported here.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,64 +20,48 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from featx.evaluation import Calibration
-from featx.features import FeatureBlocks, Rows
-from featx.finetune.rows import Index
+from featx.features import Rows
+from featx.finetune.features import Index
 from featx.heads import decision_scores, vote_scores
 from featx.splits import make_folds
 
-if TYPE_CHECKING:
-    from featx.search import HeadSearchCV
-
 AFFINE_TOLERANCE = 1e-3
-"""Greatest relative deviation from the folded weights at which scores still count as linear."""
+"""Largest relative deviation from the linear map at which scores count as linear."""
 LOGISTIC_C = (1e-4, 1e-3, 1e-2, 1e-1)
 """Inverse penalties tried on standardised features."""
-USUAL_C = 1e-2
-"""It was best or near it on all sets looked at."""
+DEFAULT_C = 1e-2
+"""Best or nearly best on all data sets that were tested."""
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A classifier on pooled rows, which can be fitted again on some of them.
+class LinearProbe:
+    """A classifier on pooled features that can be fitted again on some of the images.
 
     Parameters
     ----------
     estimator : scikit-learn classifier
         With ``decision_function`` or ``predict_proba``; it is cloned before each fit.
-    rows : ndarray of shape (n, d)
-        Rows of all the images, as the estimator takes them.
+    features : ndarray of shape (n, d)
+        Features of all images, as the estimator takes them.
     calibration : Calibration
         From its decision scores to probabilities.
     adjustment : optional
-        What favours rare classes: its ``scores`` changes decision scores before they are calibrated.
+        Correction for rare classes: its ``scores`` maps decision scores before the calibration.
     """
 
     estimator: Any
-    rows: Rows
+    features: Rows
     calibration: Calibration = Calibration("identity")  # noqa: RUF009  (frozen)
     adjustment: Any = None
 
-    @classmethod
-    def of_search(cls, search: HeadSearchCV, blocks: FeatureBlocks) -> Probe:
-        """The winner of a search, with the rows that it was fitted on.
-
-        Parameters
-        ----------
-        search : HeadSearchCV
-            Fitted.
-        blocks : FeatureBlocks
-            Of the same images, in the order in which they are fine-tuned.
-        """
-        return cls(search.best_estimator_, blocks.stack(search.best_blocks_), search.calibration_)
-
     def fit(self, y: NDArray[np.intp], index: Index, weights: ArrayLike | None = None) -> FittedProbe:
-        """Fit a copy on some of the images; `y` and `weights` are those of all."""
+        """Fit a copy on some of the images; `y` and `weights` are those of all images."""
         estimator = clone(self.estimator)
         name = "sample_weight"
         if hasattr(estimator, "steps"):
             name = f"{estimator.steps[-1][0]}__sample_weight"
         options = {} if weights is None else {name: np.asarray(weights)[index]}
-        estimator.fit(self.rows[index], y[index], **options)
+        estimator.fit(self.features[index], y[index], **options)
         return FittedProbe(estimator, self.calibration, self.adjustment)
 
 
@@ -89,44 +73,44 @@ class FittedProbe:
     calibration: Calibration
     adjustment: Any = None
 
-    def scores(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+    def scores(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Calibrated logits, shape (n,) for two classes, else (n, C)."""
-        return np.asarray(self.calibration.scores(self._decisions(rows)), np.float64)
+        return np.asarray(self.calibration.scores(self._decisions(features)), np.float64)
 
-    def proba(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+    def proba(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Probabilities of shape (n, C)."""
-        return np.asarray(self.calibration.proba(self._decisions(rows)), np.float64)
+        return np.asarray(self.calibration.proba(self._decisions(features)), np.float64)
 
-    def _decisions(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        decisions = self._plain_decisions(rows)
+    def _decisions(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        decisions = self._plain_decisions(features)
         return decisions if self.adjustment is None else np.asarray(self.adjustment.scores(decisions))
 
-    def _plain_decisions(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+    def _plain_decisions(self, features: NDArray[Any]) -> NDArray[np.float64]:
         if isinstance(self.estimator, Pipeline) and "head" in self.estimator.named_steps:
-            return decision_scores(self.estimator, rows)
+            return decision_scores(self.estimator, features)
         if hasattr(self.estimator, "decision_function"):
-            return np.asarray(self.estimator.decision_function(rows), np.float64)
-        return vote_scores(self.estimator.predict_proba(rows))
+            return np.asarray(self.estimator.decision_function(features), np.float64)
+        return vote_scores(self.estimator.predict_proba(features))
 
 
 def logistic_probe(
-    rows: Rows,
+    features: Rows,
     y: NDArray[np.intp],
     index: Index,
     *,
     groups: NDArray[Any] | None = None,
     random_state: int = 0,
-) -> Probe:
-    """A logistic regression on standardised last features, its penalty chosen out of fold on some of them.
+) -> LinearProbe:
+    """Return a logistic regression on standardised features, its penalty chosen by cross-validation.
 
-    What else there is, such as the part that judges, has no say; where a class has a single image, there
-    are no folds and the penalty is `USUAL_C`.
+    Only the images of `index` are used, not those of the comparison. If a class has a single image, there are
+    no folds, and C is `DEFAULT_C`.
     """
     pipeline = make_pipeline(StandardScaler(), LogisticRegression(max_iter=300))
     own = y[index]
     fewest = int(np.unique(own, return_counts=True)[1].min())
     if fewest < 2:
-        return Probe(pipeline.set_params(logisticregression__C=USUAL_C), rows)
+        return LinearProbe(pipeline.set_params(logisticregression__C=DEFAULT_C), features)
     folds = make_folds(
         own,
         n_splits=min(3, fewest),
@@ -136,30 +120,30 @@ def logistic_probe(
     search = GridSearchCV(
         pipeline, {"logisticregression__C": list(LOGISTIC_C)}, scoring="neg_log_loss", cv=folds, refit=False
     )
-    search.fit(rows[index], own)
-    return Probe(pipeline.set_params(**search.best_params_), rows)
+    search.fit(features[index], own)
+    return LinearProbe(pipeline.set_params(**search.best_params_), features)
 
 
 def fold_linear(
-    scores: Callable[[NDArray[Any]], NDArray[np.float64]], rows: NDArray[Any]
+    scores: Callable[[NDArray[Any]], NDArray[np.float64]], features: NDArray[Any]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
-    """Weights and bias of scores that are linear in the rows, or None if they are not.
+    """Return weights and bias of scores that are linear in the features, or None if they are not.
 
-    What all classes of a row have in common is taken off first, since no probability depends on it: the
-    distances to class means are linear then. The scores of the origin and of the unit vectors (times the
-    features' own size) give the map; the rows then prove it.
+    The mean over classes is subtracted first, since no probability depends on it: squared distances to class
+    means are linear then. The scores of the origin and of the unit vectors (times the scale of the features)
+    give the map, which is then tested on the features.
 
     Parameters
     ----------
     scores : callable
-        From rows of shape (n, d) to scores of shape (n,) or (n, C).
-    rows : ndarray of shape (n, d)
-        Rows to prove it on.
+        Map from features of shape (n, d) to scores of shape (n,) or (n, C).
+    features : ndarray of shape (n, d)
+        Features to test the map on.
 
     Returns
     -------
     weight : ndarray of shape (C, d)
-        For two classes with one score, two rows of opposite signs whose logits have the same softmax.
+        For two classes with one score, two features of opposite signs whose logits have the same softmax.
     bias : ndarray of shape (C,)
     """
 
@@ -167,12 +151,12 @@ def fold_linear(
         found = scores(points)
         return found - found.mean(1, keepdims=True) if found.ndim == 2 else found
 
-    size = float(np.abs(rows).max()) or 1.0
-    width = rows.shape[1]
+    size = float(np.abs(features).max()) or 1.0
+    width = features.shape[1]
     origin = relative(np.zeros((1, width)))[0]
     slopes = (relative(np.eye(width) * size) - origin) / size
-    truth = relative(np.asarray(rows, np.float64))
-    deviation = np.abs(rows.astype(np.float64) @ slopes + origin - truth).max()
+    truth = relative(np.asarray(features, np.float64))
+    deviation = np.abs(features.astype(np.float64) @ slopes + origin - truth).max()
     if not deviation <= AFFINE_TOLERANCE * max(1.0, float(np.abs(truth).max())):
         return None
     if slopes.ndim == 1:

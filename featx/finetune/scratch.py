@@ -1,11 +1,12 @@
-"""Small convnets trained from nothing, for comparison only: does transfer help here, and by how much?
+"""Small convnets that are trained from random weights, to measure how much pretraining helps.
 
-They are those of the Keras tutorials that teach image classification on little data, trained by the same
-loop as the fine-tuner, so that the curves of both can lie in one figure. Torch is imported when one trains.
+They are those of the Keras tutorials on image classification with little data, trained by the loop of the
+fine-tuner. Torch is imported for training and prediction.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -20,10 +21,12 @@ from featx.curves import ScorePath
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.extractor import Progress
+from featx.finetune.features import MEMORY, ArrayFeatures, FeatureSource, feature_bytes
+from featx.finetune.inputs import as_images
 from featx.finetune.phases import Phase
-from featx.finetune.rows import MEMORY, ArrayRows, RowSource, row_bytes
+from featx.finetune.stream import StreamedFeatures
 from featx.finetune.verdict import make_parts
-from featx.images import ImageSet, load_images, resolve_decoder
+from featx.images import ImageSet, resolve_decoder
 from featx.solvers import sample_rows
 from featx.spec import FeatureSpec
 from featx.splits import check_labels, make_folds
@@ -31,19 +34,19 @@ from featx.splits import check_labels, make_folds
 if TYPE_CHECKING:
     from torch import nn
 
-PARTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
-"""Parts of the training images that a path from scratch has points at."""
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Shares of the training images at which `scratch_path` trains a network."""
 
 FEWEST_OF_CLASS = 3
-"""Images of each class at its first point: one is needed to validate on, and more to learn from."""
+"""Images of each class at the first share: one for validation, and two for training."""
 
 NORMAL = 1.96
-"""Half a 95 % interval in standard errors."""
+"""Half the width of a 95 % interval in standard errors."""
 
 
 @dataclass(frozen=True)
 class Convnet:
-    """A convnet of blocks: 3×3 convolutions with ReLU, then 2×2 max-pooling, then dense layers.
+    """A convnet of blocks (3×3 convolutions with ReLU, then 2×2 max-pooling) and dense layers.
 
     Parameters
     ----------
@@ -52,13 +55,13 @@ class Convnet:
     dense : int
         Hidden units; 0 for none.
     side : int
-        Pixels.
+        Side of the input in pixels.
     batch_norm : bool
-        After each convolution and the dense layer.
+        Whether batch norm follows each convolution and the dense layer.
     block_dropout, dropout : float
-        After each block's pooling, and before the classifier's layers.
+        Dropout after the pooling of each block, and before the dense layers.
     lr, batch_size
-        As its tutorial trains it (by RMSprop).
+        Of RMSprop, as in the tutorial.
     """
 
     blocks: tuple[tuple[int, ...], ...]
@@ -71,32 +74,31 @@ class Convnet:
     batch_size: int
 
 
+CONVNETS: Mapping[str, Convnet] = {
+    "four-blocks": Convnet(((32,), (64,), (128,), (128,)), 512, 150, False, 0.0, 0.0, 1e-4, 20),
+    "three-blocks": Convnet(((32,), (64,), (128,)), 512, 130, True, 0.25, 0.5, 1e-3, 32),
+    "tiny": Convnet(((3, 10), (3, 5)), 0, 130, False, 0.0, 0.0, 1e-3, 32),
+}
+"""F. Chollet's network for cats and dogs, and the two of "Small data strikes back"."""
+
+
 class ScratchClassifier(ClassifierMixin, BaseEstimator):
     """A small convnet on images, trained from random weights.
 
     Parameters
     ----------
-    architecture : str
-        ``four-blocks`` (32, 64, 128, 128, dense 512; 150 pixels), ``three-blocks`` (32, 64, 128 with batch
-        norm and dropout; 130 pixels) or ``tiny`` (two blocks of 3–10 channels).
-    view_policy : str
-        Augmentation, fresh each epoch; ``"none"`` for none.
-    dropout, batch_norm : optional
-        Instead of the architecture's own.
-    l2 : float
+    net : str or Convnet, default 'four-blocks'
+        A key of `CONVNETS`, or another network.
+    view_policy : str, default 'none'
+        Augmentation, different in each epoch.
+    l2 : float, default 0
         Weight of the squared norm of the weights (not of norms and biases).
-    epochs : int
-    lr, batch_size : optional
-        Instead of the tutorial's.
-    optimizer : str
-        timm's name.
-    validation : float
-        Share of the images for the validation curve; the best epoch on it is kept if `keep_best`.
-    keep_best : bool
-        False keeps the last epoch's weights, as the plain tutorials do.
-    memory : int
-        Bytes of pictures held at once.
-    device : str
+    epochs : int, default 30
+    validation : float, default 0.2
+        Share of the images for validation.
+    keep_best : bool, default True
+        Whether the weights of the epoch with the best validation are kept, or those of the last epoch.
+    device : str, default 'auto'
     random_state : int, optional
     callback : callable, optional
         Called with `featx.extractor.Progress` events.
@@ -105,42 +107,30 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
     ----------
     classes_ : ndarray of shape (n_classes,)
     history_ : list of dict
-        ``accuracy`` and ``loss`` in training, ``stop_accuracy`` and ``stop_loss`` in validation, by epoch.
+        ``accuracy`` and ``loss`` in training, ``val_accuracy`` and ``val_loss`` in validation, by epoch.
     module_ : torch.nn.Module
     n_parameters_ : int
     """
 
     def __init__(
         self,
-        architecture: str = "four-blocks",
+        net: str | Convnet = "four-blocks",
         *,
         view_policy: str = "none",
-        dropout: float | None = None,
-        batch_norm: bool | None = None,
         l2: float = 0.0,
         epochs: int = 30,
-        lr: float | None = None,
-        batch_size: int | None = None,
-        optimizer: str = "rmsprop",
         validation: float = 0.2,
         keep_best: bool = True,
-        memory: int = MEMORY,
         device: str = "auto",
         random_state: int | None = None,
         callback: Callable[[Progress], None] | None = None,
     ) -> None:
-        self.architecture = architecture
+        self.net = net
         self.view_policy = view_policy
-        self.dropout = dropout
-        self.batch_norm = batch_norm
         self.l2 = l2
         self.epochs = epochs
-        self.lr = lr
-        self.batch_size = batch_size
-        self.optimizer = optimizer
         self.validation = validation
         self.keep_best = keep_best
-        self.memory = memory
         self.device = device
         self.random_state = random_state
         self.callback = callback
@@ -153,13 +143,13 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         X : ImageSet or list of image sources
         y : array-like of shape (n,)
         groups : array-like of shape (n,), optional
-            Never parted between training and validation.
+            Images of one group are all for training or all for validation.
         """
         import torch
 
         from featx.backbones.runtimes import resolve_device, resolve_precision
         from featx.finetune.network import TailClassifier, make_head
-        from featx.finetune.training import Recipe, Task, train
+        from featx.finetune.training import TrainingData, TrainingSettings, train
 
         labels = check_labels(y)
         if len(X) != len(labels):
@@ -173,35 +163,30 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             tail, width = build(net)
-            module = TailClassifier(tail, make_head("linear", width, len(self.classes_)))
+            self.module_ = TailClassifier(tail, make_head("linear", width, len(self.classes_)))
         phase = Phase(
-            epochs=self.epochs,
-            lr=self.lr or net.lr,
-            batch_size=self.batch_size or net.batch_size,
-            optimizer=self.optimizer,
-            momentum=0.0,
-            weight_decay=self.l2,
-            schedule="constant",
-            warmup=0,
-            clip_norm=None,
-            label_smoothing=0.0,
+            epochs=self.epochs, lr=net.lr, batch_size=net.batch_size, optimizer="rmsprop", momentum=0.0,
+            weight_decay=self.l2, schedule="constant", warmup=0, clip_norm=None, label_smoothing=0.0,
             batch_norm="trained",
-        )
-        rows = self._rows(_as_images(X))
-        task = Task(rows=rows, y=codes, n_classes=len(self.classes_), fit=parts.fit, stop=parts.stop)
+        )  # fmt: skip
         device = resolve_device(self.device)
-        self._recipe = Recipe(
+        self._settings = TrainingSettings(
             phases=(phase,),
             seed=seed,
             device=device,
             precision=resolve_precision("auto", device),
-            memory=self.memory,
-            stops=None if self.keep_best else (self.epochs,),
+            last_epochs=None if self.keep_best else (self.epochs,),
         )
-        report = self._reporter(self.epochs * len(parts.fit))
-        run = train(module, task, self._recipe, on_rows=report)
-        self.module_, self.history_ = module, run.history
-        self.n_parameters_ = sum(parameter.numel() for parameter in module.parameters())
+        data = TrainingData(
+            features=self._pictures(as_images(X)),
+            y=codes,
+            n_classes=len(self.classes_),
+            train=parts.train,
+            validation=parts.validation,
+        )
+        report = self._reporter(self.epochs * len(parts.train))
+        self.history_ = train(self.module_, data, self._settings, on_images=report).history
+        self.n_parameters_ = sum(parameter.numel() for parameter in self.module_.parameters())
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -215,46 +200,40 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         from featx.finetune.training import predict_logits
 
         check_is_fitted(self, "module_")
-        rows = self._stream(_as_images(X))
-        logits = predict_logits(self.module_, rows, np.arange(len(rows)), self._recipe)
+        pictures = self._stream(as_images(X))
+        logits = predict_logits(self.module_, pictures, np.arange(len(pictures)), self._settings)
         return np.asarray(softmax(logits.astype(np.float64), axis=1))
 
     def _convnet(self) -> Convnet:
-        if self.architecture not in CONVNETS:
-            raise UsageError(
-                f"architecture {self.architecture!r} is not known; choose one of {', '.join(CONVNETS)}."
-            )
-        net = CONVNETS[self.architecture]
-        given = {"dropout": self.dropout, "batch_norm": self.batch_norm}
-        return Convnet(**{**vars(net), **{name: value for name, value in given.items() if value is not None}})
+        if isinstance(self.net, Convnet):
+            return self.net
+        if self.net not in CONVNETS:
+            raise UsageError(f"net {self.net!r} is not known; choose one of {', '.join(CONVNETS)}.")
+        return CONVNETS[self.net]
 
-    def _rows(self, images: ImageSet) -> RowSource:
-        """Pictures, decoded once and held if they are the same each epoch and fit."""
+    def _pictures(self, images: ImageSet) -> FeatureSource:
+        """Decoded images, in memory if they fit and are the same in each epoch."""
         stream = self._stream(images)
-        if stream.varies or len(stream) * row_bytes(stream.shape, 1) > self.memory:
+        if stream.varies or len(stream) * feature_bytes(stream.shape, 1) > MEMORY:
             return stream
-        return ArrayRows(stream.read(np.arange(len(stream))))
+        return ArrayFeatures(stream.read(np.arange(len(stream))))
 
-    def _stream(self, images: ImageSet) -> RowSource:
-        from featx.finetune.stream import ImageRows
-
+    def _stream(self, images: ImageSet) -> FeatureSource:
         side = self._convnet().side
         spec = FeatureSpec(
             architecture="scratch", weights="", input_size=(side, side), resize="squash", crop_pct=1.0,
             interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1), decoder=resolve_decoder(),
         )  # fmt: skip
-        return ImageRows(images.sources, spec, shape=(3, side, side), view_policy=self.view_policy)
+        return StreamedFeatures(images.sources, spec, view_policy=self.view_policy)
 
     def _reporter(self, total: int) -> Callable[[int, str], None] | None:
         if self.callback is None:
             return None
-        import time
-
         callback, started, done = self.callback, time.monotonic(), 0
 
-        def report(rows: int, stage: str) -> None:
+        def report(images: int, stage: str) -> None:
             nonlocal done
-            done += rows
+            done += images
             rate = done / max(time.monotonic() - started, 1e-9)
             words = f"from scratch: {stage}"
             callback(Progress(done, total, images_per_s=rate, eta_s=(total - done) / rate, stage=words))
@@ -276,10 +255,10 @@ def scratch_path(
     random_state: int = 0,
     **params: Any,
 ) -> ScorePath:
-    """How a convnet from nothing grows with the labels: what a learning curve of features is held against.
+    """Measure the accuracy of a convnet from scratch by the number of labels.
 
-    One fifth of the images (a stratified fold) scores every point; the others are learnt from in nested,
-    stratified parts.
+    One fifth of the images (a stratified fold) is for testing. The networks are trained on nested, stratified
+    shares of the others.
 
     Parameters
     ----------
@@ -287,28 +266,28 @@ def scratch_path(
     y : array-like of shape (n,)
         Labels.
     groups : array-like of shape (n,), optional
-        Never parted between training and scoring.
+        Images of one group are all for training or all for testing.
     random_state : int
-        Seed of fold, parts and nets.
+        Seed of fold, shares and networks.
     **params
-        Of `ScratchClassifier`.
+        Parameters of `ScratchClassifier`.
 
     Returns
     -------
     ScorePath
-        Accuracy by training images, with 95 % intervals of the images that score.
+        Accuracy by the number of training images, with 95 % intervals over the test images.
 
     Raises
     ------
     DataError
-        If there are too few images of a class for one point.
+        If a class has too few images.
     """
     labels = check_labels(y)
     classes, codes = np.unique(labels, return_inverse=True)
     train, test = make_folds(labels, groups=groups, random_state=random_state)[0]
     sizes, scores = [], []
-    for part in PARTS:
-        own = train[sample_rows(codes[train], len(classes), round(part * len(train)), random_state)]
+    for share in SHARES:
+        own = train[sample_rows(codes[train], len(classes), round(share * len(train)), random_state)]
         if np.bincount(codes[own], minlength=len(classes)).min() < FEWEST_OF_CLASS:
             continue
         net = ScratchClassifier(**{"random_state": random_state, **params})
@@ -323,12 +302,12 @@ def scratch_path(
 
 
 def build(net: Convnet) -> tuple[nn.Module, int]:
-    """The convnet without its last layer, from pictures on the scale 0 to 255, and its width."""
+    """Return the convnet without its last layer, for images from 0 to 255, and its width."""
     import torch
     from torch import nn
 
     class Scale(nn.Module):
-        """Pixels to the scale 0 to 1."""
+        """From 0..255 to 0..1."""
 
         def forward(self, pictures: torch.Tensor) -> torch.Tensor:
             return pictures / 255
@@ -352,16 +331,3 @@ def build(net: Convnet) -> tuple[nn.Module, int]:
             layers += [nn.BatchNorm1d(net.dense), nn.Dropout(net.dropout)]
         width = net.dense
     return nn.Sequential(*layers), width
-
-
-def _as_images(X: Any) -> ImageSet:
-    return X if isinstance(X, ImageSet) else load_images(X)
-
-
-CONVNETS: Mapping[str, Convnet] = {
-    "four-blocks": Convnet(((32,), (64,), (128,), (128,)), 512, 150, False, 0.0, 0.0, 1e-4, 20),
-    "three-blocks": Convnet(((32,), (64,), (128,)), 512, 130, True, 0.25, 0.5, 1e-3, 32),
-    "tiny": Convnet(((3, 10), (3, 5)), 0, 130, False, 0.0, 0.0, 1e-3, 32),
-}
-"""The tutorials' nets: F. Chollet's cats and dogs (also with dropout 0.5), and the two of "Small data strikes
-back"."""

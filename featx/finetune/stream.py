@@ -1,47 +1,71 @@
-"""Rows that are made when asked for: pictures decoded, freshly augmented, run through the frozen stem.
+"""Features that are computed when they are read: images are decoded, augmented and run through frozen layers.
 
-For what does not fit on the disk, and for networks that train as a whole. An epoch's number is the number
-of the view, so the augmentation is the same code as the cached views', fresh each epoch and reproducible.
+This is for features that do not fit on the disk, and for networks that are trained as a whole. The number of
+the epoch is the number of the augmented view, so the augmentation is the same code as for stored views,
+different in each epoch and reproducible.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from joblib import cpu_count
 from numpy.typing import NDArray
 
 from featx.backbones.state import LAUNCHES
 from featx.backbones.transform import prepare
-from featx.finetune.rows import Index
+from featx.finetune.features import Index
 from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, decode_picture, read_picture
 from featx.spec import FeatureSpec
 
+if TYPE_CHECKING:
+    from featx.backbones.network import Backbone
+
 STEM_BATCH = 32
-Stem = Callable[[NDArray[np.uint8]], NDArray[Any]]
+"""Images that run through the frozen layers at a time."""
 
 
-class ImageRows:
-    """Rows of images, computed at each reading.
+class StemFunction:
+    """The frozen layers below a cut: from uint8 images (n, H, W, 3) to features, in torch.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    spec : FeatureSpec
+        Its cut is the upper end of the layers.
+    """
+
+    def __init__(self, backbone: Backbone, spec: FeatureSpec) -> None:
+        self._stem = backbone.stem([spec])
+        self.shape: tuple[int, ...] = self._stem.shapes[0]
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Features of one batch."""
+        import torch
+
+        device = next(self._stem.parameters()).device
+        with torch.inference_mode():
+            features = self._stem(torch.from_numpy(pictures).to(device))[0]
+            return np.asarray(features.float().cpu().numpy())
+
+
+class StreamedFeatures:
+    """Features of images, computed at each read.
 
     Parameters
     ----------
     sources : sequence of image sources
     spec : FeatureSpec
-        How a picture is decoded and resized; its cut is the stem's.
-    stem : callable, optional
-        From a batch (n, H, W, 3), uint8, to rows; None leaves the pictures as they are, as (n, 3, H, W).
-    shape : tuple of int
-        Shape of one row.
-    view_policy : str
+        How an image is decoded and resized.
+    stem : StemFunction, optional
+        The frozen layers; without them the images are returned as (n, 3, H, W).
+    view_policy : str, default "none"
         Augmentation of training epochs; ``"none"`` for none.
-    n_jobs : int, optional
-        Threads that decode.
-    max_pixels : int
-        Larger pictures are refused.
+    max_pixels : int, optional
+        Larger images are refused.
     """
 
     def __init__(
@@ -49,33 +73,30 @@ class ImageRows:
         sources: Sequence[ImageSource],
         spec: FeatureSpec,
         *,
-        shape: tuple[int, ...],
-        stem: Stem | None = None,
+        stem: StemFunction | None = None,
         view_policy: str = "none",
-        n_jobs: int | None = None,
         max_pixels: int = MAX_PIXELS,
     ) -> None:
-        self.shape = shape
+        self.shape: tuple[int, ...] = (3, *spec.input_size) if stem is None else stem.shape
         self.varies = view_policy != "none"
         self._sources, self._spec, self._stem, self._view_policy = sources, spec, stem, view_policy
         self._policy = DecodePolicy.of(spec, max_pixels)
-        self._threads = n_jobs or os.cpu_count() or 1
 
     def __len__(self) -> int:
         return len(self._sources)
 
     def read(self, index: Index, *, epoch: int | None = None) -> NDArray[Any]:
-        """See `RowSource.read`.
+        """See `FeatureSource.read`.
 
         Raises
         ------
         ImageError
-            If a picture can no longer be read, or is larger than `max_pixels`.
+            If an image can no longer be read, or is larger than `max_pixels`.
         """
         spec = self._spec
         if epoch is not None and self.varies:
             spec = spec.replace(view=epoch + 1, view_policy=self._view_policy)
-        with ThreadPoolExecutor(self._threads) as threads:
+        with ThreadPoolExecutor(cpu_count()) as threads:
             pictures = np.stack(list(threads.map(lambda number: self._picture(int(number), spec), index)))
         if self._stem is None:
             return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))

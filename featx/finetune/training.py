@@ -1,8 +1,8 @@
-"""The training loop: phases over row blocks, with validation, best checkpoint and resumption.
+"""The training loop: phases over batches of features, with validation, best weights and resumption.
 
-Every epoch's chance (order, views, dropout, mixing) is seeded by (seed, phase, epoch), not by what ran
-before, so a run that was killed goes on from its last epoch to the same result, bit for bit on a CPU.
-The parts are timm's and torch's own: optimizers, schedules, parameter groups, moving average.
+Each epoch seeds its own randomness (order, views, dropout, mixing) from (seed, phase, epoch). Therefore a
+training that was interrupted resumes after its last epoch with the same result, bit for bit on a CPU.
+Optimizers, schedules, parameter groups and the moving average are those of timm and torch.
 """
 
 from __future__ import annotations
@@ -26,46 +26,47 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from featx.backbones.state import LAUNCHES
 from featx.exceptions import UsageError
 from featx.finetune.checkpoint import Checkpoint
-from featx.finetune.depthwise import SingleDepthwise
-from featx.finetune.network import TailClassifier, TrainedLayer, prepare_phase, set_modes, trained_layers
-from featx.finetune.phases import EXP_DECAY, Phase
-from featx.finetune.rows import MEMORY, ArrayRows, Index, RowSource, batches
+from featx.finetune.depthwise import Float32Depthwise
+from featx.finetune.features import MEMORY, ArrayFeatures, FeatureSource, Index, batches
+from featx.finetune.network import TailClassifier, prepare_phase, set_modes, trained_layers
+from featx.finetune.phases import EXP_DECAY, Phase, TrainedLayer
+from featx.records import Record
 
 EVALUATION_BATCH = 64
+"""Images of a batch without gradients."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
-    """What is learnt from: rows, their classes and weights, and which of them for what.
+class TrainingData:
+    """Features, labels and weights, and which images are for training and validation.
 
     Parameters
     ----------
-    rows : RowSource
-        Rows at the cut.
+    features : FeatureSource
+        Features at the cut.
     y : ndarray of shape (n,), int
         Class indices.
     n_classes : int
-    fit, stop : ndarray of int
-        Rows to train on, and to validate each epoch on (may be empty: then nothing is validated and the
-        last epoch stands).
+    train, validation : ndarray of int
+        Images to train on, and to validate each epoch on. Without validation images the last epoch is kept.
     weights : ndarray of shape (n,), optional
-        Weight of each row in the loss, mean about 1.
+        Weight of each image in the loss, mean about 1.
     class_weights : ndarray of shape (n_classes,), optional
         Weight of each class in the loss.
     """
 
-    rows: RowSource
+    features: FeatureSource
     y: NDArray[np.intp]
     n_classes: int
-    fit: Index
-    stop: Index
+    train: Index
+    validation: Index
     weights: NDArray[np.float32] | None = None
     class_weights: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How it is learnt.
+class TrainingSettings:
+    """How the layers are trained.
 
     Parameters
     ----------
@@ -73,14 +74,14 @@ class Recipe:
     seed : int
     device : str
     precision : {'fp32', 'bf16', 'fp16'}
-        Of the forward pass while training; weights stay float32.
+        Of the forward pass in training; weights stay float32.
     monitor : {'accuracy', 'loss'}
-        What of the validation decides which epoch is best (the other breaks ties).
+        Validation metric that chooses the best epoch (the other one breaks ties).
     memory : int
-        Bytes of rows held at once.
-    stops : tuple of int, optional
-        Last epoch of each phase, which is kept whatever the validation says, on schedules of full length:
-        how a run on all rows repeats one that could validate.
+        Bytes of features that are kept in memory.
+    last_epochs : tuple of int, optional
+        Last epoch of each phase, which is kept without regard to validation; schedules have their full
+        length. A training on all images repeats in this way one with validation images.
     """
 
     phases: tuple[Phase, ...]
@@ -89,71 +90,87 @@ class Recipe:
     precision: str = "fp32"
     monitor: str = "accuracy"
     memory: int = MEMORY
-    stops: tuple[int, ...] | None = None
+    last_epochs: tuple[int, ...] | None = None
 
 
 @dataclass
-class Run:
-    """What a run has come to: all that a resumed one needs besides its task and recipe."""
+class TrainingRun(Record):
+    """State of a training, for its checkpoint: everything except data, settings and tensors.
+
+    Parameters
+    ----------
+    phase, epoch : int
+        Index of the current phase, and epochs done in it.
+    since_best : int
+        Epochs of the phase since the best one.
+    best : tuple of int or None
+        Phase and epoch of the best weights; (0, 0) are the initial ones.
+    best_score : tuple of float or None
+        Monitored metric of the best weights, and the other one.
+    best_epochs : list of int
+        Best epoch of each phase that is done; 0 if none of its epochs was better than before.
+    history : list of dict
+        Record of each epoch.
+    """
 
     phase: int = 0
     epoch: int = 0
     since_best: int = 0
     best: tuple[int, int] | None = None
     best_score: tuple[float, float] | None = None
-    stops: list[int] = field(default_factory=list)
+    best_epochs: list[int] = field(default_factory=list)
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
 Listener = Callable[[dict[str, Any]], None]
-"""Called with each epoch's record; it may raise to stop (Optuna prunes so)."""
+"""Called with each epoch's record; it may raise an exception to stop (pruning by Optuna)."""
 
 
 def train(
     module: TailClassifier,
-    task: Task,
-    recipe: Recipe,
+    data: TrainingData,
+    settings: TrainingSettings,
     *,
     checkpoint: Path | None = None,
     on_epoch: Listener | None = None,
-    on_rows: Callable[[int, str], None] | None = None,
-) -> Run:
-    """Train in place, phase after phase; at the end the module holds its best epoch's weights.
+    on_images: Callable[[int, str], None] | None = None,
+) -> TrainingRun:
+    """Train in place, phase after phase; at the end the module has the weights of its best epoch.
 
     Parameters
     ----------
     module : TailClassifier
-        With its head initialised; the state it comes in is validated as epoch 0 and may stay the best.
-    task, recipe
-        See there.
+        With an initialised head. Its initial weights are validated as epoch 0 and can be the best ones.
+    data : TrainingData
+    settings : TrainingSettings
     checkpoint : Path, optional
-        File to go on from, and to write after each epoch.
-    on_epoch, on_rows : callable, optional
-        Told of each epoch's record, and of rows done (with the stage in words).
+        File to resume from, and to write after each epoch.
+    on_epoch, on_images : callable, optional
+        Called with the record of each epoch; with the number of images done, and the stage in words.
     """
-    if recipe.precision == "fp16" and not recipe.device.startswith("cuda"):
+    if settings.precision == "fp16" and not settings.device.startswith("cuda"):
         raise UsageError("training in fp16 needs a CUDA device; use precision 'bf16' or 'fp32'.")
-    module.to(recipe.device)
-    module.to(memory_format=torch.channels_last)  # depthwise convolutions run backward in two thirds the time
+    module.to(settings.device)
+    module.to(memory_format=torch.channels_last)  # a third less time for gradients of depthwise convolutions
     keeper = Checkpoint(checkpoint, module)
-    run = Run(**state) if (state := keeper.load_run()) else Run()
-    with torch.random.fork_rng(devices=_cuda_devices(recipe.device)):
-        if run.best_score is None and _chooses(task, recipe):
-            run.best_score = _score(*_validate(module, task, recipe), recipe.monitor)
+    run = TrainingRun.from_dict(state) if (state := keeper.load_run()) else TrainingRun()
+    with torch.random.fork_rng(devices=_cuda_devices(settings.device)):
+        if run.best_score is None and _chooses(data, settings):
+            run.best_score = _score(*_validate(module, data, settings), settings.monitor)
             run.best = (0, 0)
             keeper.keep_best(module)
-        while run.phase < len(recipe.phases):
-            if recipe.phases[run.phase].epochs:
-                _train_phase(module, task, recipe, run, keeper, on_epoch, on_rows)
+        while run.phase < len(settings.phases):
+            if settings.phases[run.phase].epochs:
+                _train_phase(module, data, settings, run, keeper, on_epoch, on_images)
             keeper.restore_best(module)
-            run.stops.append(run.best[1] if run.best is not None and run.best[0] == run.phase else 0)
+            run.best_epochs.append(run.best[1] if run.best is not None and run.best[0] == run.phase else 0)
             run.phase, run.epoch, run.since_best = run.phase + 1, 0, 0
     module.eval()
     return run
 
 
 def describe(module: TailClassifier, phases: Sequence[Phase]) -> list[list[TrainedLayer]]:
-    """What each phase would train: names, numbers of parameters, peak learning rates."""
+    """Return what each phase would train: names, numbers of parameters, peak learning rates."""
     described: list[list[TrainedLayer]] = []
     for phase in phases:
         if not phase.epochs:
@@ -165,14 +182,14 @@ def describe(module: TailClassifier, phases: Sequence[Phase]) -> list[list[Train
 
 
 def move_statistics(module: TailClassifier, batches: Iterable[Tensor]) -> None:
-    """Put the means over batches in place of the batch statistics that a prepared phase would move.
+    """Replace the batch statistics that a prepared phase would update by means over batches.
 
     Parameters
     ----------
     module : TailClassifier
         As `prepare_phase` leaves it.
     batches : iterable of Tensor
-        Rows at the cut.
+        Features at the cut.
     """
     norms = [part for part in module.modules() if isinstance(part, _BatchNorm) and part.training]
     momenta = [norm.momentum for norm in norms]
@@ -181,14 +198,14 @@ def move_statistics(module: TailClassifier, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.train().momentum = None  # the mean over all batches
     with torch.no_grad():
-        for rows in batches:
-            module.tail(rows)
+        for batch in batches:
+            module.tail(batch)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.eval().momentum = momentum
 
 
 def predict_logits(
-    module: TailClassifier, rows: RowSource, index: Index, recipe: Recipe
+    module: TailClassifier, features: FeatureSource, index: Index, settings: TrainingSettings
 ) -> NDArray[np.float32]:
     """Logits of shape (len(index), classes), float32, in evaluation mode."""
     module.eval()
@@ -196,68 +213,71 @@ def predict_logits(
         return np.empty((0, 0), np.float32)
     found = []
     with torch.inference_mode():
-        for _, values in batches(rows, index, EVALUATION_BATCH, memory=recipe.memory):
-            with LAUNCHES.alone(recipe.device):
-                logits = module(to_tensor(values, recipe.device)).float()
+        for _, values in batches(features, index, EVALUATION_BATCH, memory=settings.memory):
+            with LAUNCHES.alone(settings.device):
+                logits = module(to_tensor(values, settings.device)).float()
             found.append(logits.cpu().numpy())
     return np.concatenate(found)
 
 
 def _train_phase(
     module: TailClassifier,
-    task: Task,
-    recipe: Recipe,
-    run: Run,
+    data: TrainingData,
+    settings: TrainingSettings,
+    run: TrainingRun,
     keeper: Checkpoint,
     on_epoch: Listener | None,
-    on_rows: Callable[[int, str], None] | None,
+    on_images: Callable[[int, str], None] | None,
 ) -> None:
-    phase = recipe.phases[run.phase]
+    phase = settings.phases[run.phase]
     prepare_phase(module, phase)
     trained: nn.Module = module
     if phase.trainable == "head":
-        trained, task = _on_features(module, task, recipe)
+        trained, data = _on_features(module, data, settings)
     optimizer = _make_optimizer(module, phase)
     steps = sum(
-        1 for _ in batches(_Counted(task.rows), task.fit, phase.batch_size, epoch=0, memory=recipe.memory)
+        1
+        for _ in batches(
+            _Counted(data.features), data.train, phase.batch_size, epoch=0, memory=settings.memory
+        )
     )
     schedule = make_schedule(optimizer, phase, steps)
     average = _make_average(trained, phase)
     keeper.load_phase(run.phase, optimizer, average)
-    scaler = torch.amp.GradScaler(enabled=recipe.precision == "fp16")
+    scaler = torch.amp.GradScaler(enabled=settings.precision == "fp16")
 
-    while not _is_over(run, recipe, bool(len(task.stop))):
+    while not _is_over(run, settings, bool(len(data.validation))):
         run.epoch += 1
         record = _train_epoch(
-            trained, module, task, recipe, run, optimizer, schedule, average, scaler, steps, on_rows
+            trained, module, data, settings, run, optimizer, schedule, average, scaler, steps, on_images
         )
-        judged = average.module if average is not None else trained
-        if len(task.stop):
-            record["stop_loss"], record["stop_accuracy"] = _validate(judged, task, recipe)
-        if _chooses(task, recipe):
-            score = _score(record["stop_loss"], record["stop_accuracy"], recipe.monitor)
+        validated = average.module if average is not None else trained
+        if len(data.validation):
+            record["val_loss"], record["val_accuracy"] = _validate(validated, data, settings)
+        if _chooses(data, settings):
+            score = _score(record["val_loss"], record["val_accuracy"], settings.monitor)
             run.since_best += 1
             if run.best_score is None or score > run.best_score:
                 run.best, run.best_score, run.since_best = (run.phase, run.epoch), score, 0
-                keeper.keep_best(module, judged)
+                keeper.keep_best(module, validated)
         else:
             run.best = (run.phase, run.epoch)
-            keeper.keep_best(module, judged)
+            keeper.keep_best(module, validated)
         run.history.append(record)
-        keeper.save(dataclasses.asdict(run), module, optimizer, average)
+        keeper.save(run.to_dict(), module, optimizer, average)
         if on_epoch is not None:
             on_epoch(record)
 
 
-def _chooses(task: Task, recipe: Recipe) -> bool:
-    """Whether validation decides which epoch is kept; else it is the last."""
-    return bool(len(task.stop)) and recipe.stops is None
+def _chooses(data: TrainingData, settings: TrainingSettings) -> bool:
+    """Whether validation chooses the epoch that is kept; else it is the last one."""
+    return bool(len(data.validation)) and settings.last_epochs is None
 
 
-def _is_over(run: Run, recipe: Recipe, validated: bool) -> bool:
-    phase = recipe.phases[run.phase]
-    if recipe.stops is not None:
-        return run.epoch >= recipe.stops[run.phase]
+def _is_over(run: TrainingRun, settings: TrainingSettings, validated: bool) -> bool:
+    phase = settings.phases[run.phase]
+    if settings.last_epochs is not None:
+        return run.epoch >= settings.last_epochs[run.phase]
     impatient = phase.patience is not None and validated and run.since_best >= phase.patience
     return run.epoch >= phase.epochs or impatient
 
@@ -265,20 +285,20 @@ def _is_over(run: Run, recipe: Recipe, validated: bool) -> bool:
 def _train_epoch(
     trained: nn.Module,
     module: TailClassifier,
-    task: Task,
-    recipe: Recipe,
-    run: Run,
+    data: TrainingData,
+    settings: TrainingSettings,
+    run: TrainingRun,
     optimizer: torch.optim.Optimizer,
     schedule: Any,
     average: Any,
     scaler: torch.amp.GradScaler,
     steps: int,
-    on_rows: Callable[[int, str], None] | None,
+    on_images: Callable[[int, str], None] | None,
 ) -> dict[str, Any]:
-    phase = recipe.phases[run.phase]
-    epoch_seed = (recipe.seed * 1_000_003 + run.phase * 1_009 + run.epoch) % (1 << 31)
+    phase = settings.phases[run.phase]
+    epoch_seed = (settings.seed * 1_000_003 + run.phase * 1_009 + run.epoch) % (1 << 31)
     torch.manual_seed(epoch_seed)
-    mix = _make_mix(phase, task)
+    mix = _make_mix(phase, data)
     set_modes(module, phase)
     if trained is not module:
         trained.train()
@@ -288,18 +308,23 @@ def _train_epoch(
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     losses, right, seen = [], [], 0
     started, used = time.monotonic(), time.process_time()
-    stage = f"phase {run.phase + 1} of {len(recipe.phases)}, epoch {run.epoch} of {phase.epochs}"
+    stage = f"phase {run.phase + 1} of {len(settings.phases)}, epoch {run.epoch} of {phase.epochs}"
 
     for numbers, rows in batches(
-        task.rows, task.fit, phase.batch_size, epoch=epoch_seed, seed=recipe.seed, memory=recipe.memory
+        data.features,
+        data.train,
+        phase.batch_size,
+        epoch=epoch_seed,
+        seed=settings.seed,
+        memory=settings.memory,
     ):
-        with LAUNCHES.alone(recipe.device):
-            inputs = to_tensor(rows, recipe.device)
-            targets = torch.from_numpy(task.y[numbers]).to(recipe.device)
+        with LAUNCHES.alone(settings.device):
+            inputs = to_tensor(rows, settings.device)
+            targets = torch.from_numpy(data.y[numbers]).to(settings.device)
             inputs, mixed = mix(inputs, targets) if mix is not None else (inputs, targets)
-            with in_precision(recipe.precision, recipe.device):
+            with in_precision(settings.precision, settings.device):
                 logits = trained(inputs)
-            loss = _loss(logits.float(), mixed, numbers, task, phase)
+            loss = _loss(logits.float(), mixed, numbers, data, phase)
             optimizer.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             if phase.clip_norm is not None:
@@ -311,11 +336,11 @@ def _train_epoch(
             schedule.step_update(step)
             if average is not None:
                 average.update(trained, step=step)
-        losses.append(loss.detach() * len(numbers))  # summed at the end: a GPU is not waited for each step
+        losses.append(loss.detach() * len(numbers))  # summed at the end, so that no step waits for the GPU
         right.append((logits.detach().argmax(1) == targets).sum())
         seen += len(numbers)
-        if on_rows is not None:
-            on_rows(len(numbers), stage)
+        if on_images is not None:
+            on_images(len(numbers), stage)
     total_loss = float(torch.stack(losses).sum())
     if not math.isfinite(total_loss):
         raise UsageError(
@@ -334,47 +359,51 @@ def _train_epoch(
     }
 
 
-def _loss(logits: Tensor, targets: Tensor, numbers: Index, task: Task, phase: Phase) -> Tensor:
+def _loss(logits: Tensor, targets: Tensor, numbers: Index, data: TrainingData, phase: Phase) -> Tensor:
     losses = F.cross_entropy(logits, targets, label_smoothing=phase.label_smoothing, reduction="none")
     weights = torch.ones_like(losses)
-    if task.weights is not None:
-        weights = weights * torch.from_numpy(task.weights[numbers]).to(losses)
-    if task.class_weights is not None:
-        by_class = torch.from_numpy(task.class_weights).to(losses)
+    if data.weights is not None:
+        weights = weights * torch.from_numpy(data.weights[numbers]).to(losses)
+    if data.class_weights is not None:
+        by_class = torch.from_numpy(data.class_weights).to(losses)
         weights = weights * (targets.to(losses.dtype) @ by_class if targets.ndim == 2 else by_class[targets])
     return (losses * weights).mean()
 
 
-def _validate(module: nn.Module, task: Task, recipe: Recipe) -> tuple[float, float]:
-    """Log loss and accuracy on the validation rows, which training sees plain and unweighted."""
-    logits = torch.from_numpy(predict_logits(module, task.rows, task.stop, recipe))  # type: ignore[arg-type]
-    targets = torch.from_numpy(task.y[task.stop])
+def _validate(module: nn.Module, data: TrainingData, settings: TrainingSettings) -> tuple[float, float]:
+    """Log loss and accuracy on the validation images, without augmentation and weights."""
+    logits = torch.from_numpy(predict_logits(module, data.features, data.validation, settings))  # type: ignore[arg-type]
+    targets = torch.from_numpy(data.y[data.validation])
     return float(F.cross_entropy(logits, targets)), float((logits.argmax(1) == targets).float().mean())
 
 
 def _score(loss: float, accuracy: float, monitor: str) -> tuple[float, float]:
-    """Larger is better; the second entry breaks ties."""
+    """Larger is better; the second value breaks ties."""
     return (accuracy, -loss) if monitor == "accuracy" else (-loss, accuracy)
 
 
-def _on_features(module: TailClassifier, task: Task, recipe: Recipe) -> tuple[nn.Module, Task]:
-    """A frozen tail gives the same features each epoch: run it once, and train the head on those.
+def _on_features(
+    module: TailClassifier, data: TrainingData, settings: TrainingSettings
+) -> tuple[nn.Module, TrainingData]:
+    """Run the frozen tail once, and train the head on its output.
 
-    Where views or streaming make every epoch's rows differ, or the features exceed the memory, the rows go
-    through the frozen tail each time.
+    If augmentation changes the features each epoch, or the output exceeds the memory, nothing is changed:
+    the features run through the frozen tail in each epoch.
     """
     head = nn.Sequential(module.dropout, module.head)
-    whole = np.concatenate([task.fit, task.stop])
-    sample = task.rows.read(whole[:1])
+    whole = np.concatenate([data.train, data.validation])
+    sample = data.features.read(whole[:1])
     with torch.inference_mode():
-        width = module.eval().tail(to_tensor(sample, recipe.device)).shape[1]
-    if task.rows.varies or len(task.rows) * width * 4 > recipe.memory:
-        return module, task
-    features = np.zeros((len(task.rows), width), np.float32)
+        width = module.eval().tail(to_tensor(sample, settings.device)).shape[1]
+    if data.features.varies or len(data.features) * width * 4 > settings.memory:
+        return module, data
+    pooled = np.zeros((len(data.features), width), np.float32)
     with torch.inference_mode():
-        for numbers, rows in batches(task.rows, np.unique(whole), EVALUATION_BATCH, memory=recipe.memory):
-            features[numbers] = module.tail(to_tensor(rows, recipe.device)).float().cpu().numpy()
-    return head, dataclasses.replace(task, rows=ArrayRows(features))
+        for numbers, rows in batches(
+            data.features, np.unique(whole), EVALUATION_BATCH, memory=settings.memory
+        ):
+            pooled[numbers] = module.tail(to_tensor(rows, settings.device)).float().cpu().numpy()
+    return head, dataclasses.replace(data, features=ArrayFeatures(pooled))
 
 
 def _make_optimizer(module: TailClassifier, phase: Phase) -> torch.optim.Optimizer:
@@ -386,12 +415,12 @@ def _make_optimizer(module: TailClassifier, phase: Phase) -> torch.optim.Optimiz
             groups, opt=phase.optimizer, lr=phase.lr, momentum=phase.momentum
         )
     except ValueError as error:
-        raise UsageError(f"optimizer {phase.optimizer!r} (a name of timm.optim) says: {error}") from error
+        raise UsageError(f"optimizer {phase.optimizer!r} (a name of timm.optim): {error}") from error
     return optimizer
 
 
 def _parameter_groups(module: TailClassifier, phase: Phase) -> list[dict[str, Any]]:
-    """Groups as timm makes them (norms and biases are not decayed), the head in groups of its own."""
+    """Return timm's parameter groups (no decay of norms and biases), with separate groups for the head."""
     from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 
     kept = module.no_weight_decay()
@@ -402,28 +431,28 @@ def _parameter_groups(module: TailClassifier, phase: Phase) -> list[dict[str, An
     else:
         groups = param_groups_weight_decay(module, phase.weight_decay, no_weight_decay_list=kept)
     head = {id(p) for p in module.head.parameters()}
-    parted: list[dict[str, Any]] = []
+    split: list[dict[str, Any]] = []
     for group in groups:
         for in_head in (False, True):
             parameters = [p for p in group["params"] if (id(p) in head) == in_head]
             if parameters:
                 lr = phase.head_lr if in_head and phase.head_lr is not None else phase.lr
                 scale = 1.0 if in_head else group.get("lr_scale", 1.0)
-                parted.append(
+                split.append(
                     {**group, "params": parameters, "lr": lr, "lr_scale": scale, "peak_lr": lr * scale}
                 )
-    return parted
+    return split
 
 
 def make_schedule(optimizer: torch.optim.Optimizer, phase: Phase, steps: int) -> Any:
-    """Make a timm scheduler that is told the number of steps done (``step_update``).
+    """Make a timm scheduler; its ``step_update`` takes the number of steps done.
 
     Parameters
     ----------
     optimizer : torch.optim.Optimizer
-        Its groups' ``lr`` are the peaks, scaled by their ``lr_scale``.
+        The ``lr`` of its groups are the peaks, scaled by their ``lr_scale``.
     phase : Phase
-        It names the schedule.
+        Its schedule, epochs and warm-up are used.
     steps : int
         Steps per epoch.
     """
@@ -459,52 +488,52 @@ def _make_average(trained: nn.Module, phase: Phase) -> Any:
     return ModelEmaV3(trained, decay=phase.ema, use_warmup=True)
 
 
-def _make_mix(phase: Phase, task: Task) -> Any:
+def _make_mix(phase: Phase, data: TrainingData) -> Any:
     if not phase.mixes:
         return None
     from torchvision.transforms import v2
 
-    if len(task.rows.shape) != 3 or task.rows.shape[0] != 3:
+    if len(data.features.shape) != 3 or data.features.shape[0] != 3:
         raise UsageError(
-            "mixup and cutmix mix pictures, and these are rows of a layer; unfreeze='all' streams pictures."
+            "mixup and cutmix mix pictures, not features of a layer; unfreeze='all' streams pictures."
         )
     kinds = ((v2.MixUp, phase.mixup), (v2.CutMix, phase.cutmix))
-    mixes = [kind(alpha=alpha, num_classes=task.n_classes) for kind, alpha in kinds if alpha > 0]
+    mixes = [kind(alpha=alpha, num_classes=data.n_classes) for kind, alpha in kinds if alpha > 0]
     return v2.RandomChoice(mixes)
 
 
 class _Counted:
-    """Rows whose batches are only counted, not read."""
+    """Features whose batches are counted without reading."""
 
     varies = False
 
-    def __init__(self, rows: RowSource) -> None:
-        self.shape = rows.shape
-        self._n = len(rows)
+    def __init__(self, features: FeatureSource) -> None:
+        self.shape = features.shape
+        self._n = len(features)
 
     def __len__(self) -> int:
         return self._n
 
     def read(self, index: Index, *, epoch: int | None = None) -> NDArray[Any]:
-        """Nothing, of the right length."""
+        """Return an empty array of the right length."""
         return np.empty((len(index), 0), np.float32)
 
 
-def to_tensor(rows: NDArray[Any], device: str) -> Tensor:
-    """Rows as float32 on the device, maps in the memory order that convolutions like."""
-    tensor = torch.from_numpy(np.ascontiguousarray(rows)).to(device, non_blocking=True).float()
+def to_tensor(features: NDArray[Any], device: str) -> Tensor:
+    """Features as float32 on the device, maps in the channels-last format."""
+    tensor = torch.from_numpy(np.ascontiguousarray(features)).to(device, non_blocking=True).float()
     return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
 
 
 @contextlib.contextmanager
 def in_precision(precision: str, device: str) -> Iterator[None]:
-    """The precision of a training's forward pass, as a context."""
+    """Context of the precision of the forward pass in training."""
     with contextlib.ExitStack() as contexts:
         if precision != "fp32":
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
             contexts.enter_context(torch.autocast(device.split(":")[0], dtype=dtype))
             if device == "cpu":
-                contexts.enter_context(SingleDepthwise())
+                contexts.enter_context(Float32Depthwise())
         yield
 
 

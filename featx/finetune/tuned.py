@@ -1,8 +1,8 @@
-"""FineTunedNetwork: what fine-tuning leaves behind. It predicts, travels as bytes, and is a backbone again.
+"""FineTunedNetwork: a network with trained upper layers and head. It predicts, is saved, and is a backbone.
 
-Only the layers above the cut are kept; the rest is the pretrained network, named by its digest (or laid in
-beside them, where it came from a file of the user's). Nothing here imports torch before something must be
-computed, and its head is a few products that need no torch at all.
+Only the layers above the cut are stored. The other layers are those of the pretrained network, identified by
+its digest; they are included if they came from a file of the user. Torch is imported when the network is
+needed; the head is computed with NumPy.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,8 +24,9 @@ from featx.backbones.runtimes import resolve_device
 from featx.evaluation import Calibration
 from featx.exceptions import FeatxError, ModelFileError
 from featx.extractor import FeatureExtractor
-from featx.files import atomic_write, read_json
-from featx.finetune.rows import RowSource
+from featx.files import read_json
+from featx.finetune.features import FeatureSource
+from featx.finetune.stream import StemFunction, StreamedFeatures
 from featx.images import ImageSource
 from featx.modelfile import check_fields
 from featx.spec import LAST, FeatureSpec
@@ -36,10 +36,10 @@ if TYPE_CHECKING:
     from featx.finetune.network import TailClassifier
 
 HEADS: Mapping[str, tuple[str, ...]] = {"linear": ("head",), "mlp": ("head.0", "head.3")}
-"""Names of the dense layers of each head; there is a ReLU between two."""
+"""Names of the dense layers of each head, with a ReLU between two."""
 
 MAX_INPUT_SIDE = 8192
-"""Pixels. No network eats larger pictures; a crafted file could ask for any number of gigabytes."""
+"""Largest side of the input in pixels: a crafted file must not cause a huge allocation."""
 
 
 class FineTunedNetwork:
@@ -48,25 +48,25 @@ class FineTunedNetwork:
     Parameters
     ----------
     card : BackboneCard
-        The pretrained network that it came from.
+        The network before fine-tuning.
     spec : FeatureSpec
-        How pictures are decoded and resized, and the cut (``"last"`` where the whole network was trained).
+        How images are decoded and resized, and the cut (``"last"`` if the whole network was trained).
     whole : bool
         Whether the whole network was trained.
     head : {'linear', 'mlp'}
     classes : ndarray of shape (n_classes,)
     tensors : mapping of str to array
-        State of the tail and the head (and of the network before, where it came from a user's file).
+        State of the tail and the head (and of the network before, if it came from a file of the user).
     weights : str
-        sha256 of the fine-tuned network's tensors: what names its spaces of rows.
+        SHA-256 of the tensors of the whole fine-tuned network, by which its features are identified.
     calibration : Calibration
-        From logits to probabilities, fitted on images that did not train it.
+        From logits to probabilities, fitted on validation images.
     history : list of dict
         Loss, accuracy, learning rates and seconds of each epoch.
     verdict : dict, optional
         See `verdict.Verdict.to_dict`.
     checkpoint : path, optional
-        Where the pretrained weights are, if not where their name says.
+        File of the pretrained weights, if they are not loaded by name.
     """
 
     def __init__(
@@ -94,45 +94,43 @@ class FineTunedNetwork:
 
     @property
     def tuned_card(self) -> BackboneCard:
-        """The card of the fine-tuned network: the pretrained one's, with weights of its own."""
+        """Card of the fine-tuned network: that of the pretrained one with other weights."""
         source = f"finetuned:{self.card.weights[:12]}"
         return dataclasses.replace(self.card, weights=self.weights, source=source)
 
     @property
     def feature_spec(self) -> FeatureSpec:
-        """Recipe of the pooled rows that the head takes."""
+        """TrainingSettings of the pooled rows that the head takes."""
         kept = {"weights": self.weights, "cut": LAST, "pool": "avg", "final_norm": True}
         return self.spec.replace(**kept)
 
     def predict_proba(self, sources: Sequence[ImageSource]) -> NDArray[np.float64]:
-        """Calibrated probabilities of images, shape (n, n_classes); nothing is cached.
+        """Calibrated probabilities of images, shape (n, n_classes); no features are stored.
 
         Raises
         ------
         ImageError
-            If a picture cannot be read.
+            If an image cannot be read.
         """
-        return self.proba_of_rows(self.open_images(sources))
+        stem = None if self.whole else StemFunction(self._open()[0], self.spec)
+        return self.proba_at_cut(StreamedFeatures(sources, self.spec, stem=stem))
 
-    def proba_of_rows(self, rows: RowSource) -> NDArray[np.float64]:
-        """Calibrated probabilities of rows at the cut."""
-        return np.asarray(self.calibration.proba(self.logits(rows)), np.float64)
-
-    def logits(self, rows: RowSource) -> NDArray[np.float32]:
-        """Logits of rows at the cut, shape (n, n_classes)."""
-        from featx.finetune.training import Recipe, predict_logits
+    def proba_at_cut(self, features: FeatureSource) -> NDArray[np.float64]:
+        """Calibrated probabilities from features at the cut, shape (n, n_classes)."""
+        from featx.finetune.training import TrainingSettings, predict_logits
 
         module = self._open()[1]
-        recipe = Recipe(phases=(), device=str(next(module.parameters()).device))
-        return predict_logits(module, rows, np.arange(len(rows)), recipe)
+        settings = TrainingSettings(phases=(), device=str(next(module.parameters()).device))
+        logits = predict_logits(module, features, np.arange(len(features)), settings)
+        return np.asarray(self.calibration.proba(logits), np.float64)
 
-    def proba_of_features(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Calibrated probabilities of pooled rows of the fine-tuned network (see `feature_spec`)."""
-        return np.asarray(self.calibration.proba(self.logits_of_features(rows)), np.float64)
+    def proba_of_features(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        """Calibrated probabilities from pooled features of the fine-tuned network (see `feature_spec`)."""
+        return np.asarray(self.calibration.proba(self.logits_of_features(features)), np.float64)
 
-    def logits_of_features(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Logits of pooled rows, shape (n, width), by the head alone; no torch."""
-        values = np.asarray(rows, np.float64)
+    def logits_of_features(self, features: NDArray[Any]) -> NDArray[np.float64]:
+        """Logits from pooled features of shape (n, width), by the head alone, without torch."""
+        values = np.asarray(features, np.float64)
         for number, name in enumerate(HEADS[self.head]):
             values = np.maximum(values, 0) if number else values
             values = (
@@ -140,22 +138,13 @@ class FineTunedNetwork:
             )
         return values
 
-    def open_images(self, sources: Sequence[ImageSource]) -> RowSource:
-        """Rows at the cut of images, computed when read."""
-        from featx.finetune.stream import ImageRows
-
-        if self.whole:
-            return ImageRows(sources, self.spec, shape=(3, *self.spec.input_size))
-        stem = stem_function(self._open()[0], self.spec)
-        return ImageRows(sources, self.spec, shape=stem.shape, stem=stem)
-
     def to_backbone(self) -> Backbone:
-        """The fine-tuned network without its head, as a backbone whose digest names new spaces.
+        """Return the fine-tuned network without its head as a backbone.
 
         Raises
         ------
         ModelFileError
-            If it is not the network that its file says.
+            If the tensors do not have the digest that the file states.
         """
         from featx.backbones.network import Backbone, digest_tensors
 
@@ -168,54 +157,43 @@ class FineTunedNetwork:
         return Backbone(self.tuned_card, network)
 
     def to_extractor(self, **machine: Any) -> FeatureExtractor:
-        """An extractor of the pooled rows that the head takes; the network is opened when one is missing.
+        """Return an extractor of the head's input; the network is loaded when features must be computed.
 
         Parameters
         ----------
         **machine
-            Parameters of `FeatureExtractor` that move no row: store, runtime, device, ...
+            Parameters of `FeatureExtractor` that do not change features: store, runtime, device, ...
         """
         spec = self.feature_spec
-        backbone: Any = _OpenedLater(self)
+        backbone: Any = _LazyBackbone(self)
         return FeatureExtractor.from_specs({spec.block: spec}, self.tuned_card, backbone=backbone, **machine)
 
     def module(self) -> Any:
-        """The whole timm network with the trained layers in place (its original classifier is as it was)."""
+        """Return the whole timm network with the trained layers (and its original classifier)."""
         backbone = self._open()[0]
         network = copy.deepcopy(backbone.sized(self.spec.input_size))
         network.load_state_dict(lay_over(network.state_dict(), self.tensors))
         return network.eval().requires_grad_(False)
 
-    def trained_part(self) -> TailClassifier:
-        """The layers that were trained, and the head."""
-        return self._open()[1]
-
     def export_onnx(self, path: str | os.PathLike[str]) -> float:
-        """Write one ONNX graph, checked against onnxruntime; see `featx.finetune.export.export_onnx`.
+        """Write one ONNX graph and check it; see `featx.finetune.export.export_onnx`.
 
-        Pictures go in decoded and resized already; normalisation and calibration are inside.
+        The input are decoded and resized images; normalisation and calibration are inside the graph.
         """
         from featx.finetune.export import export_onnx
 
         return export_onnx(
             path,
             network=self.module(),
-            head=copy.deepcopy(self.trained_part().head),
+            head=copy.deepcopy(self._open()[1].head),
             card=self.card,
             spec=self.spec,
             calibration=self.calibration,
             classes=self.classes,
         )
 
-    def save_checkpoint(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole network as safetensors, for ``FeatureExtractor(name, checkpoint=path)``."""
-        from safetensors.torch import save
-
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.module().state_dict().items()}
-        atomic_write(Path(path), save(tensors))
-
     def to_members(self) -> dict[str, bytes]:
-        """Two members for a model file: JSON and safetensors, by name."""
+        """Return two members of a model file by name: JSON and safetensors."""
         from safetensors.numpy import save
 
         plain = {
@@ -241,12 +219,12 @@ class FineTunedNetwork:
         checkpoint: str | os.PathLike[str] | None = None,
         device: str = "auto",
     ) -> FineTunedNetwork:
-        """Read `to_members`'s bytes.
+        """Read what `to_members` returned.
 
         Raises
         ------
         ModelFileError
-            If they are damaged, of a newer format, or lack a member.
+            If a member is damaged, missing, or of another format.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -277,7 +255,7 @@ class FineTunedNetwork:
             raise ModelFileError(f"the fine-tuned network in this file cannot be read: {error}") from error
 
     def _open(self) -> tuple[Backbone, TailClassifier]:
-        """The pretrained network and the trained part of it, loaded once."""
+        """Load the pretrained network and its trained part once."""
         if self._parts is not None:
             return self._parts
         import torch
@@ -300,7 +278,7 @@ class FineTunedNetwork:
         return self._parts
 
     def _base(self) -> Backbone:
-        """The network before fine-tuning."""
+        """Load the network before fine-tuning."""
         if not any(name.startswith(BASE) for name in self.tensors):
             return load_backbone(self.card, checkpoint=self.checkpoint, device=self.device)
         from featx.backbones.network import Backbone
@@ -315,7 +293,7 @@ class FineTunedNetwork:
         return digest_tensors(self.module().state_dict())
 
     def _check(self) -> None:
-        """Refuse what fits neither the network nor the head, before something is made of it."""
+        """Check that spec and tensors fit the network and the head."""
         for record in (self.card, self.spec, self.calibration):
             check_fields(record)
         if (self.spec.architecture, self.spec.weights) != (self.card.architecture, self.card.weights):
@@ -344,8 +322,8 @@ class FineTunedNetwork:
         return {**self.__dict__, "_parts": None}
 
 
-class _OpenedLater:
-    """A backbone of which the card is known, and which is opened when a row must be computed."""
+class _LazyBackbone:
+    """A backbone whose network is loaded when features must be computed."""
 
     def __init__(self, network: FineTunedNetwork) -> None:
         self.card = network.tuned_card
@@ -354,20 +332,3 @@ class _OpenedLater:
     def stem(self, specs: Sequence[FeatureSpec]) -> Any:
         """See `Backbone.stem`."""
         return self._network.to_backbone().stem(specs)
-
-
-class stem_function:
-    """The frozen layers below a cut: uint8 pictures (n, H, W, 3) to rows, in torch."""
-
-    def __init__(self, backbone: Backbone, spec: FeatureSpec) -> None:
-        self._stem = backbone.stem([spec])
-        self.shape: tuple[int, ...] = self._stem.shapes[0]
-
-    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Rows of one batch."""
-        import torch
-
-        device = next(self._stem.parameters()).device
-        with torch.inference_mode():
-            rows = self._stem(torch.from_numpy(pictures).to(device))[0]
-            return np.asarray(rows.float().cpu().numpy())

@@ -1,6 +1,6 @@
-"""Fine-tuning tuned by Optuna: how much to unfreeze, how fast, how regular; trials pruned by epoch.
+"""Tune fine-tuning by Optuna: layers, learning rate, regularisation; trials are pruned by epoch.
 
-All trials train and stop on the same parts of the images; the judging part is not looked at.
+All trials use the same images for training and validation, and not those of the comparison.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WEIGHT_DECAY_RANGE = (1e-4, 0.2)
 LAYER_DECAY_RANGE = (0.6, 1.0)
 DROPOUT_MAX = 0.5
 STARTUP_TRIALS = 3
-"""Trials that run to their end before any is pruned."""
+"""Complete trials before the first is pruned."""
 
 
 def tune(
@@ -36,33 +36,33 @@ def tune(
     seed: int,
     tell: Callable[[str], None] = lambda message: None,
 ) -> tuple[optuna.Study, int | str, tuple[Phase, ...]]:
-    """Search the last phase and the cut.
+    """Tune the last phase and the cut.
 
     Parameters
     ----------
     open_job : callable
-        From how much is unfrozen to the job that trains it.
+        Returns the job of a value of `unfreeze`.
     unfreezes : sequence of int or str
-        The choices; the first, with the phases as given, is the first trial.
+        Values to choose from. The first one, with the phases as given, is the first trial.
     parts : Parts
-        Images to train on and to stop by.
+        Images for training and validation.
     phases : tuple of Phase
-        The last one is changed.
+        The last one is tuned.
     n_trials, timeout, seed
-        As Optuna has them.
+        As in Optuna.
     tell : callable
-        Told of each trial in words.
+        Called with a sentence about each trial.
 
     Returns
     -------
     study : optuna.Study
-        Its value is the best validation accuracy of a trial (log loss breaks ties).
+        The value of a trial is its best validation accuracy (log loss breaks ties).
     unfreeze : int or str
     phases : tuple of Phase
     """
     import optuna
 
-    if not len(parts.stop):
+    if not len(parts.validation):
         raise UsageError("tuning needs validation images; set validation to a share above 0.")
 
     def objective(trial: optuna.Trial) -> float:
@@ -77,14 +77,14 @@ def tune(
                 raise optuna.TrialPruned
 
         trained = job.train(
-            parts.fit, parts.stop, _suggested(trial, phases), on_epoch=listen, resumable=False
+            parts.train, parts.validation, _suggested(trial, phases), on_epoch=listen, resumable=False
         )
         accuracy, negative_loss = _best(trained.run.best_score, job.monitor)
-        trial.set_user_attr("stops", trained.run.stops)
+        trial.set_user_attr("best_epochs", trained.run.best_epochs)
         return accuracy + 1e-4 * negative_loss
 
     before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)  # a library call is silent
+    optuna.logging.set_verbosity(optuna.logging.WARNING)  # no output from a library call
     try:
         study = optuna.create_study(
             direction="maximize",
@@ -105,18 +105,18 @@ def tune(
 
 
 def _words(study: optuna.Study, trial: optuna.trial.FrozenTrial, n_trials: int) -> str:
-    """What came of a trial; the score holds a ten-thousandth of the log loss, which does not show."""
+    """Describe a trial; the contribution of the log loss to the value is too small to show."""
     if trial.value is None:
         found = "failed"
     elif trial.state.name == "PRUNED":
-        found = f"given up after {len(trial.intermediate_values)} epochs"
+        found = f"pruned after {len(trial.intermediate_values)} epochs"
     else:
         found = f"{trial.value:.1%} of the validation images"
     return f"fine-tuning trial {trial.number + 1} of {n_trials}: {found}; best {study.best_value:.1%}"
 
 
 def _suggested(trial: Any, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
-    """The phases with the last one as the trial says (a frozen trial suggests what it was)."""
+    """Return the phases with the suggested last one (a frozen trial suggests its own parameters)."""
     last = phases[-1].replace(
         lr=trial.suggest_float("lr", *LR_RANGE, log=True),
         weight_decay=trial.suggest_float("weight_decay", *WEIGHT_DECAY_RANGE, log=True),
@@ -128,7 +128,7 @@ def _suggested(trial: Any, phases: tuple[Phase, ...]) -> tuple[Phase, ...]:
 
 
 def _first(last: Phase) -> dict[str, Any]:
-    """The phase as it is given, within the ranges that are searched."""
+    """Return the parameters of the given phase, limited to the search ranges."""
     return {
         "lr": _within(last.lr, LR_RANGE),
         "weight_decay": _within(last.weight_decay, WEIGHT_DECAY_RANGE),
@@ -139,11 +139,11 @@ def _first(last: Phase) -> dict[str, Any]:
 
 
 def _value(record: dict[str, Any]) -> float:
-    return float(record["stop_accuracy"]) - 1e-4 * float(record["stop_loss"])
+    return float(record["val_accuracy"]) - 1e-4 * float(record["val_loss"])
 
 
 def _best(score: tuple[float, float] | None, monitor: str) -> tuple[float, float]:
-    """Accuracy and negative loss of a best score."""
+    """Return accuracy and negative loss of a best score."""
     assert score is not None
     return score if monitor == "accuracy" else (score[1], score[0])
 
