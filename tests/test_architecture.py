@@ -66,7 +66,7 @@ def test_stairs_go_down_only(path: Path) -> None:
 
 def test_the_number_wing_is_known() -> None:
     assert set(NUMBER_WING) <= set(FLOORS)
-    assert {"rows", "heads", "search", "evaluation"} <= set(NUMBER_WING)
+    assert {"features", "heads", "search", "evaluation"} <= set(NUMBER_WING)
 
 
 def test_the_number_wing_imports_no_torch() -> None:

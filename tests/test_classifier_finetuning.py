@@ -81,7 +81,7 @@ def test_the_verdict_keeps_the_probe_and_says_why() -> None:
     report = clf.fine_tune_
     assert (report.tried, report.kept, clf.network_) == (True, False, None)
     assert "probe" in report.reason
-    assert f"on {report.verdict.n} held-back" in report.reason
+    assert f"on {report.verdict.n} held-out" in report.reason
     assert clf.predict_proba(x).shape == (40, 2)
     told = [event.message for event in events if event.message]
     size = next(i for i, text in enumerate(told) if "kept in the store" in text)
@@ -95,7 +95,7 @@ def test_auto_does_not_try_what_cannot_win() -> None:
     clf = classifier(fine_tune="auto", tuning={}).fit(x, y)
     report = clf.fine_tune_
     assert (report.tried, report.kept, clf.network_) == (False, False, None)
-    assert "must win 6 more" in report.reason
+    assert "needs 6 more correct" in report.reason
 
 
 def test_auto_tries_where_a_network_could_win_and_advice_knows_what_it_brought() -> None:

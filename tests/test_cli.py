@@ -108,7 +108,7 @@ def test_fit_tells_disk_and_phases_of_fine_tuning_and_what_came_of_it(
     told = json.loads(out)["fine_tuning"]
     assert told["tried"] is True
     assert told["kept"] is (told["verdict"]["comparison"]["low"] > 0)
-    assert "held-back images" in told["reason"]
+    assert "held-out images" in told["reason"]
     assert main(["predict", str(path), str(class_folders)]) == 0
 
 
