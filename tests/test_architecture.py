@@ -1,4 +1,4 @@
-"""The table of floors in docs/architecture.md is what the imports say; the number wing is free of torch."""
+"""The imports are as docs/architecture.md says, without circles; work on numbers needs no torch."""
 
 from __future__ import annotations
 
@@ -14,30 +14,28 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "featx"
 PLAN = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
-DOORS = ("__init__", "__main__")  # outside the house: they only point to what is in it
+ENTRY_POINTS = ("__init__", "__main__")  # they only name what is in the package
 
-FLOORS = {name: int(floor) for floor, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", PLAN, re.MULTILINE)}
-ORDER = list(FLOORS)
-NUMBER_WING = re.findall(r"`(\w+)`", PLAN.split("The number wing (")[1].split(")")[0])
-
-
-def room(path: Path) -> str:
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+LAYERS = {name: int(layer) for layer, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", PLAN, re.MULTILINE)}
+WITHOUT_TORCH = re.findall(r"`(\w+)`", PLAN.split("These never import torch:")[1].split(", and all")[0])
+MOST_LINES, MOST_CLASS_LINES = 600, 400
 
 
-def modules() -> list[Path]:
-    return [path for path in sorted(PACKAGE.rglob("*.py")) if room(path) not in DOORS]
+def name_of(path: Path) -> str:
+    return ".".join(("featx", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def part(module: str) -> str:
+    return module.split(".")[1] if "." in module else "__init__"
+
+
+MODULES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
+INSIDE = {name: path for name, path in MODULES.items() if part(name) not in ENTRY_POINTS}
 
 
 def imports(path: Path) -> Iterator[tuple[str, int]]:
-    """Rooms that a file imports anywhere, with the line; not what only a type checker imports."""
-    waiting: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            waiting += node.orelse
-            continue
-        waiting += ast.iter_child_nodes(node)
+    """Modules that a file imports anywhere, also in functions and for type checkers, with the line."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -45,36 +43,78 @@ def imports(path: Path) -> Iterator[tuple[str, int]]:
             assert node.level == 0, f"{path}:{node.lineno}: imports are absolute here"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         for name in names:
-            parts = name.split(".")
-            if parts[0] == "featx" and len(parts) > 1 and parts[1] != "__version__":
-                yield parts[1], node.lineno  # type: ignore[attr-defined]
+            while name.startswith("featx") and name not in MODULES:
+                name = name.rpartition(".")[0]
+            if name.startswith("featx.") and name != name_of(path):
+                yield name, node.lineno  # type: ignore[attr-defined]
 
 
-def test_every_room_is_in_the_table_and_the_table_holds_no_other() -> None:
-    assert {room(path) for path in modules()} == set(FLOORS)
+def circle_from(graph: dict[str, set[str]]) -> list[str]:
+    """A circle of the graph, or an empty list."""
+    done: set[str] = set()
+    for start in graph:
+        stack, path = [(start, iter(sorted(graph[start])))], [start]
+        while stack and start not in done:
+            for other in stack[-1][1]:
+                if other in path:
+                    return [*path[path.index(other) :], other]
+                if other not in done:
+                    stack.append((other, iter(sorted(graph.get(other, ())))))
+                    path.append(other)
+                    break
+            else:
+                stack.pop()
+                done.add(path.pop())
+    return []
 
 
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_stairs_go_down_only(path: Path) -> None:
-    own = room(path)
-    for other, line in imports(path):
-        if other == own:
-            continue
-        ground = FLOORS[own] == FLOORS[other] == 0 and ORDER.index(other) > ORDER.index(own)
-        assert FLOORS[other] < FLOORS[own] or ground, f"{path}:{line}: {own} imports {other}"
+def test_the_table_names_every_part_and_no_other() -> None:
+    assert {part(name) for name in INSIDE} == set(LAYERS)
 
 
-def test_the_number_wing_is_known() -> None:
-    assert set(NUMBER_WING) <= set(FLOORS)
-    assert {"features", "heads", "search", "evaluation"} <= set(NUMBER_WING)
+@pytest.mark.parametrize("module", sorted(INSIDE))
+def test_imports_go_to_lower_layers(module: str) -> None:
+    own = part(module)
+    for other, line in imports(INSIDE[module]):
+        if part(other) != own:
+            assert LAYERS[part(other)] < LAYERS[own], f"{INSIDE[module]}:{line}: {own} imports {part(other)}"
 
 
-def test_the_number_wing_imports_no_torch() -> None:
-    names = [
-        ".".join(("featx", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
-        for path in modules()
-        if room(path) in NUMBER_WING
-    ]
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = {name: {other for other, _ in imports(path)} for name, path in MODULES.items()}
+    for name in graph:  # a package that only names its modules is no step of a circle through itself
+        package = name.rpartition(".")[0]
+        graph[name] -= {package} if package in MODULES else set()
+    assert circle_from(graph) == []
+
+
+def test_a_circle_would_be_found() -> None:
+    assert circle_from({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle_from({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_files_and_classes_are_short(module: str) -> None:
+    text = MODULES[module].read_text(encoding="utf-8")
+    assert text.count("\n") <= MOST_LINES
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.ClassDef):
+            assert (node.end_lineno or 0) - node.lineno < MOST_CLASS_LINES, node.name
+
+
+def test_no_public_type_has_the_name_of_another() -> None:
+    homes: dict[str, list[str]] = {}
+    for module, path in INSIDE.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    assert {name: found for name, found in homes.items() if len(found) > 1} == {}
+
+
+def test_what_works_on_numbers_imports_no_torch() -> None:
+    assert set(WITHOUT_TORCH) <= set(LAYERS)
+    assert {"features", "heads", "search", "evaluation"} <= set(WITHOUT_TORCH)
+    names = [name for name in INSIDE if part(name) in WITHOUT_TORCH]
     code = (
         "import importlib, sys\n"
         f"for name in {names}:\n"

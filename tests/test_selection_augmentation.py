@@ -121,7 +121,8 @@ def test_a_kept_average_predicts_the_same_when_loaded_and_grows(
 ) -> None:
     clf = image_classifier(**TINY).fit_with_test(class_folders)
     plain = clf.extract(class_folders).blocks[NAME]
-    clf.model_ = dataclasses.replace(clf.model_, augmentation=Augmentation("average", 2, "photo"))
+    model = dataclasses.replace(clf.model_, augmentation=Augmentation("average", 2, "photo"))
+    clf._fitted = dataclasses.replace(clf._fitted, model=model)
     rows = clf.extract(class_folders).blocks[NAME]
     assert rows.shape == plain.shape
     assert np.abs(rows - plain).max() > 1e-3

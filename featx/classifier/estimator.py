@@ -6,11 +6,14 @@ scikit-learn's names. What it does is done by the functions of this package.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,22 +22,17 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from featx.advice import Advice
-from featx.classifier.advising import TrainingSet, advise_model
-from featx.classifier.fitting import Fitted, fit_images
+from featx.classifier.advising import advise_model
+from featx.classifier.fitting import Fitted, evaluate_images, fit_images, plan_fit
 from featx.classifier.inputs import (
     Images,
-    all_skipped,
     as_images,
     held_out_part,
     labelled_images,
     labels_of,
-    refuse_too_many,
     refuse_unseen,
-    warn_of_training_images,
 )
-from featx.classifier.model import ImageModel
 from featx.classifier.packing import check_network, load_model, save_model
-from featx.classifier.record import FitRecord
 from featx.classifier.settings import machine_of, restore_params, saved_params, settings_of
 from featx.evaluation import Evaluation
 from featx.exceptions import FeatxWarning, UsageError
@@ -42,15 +40,21 @@ from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan
 from featx.features import FeatureBlocks
 from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
-from featx.selection.candidates import AUTO, widest
+from featx.selection.candidates import AUTO
+
+ONLY_AFTER_FIT = ("training", "study", "cv_results")
+"""Parts that are absent where the classifier was loaded or grown."""
 
 
-def _of(value: str, name: str, doc: str) -> Any:
-    """Return a property that is a part of a value which `fit` sets."""
+def _part(path: str, doc: str) -> Any:
+    """Return a property that is a part of what was fitted; absent parts raise AttributeError."""
 
     def get(self: ImageClassifier) -> Any:
-        check_is_fitted(self, "model_")  # its error is an AttributeError, too
-        return getattr(getattr(self, value), name)
+        check_is_fitted(self)  # its error is an AttributeError, too
+        value = attrgetter(path)(self._fitted)
+        if value is None and path in ONLY_AFTER_FIT:
+            raise AttributeError(f"{path}_ is absent: this classifier was loaded or grown, not fitted here.")
+        return value
 
     return property(get, doc=doc)
 
@@ -72,9 +76,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Pooling of a layer's map: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4; a list, or "auto" for
         all that the layer allows.
     resize : {"crop", "squash", "pad"} or list, default "auto"
-        How images that are not square are resized: centre crop, all of it squeezed, or all of it with bars.
-        "auto" tries each on a few hundred training images, and leaves the usual one only for one that is
-        significantly better.
+        Resizing of images that are not square: centre crop, squeezed, or with bars. "auto" tries each on a
+        few hundred training images, and leaves the usual one only for one that is significantly better.
     heads : sequence of str, optional
         Names of `featx.heads.HEADS` to try; by default the fast ones.
     n_trials : int, default 30
@@ -87,10 +90,9 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Any scikit-learn scorer. "auto" is balanced accuracy where the largest class has three times the
         images of the smallest, or more, and accuracy otherwise.
     class_weight : None, "auto", "balanced", "sqrt", "search" or dict, default "auto"
-        Class weights. "auto" tries, where classes are imbalanced as above and `scoring` weighs classes
-        equally, balanced weights, their square root, logit adjustment and thresholds for the selected head,
-        and keeps what helps out of fold (see `tried_`); probabilities are then calibrated for classes of
-        equal weight.
+        "auto" tries, where classes are imbalanced as above and `scoring` weighs classes equally, balanced
+        weights, their square root, logit adjustment and thresholds for the selected head, and keeps what
+        helps out of fold (see `tried_`); probabilities are then calibrated for classes of equal weight.
     fine_tune : {"auto", True, False}, default False
         Whether the network's upper layers are trained on the training part after the search, and kept if
         they are better than the tuned head. It takes minutes to hours. "auto" tries it where an improvement
@@ -131,13 +133,11 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         All trials. Absent in a loaded model; ``record_.trials`` has the best ones.
     cv_results_ : dict of arrays
         One entry for each configuration of the search. Absent in a loaded model.
-    classes_, best_estimator_, best_blocks_, specs_, cards_, card_, calibration_, adjustment_, \
-augmentation_, network_, assignment_
-        Parts of `model_`: labels, the pipeline from features to decision scores, its blocks, how they are
-        computed, the networks (and the first of them), calibration, adjustment, augmentation, the fine-tuned
-        network or None, and the part (train or test) of each image by its digest.
-    best_params_, best_score_, scoring_, choice_, tried_, backbone_comparison_, oof_proba_, oof_evaluation_, \
-evaluation_, fine_tune_, skipped_, remarks_, n_computed_
+    training_ : TrainingSet
+        The training images. Absent in a loaded or unpickled model.
+    classes_, best_estimator_, best_blocks_, specs_, cards_, card_, calibration_, adjustment_, ...
+        Parts of `model_`.
+    best_params_, best_score_, scoring_, choice_, tried_, oof_proba_, evaluation_, skipped_, ...
         Parts of `record_`. `evaluation_` is None after `fit`, which has no test part.
 
     Examples
@@ -200,36 +200,36 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         self.search = HeadSearchCV(n_repeats=AUTO) if search is None else search
         self.fine_tuner = FineTuner() if fine_tuner is None else fine_tuner
 
-    model_: ImageModel
-    record_: FitRecord
-    study_: Any
-    cv_results_: Mapping[str, Any]
-    _training: TrainingSet | None
-    _expected: NDArray[np.float32] | None
+    _fitted: Fitted
 
-    classes_ = _of("model_", "classes", "Labels, in their own type.")
-    best_estimator_ = _of("model_", "head", "Pipeline from features to decision scores.")
-    best_blocks_ = _of("model_", "blocks", "Blocks of features that the pipeline uses.")
-    specs_ = _of("model_", "specs", "How these blocks are computed.")
-    cards_ = _of("model_", "cards", "The networks that they come from.")
-    calibration_ = _of("model_", "calibration", "From decision scores to probabilities.")
-    adjustment_ = _of("model_", "adjustment", "What favours rare classes, or None.")
-    augmentation_ = _of("model_", "augmentation", "What of augmentation was kept.")
-    network_ = _of("model_", "network", "The fine-tuned network, or None.")
-    assignment_ = _of("model_", "assignment", "Part of each image, by its hex digest.")
-    best_params_ = _of("record_", "params", "The selected configuration.")
-    best_score_ = _of("record_", "score", "Its cross-validation score; optimistic, since selected by it.")
-    scoring_ = _of("record_", "scoring", "Name of the score that was maximised.")
-    choice_ = _of("record_", "choice", "The selected representation against its rivals, or None.")
-    tried_ = _of("record_", "tried", "What was tried for the winner, and whether it was kept.")
-    backbone_comparison_ = _of("record_", "backbones", "Comparison of the backbones, or None.")
-    oof_proba_ = _of("record_", "oof_proba", "Out-of-fold probabilities of the training images.")
-    oof_evaluation_ = _of("record_", "oof_evaluation", "Out-of-fold estimate on the training images.")
-    evaluation_ = _of("record_", "evaluation", "Score on the held-out test part, or None.")
-    fine_tune_ = _of("record_", "fine_tuning", "What fine-tuning did, or None.")
-    skipped_ = _of("record_", "skipped", "Images that were set aside.")
-    remarks_ = _of("record_", "remarks", "Remarks of the extraction.")
-    n_computed_ = _of("record_", "n_computed", "Images that went through the network.")
+    model_ = _part("model", "The fitted model.")
+    record_ = _part("record", "How it came about.")
+    training_ = _part("training", "The training images, for advice.")
+    study_ = _part("study", "All trials.")
+    cv_results_ = _part("cv_results", "One entry for each configuration of the search.")
+    classes_ = _part("model.classes", "Labels, in their own type.")
+    best_estimator_ = _part("model.head", "Pipeline from features to decision scores.")
+    best_blocks_ = _part("model.blocks", "Blocks of features that the pipeline uses.")
+    specs_ = _part("model.specs", "How these blocks are computed.")
+    cards_ = _part("model.cards", "The networks that they come from.")
+    calibration_ = _part("model.calibration", "From decision scores to probabilities.")
+    adjustment_ = _part("model.adjustment", "What favours rare classes, or None.")
+    augmentation_ = _part("model.augmentation", "The augmentation that was kept.")
+    network_ = _part("model.network", "The fine-tuned network, or None.")
+    assignment_ = _part("model.assignment", "Part of each image, by its hex digest.")
+    best_params_ = _part("record.params", "The selected configuration.")
+    best_score_ = _part("record.score", "Its cross-validation score; optimistic, since selected by it.")
+    scoring_ = _part("record.scoring", "Name of the score that was maximised.")
+    choice_ = _part("record.choice", "The selected representation against its rivals, or None.")
+    tried_ = _part("record.tried", "What was tried for the winner, and whether it was kept.")
+    backbone_comparison_ = _part("record.backbones", "Comparison of the backbones, or None.")
+    oof_proba_ = _part("record.oof_proba", "Out-of-fold probabilities of the training images.")
+    oof_evaluation_ = _part("record.oof_evaluation", "Out-of-fold estimate on the training images.")
+    evaluation_ = _part("record.evaluation", "Score on the held-out test part, or None.")
+    fine_tune_ = _part("record.fine_tuning", "What fine-tuning did, or None.")
+    skipped_ = _part("record.skipped", "Images that were set aside.")
+    remarks_ = _part("record.remarks", "Remarks of the extraction.")
+    n_computed_ = _part("record.n_computed", "Images that went through the network.")
 
     @property
     def card_(self) -> Any:
@@ -269,7 +269,8 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
             If more than `max_bad` of the images cannot be read.
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
-        return self._keep(fit_images(images, None, settings_of(self)))
+        self._fitted = fit_images(images, None, settings_of(self))
+        return self
 
     def fit_with_test(
         self,
@@ -304,7 +305,8 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
         images, is_test = held_out_part(images, test_size=test_size, salt=split_salt, previous=previous)
-        return self._keep(fit_images(images, is_test, settings_of(self)))
+        self._fitted = fit_images(images, is_test, settings_of(self))
+        return self
 
     def predict(self, X: Images) -> NDArray[Any]:
         """Most probable label of each image, shape (n_images,); the argmax of `predict_proba`.
@@ -324,7 +326,7 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
     def decision_function(self, X: Images) -> NDArray[np.float64]:
         """Calibrated decision scores, shape (n_images,) for two classes, else (n_images, n_classes)."""
         features = self.extract(X).blocks
-        return self.model_.scores(features)
+        return cast(NDArray[np.float64], self.model_.scores(features))
 
     def score(self, X: Images, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy on labelled images.
@@ -334,7 +336,7 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         LabelError
             If `y` has a class that was not learnt.
         """
-        check_is_fitted(self, "model_")
+        check_is_fitted(self)
         images = as_images(X, y)
         truth = labels_of(images)
         refuse_unseen(truth, self.classes_, what="labels")
@@ -351,8 +353,7 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
     ) -> Evaluation:
         """Metrics with intervals, confusion matrix and per-class table on labelled images.
 
-        Unreadable images are set aside with a warning, up to `max_bad` of them. A warning says how many of
-        the images the model was trained on.
+        Warns of unreadable images, up to `max_bad` of them, and of images that the model was trained on.
 
         Parameters
         ----------
@@ -361,26 +362,10 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         min_confidence : float, optional
             Also report coverage and accuracy when less probable answers are withheld.
         """
-        return self.evaluate_readable(X, y, groups=groups, min_confidence=min_confidence)[0]
-
-    def evaluate_readable(
-        self,
-        X: Images,
-        y: ArrayLike | None = None,
-        *,
-        groups: ArrayLike | None = None,
-        min_confidence: float | None = None,
-    ) -> tuple[Evaluation, list[Any]]:
-        """`evaluate`, with the list of the images that were set aside."""
-        check_is_fitted(self, "model_")
+        check_is_fitted(self)
         images = as_images(X, y, groups=groups)
-        refuse_unseen(labels_of(images), self.classes_, what="labels")
-        found = self.extract(images, on_error="skip")
-        skipped = all_skipped(images, found.kept, found.skipped)
-        refuse_too_many(skipped, len(images) + len(images.skipped), self.max_bad)
-        warn_of_training_images(found.ids, self.assignment_)
-        readable = images.select(found.kept)
-        return self.model_.evaluate(found.blocks, readable, min_confidence=min_confidence), skipped
+        extract = partial(self.extract, images, on_error="skip")
+        return evaluate_images(self._fitted.model, images, extract, self.max_bad, min_confidence)[0]
 
     def extract(self, X: Images, *, on_error: str = "raise") -> Extraction:
         """Features that predictions are made from, for new images.
@@ -392,24 +377,25 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         on_error : {"raise", "skip"}
             What to do with an image that cannot be read.
         """
-        check_is_fitted(self, "model_")
+        check_is_fitted(self)
         images, machine = as_images(X), machine_of(self)
-        found = self.model_.extract(images.sources, machine, names=images.names, on_error=on_error)
-        if found.computed and self._expected is not None:
-            expected, self._expected = self._expected, None
-            check_network(self.model_, found, expected, machine)
+        model = self._fitted.model
+        found = model.extract(images.sources, machine, names=images.names, on_error=on_error)
+        expected = self._fitted.expected
+        if found.computed and expected is not None:
+            self._fitted = dataclasses.replace(self._fitted, expected=None)
+            check_network(model, found, expected, machine)
         return found
 
     def proba_of_features(self, features: FeatureBlocks) -> NDArray[np.float64]:
         """Probabilities, shape (n, n_classes), from features that `extract` returned."""
-        check_is_fitted(self, "model_")
-        return self.model_.proba(features)
+        check_is_fitted(self)
+        return cast(NDArray[np.float64], self.model_.proba(features))
 
     def advice(self, **options: Any) -> Advice:
         """Measure what to do next: layer, more labels or not, fine-tuning, other backbones.
 
-        The features of the training images are read from the store (computed again with ``store="memory"``).
-        The same network with random weights is tried on a few hundred images.
+        Features of the training images are read from the store (computed again with ``store="memory"``).
 
         Parameters
         ----------
@@ -422,10 +408,11 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         UsageError
             If the classifier was loaded from a file: advice needs the images of a fit.
         """
-        check_is_fitted(self, "model_")
-        if self._training is None:
+        check_is_fitted(self)
+        training = self._fitted.training
+        if training is None:
             raise UsageError("advice needs the images of a fit in this process; call fit, then advice.")
-        return advise_model(self.model_, self.record_, self._training, machine_of(self), **options)
+        return advise_model(self.model_, self.record_, training, machine_of(self), **options)
 
     def plan(self, X: Images) -> Plan:
         """What `fit` would compute for these images, and how long that takes here; keeps nothing.
@@ -436,16 +423,7 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
 
     def plans(self, X: Images) -> dict[str, Plan]:
         """`plan` for each backbone that may be chosen, by name."""
-        images, settings = as_images(X), settings_of(self)
-        recipe = dict(settings.recipe)
-        if settings.views:
-            recipe |= {"view": list(range(settings.views + 1)), "view_policy": settings.view_policy}
-        if recipe["resize"] == AUTO:  # the others are tried on a few hundred images only
-            recipe["resize"] = "crop"
-        return {
-            name: widest({**recipe, "backbone": name}, settings.machine, images.sources).plan(images.sources)
-            for name in settings.backbones
-        }
+        return plan_fit(as_images(X), settings_of(self))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the classifier to one ``.featx`` file, which `featx.load` reads.
@@ -457,7 +435,7 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
         pathlib.Path
             The file.
         """
-        check_is_fitted(self, "model_")
+        check_is_fitted(self)
         params, left_out = saved_params(self)
         if left_out:
             warnings.warn(
@@ -468,27 +446,15 @@ evaluation_, fine_tune_, skipped_, remarks_, n_computed_
             )
         return save_model(self.model_, self.record_, params, machine_of(self), path)
 
-    def _keep(self, fitted: Fitted) -> Self:
-        self.model_, self.record_ = fitted.model, fitted.record
-        self.study_, self.cv_results_ = fitted.study, fitted.cv_results
-        self._training, self._expected = fitted.training, None
-        return self
-
-    def _adopt(
-        self, model: ImageModel, record: FitRecord, expected: NDArray[np.float32] | None = None
-    ) -> Self:
-        """Take over a model that was not fitted here."""
-        self.model_, self.record_ = model, record
-        self._training, self._expected = None, expected
-        return self
-
     def __sklearn_is_fitted__(self) -> bool:
-        return hasattr(self, "model_")
+        return hasattr(self, "_fitted")
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the training images: a copy predicts, and cannot be asked for advice."""
         state: dict[str, Any] = dict(super().__getstate__())
-        return {**state, "_training": None} if "_training" in state else state
+        if "_fitted" in state:
+            state["_fitted"] = dataclasses.replace(state["_fitted"], training=None)
+        return state
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()
@@ -535,4 +501,5 @@ def load(
     clf = ImageClassifier()
     loaded = load_model(path, checkpoint=checkpoint, restore=lambda params: restore_params(clf, params))
     clf.set_params(store=store, extractor__checkpoint=checkpoint)
-    return clf._adopt(loaded.model, loaded.record, loaded.expected)
+    clf._fitted = Fitted(loaded.model, loaded.record, expected=loaded.expected)
+    return clf

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import math
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,41 +12,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx import __version__
-from featx.backbones import BackboneCard
 from featx.classifier.advising import TrainingSet
 from featx.classifier.finetuning import fine_tune
 from featx.classifier.inputs import (
+    FitData,
     all_skipped,
+    fit_data,
     labels_of,
     refuse_too_many,
     refuse_unseen,
-    warn_of_findings,
+    warn_of_training_images,
 )
 from featx.classifier.labels import remember_labels
 from featx.classifier.model import ImageModel
-from featx.classifier.record import FitRecord, best_trials
+from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings
-from featx.evaluation import evaluate
-from featx.extractor import Extraction, Progress
+from featx.evaluation import Evaluation
+from featx.extractor import Extraction, Plan, Progress
 from featx.features import FeatureBlocks
-from featx.images import ImageSet
+from featx.images import ImageSet, Skipped
 from featx.search import SearchProgress
 from featx.selection.augmentation import Augmentation
 from featx.selection.backbones import select_networks
+from featx.selection.candidates import AUTO, widest
 from featx.selection.networks import Networks, gather
-from featx.selection.tuning import TunedHead, Views, tune
-from featx.spec import FeatureSpec
-from featx.splits import check_labels, image_groups
-from featx.stores.base import Ids
-
-PACKAGES = ("scikit-learn", "numpy", "timm", "torch")
-"""Packages whose versions a record names."""
+from featx.selection.tuning import Views, tune
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What a fit returns.
+    """A model, and what is known of it in this process.
 
     Parameters
     ----------
@@ -57,19 +49,22 @@ class Fitted:
         What predicts.
     record : FitRecord
         How it came about.
-    training : TrainingSet
+    training : TrainingSet, optional
         The training images, for advice.
-    study : optuna.Study
+    study : optuna.Study, optional
         All trials.
-    cv_results : dict of arrays
+    cv_results : dict of arrays, optional
         One entry for each configuration of the search.
+    expected : array of shape (n_pictures, n_features), optional
+        For a loaded model: features of synthetic images when it was saved, until they have been checked.
     """
 
     model: ImageModel
     record: FitRecord
-    training: TrainingSet
-    study: Any = field(repr=False)
-    cv_results: Mapping[str, Any] = field(repr=False)
+    training: TrainingSet | None = None
+    study: Any = field(default=None, repr=False)
+    cv_results: Mapping[str, Any] | None = field(default=None, repr=False)
+    expected: NDArray[np.float32] | None = field(default=None, repr=False)
 
 
 def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: FitSettings) -> Fitted:
@@ -107,43 +102,38 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
         )
     with _timed(seconds, "extract"):
         found = networks.extract(images.sources, names=images.names, on_error="skip", ids=images.ids)
-    skipped = all_skipped(images, found.kept, found.skipped)
-    refuse_too_many(skipped, len(images) + len(images.skipped), settings.max_bad)
-    images, held_out = images.select(found.kept), held_out[found.kept]
-    warn_of_findings(found.ids, images, held_out)
-    train, test = images.select(~held_out), images.select(held_out)
-    features = found.blocks.take(~held_out)
-    y, groups = check_labels(labels_of(train)), image_groups(found.ids[~held_out], train.groups)
-    refuse_unseen(labels_of(test), np.unique(y), what="test images")
+    data = fit_data(images, held_out, found, max_bad=settings.max_bad)
+    features = found.blocks.take(~data.is_test)
     with _timed(seconds, "search"):
         tuned = tune(
             features,
-            y,
-            groups=groups,
-            weight=train.weights,
+            data.y,
+            groups=data.groups,
+            weight=data.train.weights,
             settings=settings.search,
-            views=_views(train, networks, settings),
+            views=_views(data.train, networks, settings),
             callback=_reporter(settings),
         )
-    model = model_of(tuned, found.specs, networks.cards_, found.ids, held_out, networks.backbone_files)
-    record = record_of(tuned, y, groups)
-    training = TrainingSet(
-        train, found.ids[~held_out], networks.specs_, networks.cards_, networks.backbone_files
+    model = ImageModel.of(
+        tuned, found.specs, networks.cards_, found.ids, data.is_test, networks.backbone_files
     )
+    record = FitRecord.of(tuned, data.y, data.groups)
+    training = TrainingSet(data.train, found.ids[~data.is_test], networks.specs_, networks.cards_, files)
     with _timed(seconds, "fine-tune"):
         network, report = fine_tune(model, record, training, features, settings)
     model = replace(model, network=network)
-    remember_labels(found.store, model.assignment, found.ids, labels_of(images), images.groups)
     evaluation = None
     if is_test is not None:
+        groups_of = None if images.groups is None else images.groups[found.kept]
+        remember_labels(found.store, model.assignment, found.ids, labels_of(images)[found.kept], groups_of)
         with _timed(seconds, "evaluate"):
-            evaluation = model.evaluate(_test_features(model, found, held_out, test, settings), test)
+            evaluation = model.evaluate(_test_features(model, found, data, settings), data.test)
     record = replace(
         record,
         evaluation=evaluation,
         backbones=comparison,
         fine_tuning=report,
-        skipped=tuple(skipped),
+        skipped=data.skipped,
         remarks=found.remarks,
         seconds=seconds,
         n_computed=found.computed,
@@ -151,62 +141,48 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
     return Fitted(model, record, training, tuned.study, tuned.cv_results)
 
 
-def model_of(
-    tuned: TunedHead,
-    specs: Mapping[str, FeatureSpec],
-    cards: tuple[BackboneCard, ...],
-    ids: Ids,
-    is_test: NDArray[np.bool_],
-    backbone_files: Mapping[str, str],
-) -> ImageModel:
-    """Return the model of what was tuned.
+def evaluate_images(
+    model: ImageModel,
+    images: ImageSet,
+    extract: Callable[[], Extraction],
+    max_bad: float,
+    min_confidence: float | None = None,
+) -> tuple[Evaluation, list[Skipped]]:
+    """Evaluate a model on labelled images; return also the images that were set aside.
 
     Parameters
     ----------
-    tuned : TunedHead
-        The tuned head.
-    specs : mapping of str to FeatureSpec
-        How blocks are computed: at least those of the head.
-    cards : tuple of BackboneCard
-        The networks.
-    ids : array of shape (n, 32), uint8
-        Digests of all images.
-    is_test : array of shape (n,), bool
-        Those of the test part.
-    backbone_files : mapping of str to str
-        As for `ImageModel`.
+    model : ImageModel
+        The model.
+    images : ImageSet
+        With labels.
+    extract : callable
+        Returns their features; called when the labels have been checked.
+    max_bad : float
+        Fraction of images that may be unreadable.
+    min_confidence : float, optional
+        As for `ImageClassifier.evaluate`.
     """
-    return ImageModel(
-        classes=tuned.classes,
-        blocks=tuned.blocks,
-        specs={name: specs[name] for name in tuned.blocks},
-        cards=cards,
-        head=tuned.pipeline,
-        calibration=tuned.calibration,
-        adjustment=tuned.adjustment,
-        augmentation=tuned.augmentation,
-        assignment={
-            row.tobytes().hex(): "test" if test else "train" for row, test in zip(ids, is_test, strict=True)
-        },
-        backbone_files=backbone_files,
-    )
+    refuse_unseen(labels_of(images), model.classes, what="labels")
+    found = extract()
+    skipped = all_skipped(images, found.kept, found.skipped)
+    refuse_too_many(skipped, len(images) + len(images.skipped), max_bad)
+    warn_of_training_images(found.ids, model.assignment)
+    readable = images.select(found.kept)
+    return model.evaluate(found.blocks, readable, min_confidence=min_confidence), skipped
 
 
-def record_of(tuned: TunedHead, y: NDArray[Any], groups: NDArray[np.intp]) -> FitRecord:
-    """Return the record of what was tuned, on training labels `y` in `groups`."""
-    return FitRecord(
-        params=tuned.params,
-        score=tuned.score,
-        scoring=tuned.scoring if isinstance(tuned.scoring, str) else tuned.scoring.__name__,
-        oof_evaluation=evaluate(y, tuned.oof_proba, tuned.classes, groups=groups),
-        choice=tuned.choice,
-        tried=tuned.tried,
-        trials=best_trials(tuned.cv_results),
-        n_configurations=dict(Counter(tuned.cv_results["origin"].tolist())),
-        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        versions={"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        oof_proba=tuned.oof_proba,
-    )
+def plan_fit(images: ImageSet, settings: FitSettings) -> dict[str, Plan]:
+    """Plan the extraction of a fit for each backbone that may be chosen; keeps nothing."""
+    recipe = dict(settings.recipe)
+    if settings.views:
+        recipe |= {"view": list(range(settings.views + 1)), "view_policy": settings.view_policy}
+    if recipe["resize"] == AUTO:  # the others are tried on a few hundred images only
+        recipe["resize"] = "crop"
+    return {
+        name: widest({**recipe, "backbone": name}, settings.machine, images.sources).plan(images.sources)
+        for name in settings.backbones
+    }
 
 
 def _views(train: ImageSet, networks: Networks, settings: FitSettings) -> Views:
@@ -222,16 +198,12 @@ def _views(train: ImageSet, networks: Networks, settings: FitSettings) -> Views:
 
 
 def _test_features(
-    model: ImageModel,
-    found: Extraction,
-    held_out: NDArray[np.bool_],
-    test: ImageSet,
-    settings: FitSettings,
+    model: ImageModel, found: Extraction, data: FitData, settings: FitSettings
 ) -> FeatureBlocks:
     """Features of the test part; only views and a fine-tuned network need another extraction."""
     if model.network is None and not model.augmentation.averages:
-        return found.blocks.take(held_out)
-    return model.extract(test.sources, settings.machine, names=test.names).blocks
+        return found.blocks.take(data.is_test)
+    return model.extract(data.test.sources, settings.machine, names=data.test.names).blocks
 
 
 def _reporter(settings: FitSettings) -> Callable[[SearchProgress], None]:

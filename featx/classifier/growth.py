@@ -28,7 +28,7 @@ from featx.classifier.comparison import (
     widened,
 )
 from featx.classifier.estimator import ImageClassifier
-from featx.classifier.fitting import model_of, record_of
+from featx.classifier.fitting import Fitted
 from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
 from featx.classifier.model import ImageModel
 from featx.classifier.record import FitRecord
@@ -150,7 +150,7 @@ def grow(
     DataError
         If the old model has no test part, or no new image is left.
     """
-    check_is_fitted(clf, "model_")
+    check_is_fitted(clf)
     model, settings = clf.model_, settings_of(clf)
     _refuse(model, images)
     store = settings.machine["store"]
@@ -171,7 +171,7 @@ def grow(
     blocks = FeatureBlocks({}, len(data.ids), readers=readers)
 
     tuned = _refit(model, clf.record_, settings, specs, blocks, data, n_trials)
-    grown_model = model_of(tuned, specs, model.cards, data.ids, data.is_test, model.backbone_files)
+    grown_model = ImageModel.of(tuned, specs, model.cards, data.ids, data.is_test, model.backbone_files)
     remember_labels(store, grown_model.assignment, data.ids, data.labels, data.groups)
     test = np.flatnonzero(data.is_test)
     after, before = (
@@ -183,7 +183,7 @@ def grow(
     evaluation = evaluate(data.labels[test], after, grown_model.classes, groups=test_groups)
     units = image_groups(data.ids[~data.is_test], _take(data.groups, ~data.is_test))
     record = dataclasses.replace(
-        record_of(tuned, data.labels[~data.is_test], units),
+        FitRecord.of(tuned, data.labels[~data.is_test], units),
         evaluation=evaluation,
         skipped=(*images.skipped, *found.skipped),
         remarks=found.remarks,
@@ -221,7 +221,8 @@ def grow(
         evaluation=evaluation,
     )
     grown: ImageClassifier = clone(clf)
-    return grown._adopt(grown_model, record), growth
+    grown._fitted = Fitted(grown_model, record)
+    return grown, growth
 
 
 @dataclass(frozen=True, eq=False)

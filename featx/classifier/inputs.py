@@ -7,6 +7,7 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,12 +15,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from featx.audit import CHECKS, AuditData, audit
 from featx.exceptions import DataError, ImageWarning, LabelError, TooManyBadImagesError
+from featx.extractor import Extraction
 from featx.images import ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
-from featx.splits import check_labels, stable_test_mask
+from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores.base import as_ids
 
 Images = ImageSet | str | os.PathLike[str] | Sequence[ImageSource] | NDArray[Any]
 """A folder, a manifest, a list of image sources, a batch (n, H, W, 3), or a loaded `ImageSet`."""
+
+NO_LABELS = (
+    "these images have no labels; give y, a folder of class folders, or a manifest with a column 'label'."
+)
 
 LISTED = 10
 """Items that a message lists before it counts the others."""
@@ -72,7 +78,9 @@ def labelled_images(
         If labels are missing, or there are fewer than two classes.
     """
     images = as_images(X, y, groups=groups, sample_weight=sample_weight)
-    check_labels(labels_of(images))
+    if images.labels is None:
+        raise LabelError(NO_LABELS)
+    check_labels(images.labels)
     return images
 
 
@@ -85,10 +93,7 @@ def labels_of(images: ImageSet) -> NDArray[Any]:
         If there are none.
     """
     if images.labels is None:
-        raise LabelError(
-            "these images have no labels; give y, a folder of class folders, or a manifest with a column "
-            "'label'."
-        )
+        raise LabelError(NO_LABELS)
     return images.labels
 
 
@@ -210,8 +215,63 @@ def _with_digests(images: ImageSet) -> ImageSet:
     return readable
 
 
-def warn_of_findings(ids: NDArray[np.uint8], images: ImageSet, held_out: NDArray[np.bool_]) -> None:
-    """Warn of images with several labels, and of images that are in the training and in the test part."""
-    data = AuditData(images.names, digests=ids, labels=images.labels, is_test=held_out)
+@dataclass(frozen=True, eq=False)
+class FitData:
+    """The images of a fit that have features, in two parts.
+
+    Parameters
+    ----------
+    train, test : ImageSet
+        The parts; the second may be empty.
+    y : array of shape (n_train,)
+        Labels of the training part.
+    groups : array of shape (n_train,), int
+        Images of one group stay in one fold.
+    is_test : array of shape (n_images,), bool
+        Which of the extracted images are in the test part.
+    skipped : tuple of Skipped
+        Images that were set aside.
+    """
+
+    train: ImageSet
+    test: ImageSet
+    y: NDArray[Any]
+    groups: NDArray[np.intp]
+    is_test: NDArray[np.bool_]
+    skipped: tuple[Skipped, ...]
+
+
+def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *, max_bad: float) -> FitData:
+    """Divide the images that have features into the training and the test part.
+
+    Warns of images with several labels, and of images that are in the training and in the test part.
+
+    Parameters
+    ----------
+    images : ImageSet
+        What was extracted, with labels.
+    held_out : array of shape (n,), bool
+        Which of them are in the test part.
+    found : Extraction
+        Their features.
+    max_bad : float
+        Fraction of images that may be set aside.
+
+    Raises
+    ------
+    TooManyBadImagesError
+        If more are set aside.
+    LabelError
+        If a class of the test part is not in the training part.
+    """
+    skipped = all_skipped(images, found.kept, found.skipped)
+    refuse_too_many(skipped, len(images) + len(images.skipped), max_bad)
+    images, held_out = images.select(found.kept), held_out[found.kept]
+    data = AuditData(images.names, digests=found.ids, labels=images.labels, is_test=held_out)
     for finding in audit(data, {name: CHECKS[name] for name in ("conflicts", "leaks")}):
         warnings.warn(finding.sentence, ImageWarning, stacklevel=5)
+    train, test = images.select(~held_out), images.select(held_out)
+    y = check_labels(labels_of(train))
+    refuse_unseen(labels_of(test), np.unique(y), what="test images")
+    groups = image_groups(found.ids[~held_out], train.groups)
+    return FitData(train, test, y, groups, held_out, tuple(skipped))

@@ -19,8 +19,9 @@ from featx.images import ImageSet, ImageSource
 from featx.selection.augmentation import PLAIN, Augmentation
 from featx.selection.imbalance import Adjustment
 from featx.selection.networks import Networks, gather
+from featx.selection.tuning import TunedHead
 from featx.spec import FeatureSpec
-from featx.stores.base import FeatureStore
+from featx.stores.base import FeatureStore, Ids
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +65,49 @@ class ImageModel:
     network: FineTunedNetwork | None = None
     assignment: Mapping[str, str] = field(default_factory=dict)
     backbone_files: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls,
+        tuned: TunedHead,
+        specs: Mapping[str, FeatureSpec],
+        cards: tuple[BackboneCard, ...],
+        ids: Ids,
+        is_test: NDArray[np.bool_],
+        backbone_files: Mapping[str, str],
+    ) -> ImageModel:
+        """Return the model of what was tuned.
+
+        Parameters
+        ----------
+        tuned : TunedHead
+            The tuned head.
+        specs : mapping of str to FeatureSpec
+            How blocks are computed: at least those of the head.
+        cards : tuple of BackboneCard
+            The networks.
+        ids : array of shape (n, 32), uint8
+            Digests of all images.
+        is_test : array of shape (n,), bool
+            Those of the test part.
+        backbone_files : mapping of str to str
+            As for `ImageModel`.
+        """
+        return cls(
+            classes=tuned.classes,
+            blocks=tuned.blocks,
+            specs={name: specs[name] for name in tuned.blocks},
+            cards=cards,
+            head=tuned.pipeline,
+            calibration=tuned.calibration,
+            adjustment=tuned.adjustment,
+            augmentation=tuned.augmentation,
+            assignment={
+                row.tobytes().hex(): "test" if test else "train"
+                for row, test in zip(ids, is_test, strict=True)
+            },
+            backbone_files=backbone_files,
+        )
 
     @property
     def used_blocks(self) -> tuple[str, ...]:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,13 +12,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluation import Evaluation
+from featx import __version__
+from featx.evaluation import Evaluation, evaluate
 from featx.finetune import Verdict
 from featx.images import Skipped
 from featx.records import APART, Record
 from featx.selection.backbones import BackboneComparison
 from featx.selection.choice import Choice
-from featx.selection.tuning import Tried
+from featx.selection.tuning import Tried, TunedHead
+
+PACKAGES = ("scikit-learn", "numpy", "timm", "torch")
+"""Packages whose versions a record names."""
 
 TRIALS_KEPT = 50
 """Best configurations of a search that a record keeps."""
@@ -134,6 +141,23 @@ class FitRecord(Record):
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
     oof_proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), metadata=APART)
+
+    @classmethod
+    def of(cls, tuned: TunedHead, y: NDArray[Any], groups: NDArray[np.intp]) -> FitRecord:
+        """Return the record of what was tuned, on training labels `y` in `groups`."""
+        return cls(
+            params=tuned.params,
+            score=tuned.score,
+            scoring=tuned.scoring if isinstance(tuned.scoring, str) else tuned.scoring.__name__,
+            oof_evaluation=evaluate(y, tuned.oof_proba, tuned.classes, groups=groups),
+            choice=tuned.choice,
+            tried=tuned.tried,
+            trials=best_trials(tuned.cv_results),
+            n_configurations=dict(Counter(tuned.cv_results["origin"].tolist())),
+            created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            versions={"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            oof_proba=tuned.oof_proba,
+        )
 
 
 def best_trials(table: Mapping[str, Any]) -> tuple[Trial, ...]:

@@ -102,7 +102,7 @@ def _from_scratch(args: argparse.Namespace, console: Console, clf: Any, advice: 
     from featx.finetune.scratch import scratch_path
 
     console.log("training a small convnet from nothing, on parts of the images")
-    images = clf._training
+    images = clf.training_.images
     path = scratch_path(
         images,
         images.labels,

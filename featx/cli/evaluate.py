@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from featx.cli import arguments
@@ -30,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; warn of images that the model was trained on."""
     from featx.classifier import load
+    from featx.classifier.fitting import evaluate_images
     from featx.cli import render
     from featx.images import load_images
 
@@ -44,7 +46,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     images = load_images(args.data, follow_links=args.follow_links)
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits == "test")
-    result, skipped = clf.evaluate_readable(images, min_confidence=args.min_confidence)
+    extract = partial(clf.extract, images, on_error="skip")
+    result, skipped = evaluate_images(clf.model_, images, extract, clf.max_bad, args.min_confidence)
     render.evaluation(console, result, title=f"{args.data}, {result.n} images")
     return render.skipped(
         console, skipped, Path(f"{Path(args.model).stem}-evaluate.skipped.csv"), strict=args.strict
