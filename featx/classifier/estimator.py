@@ -212,6 +212,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     best_blocks_ = _part("model.blocks", "Blocks of features that the pipeline uses.")
     specs_ = _part("model.specs", "How these blocks are computed.")
     cards_ = _part("model.cards", "The networks that they come from.")
+    card_ = _part("model.card", "The first of these networks.")
     calibration_ = _part("model.calibration", "From decision scores to probabilities.")
     adjustment_ = _part("model.adjustment", "What favours rare classes, or None.")
     augmentation_ = _part("model.augmentation", "The augmentation that was kept.")
@@ -230,11 +231,6 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
     skipped_ = _part("record.skipped", "Images that were set aside.")
     remarks_ = _part("record.remarks", "Remarks of the extraction.")
     n_computed_ = _part("record.n_computed", "Images that went through the network.")
-
-    @property
-    def card_(self) -> Any:
-        """The first network."""
-        return self.cards_[0]
 
     def fit(
         self,
@@ -414,15 +410,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError("advice needs the images of a fit in this process; call fit, then advice.")
         return advise_model(self.model_, self.record_, training, machine_of(self), **options)
 
-    def plan(self, X: Images) -> Plan:
-        """What `fit` would compute for these images, and how long that takes here; keeps nothing.
-
-        Of several backbones, the plan of the most expensive one; `plans` has each.
-        """
-        return max(self.plans(X).values(), key=lambda plan: plan.seconds)
-
     def plans(self, X: Images) -> dict[str, Plan]:
-        """`plan` for each backbone that may be chosen, by name."""
+        """What `fit` would compute for these images with each backbone, and how long that takes here."""
         return plan_fit(as_images(X), settings_of(self))
 
     def save(self, path: str | os.PathLike[str]) -> Path:

@@ -118,7 +118,9 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
         tuned, found.specs, networks.cards_, found.ids, data.is_test, networks.backbone_files
     )
     record = FitRecord.of(tuned, data.y, data.groups)
-    training = TrainingSet(data.train, found.ids[~data.is_test], networks.specs_, networks.cards_, files)
+    training = TrainingSet(
+        data.train, found.ids[~data.is_test], networks.specs_, networks.cards_, networks.backbone_files
+    )
     with _timed(seconds, "fine-tune"):
         network, report = fine_tune(model, record, training, features, settings)
     model = replace(model, network=network)

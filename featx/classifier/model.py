@@ -110,6 +110,11 @@ class ImageModel:
         )
 
     @property
+    def card(self) -> BackboneCard:
+        """The first network."""
+        return self.cards[0]
+
+    @property
     def used_blocks(self) -> tuple[str, ...]:
         """Blocks that predictions are made from: the head's, or that of the fine-tuned network."""
         return self.blocks if self.network is None else (self.network.feature_spec.block,)
