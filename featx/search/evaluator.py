@@ -121,8 +121,8 @@ class Evaluator:
         *,
         deadline: float = float("inf"),
         options: Options | None = None,
-    ) -> Iterator[Result]:
-        """Evaluate configurations group by group; yield results in the order of the groups.
+    ) -> Iterator[list[Result]]:
+        """Evaluate configurations group by group; yield the results of each group.
 
         Parameters
         ----------
@@ -142,7 +142,7 @@ class Evaluator:
             ]
             if time.monotonic() < deadline:
                 self._evaluate_group(group, deadline, options or self.options)
-            yield from group
+            yield group
 
     def decisions(self, params: Params) -> Floats:
         """Return out-of-fold decision values, shape (n,) or (n, n_classes); NaN for rows that never test.
@@ -160,7 +160,7 @@ class Evaluator:
     def evaluate_fully(self, params: Params, origin: str, **changes: Any) -> Result:
         """Evaluate one configuration on every fold, without pruning, with some options changed."""
         options = replace(self.options, prune=False, **changes)
-        return next(iter(self.evaluate([params], origin, options=options)))
+        return next(self.evaluate([params], origin, options=options))[0]
 
     def _evaluate_group(self, group: list[Result], deadline: float, options: Options) -> None:
         try:

@@ -12,12 +12,21 @@ from threadpoolctl import threadpool_limits
 
 from featx.exceptions import SearchWarning
 from featx.representation import Representation
-from featx.search import study as studies
 from featx.search.evaluator import COMPLETE, UNFINISHED, Evaluator, Result
 from featx.search.outcome import Results, exact, rank, ranked
 from featx.search.plan import SearchPlan, SearchProgress
 from featx.search.scoring import ROUNDING
-from featx.search.space import Params, group_configs, identity, unique
+from featx.search.space import Params, identity, unique
+from featx.search.study import (
+    add_result,
+    count_trials,
+    known_results,
+    open_study,
+    quiet,
+    should_prune,
+    signals_delayed,
+    tell_result,
+)
 
 TPE_BATCH = 10
 """Trials that are drawn together, so that those of one head share their computations."""
@@ -34,7 +43,7 @@ def run(plan: SearchPlan) -> Results:
     loop = _Loop(plan)
     # Threads run different fits, with one BLAS thread in each: small fits are slower with more, and much
     # slower if other processes use the machine.
-    with studies.quiet(), threadpool_limits(limits=1):
+    with quiet(), threadpool_limits(limits=1):
         loop.evaluate([plan.grid[0]], "grid")
         for stage in loop.stages():
             loop.evaluate(stage, "grid", plan.deadline)
@@ -61,9 +70,9 @@ class _Loop:
 
     def __init__(self, plan: SearchPlan) -> None:
         self.plan = plan
-        self.study = studies.open_study(plan)
-        self.results = studies.known_results(self.study, plan.space)
-        self.evaluator = Evaluator(plan, lambda scores: studies.should_prune(self.study, scores))
+        self.study = open_study(plan)
+        self.results = known_results(self.study, plan.space)
+        self.evaluator = Evaluator(plan, lambda scores: should_prune(self.study, scores))
         self.total = len(plan.grid) + plan.settings.n_trials
         if plan.is_staged:
             self.total += len(plan.space.quick_points()) + len(plan.space.heads)
@@ -94,32 +103,32 @@ class _Loop:
     def evaluate(self, configs: Sequence[Params], origin: str, deadline: float = float("inf")) -> None:
         """Evaluate configurations that have no result yet, and add them to the study."""
         new = [params for params in configs if identity(params) not in self.results]
-        for number, group in enumerate(group_configs(self.plan.space, new)):
-            if number and time.monotonic() > deadline:
-                return
-            for result in self.evaluator.evaluate([new[i] for i in group], origin, deadline=deadline):
+        for group in self.evaluator.evaluate(new, origin, deadline=deadline):
+            for result in group:
                 if result.state != UNFINISHED:
                     self.results[identity(result.params)] = result
-                    with studies.signals_delayed():
-                        studies.add_result(self.study, self.plan.space, result)
+                    with signals_delayed():
+                        add_result(self.study, self.plan.space, result)
             self.report(origin)
+            if time.monotonic() > deadline:
+                return
 
     def refine(self) -> None:
         """Draw trials in batches; evaluate each batch by groups, and tell the study the results."""
         n_trials, deadline = self.plan.settings.n_trials, self.plan.deadline
-        done = studies.count_trials(self.study, "tpe")
+        done = count_trials(self.study, "tpe")
         while done < n_trials and time.monotonic() < deadline:
-            with studies.signals_delayed():
+            with signals_delayed():
                 trials = [self.study.ask() for _ in range(min(TPE_BATCH, n_trials - done))]
                 configs = [self.plan.space.suggest(trial) for trial in trials]
             new = [params for params in unique(configs) if identity(params) not in self.results]
-            evaluated = self.evaluator.evaluate(new, "tpe", deadline=deadline)
-            found = {identity(result.params): result for result in evaluated}
+            groups = self.evaluator.evaluate(new, "tpe", deadline=deadline)
+            found = {identity(result.params): result for group in groups for result in group}
             for trial, params in zip(trials, configs, strict=True):
                 key = identity(params)
                 result = found.get(key) or self.results[key]
-                with studies.signals_delayed():
-                    studies.tell_result(self.study, trial, result)
+                with signals_delayed():
+                    tell_result(self.study, trial, result)
                 if result.state != UNFINISHED:
                     self.results.setdefault(key, result)
                 done += 1
