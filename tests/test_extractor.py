@@ -417,9 +417,7 @@ def test_auto_precision_takes_the_rows_that_are_there(make: Make, paths: list[st
     adopted = make(precision="auto").extract(paths)
     assert adopted.computed == 0
     assert adopted.specs["last:avg:crop"].precision == other
-    assert any(
-        f"precision {other} is taken from the rows that are kept" in remark for remark in adopted.remarks
-    )
+    assert any(f"precision {other} is taken from the cached features" in remark for remark in adopted.remarks)
     new = [Image.new("RGB", (40, 40), (0, number, 0)) for number in range(20)]
     assert make(precision="auto").fit(new).specs_["last:avg:crop"].precision == hardware
 

@@ -156,7 +156,7 @@ class _Trials:
             groups,
         ]
         name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        store = self.extractor._store()
+        store = self.extractor.store_
         known = store.recall("resizing", name)
         if known is None:
             known = {"best": self.resize(specs, usual)}
