@@ -51,6 +51,12 @@ MODEL_MEMBERS = {
 }
 """What the file of a classifier may hold, and how many bytes of each."""
 
+JSON_VALUE_BYTES = {b"{": 240, b"[": 96, b",": 60}
+"""Upper estimate of a value's bytes in memory, by the mark before it in the text (CPython 3.11 to 3.14)."""
+
+JSON_MEMORY = 48 << 20
+"""Most bytes that the values of a JSON text may take in memory by this estimate, beside their text."""
+
 _END = struct.Struct("<4s4H2LH")  # end of central directory: APPNOTE.TXT 4.3.16
 _CENTRAL_BYTES = 46  # of a central directory entry without its name: APPNOTE.TXT 4.3.12
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time of the format; a real one would change the bytes
@@ -334,15 +340,21 @@ def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) ->
 
 
 def read_json(data: bytes, *, where: str) -> Any:
-    """Parse UTF-8 JSON of a hostile file.
+    """Parse ASCII JSON of a file that may be forged.
+
+    The memory that the values take is estimated before they are made: an empty list of two bytes becomes an
+    object of 88.
 
     Raises
     ------
     ModelFileError
-        If it is not JSON, or nested too deeply.
+        If it is not JSON as featx writes it, is nested too deeply, or has too many values.
     """
+    memory = sum(data.count(mark) * size for mark, size in JSON_VALUE_BYTES.items())
+    if memory > JSON_MEMORY or not data.isascii():
+        raise ModelFileError(f"{where}: is not the JSON that featx writes: not ASCII, or too many values.")
     try:
-        return json.loads(data.decode("utf-8"))
+        return json.loads(data.decode("ascii"))
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{where}: is not the JSON that featx writes ({_short(str(error))}).") from None
 

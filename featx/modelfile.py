@@ -85,7 +85,10 @@ def dump_head(head: str, pipeline: Pipeline) -> dict[str, bytes]:
     own, params = HEADS[head].saved.to_arrays(pipeline.named_steps["head"])
     params = to_plain(params)
     description = HeadDescription(head, params, scaling, tuple(widths), "columns" in of_scaler)
-    _check(description, of_scaler, own, len(pipeline.classes_))
+    try:
+        _check(description, of_scaler, own, len(pipeline.classes_))
+    except ModelFileError as error:
+        raise ModelFileError(f"this head cannot be saved: {error}.") from None
     arrays = {OF_SCALER + name: array for name, array in of_scaler.items()}
     arrays |= {OF_HEAD + name: array for name, array in own.items()}
     text = json.dumps(description.to_dict(), sort_keys=True).encode()
@@ -127,7 +130,8 @@ def load_head(members: Mapping[str, bytes], classes: NDArray[Any], *, where: str
         saved = HEADS[description.head].saved
         classifier = saved.from_arrays(own, description.params, classes, dims)
     except ModelFileError as error:
-        raise ModelFileError(f"{where}: {error}") from None
+        reason = str(error).rstrip(".")
+        raise ModelFileError(f"{where}: {reason}; the file is damaged or forged.") from None
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelFileError(f"{where}: the head's values do not fit ({str(error)[:200]}).") from None
     return Pipeline([("scale", scaler), ("head", classifier)])

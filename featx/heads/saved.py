@@ -22,7 +22,7 @@ Dims = dict[str, int]
 FLOAT = ("float32", "float64")
 
 LARGEST = 1e30
-"""Largest absolute value of a saved number. Sums of its products with features do not overflow."""
+"""Largest absolute value of a saved float, unless the array declares another."""
 
 
 @dataclass(frozen=True)
@@ -41,15 +41,15 @@ class Array:
         Smallest value.
     below : int or str, optional
         Number, or name of the dimension, that all values are smaller than.
-    finite : bool
-        Whether floats must be finite and not larger than `LARGEST`.
+    largest : float
+        Largest absolute value of floats, which must be finite.
     """
 
     dtypes: tuple[str, ...]
     shape: tuple[str, ...]
     low: float | None = None
     below: int | str | None = None
-    finite: bool = True
+    largest: float = LARGEST
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class SavedForm:
 def require(holds: Any, otherwise: str) -> None:
     """Raise `ModelFileError` with the message `otherwise` if `holds` is false."""
     if not holds:
-        raise ModelFileError(f"{otherwise}; the file is damaged or hostile.")
+        raise ModelFileError(otherwise)
 
 
 def check_params(params: Mapping[str, Any], declared: Mapping[str, Any]) -> None:
@@ -119,9 +119,9 @@ def check_arrays(arrays: Mapping[str, NDArray[Any]], declared: Mapping[str, Arra
 
 
 def _check_values(name: str, array: NDArray[Any], wanted: Array, dims: Dims) -> None:
-    if array.dtype.kind == "f" and wanted.finite:
+    if array.dtype.kind == "f":
         largest = max(abs(float(array.max())), abs(float(array.min())))  # NaN if any value is
-        require(largest <= LARGEST, f"array {name!r} has values that are not finite, or too large")
+        require(largest <= wanted.largest, f"array {name!r} has values that are not finite, or too large")
     if wanted.low is not None:
         require(array.min() >= wanted.low, f"array {name!r} has values below {wanted.low}")
     if wanted.below is not None:

@@ -24,12 +24,13 @@ SCALINGS = ("standard", "l2", "center_l2", "none")
 LEARNT_SCALINGS = ("standard", "center_l2")
 """Scalings that are fitted on the training rows, and so depend on their weights."""
 
-MAX_COLUMNS = 2**19
+MAX_COLUMNS = 2**18
 """Most columns of a saved scaler; scikit-learn keeps a Python list of all of them."""
 
 COLUMNS = Array(("int64",), ("n_features",), low=0, below="n_columns")
-MEAN = Array(("float64",), ("n_features",))
-SCALE = Array(("float64",), ("n_features",), low=1e-30)
+MEAN = Array(("float64",), ("n_features",), largest=1e15)
+SCALE = Array(("float64",), ("n_features",), low=1e-15, largest=1e15)
+"""Limits that keep scaled features finite in single precision."""
 
 
 def make_scaler(scaling: str, widths: Sequence[int], *, columns: Sequence[int] | None = None) -> Any:

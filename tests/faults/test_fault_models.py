@@ -120,7 +120,7 @@ def test_row_49_a_head_that_now_answers_otherwise_is_refused(shared: Path, tmp_p
 
     said = predict(edited(shared, tmp_path / "other.featx", disturb), shared)
     assert said.code == 1
-    assert "probabilities that are off by" in said.error
+    assert "its head now gives probabilities that diff" in said.error
     assert "scikit-learn 1.2.3" in said.error
 
 
