@@ -1,7 +1,7 @@
-"""How the score grows with the labels: curves measured on cached rows, and what the next labels would bring.
+"""Accuracy by the number of labels: learning curves, few-shot evaluation and forecasts.
 
-Every fit here is one of many on the same rows, so a curve is one task for the batched solvers: all sizes,
-folds and repeats are its splits. No torch, no optuna.
+All sizes, folds and repeats of a curve are splits of one task for the batched solvers. Torch and Optuna are
+not imported.
 """
 
 from __future__ import annotations

@@ -1,18 +1,17 @@
-"""What the next labels would bring: a power law that starts at chance, with a band from its posterior.
+"""Forecasts of the accuracy with more labels: a power law that starts at chance, with a posterior band.
 
-``error(m) = a + (chance - a) / (1 + (m / s)^c)``: for m far above s this is the power law a + b m^-c, with
-b = (chance - a) s^c; for few images it bends to the error of guessing, as every real curve does. (A bare
-power law fitted to n/16 ... n takes that bend for a high asymptote and promises too little: on real rows its
-interval score was twice as bad.) The form is known as MMF (Morgan, Mercer & Flodin, 1975), among the best of
-those compared on the learning-curve database LCDB (Mohr, Viering, Loog & van Rijn, 2022).
+``error(m) = a + (chance - a) / (1 + (m / s)^c)``. For m far above s this is the power law a + b m^-c with
+b = (chance - a) s^c; for few images it approaches the error of guessing, as real curves do. (A plain power
+law fitted to n/16 ... n takes this approach for a high asymptote and predicts too small gains: on real
+features its interval score was twice as bad.) The form is known as MMF (Morgan, Mercer & Flodin, 1975). It is
+among the best ones on the learning-curve database LCDB (Mohr, Viering, Loog & van Rijn, 2022).
 
-Three parameters and four or five points: so all parameters on a grid are weighed by likelihood and a mild
-prior instead of picking one. No random numbers, nothing that fails to converge.
+There are three parameters and only four or five points. Therefore all parameters of a grid are weighted by
+likelihood and a weak prior. There are no random numbers and no iterations.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,52 +22,53 @@ from scipy.stats import norm
 from featx.curves.learning import LearningCurve
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
+from featx.records import Record
 
 Floats = NDArray[np.float64]
 
 BAND = 0.9
-"""Coverage that a forecast's band aims at."""
+"""Nominal coverage of the band of a forecast."""
 
 ASYMPTOTES = np.linspace(0, 0.95, 20)
-"""a, as a part of the smallest error seen ..."""
+"""Grid of a, in units of the smallest measured error."""
 
 EXPONENTS = np.exp(np.linspace(np.log(0.15), np.log(3), 24))
-"""c ..."""
+"""Grid of c."""
 
 SCALES = np.exp(np.linspace(-4, 6, 61))
-"""and s, as a part of n."""
+"""Grid of s, in units of n."""
 
 EXPONENT_PRIOR = (1.0, 0.4)
-"""Median and log-sd of c. These four constants were chosen by the interval score on held-back labels; it is
-flat around them (9.0 to 9.5 points for medians of 0.8 and 1, misfits of 0.05 to 0.12)."""
+"""Median and log-sd of c. These four constants were chosen by the interval score on held-out labels.
+The score depends little on them (9.0 to 9.5 points for medians of 0.8 and 1, misfits of 0.05 to 0.12)."""
 
 ASYMPTOTE_PRIOR = 1.0
-"""Density (1 - a / error)^1: that errors stop falling is rarer than that they go on."""
+"""Exponent of the density of 1 - a / error: it is less likely that errors stop decreasing."""
 
 MISFIT = (0.005, 0.1)
-"""Doubt of every point beside its sampling error, m0 + m1 sqrt(e (1 - e)): subsets that were drawn, folds,
-and that no real curve is exactly of this form. It grows as (n / m)^0.5 for smaller training sets, whose
-points say less about what comes."""
+"""Standard deviation of each point besides its sampling error, m0 + m1 sqrt(e (1 - e)): random subsets and
+folds, and deviations of real curves from this form. It grows as (n / m)^0.5 for smaller training sets, which
+predict less."""
 
 MISFIT_GROWTH = 0.5
 
 
 @dataclass(frozen=True)
 class PowerLaw:
-    """Weighted parameters of the law; `error` gives its value with a band at any number of images.
+    """Weighted parameters of the law.
 
     Parameters
     ----------
     n : int
-        Images that `scale` counts in.
+        Number of images.
     chance : float
         Error at zero images.
     asymptote, exponent, scale : arrays of shape (P,)
-        Parameters a, c and s of each point of the grid.
+        Parameters a, c and s of the points of the grid.
     weight : array of shape (P,)
-        Their posterior probabilities; points of no weight are left out.
+        Their posterior probabilities.
     flips : float
-        Variance over images of the difference that the last doubling made to each.
+        Variance over images of the difference between half of the images and all.
     """
 
     n: int
@@ -90,10 +90,10 @@ class PowerLaw:
     def gain(
         self, m: float, *, confidence: float = BAND, cap: float = 1.0, n_test: int | None = None
     ) -> Metric:
-        """Accuracy at m images less that at `n`, where no accuracy is above `cap`.
+        """Accuracy at m images minus that at `n`, with accuracies limited to `cap`.
 
-        The band is that of the expected gain. With `n_test` it is that of what both models differ by on a
-        test part of so many images, whose own chance comes on top.
+        The band is that of the expected gain. With `n_test` it is that of the difference of both models on a
+        test part of this size, which includes its sampling error.
         """
         now, then = np.minimum(1 - self.errors(self.n), cap), np.minimum(1 - self.errors(m), cap)
         gain = _weighted(then - now, self.weight, confidence)
@@ -112,19 +112,19 @@ class PowerLaw:
 
 
 @dataclass(frozen=True)
-class ClassForecast:
-    """What more labels (of all classes) would bring for one class.
+class ClassForecast(Record):
+    """Expected recall of one class with more labels of all classes.
 
     Parameters
     ----------
     label : object
         The class.
     count : int
-        Images of it at hand.
+        Number of its images.
     recall : Metric
-        Expected recall of a model fitted on all images at hand.
+        Expected recall of a model fitted on all images.
     gain : Metric
-        Expected change of that recall.
+        Expected change of the recall.
     """
 
     label: Any
@@ -134,30 +134,30 @@ class ClassForecast:
 
     @property
     def share_of_gain(self) -> float:
-        """Wrong answers that would be put right, in images of the set at hand."""
+        """Expected number of corrected predictions on images like these."""
         return self.gain.value * self.count
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """What `factor` times as many labels would bring, with bands of coverage `confidence`.
+class Forecast(Record):
+    """Expected accuracy with `factor` times as many labels.
 
     Parameters
     ----------
     n, n_then : int
-        Labels now and then.
+        Number of labels now and then.
     now, then : Metric
-        Accuracy of the curve's head fitted on them.
+        Accuracy of the head of the curve fitted on them.
     gain : Metric
-        Their difference; its band is narrower than theirs, since both rest on the same images.
+        Their difference. Its band is narrower than theirs, since both depend on the same images.
     by_class : tuple of ClassForecast
-        The class with most images to be put right first.
+        By the expected number of corrected predictions, descending.
     ceiling : float
-        No accuracy above this can be measured on labels that are wrong themselves; 1 for clean ones.
+        Highest accuracy that wrong labels allow; 1 for clean labels.
     asymptote, exponent : float
         Posterior means of a and c of the law.
     confidence : float
-        Aimed coverage of the bands.
+        Nominal coverage of the bands.
     """
 
     n: int
@@ -171,45 +171,22 @@ class Forecast:
     exponent: float
     confidence: float = BAND
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and dicts, ready for JSON."""
-        plain = dict(vars(self))
-        for name in ("now", "then", "gain"):
-            plain[name] = plain[name].to_dict()
-        plain["by_class"] = [
-            {"label": c.label, "count": c.count, "recall": c.recall.to_dict(), "gain": c.gain.to_dict()}
-            for c in self.by_class
-        ]
-        return plain
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> Forecast:
-        """Read what `to_dict` gave, also after a trip through JSON."""
-        values = dict(plain)
-        for name in ("now", "then", "gain"):
-            values[name] = Metric.from_dict(plain[name])
-        values["by_class"] = tuple(
-            ClassForecast(c["label"], c["count"], Metric.from_dict(c["recall"]), Metric.from_dict(c["gain"]))
-            for c in plain["by_class"]
-        )
-        return cls(**values)
-
 
 def forecast(
     curve: LearningCurve, *, factor: float = 2.0, ceiling: float = 1.0, confidence: float = BAND
 ) -> Forecast:
-    """Foretell what `factor` times as many labels would bring, as a whole and for each class.
+    """Forecast accuracy and recalls with `factor` times as many labels.
 
     Parameters
     ----------
     curve : LearningCurve
-        Measured on the labels at hand.
+        The measured curve.
     factor : float
-        2 for a doubling; above 1.
+        Above 1.
     ceiling : float
-        Highest accuracy that the labels' own errors allow (see `label_noise`).
+        Highest accuracy that wrong labels allow (see `featx.audit.label_noise`).
     confidence : float
-        Aimed coverage of the bands.
+        Nominal coverage of the bands.
 
     Returns
     -------
@@ -247,7 +224,7 @@ def forecast(
 
 
 def fit_power_law(curve: LearningCurve) -> PowerLaw:
-    """Weigh all parameters of the law by the curve's points and the prior."""
+    """Compute the posterior of the law's parameters."""
     median, spread = EXPONENT_PRIOR
     prior = (
         -0.5 * ((np.log(EXPONENTS)[None, :, None] - np.log(median)) / spread) ** 2
@@ -259,22 +236,22 @@ def fit_power_law(curve: LearningCurve) -> PowerLaw:
 
 
 def gain_if_no_change(curve: LearningCurve, *, confidence: float = BAND) -> Metric:
-    """Forecast of a baseline: nothing more comes, give or take the error of the last doubling seen."""
+    """Baseline forecast: no gain, with the standard error of the last doubling."""
     half = float(norm.ppf((1 + confidence) / 2)) * _last_doubling(curve)[1]
     return Metric(0.0, -half, half)
 
 
 def gain_if_last_doubling_again(curve: LearningCurve, *, confidence: float = BAND) -> Metric:
-    """Forecast of a baseline: the next doubling brings what the last one brought, give or take its error."""
+    """Baseline forecast: the gain of the last doubling, with its standard error."""
     gain, spread = _last_doubling(curve)
     half = float(norm.ppf((1 + confidence) / 2)) * spread
     return Metric(gain, gain - half, gain + half)
 
 
 def interval_score(low: ArrayLike, high: ArrayLike, value: ArrayLike, *, confidence: float = BAND) -> Any:
-    """Width of an interval plus 2 / (1 - confidence) times how far the value lies outside; less is better.
+    """Width of an interval plus 2 / (1 - confidence) times the distance of the value to it; lower is better.
 
-    A proper score: it is least for the interval between the true quantiles (Gneiting & Raftery, 2007).
+    It is a proper score: its mean is lowest for the true quantiles (Gneiting & Raftery, 2007).
     """
     low, high, value = np.asarray(low), np.asarray(high), np.asarray(value)
     outside = np.maximum(low - value, 0) + np.maximum(value - high, 0)
@@ -284,7 +261,7 @@ def interval_score(low: ArrayLike, high: ArrayLike, value: ArrayLike, *, confide
 def _posterior(
     n: int, sizes: Floats, error: Floats, covariance: Floats, chance: float, prior: Floats
 ) -> PowerLaw:
-    """Posterior over the grid (asymptotes, exponents, scales), whose log prior has that shape."""
+    """Posterior over the grid (asymptotes, exponents, scales); the log prior has this shape."""
     best = min(float(error.min()), chance * 0.999)
     a = best * ASYMPTOTES[:, None, None]
     c = EXPONENTS[None, :, None]
@@ -301,9 +278,9 @@ def _posterior(
 
 
 def _class_law(curve: LearningCurve, law: PowerLaw, index: int) -> PowerLaw:
-    """Law of one class: its own asymptote, exponent and scale held near those of the whole.
+    """Law of one class, with the posterior of all classes as its prior (partial pooling).
 
-    Ten images say little about an exponent; the whole curve's posterior is the prior, as in partial pooling.
+    A few images of one class do not determine an exponent.
     """
     shape = (len(ASYMPTOTES), len(EXPONENTS), len(SCALES))
     shared = np.zeros(shape[1:])
@@ -317,7 +294,7 @@ def _class_law(curve: LearningCurve, law: PowerLaw, index: int) -> PowerLaw:
     )
     error = curve.class_error[:, index]
     chance = max(1 - 1 / len(curve.classes), min(float(error.max()) + 1e-3, 1.0))
-    # A class whose every answer was right or wrong shows no variance; one more image of each kind does.
+    # With only correct or only wrong predictions the variance is 0: add half an image of each kind.
     count = float(curve.class_counts[index])
     smooth = (error * count + 0.5) / (count + 1)
     covariance = curve.class_covariance[index] + np.diag(smooth * (1 - smooth) / (count + 1)) * 0.25
@@ -325,7 +302,7 @@ def _class_law(curve: LearningCurve, law: PowerLaw, index: int) -> PowerLaw:
 
 
 def _last_doubling(curve: LearningCurve) -> tuple[float, float]:
-    """Gain from half the training images to all, and its standard error over images."""
+    """Gain from half of the training images to all, and its standard error over images."""
     half = int(np.abs(curve.sizes - curve.sizes[-1] / 2).argmin())
     contrast = np.zeros(len(curve.sizes))
     contrast[half], contrast[-1] = 1.0, -1.0

@@ -1,7 +1,8 @@
-"""A learning curve on cached rows: the out-of-fold error at n/16 ... n labels, with what its points share.
+"""Learning curves: the out-of-fold error at n/16 ... n labels, with the covariance of its points.
 
-The same images are scored at every size, so that the points' errors go up and down together; the covariance
-over images is kept beside the means. Without it the slope of a curve looks far less certain than it is.
+The same images are scored at every size, so the errors of the points are correlated. The covariance over
+images is therefore reported with the means; without it the slope of a curve seems much less certain than it
+is.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, SearchWarning, UsageError
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
+from featx.records import Record
 from featx.solvers import SOLVERS, Folds, ScaledRows, Task
 from featx.splits import check_labels, make_folds
 
@@ -32,6 +34,7 @@ DEFAULT_CURVE = "ridge"
 """Head whose learning curve stands for heads that are too expensive: only the slope matters."""
 
 FOLDS = 5
+"""Folds by default."""
 
 SMALLEST = 16
 """The curve begins at n / 16 labels."""
@@ -39,41 +42,41 @@ SMALLEST = 16
 FEWEST_POINTS = 4
 """With few images per class halving gives fewer points than this; then steps of sqrt(2) are taken."""
 
-ANSWERS_WANTED = 1500
-"""Out-of-fold answers for each size: repeats make up for few images ..."""
+PREDICTIONS = 1500
+"""Out-of-fold predictions at each size that repeats aim at."""
 
 MAX_REPEATS = 8
 
 ONE_SPLIT_ABOVE = 10_000
-"""... and above as many images one fold of five is test enough."""
+"""Number of images above which one fold is enough."""
 
 
 @dataclass(frozen=True)
-class LearningCurve:
-    """Error by number of training images, measured out of fold on the same images.
+class LearningCurve(Record):
+    """Out-of-fold error by the number of training images.
 
     Parameters
     ----------
     n : int
-        Labelled images at hand; a model refitted on all of them is what `forecast` starts from.
+        Number of labelled images, at which `forecast` starts.
     classes : tuple
         Labels.
     class_counts : array of shape (C,), int
-        Images of each class.
+        Number of images of each class.
     head : str
-        Head that was fitted, a key of `featx.heads.HEADS`.
+        The fitted head, a key of `featx.heads.HEADS`.
     sizes : array of shape (J,)
-        Mean number of training images, from few to many; the last is below `n` by the part held out.
+        Mean number of training images, ascending; the last one is below `n` by the size of a fold.
     error : array of shape (J,)
-        Share of wrong answers.
+        Share of wrong predictions.
     covariance : array of shape (J, J)
-        Of `error`, over images (over groups, where they were given).
+        Covariance of `error` over images (or groups).
     class_error : array of shape (J, C)
-        Share of wrong answers for each class: 1 - recall.
+        Share of wrong predictions of each class: 1 - recall.
     class_covariance : array of shape (C, J, J)
-        Of `class_error`.
+        Covariance of `class_error`.
     n_fits : int
-        Models that were fitted.
+        Number of fits.
     """
 
     n: int
@@ -89,7 +92,7 @@ class LearningCurve:
 
     @property
     def chance(self) -> float:
-        """Error of always answering the largest class."""
+        """Error of a constant prediction of the largest class."""
         return float(1 - self.class_counts.max() / self.class_counts.sum())
 
     @property
@@ -101,21 +104,6 @@ class LearningCurve:
             Metric(float(v), max(float(v - h), 0.0), min(float(v + h), 1.0))
             for v, h in zip(value, half, strict=True)
         )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON."""
-        plain = {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in vars(self).items()}
-        return {**plain, "classes": list(self.classes)}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> LearningCurve:
-        """Read what `to_dict` gave, also after a trip through JSON."""
-        values: dict[str, Any] = dict(plain)
-        for name in ("sizes", "error", "covariance", "class_error", "class_covariance"):
-            values[name] = np.asarray(plain[name], np.float64)
-        values["classes"] = tuple(plain["classes"])
-        values["class_counts"] = np.asarray(plain["class_counts"], np.intp)
-        return cls(**values)
 
 
 def learning_curve(
@@ -133,27 +121,27 @@ def learning_curve(
 ) -> LearningCurve:
     """Measure the error at n/16, n/8 ... n labels by cross-validation.
 
-    In every fold the training part is thinned to stratified, nested subsets, and the same test part is
-    scored after each. Of several `params` the best at each size counts, as a tuned model would have it.
+    In each fold the model is fitted on stratified, nested subsets of the training part and scored on the same
+    test part. Of several `params` the best one at each size is used, as for a tuned model.
 
     Parameters
     ----------
     X : FeatureBlocks or array of shape (n, d)
-        Rows; blocks are scaled on their own and stand side by side.
+        Features; blocks are scaled separately and concatenated.
     y : array of shape (n,)
         Labels.
     head : str
-        A key of ``featx.heads.HEADS``; see `curve_head` for a cheap one of the winner's kind.
+        A key of ``featx.heads.HEADS``; `curve_head` returns a fast one for each head.
     params : sequence of dict, optional
-        Values to choose from at each size; the head's coarse grid by default.
+        Parameters to choose from at each size; by default the coarse grid of the head.
     scaling : {'standard', 'l2', 'center_l2', 'none'}
-        What is done to each block.
+        Scaling of each block.
     groups : array of shape (n,), optional
-        Images of a group stay in one fold. More labels then means more images of the same groups.
+        Images of a group are in one fold. More labels then are more images of the same groups.
     n_splits : int
         Folds.
     n_repeats : int, optional
-        How often folds and subsets are drawn anew; more for small sets by default.
+        Number of repeats with other folds and subsets; by default more for small data sets.
     n_jobs : int
         Threads.
     random_state : int
@@ -166,7 +154,7 @@ def learning_curve(
     Raises
     ------
     LabelError
-        If the labels cannot be learnt, or a class has a single image.
+        If there is a single class, or a class has a single image.
     DataError
         If there are too few images of each class for a curve of two points.
     """
@@ -176,17 +164,17 @@ def learning_curve(
     classes, codes = np.unique(labels, return_inverse=True)
     blocks = [X[name] for name in X] if isinstance(X, FeatureBlocks) else [np.asarray(X)]
     if len(blocks[0]) != len(codes):
-        raise DataError(f"{len(blocks[0])} rows, but {len(codes)} labels; give one for each row.")
+        raise DataError(f"{len(blocks[0])} rows of features, but {len(codes)} labels; give one for each row.")
     repeats = n_repeats or _repeats(len(codes), head)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SearchWarning)  # fewer folds for a small class: the sizes say so
+        warnings.simplefilter("ignore", SearchWarning)  # fewer folds for a small class: `sizes` shows it
         folds = make_folds(
             codes, n_splits=n_splits, groups=groups, n_repeats=repeats, random_state=random_state
         )
     folds = folds[:1] if len(codes) > ONE_SPLIT_ABOVE else folds
     fractions = _fractions(codes, folds)
-    splits = _thinned(codes, folds, fractions, np.random.default_rng(random_state))
-    wrong = _wrong_answers(blocks, codes, splits, head, params, scaling, n_jobs, random_state)
+    splits = _subsets(codes, folds, fractions, np.random.default_rng(random_state))
+    wrong = _errors(blocks, codes, splits, head, params, scaling, n_jobs, random_state)
 
     points = len(fractions)
     n = len(codes)
@@ -195,7 +183,7 @@ def learning_curve(
     for number, (_, test) in enumerate(splits):
         count[number % points, test] += 1
         total[:, number % points, test] += wrong[:, number, test]
-    tuned = total.sum(axis=2).argmin(axis=0)  # the params that are best at each size
+    tuned = total.sum(axis=2).argmin(axis=0)  # the best params at each size
     scored = count[0] > 0
     share = (total[tuned, np.arange(points)] / np.maximum(count, 1))[:, scored]
     units = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
@@ -218,18 +206,18 @@ def learning_curve(
 
 
 def curve_head(head: str) -> str:
-    """Name the cheap head whose curve stands for that of `head`."""
+    """Return the head whose learning curve is measured instead of that of `head`."""
     return head if head in HEADS and HEADS[head].draws_curve else DEFAULT_CURVE
 
 
 def _repeats(n: int, head: str) -> int:
     if HEADS[head].solver == "estimator":  # one fit at a time
         return 1
-    return max(1 if n > ANSWERS_WANTED else 2, min(MAX_REPEATS, round(ANSWERS_WANTED / n)))
+    return max(1 if n > PREDICTIONS else 2, min(MAX_REPEATS, round(PREDICTIONS / n)))
 
 
 def _fractions(codes: Indices, folds: Sequence[Split]) -> list[float]:
-    """Parts of the training part, from small to whole; every class is in each."""
+    """Return the fractions of the training part, ascending to 1; each one contains all classes."""
     train = folds[0][0]
     rarest = int(np.bincount(codes[train])[np.unique(codes[train])].min())
     least = max(1 / SMALLEST, len(np.unique(codes)) / len(train), 1 / rarest if rarest < SMALLEST else 0.0)
@@ -246,10 +234,10 @@ def _fractions(codes: Indices, folds: Sequence[Split]) -> list[float]:
     return fractions
 
 
-def _thinned(
+def _subsets(
     codes: Indices, folds: Sequence[Split], fractions: Sequence[float], rng: np.random.Generator
 ) -> list[Split]:
-    """For each fold its training part thinned to each fraction, nested; fractions vary fastest."""
+    """Return nested subsets of the training part of each fold; fractions vary fastest."""
     splits = []
     for train, test in folds:
         place = np.empty(len(train))
@@ -262,7 +250,7 @@ def _thinned(
     return splits
 
 
-def _wrong_answers(
+def _errors(
     blocks: Sequence[NDArray[Any]],
     codes: Indices,
     splits: Sequence[Split],
@@ -272,10 +260,10 @@ def _wrong_answers(
     n_jobs: int,
     random_state: int,
 ) -> NDArray[np.bool_]:
-    """Rows that each split's model got wrong, shape (n_params, n_splits, n); False where it was not asked."""
+    """Return which test images are wrong, shape (n_params, n_splits, n); False for training images."""
     grid = tuple(params) if params is not None else HEADS[head].grid
     wrong = np.zeros((len(grid), len(splits), len(codes)), dtype=bool)
-    for i, number, answer in predictions(
+    for i, number, predicted in predictions(
         blocks,
         codes,
         splits,
@@ -286,7 +274,7 @@ def _wrong_answers(
         random_state=random_state,
     ):
         test = splits[number][1]
-        wrong[i, number, test] = answer != codes[test]
+        wrong[i, number, test] = predicted != codes[test]
     return wrong
 
 
@@ -301,12 +289,12 @@ def predictions(
     n_jobs: int = 1,
     random_state: int = 0,
 ) -> Iterator[tuple[int, int, Indices]]:
-    """Class indices that models of one head predict: (params, split, answers for the split's test rows)."""
+    """Yield predicted class indices of one head: (params, split, predictions of the test images)."""
     folds = Folds(tuple(splits), codes, int(codes.max()) + 1)
     made = HEADS[head]
     task = Task(
         ScaledRows(blocks, scaling, folds),
-        _neighbours_at_hand(params, splits),
+        _limit_neighbours(params, splits),
         n_jobs=n_jobs,
         make=lambda own: made.make(own, random_state, (len(codes), sum(b.shape[1] for b in blocks))),
         random_state=random_state,
@@ -315,16 +303,16 @@ def predictions(
         yield i, number, (scores > 0).astype(np.intp) if scores.ndim == 1 else scores.argmax(axis=1)
 
 
-def _neighbours_at_hand(
+def _limit_neighbours(
     params: Sequence[Mapping[str, Any]], splits: Sequence[Split]
 ) -> list[Mapping[str, Any]]:
-    """No more neighbours than the smallest training part has rows."""
+    """Limit the number of neighbours to the size of the smallest training part."""
     least = min(len(train) for train, _ in splits)
     return [{**p, "n_neighbors": min(p["n_neighbors"], least)} if "n_neighbors" in p else p for p in params]
 
 
 def _covariance_of_mean(share: Floats, units: Indices) -> Floats:
-    """Covariance of the mean over images of shares (J, n), by whole units (clusters)."""
+    """Covariance of the mean over images of shares (J, n), by units (clusters)."""
     n = share.shape[1]
     deviation = share - share.mean(axis=1, keepdims=True)
     _, member = np.unique(units, return_inverse=True)

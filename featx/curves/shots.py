@@ -1,8 +1,7 @@
-"""The few-shot protocol: k images of each class to learn from, many draws, mean and interval.
+"""Few-shot evaluation: train on k images of each class, for many random draws.
 
-One draw of five images a class says little: draws differ by ten points and more. So many are made, all as
-splits of one task for the batched solvers, and what is reported is the mean with its interval over draws
-and the spread of single draws beside it.
+Single draws of five images of each class differ by ten points and more. Therefore many are drawn, and the
+mean with its interval is reported, with the spread of single draws.
 """
 
 from __future__ import annotations
@@ -21,18 +20,21 @@ from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, UsageError
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
+from featx.records import Record
 from featx.splits import check_labels
 
 SHOTS = (1, 2, 5, 10, 20)
+"""Values of k by default."""
 DRAWS = 100
+"""Draws for each k by default."""
 
 TEST_IMAGES = 1000
-"""Each draw is scored on at most as many of the images that it leaves: its own chance dwarfs theirs."""
+"""Most test images of a draw: the variance between draws is much larger than their sampling error."""
 
 
 @dataclass(frozen=True)
-class ShotScore:
-    """Score with k labelled images of each class.
+class ShotScore(Record):
+    """Recall with k labelled images of each class.
 
     Parameters
     ----------
@@ -41,7 +43,7 @@ class ShotScore:
     accuracy : Metric
         Mean over draws of the mean recall of the classes, with the 95 % interval of that mean.
     spread : tuple of float
-        2.5 % and 97.5 % quantiles over single draws: what a person who labels k images may get.
+        2.5 % and 97.5 % quantiles over single draws.
     draws : int
         Number of draws.
     """
@@ -53,19 +55,19 @@ class ShotScore:
 
 
 @dataclass(frozen=True)
-class FewShot:
-    """The few-shot protocol's result, as plain data.
+class FewShot(Record):
+    """Result of the few-shot evaluation.
 
     Parameters
     ----------
     n, n_classes : int
-        Images and classes that were drawn from.
+        Number of images and classes.
     head : str
-        Head that was fitted.
+        The fitted head.
     scores : tuple of ShotScore
         By k.
     left_out : tuple of int
-        Values of k that the smallest class is too small for.
+        Values of k for which the smallest class is too small.
     """
 
     n: int
@@ -73,23 +75,6 @@ class FewShot:
     head: str
     scores: tuple[ShotScore, ...]
     left_out: tuple[int, ...] = ()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings and lists, ready for JSON."""
-        rows = [
-            {"k": s.k, "accuracy": s.accuracy.to_dict(), "spread": list(s.spread), "draws": s.draws}
-            for s in self.scores
-        ]
-        return {**vars(self), "scores": rows, "left_out": list(self.left_out)}
-
-    @classmethod
-    def from_dict(cls, plain: Mapping[str, Any]) -> FewShot:
-        """Read what `to_dict` gave, also after a trip through JSON."""
-        scores = tuple(
-            ShotScore(s["k"], Metric.from_dict(s["accuracy"]), (s["spread"][0], s["spread"][1]), s["draws"])
-            for s in plain["scores"]
-        )
-        return cls(**{**plain, "scores": scores, "left_out": tuple(plain["left_out"])})
 
 
 def few_shot(
@@ -105,12 +90,12 @@ def few_shot(
     n_jobs: int = 1,
     random_state: int = 0,
 ) -> FewShot:
-    """Score a head that learns from k images of each class, for several k and many draws.
+    """Score a head trained on k images of each class, for several k and many draws.
 
     Parameters
     ----------
     X : FeatureBlocks or array of shape (n, d)
-        Rows; blocks are scaled on their own and stand side by side.
+        Features; blocks are scaled separately and concatenated.
     y : array of shape (n,)
         Labels.
     shots : sequence of int
@@ -120,11 +105,11 @@ def few_shot(
     head : str
         A key of ``featx.heads.HEADS``.
     params : dict, optional
-        Its parameters; its known-good point by default. Nothing is tuned on the test images.
+        Its parameters; by default the first point of its grid. Nothing is tuned on the test images.
     scaling : {'center_l2', 'l2', 'standard', 'none'}
-        What is done to each block. With few images a variance for each column is noise, hence the default.
+        Scaling of each block. The variance of each column is too noisy with few images.
     groups : array of shape (n,), optional
-        No test image is of a group that was learnt from.
+        Test images are of other groups than training images.
     n_jobs : int
         Threads.
     random_state : int
@@ -137,7 +122,7 @@ def few_shot(
     Raises
     ------
     DataError
-        If no k leaves every class an image to test on.
+        If every k needs all images of a class.
     """
     if head not in HEADS:
         raise UsageError(f"head {head!r} is not known; choose from {', '.join(HEADS)}.")
@@ -151,14 +136,14 @@ def few_shot(
     usable = sorted({k for k in shots if k < smallest})
     if not usable:
         raise DataError(
-            f"the smallest class has {smallest} images: {min(shots)} to learn from leave none to test on. "
+            f"the smallest class has {smallest} images: {min(shots)} for training leave none for testing. "
             "Label more of it."
         )
     rng = np.random.default_rng(random_state)
     splits = [_draw(codes, k, units, rng) for k in usable for _ in range(n_draws)]
     recall = np.empty(len(splits))
     point = [dict(params) if params is not None else HEADS[head].grid[0]]
-    for _, number, answer in predictions(
+    for _, number, predicted in predictions(
         blocks,
         codes,
         splits,
@@ -168,14 +153,14 @@ def few_shot(
         n_jobs=n_jobs,
         random_state=random_state,
     ):
-        recall[number] = _mean_recall(codes[splits[number][1]], answer)
+        recall[number] = _mean_recall(codes[splits[number][1]], predicted)
     scores = [_score(k, own) for k, own in zip(usable, recall.reshape(len(usable), n_draws), strict=True)]
     left_out = tuple(sorted(set(shots) - set(usable)))
     return FewShot(len(codes), len(classes), head, tuple(scores), left_out)
 
 
 def _draw(codes: Indices, k: int, units: Indices | None, rng: np.random.Generator) -> Split:
-    """Draw k images of each class to learn from, and others (of other groups) to test on."""
+    """Draw k images of each class for training, and others (of other groups) for testing."""
     train = np.concatenate(
         [rng.choice(np.flatnonzero(codes == c), k, replace=False) for c in np.unique(codes)]
     )
@@ -185,16 +170,16 @@ def _draw(codes: Indices, k: int, units: Indices | None, rng: np.random.Generato
         free &= ~np.isin(units, units[train])
     test = np.flatnonzero(free)
     if not len(test):
-        raise DataError(f"{k} images of each class touch every group: no image is left to test on; lower k.")
+        raise DataError(f"{k} images of each class are of all groups: no image is left for testing; lower k.")
     if len(test) > TEST_IMAGES:
         test = rng.choice(test, TEST_IMAGES, replace=False)
     return np.sort(train), np.sort(test)
 
 
-def _mean_recall(truth: Indices, answer: Indices) -> float:
-    """Mean over classes, since what is left of each class is not balanced."""
+def _mean_recall(truth: Indices, predicted: Indices) -> float:
+    """Mean recall, since the remaining images are not balanced."""
     count = np.bincount(truth)
-    right = np.bincount(truth[truth == answer], minlength=len(count))
+    right = np.bincount(truth[truth == predicted], minlength=len(count))
     present = count > 0
     return float((right[present] / count[present]).mean())
 
