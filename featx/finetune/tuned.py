@@ -12,7 +12,8 @@ import dataclasses
 import json
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ from featx.files import read_json
 from featx.finetune.features import FeatureSource
 from featx.finetune.stream import StemFunction, StreamedFeatures
 from featx.images import ImageSource
-from featx.modelfile import check_fields
+from featx.records import Record
 from featx.spec import LAST, FeatureSpec
 
 if TYPE_CHECKING:
@@ -40,6 +41,26 @@ HEADS: Mapping[str, tuple[str, ...]] = {"linear": ("head",), "mlp": ("head.0", "
 
 MAX_INPUT_SIDE = 8192
 """Largest side of the input in pixels: a crafted file must not cause a huge allocation."""
+
+
+@dataclass(frozen=True)
+class SavedNetwork(Record):
+    """The JSON member of a saved network; see `FineTunedNetwork` for the fields."""
+
+    format: int
+    classes: list[Any]
+    classes_dtype: str
+    card: BackboneCard
+    spec: FeatureSpec
+    whole: bool
+    head: Literal["linear", "mlp"]
+    weights: str
+    calibration: Calibration
+    history: list[dict[str, Any]]
+    verdict: dict[str, Any] | None
+
+
+SAVED = ("card", "spec", "whole", "head", "weights", "calibration", "history", "verdict")
 
 
 class FineTunedNetwork:
@@ -75,7 +96,7 @@ class FineTunedNetwork:
         card: BackboneCard,
         spec: FeatureSpec,
         whole: bool,
-        head: str,
+        head: Literal["linear", "mlp"],
         classes: NDArray[Any],
         tensors: Mapping[str, NDArray[Any]],
         weights: str = "",
@@ -196,19 +217,9 @@ class FineTunedNetwork:
         """Return two members of a model file by name: JSON and safetensors."""
         from safetensors.numpy import save
 
-        plain = {
-            "format": FORMAT,
-            "card": json.loads(self.card.to_json()),
-            "spec": json.loads(self.spec.to_json()),
-            "whole": self.whole,
-            "head": self.head,
-            "weights": self.weights,
-            "classes": self.classes.tolist(),
-            "classes_dtype": self.classes.dtype.str if self.classes.dtype != object else "object",
-            "calibration": self.calibration.to_dict(),
-            "history": self.history,
-            "verdict": self.verdict,
-        }
+        own = {name: getattr(self, name) for name in SAVED}
+        dtype = self.classes.dtype.str if self.classes.dtype != object else "object"
+        plain = SavedNetwork(FORMAT, self.classes.tolist(), dtype, **own).to_dict()
         return {JSON_MEMBER: json.dumps(plain, sort_keys=True).encode(), TENSOR_MEMBER: save(self.tensors)}
 
     @classmethod
@@ -233,19 +244,13 @@ class FineTunedNetwork:
             plain = read_json(members[JSON_MEMBER], where=JSON_MEMBER)
             if plain["format"] != FORMAT:
                 raise ValueError(f"format {plain['format']}, and this featx reads {FORMAT}")
+            saved = SavedNetwork.from_dict(plain)
             network = cls(
-                card=BackboneCard.from_json(json.dumps(plain["card"])),
-                spec=FeatureSpec.from_json(json.dumps(plain["spec"])),
-                whole=bool(plain["whole"]),
-                head=str(plain["head"]),
-                classes=np.array(plain["classes"], dtype=np.dtype(plain["classes_dtype"])),
+                classes=np.array(saved.classes, dtype=np.dtype(saved.classes_dtype)),
                 tensors=load(members[TENSOR_MEMBER]),
-                weights=str(plain["weights"]),
-                calibration=Calibration.from_dict(plain["calibration"]),
-                history=plain["history"],
-                verdict=plain["verdict"],
                 checkpoint=checkpoint,
                 device=device,
+                **{name: getattr(saved, name) for name in SAVED},
             )
             network._check()
             return network
@@ -294,8 +299,6 @@ class FineTunedNetwork:
 
     def _check(self) -> None:
         """Check that spec and tensors fit the network and the head."""
-        for record in (self.card, self.spec, self.calibration):
-            check_fields(record)
         if (self.spec.architecture, self.spec.weights) != (self.card.architecture, self.card.weights):
             raise ValueError("the spec is of another network than the card")
         if (
