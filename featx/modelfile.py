@@ -7,14 +7,11 @@ attributes from arrays that were checked against the declarations in `featx.head
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import NoneType, UnionType
-from typing import Any, Union
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -233,43 +230,3 @@ def load_arrays(
         if not fits:
             raise ModelFileError(f"{where}: array {name!r} has shape {found}, expected {wanted}.")
     return arrays
-
-
-def check_fields(record: Any) -> None:
-    """Hold every field of a dataclass that was read from a file against its annotation.
-
-    Numbers must be finite: neither Infinity nor NaN is JSON, though Python reads them. A field that is
-    annotated otherwise than with Python's plain types, tuples, dicts and dataclasses is left alone.
-
-    Raises
-    ------
-    TypeError
-        Naming the field.
-    """
-    for name, wanted in typing.get_type_hints(type(record)).items():
-        if not _fits(value := getattr(record, name), wanted):
-            raise TypeError(f"{type(record).__name__}.{name} is {value!r:.60}, not of type {wanted}")
-
-
-def _fits(value: Any, wanted: Any) -> bool:
-    origin, arguments = typing.get_origin(wanted), typing.get_args(wanted)
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in arguments)
-    if origin is tuple:
-        if not isinstance(value, tuple):
-            return False
-        kinds = arguments[:1] * len(value) if arguments[-1] is Ellipsis else arguments
-        return len(value) == len(kinds) and all(map(_fits, value, kinds))
-    if origin is dict:
-        return isinstance(value, dict) and all(
-            _fits(key, arguments[0]) and _fits(one, arguments[1]) for key, one in value.items()
-        )
-    if dataclasses.is_dataclass(wanted):
-        if not isinstance(value, wanted):  # type: ignore[arg-type]
-            return False
-        check_fields(value)
-        return True
-    if wanted in (int, float):
-        number = isinstance(value, int | wanted) and not isinstance(value, bool)
-        return number and -(2**63) <= value < 2**63 and math.isfinite(value)
-    return isinstance(value, wanted) if wanted in (str, bool, NoneType) else True
