@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import os
 import signal
 import subprocess
@@ -24,7 +25,7 @@ from featx.extractor import Progress
 from featx.extractor.forward import MAX_BATCH, BatchSize
 from featx.extractor.pipeline import ExtractionSettings
 from featx.extractor.stages import Stage
-from featx.finetune.stream import ImageRows
+from featx.finetune.stream import StreamedFeatures
 from featx.images import MAX_PIXELS, read_picture
 from featx.spec import FeatureSpec
 from featx.stores import open_store
@@ -376,6 +377,57 @@ def test_isolated_pictures_crash_and_hang_alone(
     assert done.stdout.split()[-1] == "10"
 
 
+TRAPS = ("queue", "numpy", "PIL", "featx", "pickle", "json", "io", "signal", "torch", "simplejpeg", "h5py")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="paths")
+def test_no_module_beside_the_pictures_is_imported(tmp_path: Path, picture: Any) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    picture(0).save(folder / "a.jpg")
+    for name in TRAPS:
+        (folder / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')\nraise SystemExit(9)")
+    command = [
+        sys.executable, "-P", "-m", "featx", "extract", ".", "--isolate", "--backbone", "test_resnet",
+        "--random-weights", "--cache-dir", str(tmp_path / "cache"), "--json",
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert [name for name in TRAPS if (tmp_path / name).exists()] == []
+    assert done.returncode == 0, done.stderr
+    assert '"computed": 1' in done.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prctl and limits of Linux")
+def test_a_decoding_process_is_limited_and_ends_with_its_parent(tmp_path: Path) -> None:
+    script = (
+        "import os, sys, numpy as np\n"
+        "from PIL import Image\n"
+        "from featx import FeatureExtractor\n"
+        "from featx.extractor.isolation import Sandboxes\n"
+        "from featx.extractor.pipeline import ExtractionSettings\n"
+        "e = FeatureExtractor('test_resnet', pretrained=False, store='memory').fit()\n"
+        "boxes = Sandboxes(ExtractionSettings(list(e.specs_.values()), 10**6), 60)\n"
+        "process = boxes._take()\n"
+        "print(process.pid, open(f'/proc/{process.pid}/limits').read())\n"
+        "sys.stdout.flush()\n"
+        "os.set_inheritable(process.stdin.fileno(), True)\n"
+        "if os.fork() == 0:\n"  # it holds the pipe open, so that only the signal can end the process
+        "    import time; time.sleep(8); os._exit(0)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert done.stdout is not None
+    pid, _, limits = done.stdout.readline().partition(" ")
+    lines = limits + "".join(itertools.islice(done.stdout, 16))
+    done.wait()
+    (space,) = [line for line in lines.splitlines() if line.startswith("Max address space")]
+    assert space.split()[3].isdecimal()
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not Path(f"/proc/{pid}").exists()
+
+
 @pytest.mark.slow
 def test_isolated_rows_are_the_same_rows(paths: list[str], tmp_path: Path) -> None:
     params: dict[str, Any] = {"resize": ["crop", "pad"], "store": "memory", "n_jobs": 1, **TINY}
@@ -455,7 +507,7 @@ def test_extraction_and_fine_tuning_decode_alike(tmp_path: Path, decode: str) ->
     Image.fromarray(pixels).save(photo, quality=95)
     settings = ExtractionSettings([spec], MAX_PIXELS)
     (extracted,) = settings.prepare(read_picture(photo), np.ones(1, bool))
-    streamed = ImageRows([photo], spec, shape=(3, 224, 224)).read(np.arange(1))
+    streamed = StreamedFeatures([photo], spec).read(np.arange(1))
     np.testing.assert_array_equal(streamed[0].transpose(1, 2, 0), extracted.pixels)
 
 
@@ -465,7 +517,7 @@ def test_fine_tuning_refuses_pictures_above_max_pixels() -> None:
         mean=(0, 0, 0), std=(1, 1, 1), decoder="pillow",
     )  # fmt: skip
     images = [np.zeros((40, 40, 3), np.uint8), np.zeros((41, 40, 3), np.uint8)]
-    rows = ImageRows(images, spec, shape=(3, 32, 32), max_pixels=1600)
+    rows = StreamedFeatures(images, spec, max_pixels=1600)
     assert rows.read(np.arange(1)).shape == (1, 3, 32, 32)
     with pytest.raises(ImageError, match="more than max_pixels 1,600"):
         rows.read(np.arange(2))

@@ -1,18 +1,21 @@
-"""Pictures that may take the decoder, and with it the process, down.
+"""Pictures that may crash the decoder, and with it the process.
 
-Which pictures are being decoded is noted on disk while it lasts. A run that finds the note of a process that
-ended abnormally decodes those few in a process of their own, under a time limit, and so finds the culprit,
-which is set aside by name from then on. The note costs two small writes a picture, no process.
+A journal on disk names the pictures that are being decoded. If a process died, the next run finds its
+journal, decodes those pictures in another process under limits, and skips the one that crashes it, by name.
+The journal costs two small writes for each picture.
 
-`serve` is that process: it reads pickled requests and answers with JSON and raw pixels; what it answers is
-never executed.
+`serve` is the other process. It reads pickled requests and answers with JSON and raw pixels, which are never
+executed. It starts with ``-P`` in the root folder, so that no module beside the pictures is imported; its
+memory and CPU time are limited, and on Linux it ends with its parent.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import json
+import math
 import os
 import pickle
 import queue
@@ -35,37 +38,51 @@ from featx.extractor.pipeline import ExtractionSettings, Input
 from featx.images import Picture, read_picture
 from featx.stores.base import FeatureStore
 
+if sys.platform == "win32":
+    resource: Any = None
+else:
+    import resource
+
 TIME_LIMIT_S = 60.0
-"""For one picture in a process of its own; a picture within `max_pixels` takes seconds."""
+"""For one picture in another process. A picture within `max_pixels` takes seconds."""
 
 START_LIMIT_S = 120.0
-"""For the process to begin: imports on a busy machine."""
+"""For the start of a process: imports on a busy machine."""
 
 SLOT_BYTES = 1024
-"""Room for one picture's digest and name in the journal."""
+"""Bytes of the journal for the digest and name of one picture."""
 
 FOREIGN_S = 86_400.0
-"""A journal that another machine has not touched for a day is taken for abandoned."""
+"""A journal of another machine is abandoned if it was not written to for a day."""
+
+BYTES_A_PIXEL, SPARE_BYTES = 40, 1 << 30
+"""Memory of a process beside what it needs to start: for the copies of one picture, and for the rest."""
 
 FOLDER = "decoding"
 NOTE = ("decoding", "suspects")
 
+PR_SET_PDEATHSIG = 1
+"""From Linux's ``sys/prctl.h``."""
+
+
+START = f"import sys; sys.path.append(sys.argv[1]); from {__name__} import serve; serve()"
+
 
 class CarefulDecoder:
-    """`ExtractionSettings.prepare` with a journal, and in a process of its own for pictures under suspicion.
+    """`ExtractionSettings.prepare` with a journal, and in another process for suspect pictures.
 
     Parameters
     ----------
     settings : ExtractionSettings
         How to decode.
     store : FeatureStore
-        Whose folder holds the journal (a store in memory has none) and whose notes hold the suspects.
+        Its folder holds the journal (a store in memory has none), its notes the suspect pictures.
     isolate : bool
-        Put every picture under suspicion.
+        Decode every picture in another process.
     workers : int
-        Calls at a time.
+        Number of threads that call this.
     time_limit_s : float, optional
-        For a picture in a process of its own; default `TIME_LIMIT_S`.
+        For a picture in another process; default `TIME_LIMIT_S`.
     """
 
     def __init__(
@@ -91,7 +108,7 @@ class CarefulDecoder:
     def __call__(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None]
     ) -> list[Input]:
-        """As `ExtractionSettings.prepare`; a picture that crashes the decoder is an ImageError too."""
+        """As `ExtractionSettings.prepare`. A picture that crashes the decoder is an ImageError, too."""
         name = picture.digest.hex()
         if self._isolate or name in self._suspects:
             inputs = self._sandboxes.prepare(picture, wanted, warn)
@@ -104,7 +121,7 @@ class CarefulDecoder:
             return self._settings.prepare(picture, wanted, warn)
 
     def close(self) -> None:
-        """End the processes, remove the journal, and clear the suspects that proved harmless."""
+        """End the processes, remove the journal, and forget suspect pictures that were decoded."""
         self._sandboxes.close()
         if self._journal is not None:
             self._journal.close()
@@ -113,7 +130,7 @@ class CarefulDecoder:
             self._store.remember(*NOTE, left)
 
     def _open_journal(self) -> Journal | None:
-        """The journal, made with the first picture; none on a full disk, which the rows will report."""
+        """The journal, made with the first picture; None on a full disk, which the store will report."""
         with self._lock:
             if self._journal is None and self._folder is not None:
                 try:
@@ -138,10 +155,9 @@ class CarefulDecoder:
 
 
 class Journal:
-    """Pictures that are being decoded now, each in a slot of one small file.
+    """The pictures that are being decoded now, each in a slot of one small file.
 
-    It survives the death of the process, which is what it is for; it need not survive a power cut, so it is
-    never synced.
+    The file survives the death of the process. It need not survive a power cut, so it is never synced.
     """
 
     def __init__(self, folder: Path, slots: int) -> None:
@@ -156,7 +172,7 @@ class Journal:
 
     @contextlib.contextmanager
     def entry(self, picture: Picture) -> Iterator[None]:
-        """Around the decoding of a picture."""
+        """Use around the decoding of a picture."""
         slot = self._free.get()
         try:
             self._write(slot, {"digest": picture.digest.hex(), "name": picture.name[:200]})
@@ -169,12 +185,12 @@ class Journal:
             self._free.put(slot)
 
     def close(self) -> None:
-        """Remove the file: nothing is in the air."""
+        """Remove the file: no picture is being decoded."""
         self._file.close()
         self._path.unlink(missing_ok=True)
 
     def _write(self, slot: int, entry: dict[str, Any]) -> None:
-        with self._lock, contextlib.suppress(OSError):  # a full disk is reported where rows are lost by it
+        with self._lock, contextlib.suppress(OSError):  # the store reports a full disk
             self._file.seek(slot * SLOT_BYTES)
             self._file.write(_padded(entry))
 
@@ -194,7 +210,7 @@ def _entries(path: Path) -> list[tuple[str, str]]:
 
 
 def _is_abandoned(path: Path) -> bool:
-    """Whether the process that wrote a journal is gone."""
+    """Whether the process that wrote a journal has ended."""
     try:
         owner = json.loads(path.read_bytes()[:SLOT_BYTES])
         age = time.time() - path.stat().st_mtime
@@ -216,14 +232,14 @@ def _whoami() -> dict[str, Any]:
 
 
 def _birth(pid: int) -> str:
-    """When a process began, in the kernel's ticks: a pid alone is used again. Empty where it is not told."""
+    """Start of a process in the kernel's ticks, since pids are used again; empty if it is not known."""
     with contextlib.suppress(OSError, IndexError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     return ""
 
 
 class Sandboxes:
-    """Processes that decode one picture at a time each; one that dies is replaced."""
+    """Processes that decode one picture at a time; one that dies is replaced."""
 
     def __init__(self, settings: ExtractionSettings, time_limit_s: float) -> None:
         self._settings = settings
@@ -283,17 +299,19 @@ class Sandboxes:
         with contextlib.suppress(queue.Empty):
             return self._idle.get_nowait()
         process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import serve; serve()"],
+            [sys.executable, "-P", "-c", START, str(Path(__file__).resolve().parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,  # a Ctrl-C is the parent's business
+            cwd=os.path.abspath(os.sep),
+            env=_environment(),
+            start_new_session=True,  # Ctrl-C is handled by the parent
         )
         timer = threading.Timer(START_LIMIT_S, process.kill)
         timer.start()
         try:
-            _send(process.stdin, self._settings)
-            _receive(process.stdout)  # it is ready: the picture's time limit begins now
+            _send(process.stdin, (self._settings, self._time_limit_s))
+            _receive(process.stdout)  # it is ready: the time limit of a picture does not include the start
         except (OSError, EOFError, ValueError):
             code = process.wait()
             _close_pipes(process)
@@ -303,6 +321,15 @@ class Sandboxes:
         finally:
             timer.cancel()
         return process
+
+
+def _environment() -> dict[str, str]:
+    """Environment for the child: relative entries of PYTHONPATH are made absolute, empty ones dropped."""
+    environment = dict(os.environ)
+    folders = [
+        os.path.abspath(folder) for folder in environment.pop("PYTHONPATH", "").split(os.pathsep) if folder
+    ]
+    return environment | ({"PYTHONPATH": os.pathsep.join(folders)} if folders else {})
 
 
 def _how_it_ended(code: int, late: bool, limit_s: float) -> str:
@@ -360,14 +387,17 @@ def _load(pipe: IO[bytes], size: bytes) -> Any:
 
 def serve() -> None:
     """Answer requests until the parent closes the pipe."""
+    _end_with_parent()
     requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not mix with the answers
-    settings: ExtractionSettings = _load(requests, requests.read(8))
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    settings, time_limit_s = _load(requests, requests.read(8))
     settings.prepare(_warm_up(), np.ones(len(settings.specs), bool))
+    _limit_memory(settings.max_pixels)
     _answer(answers, {}, [])
     while size := requests.read(8):
         picture, wanted = _load(requests, size)
         remarks: list[str] = []
+        _limit_cpu(time_limit_s)
         try:
             inputs = settings.prepare(picture, wanted, remarks.append)
         except (ImageError, MemoryError) as error:
@@ -379,8 +409,41 @@ def serve() -> None:
         _answer(answers, header, [one.pixels for one in inputs])
 
 
+def _end_with_parent() -> None:
+    """Be killed when the parent ends (Linux): a decoder that hangs does not see that the pipe is closed."""
+    if sys.platform == "linux":
+        parent = os.getppid()
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it has ended already
+            sys.exit(1)
+
+
+def _limit_memory(max_pixels: int) -> None:
+    """Limit the address space: a damaged file may ask for any amount of memory."""
+    if sys.platform == "linux":
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        _lower(resource.RLIMIT_AS, used + BYTES_A_PIXEL * max_pixels + SPARE_BYTES)
+
+
+def _limit_cpu(time_limit_s: float) -> None:
+    """Limit the CPU time of the next picture, on all cores together."""
+    if resource is not None:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        _lower(
+            resource.RLIMIT_CPU,
+            math.ceil(usage.ru_utime + usage.ru_stime + time_limit_s * (os.cpu_count() or 1)) + 1,
+        )
+
+
+def _lower(kind: int, limit: int) -> None:
+    """Set a soft limit, at most the hard one."""
+    _, hard = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
+
+
 def _warm_up() -> Picture:
-    """A picture that makes the decoder and the resize load their libraries, outside any time limit."""
+    """A picture that makes decoder and resize load their libraries before any limit applies."""
     from PIL import Image
 
     buffer = io.BytesIO()
