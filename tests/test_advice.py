@@ -21,11 +21,11 @@ from featx.advice import (
     RepresentationScore,
     advise,
     advise_on_features,
+    assess_domain,
     depth_profile,
     effective_rank,
     fine_tune_from,
     h_score,
-    judge_domain,
     log_me,
     probe,
     sentences,
@@ -394,29 +394,29 @@ NEAR = [
 
 
 def test_a_probe_that_peaks_before_the_end_says_different() -> None:
-    found = judge_domain(FAR)
+    found = assess_domain(FAR)
     assert (found.verdict, found.peak, found.peak_at_end) == ("different", "b.2:grid4:crop", False)
 
 
 def test_a_probe_that_peaks_at_the_end_says_similar() -> None:
-    assert judge_domain(NEAR, over_random=around(0.3)).verdict == "similar"
+    assert assess_domain(NEAR, over_random=around(0.3)).verdict == "similar"
 
 
 def test_pretraining_no_better_than_random_weights_says_different() -> None:
-    assert judge_domain(NEAR, over_random=around(0.01)).verdict == "different"
+    assert assess_domain(NEAR, over_random=around(0.01)).verdict == "different"
 
 
 def test_a_lead_within_its_interval_says_neither() -> None:
-    assert judge_domain([layer("b.6:avg:crop", 0.9, 0.995, 0.015), NEAR[-1]]).verdict == "between"
+    assert assess_domain([layer("b.6:avg:crop", 0.9, 0.995, 0.015), NEAR[-1]]).verdict == "between"
 
 
 def test_layers_above_the_peak_are_fine_tuned() -> None:
-    assert fine_tune_from(judge_domain(FAR)) == "b.2"
-    assert fine_tune_from(judge_domain(NEAR)) == "b.6"
+    assert fine_tune_from(assess_domain(FAR)) == "b.2"
+    assert fine_tune_from(assess_domain(NEAR)) == "b.6"
 
 
 def test_the_real_profile_is_judged_different(layers: tuple[LayerScore, ...]) -> None:
-    found = judge_domain(layers)
+    found = assess_domain(layers)
     assert (found.verdict, found.peak) == ("different", "b:grid4:crop")
 
 
@@ -466,7 +466,7 @@ def test_fine_tuning_is_expected_to_pay_on_different_data_with_enough_images() -
         "n_classes": 10,
         "accuracy": around(0.8),
         "in_use": "b.2:grid4:crop",
-        "domain": judge_domain(FAR),
+        "domain": assess_domain(FAR),
     }
     enough = advise(n=1000, **common)
     few = advise(n=60, **common)
@@ -485,7 +485,7 @@ def test_a_measured_gain_replaces_the_expectation() -> None:
         n_classes=10,
         accuracy=around(0.8),
         in_use="last:avg:crop",
-        domain=judge_domain(FAR),
+        domain=assess_domain(FAR),
         fine_tuning=tried,
     )
     option = next(o for o in found.options if o.action == "fine_tune")
@@ -499,8 +499,8 @@ def test_wrong_labels_leave_less_to_be_won() -> None:
     y[:100] = 1  # a tenth of the labels contradict an answer that is sure
     noise = label_noise(y, np.tile([0.95, 0.05], (1000, 1)))
     common = {"n": 1000, "n_classes": 2, "accuracy": around(0.85), "in_use": "last:avg:crop"}
-    clean = advise(**common, domain=judge_domain(FAR))
-    noisy = advise(**common, domain=judge_domain(FAR), noise=noise)
+    clean = advise(**common, domain=assess_domain(FAR))
+    noisy = advise(**common, domain=assess_domain(FAR), noise=noise)
     gain = [next(o.gain.value for o in a.options if o.action == "fine_tune") for a in (clean, noisy)]
     assert gain[1] < gain[0]
     assert any("contradict their label" in sentence for sentence in sentences(noisy))
@@ -529,7 +529,7 @@ def test_an_interval_that_a_single_group_leaves_open_is_null_in_json() -> None:
     unknown = Metric(0.3, math.nan, math.nan)
     found = advise(
         n=50, n_classes=2, accuracy=Metric(0.8, math.nan, math.nan), in_use="last:avg:crop",
-        domain=judge_domain(NEAR, over_random=unknown),
+        domain=assess_domain(NEAR, over_random=unknown),
     )  # fmt: skip
     text = json.dumps(found.to_dict(), allow_nan=False)
     again = Advice.from_dict(json.loads(text))
@@ -541,7 +541,7 @@ def test_an_interval_that_a_single_group_leaves_open_is_null_in_json() -> None:
 def test_nothing_to_gain_is_an_answer() -> None:
     found = advise(
         n=1399, n_classes=2, accuracy=around(0.99, 0.005), in_use="last:avg:crop",
-        domain=judge_domain(NEAR, over_random=around(0.3)), labels=doubling(0.001, 0.001),
+        domain=assess_domain(NEAR, over_random=around(0.3)), labels=doubling(0.001, 0.001),
     )  # fmt: skip
     assert found.next_step is None
     assert sentences(found)[0].startswith("Leave it as it is: accuracy 0.990 [0.985, 0.995]")
@@ -550,7 +550,7 @@ def test_nothing_to_gain_is_an_answer() -> None:
 def test_the_sentences_carry_the_numbers() -> None:
     found = advise(
         n=500, n_classes=10, accuracy=around(0.9), in_use="b.2:grid4:crop",
-        domain=judge_domain(FAR, over_neighbours=around(0.05), over_random=around(0.1)),
+        domain=assess_domain(FAR, over_neighbours=around(0.05), over_random=around(0.1)),
         labels=doubling(0.05),
     )  # fmt: skip
     text = " ".join(sentences(found))
@@ -574,7 +574,7 @@ def test_the_sentences_carry_the_numbers() -> None:
 def test_pretraining_that_is_behind_or_even_is_called_so(difference: Metric, said: str) -> None:
     found = advise(
         n=500, n_classes=10, accuracy=around(0.9), in_use="b.2:grid4:crop",
-        domain=judge_domain(FAR, over_random=difference),
+        domain=assess_domain(FAR, over_random=difference),
     )  # fmt: skip
     assert said in " ".join(sentences(found))
 
@@ -583,7 +583,7 @@ def test_advice_survives_json(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits
     found = advise(
         n=300, n_classes=10, accuracy=around(0.9), in_use="last:avg:crop",
-        domain=judge_domain(FAR, over_random=around(0.1)),
+        domain=assess_domain(FAR, over_random=around(0.1)),
         labels=forecast(learning_curve(X[:300], y[:300], n_repeats=1)),
         curve=learning_curve(X[:300], y[:300], n_repeats=1),
         noise=label_noise(np.zeros(100, int), np.tile([0.9, 0.1], (100, 1))),

@@ -72,21 +72,39 @@ def test_a_sentence_lists_ten_names_and_escapes_them() -> None:
     assert len(found.names) == 23
 
 
-def test_flipped_labels_are_suspicious() -> None:
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.2])
+def test_flipped_labels_are_counted_and_named(share: float) -> None:
     X, y = load_digits(return_X_y=True)
     y = y.copy()
     rng = np.random.default_rng(0)
-    flipped = rng.random(len(y)) < 0.1
+    flipped = rng.random(len(y)) < share
     y[flipped] = (y[flipped] + rng.integers(1, 10, flipped.sum())) % 10
     proba = cross_val_predict(
         LinearDiscriminantAnalysis(shrinkage=0.1, solver="lsqr"), X / 16, y, cv=5, method="predict_proba"
     )
     data = AuditData([f"{number}.png" for number in range(len(y))], labels=y, oof_proba=proba)
+    noise = label_noise(y, proba)
+    assert noise.rate.low <= flipped.mean() <= noise.rate.high
+    assert noise.ceiling >= 1 - flipped.mean() - 0.01
     found = find_suspicious_labels(data)
+    if not share:
+        assert found is None
+        return
     assert found is not None
-    assert found.value == label_noise(y, proba).rate.value
+    assert found.value == noise.rate.value
     assert flipped[list(found.indices)].mean() > 0.95
     assert f"{found.names[0]} is {y[found.indices[0]]}, predicted" in found.sentence
+
+
+def test_images_that_were_not_scored_are_left_out() -> None:
+    proba = np.full((200, 2), np.nan)
+    proba[:100] = [0.9, 0.1]
+    assert label_noise(np.zeros(200, int), proba).n_anchors == 30
+
+
+def test_too_few_predictions_limit_nothing() -> None:
+    proba = np.tile([0.9, 0.1], (30, 1))
+    assert label_noise(np.ones(30, int), proba).ceiling == 1.0
 
 
 def test_confident_predictions_that_agree_are_not_suspicious() -> None:

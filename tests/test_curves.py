@@ -8,12 +8,11 @@ import warnings
 import numpy as np
 import pytest
 from sklearn.datasets import load_digits
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score, train_test_split
+from sklearn.linear_model import RidgeClassifier
+from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featx.audit import label_noise
 from featx.curves import (
     BAND,
     FewShot,
@@ -297,32 +296,6 @@ def test_a_forecast_survives_json(digits_curve: LearningCurve) -> None:
 def test_impossible_forecasts_are_refused(factor: float, confidence: float) -> None:
     with pytest.raises(UsageError, match="above 1"):
         forecast(exact_curve(400, a=0.0, s=60, c=1.0), factor=factor, confidence=confidence)
-
-
-# Label noise ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("flipped", [0.0, 0.1, 0.2])
-def test_flipped_labels_are_counted(digits: tuple[np.ndarray, np.ndarray], flipped: float) -> None:
-    X, y = digits[0] / 16, digits[1].copy()
-    rng = np.random.default_rng(0)
-    wrong = rng.random(len(y)) < flipped
-    y[wrong] = (y[wrong] + rng.integers(1, 10, wrong.sum())) % 10
-    proba = cross_val_predict(LogisticRegression(C=0.1), X, y, cv=5, method="predict_proba")
-    found = label_noise(y, proba)
-    assert found.rate.low <= wrong.mean() <= found.rate.high
-    assert found.ceiling >= 1 - wrong.mean() - 0.01
-
-
-def test_rows_that_were_never_scored_are_left_out() -> None:
-    proba = np.full((200, 2), np.nan)
-    proba[:100] = [0.9, 0.1]
-    assert label_noise(np.zeros(200, int), proba).n_anchors == 30
-
-
-def test_too_few_answers_cap_nothing() -> None:
-    proba = np.tile([0.9, 0.1], (30, 1))
-    assert label_noise(np.ones(30, int), proba).ceiling == 1.0
 
 
 # Few shots -----------------------------------------------------------------------------------------------

@@ -24,8 +24,8 @@ from featx.advice.recommend import (
     Option,
     RepresentationScore,
     advise,
+    assess_domain,
     fine_tune_from,
-    judge_domain,
 )
 from featx.advice.words import sentences
 
@@ -41,11 +41,11 @@ __all__ = [
     "RepresentationScore",
     "advise",
     "advise_on_features",
+    "assess_domain",
     "depth_profile",
     "effective_rank",
     "fine_tune_from",
     "h_score",
-    "judge_domain",
     "log_me",
     "probe",
     "sentences",

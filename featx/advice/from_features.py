@@ -20,9 +20,9 @@ from featx.advice.recommend import (
     FineTuning,
     RepresentationScore,
     advise,
+    assess_domain,
     fine_tune_from,
     is_last_average,
-    judge_domain,
 )
 from featx.audit import label_noise
 from featx.curves import curve_head, forecast, learning_curve
@@ -172,7 +172,7 @@ def advise_on_features(
         )
     domain = None
     if len(layers) > 1:  # a single layer has no depth profile
-        domain = judge_domain(layers, over_neighbours=linear.minus(neighbours), over_random=over_random)
+        domain = assess_domain(layers, over_neighbours=linear.minus(neighbours), over_random=over_random)
 
     name = in_use_name or SIDE_BY_SIDE.join(in_use)
     tried = {layer.block: (layer.block,) for layer in layers} | {name: tuple(in_use)}

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
-from featx.curves.learning import Rows, predictions
+from featx.curves.learning import FeaturesLike, predictions
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, SearchWarning
 from featx.features import FeatureBlocks
@@ -125,7 +125,7 @@ class BackboneScore(Record):
 
 
 def probe(
-    X: Rows,
+    X: FeaturesLike,
     y: ArrayLike,
     *,
     head: str = "ridge",

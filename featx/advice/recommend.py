@@ -244,7 +244,7 @@ def advise(
     in_use : str
         Name of its representation, as in `representations`.
     domain : Domain, optional
-        From `judge_domain`.
+        From `assess_domain`.
     representations : sequence of RepresentationScore
         What the search compared.
     labels : Forecast, optional
@@ -281,7 +281,7 @@ def advise(
     return Advice(n, n_classes, accuracy, in_use, domain, size, labels, noise, tuple(options), curve)
 
 
-def judge_domain(
+def assess_domain(
     layers: Sequence[LayerScore],
     *,
     over_neighbours: Metric | None = None,

@@ -28,7 +28,7 @@ from featx.splits import check_labels, make_folds
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
 Split = tuple[Indices, Indices]
-Rows = FeatureBlocks | NDArray[Any]
+FeaturesLike = FeatureBlocks | NDArray[Any]
 
 DEFAULT_CURVE = "ridge"
 """Head whose learning curve stands for heads that are too expensive: only the slope matters."""
@@ -107,7 +107,7 @@ class LearningCurve(Record):
 
 
 def learning_curve(
-    X: Rows,
+    X: FeaturesLike,
     y: ArrayLike,
     *,
     head: str = "ridge",
@@ -164,7 +164,9 @@ def learning_curve(
     classes, codes = np.unique(labels, return_inverse=True)
     blocks = [X[name] for name in X] if isinstance(X, FeatureBlocks) else [np.asarray(X)]
     if len(blocks[0]) != len(codes):
-        raise DataError(f"{len(blocks[0])} rows of features, but {len(codes)} labels; give one for each row.")
+        raise DataError(
+            f"features of {len(blocks[0])} images, but {len(codes)} labels; give one for each image."
+        )
     repeats = n_repeats or _repeats(len(codes), head)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SearchWarning)  # fewer folds for a small class: `sizes` shows it

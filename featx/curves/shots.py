@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import t as student
 
-from featx.curves.learning import Indices, Rows, Split, predictions
+from featx.curves.learning import FeaturesLike, Indices, Split, predictions
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError, UsageError
 from featx.features import FeatureBlocks
@@ -78,7 +78,7 @@ class FewShot(Record):
 
 
 def few_shot(
-    X: Rows,
+    X: FeaturesLike,
     y: ArrayLike,
     *,
     shots: Sequence[int] = SHOTS,

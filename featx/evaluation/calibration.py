@@ -91,7 +91,7 @@ def fit_calibration(
     y = np.asarray(y_index, dtype=np.intp)
     weight = np.ones(len(y)) if sample_weight is None else np.asarray(sample_weight, np.float64)
     if not np.isfinite(decision).all():
-        raise DataError("decision scores hold NaN or infinity; a calibration needs finite scores.")
+        raise DataError("decision scores contain NaN or infinity; a calibration needs finite scores.")
     if (decision.ndim == 1) != (n_classes == 2) or (decision.ndim == 2 and decision.shape[1] != n_classes):
         raise DataError(f"decision scores of shape {decision.shape} do not fit {n_classes} classes.")
     kept = weight > 0

@@ -146,7 +146,7 @@ def evaluate(
     LabelError
         If a true label is not among `classes`.
     DataError
-        If shapes do not fit or `y_proba` holds no probabilities.
+        If shapes do not fit or `y_proba` are not probabilities.
 
     Notes
     -----

@@ -1,6 +1,6 @@
 """Checkpoints of a training: one safetensors file, with the state of the run as JSON in its header.
 
-After each epoch the file is replaced. It holds the weights, the best weights, the moving average and the
+After each epoch the file is replaced. It contains the weights, the best weights, the moving average and the
 state of the optimizer. There is no random state, since each epoch sets its own seed (see `training`).
 """
 

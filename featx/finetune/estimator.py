@@ -29,6 +29,7 @@ from featx.finetune.inputs import (
     SourceSettings,
     as_features,
     as_images,
+    image_reporter,
 )
 from featx.finetune.phases import HEADS, Phase, TrainedLayer, default_phases, describe_phases
 from featx.finetune.probe import LinearProbe
@@ -245,7 +246,9 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
         for line in describe_phases(self.phases_, self.trained_, self.head):
             self._tell(line)
-        job.on_images = self._reporter(job, parts)
+        epochs = sum(phase.epochs for phase in self.phases_)
+        total = epochs * (sum(len(part.train) for part in parts) + (len(codes) if self.refit else 0))
+        job.on_images = image_reporter(self.callback, total, "fine-tuning")
         trained = self._compare(job, parts, tuning_minutes)
         self._keep(job, trained, parts)
         for path in job.files:
@@ -395,23 +398,6 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     def _tell(self, message: str) -> None:
         if self.callback is not None and message:
             self.callback(Progress(0, 0, stage="fine-tuning", message=message))
-
-    def _reporter(self, job: Job, parts: Sequence[Parts]) -> Callable[[int, str], None] | None:
-        if self.callback is None:
-            return None
-        callback, started = self.callback, time.monotonic()
-        epochs = sum(phase.epochs for phase in self.phases_)
-        total = epochs * (sum(len(part.train) for part in parts) + (len(job.y) if self.refit else 0))
-        done = 0
-
-        def report(images: int, stage: str) -> None:
-            nonlocal done
-            done += images
-            rate = done / max(time.monotonic() - started, 1e-9)
-            stage_words = f"fine-tuning: {stage}"
-            callback(Progress(done, total, images_per_s=rate, eta_s=(total - done) / rate, stage=stage_words))
-
-        return report
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

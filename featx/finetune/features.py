@@ -165,11 +165,11 @@ def batches(
     with ThreadPoolExecutor(1) as reader:
         ahead = reader.submit(read, windows[0])
         for number, window in enumerate(windows):
-            rows = ahead.result()
+            values = ahead.result()
             if number + 1 < len(windows):
                 ahead = reader.submit(read, windows[number + 1])
             for part in np.array_split(np.arange(len(window)), -(-len(window) // batch_size)):
-                yield window[part], rows[part]
+                yield window[part], values[part]
 
 
 def shuffled(index: Index, window_size: int, rng: np.random.Generator) -> Index:

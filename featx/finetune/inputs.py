@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from featx.backbones import BackboneCard, is_model_file, load_backbone
 from featx.exceptions import DataError, UsageError
-from featx.extractor import FeatureExtractor
+from featx.extractor import FeatureExtractor, Progress
 from featx.finetune.features import (
     MEMORY,
     ArrayFeatures,
@@ -121,7 +122,7 @@ class FineTuneInputs:
         settings: SourceSettings,
         *,
         resize: str | None = None,
-        callback: Any = None,
+        callback: Callable[[Progress], None] | None = None,
     ) -> FineTuneInputs:
         """Open the store and the card, and compute the digests of the images (X is None for none)."""
         resize = resize or extractor.resize  # type: ignore[assignment]
@@ -278,6 +279,25 @@ def as_features(X: Any) -> FeatureSource | None:
     if isinstance(X, np.ndarray) and X.dtype.kind == "f" and X.ndim >= 3:
         return ArrayFeatures(X)
     return None
+
+
+def image_reporter(
+    callback: Callable[[Progress], None] | None, total: int, name: str
+) -> Callable[[int, str], None] | None:
+    """Return a function of images done and stage that reports progress to `callback`."""
+    if callback is None:
+        return None
+    started, done = time.monotonic(), 0
+
+    def report(images: int, stage: str) -> None:
+        nonlocal done
+        done += images
+        rate = done / max(time.monotonic() - started, 1e-9)
+        callback(
+            Progress(done, total, images_per_s=rate, eta_s=(total - done) / rate, stage=f"{name}: {stage}")
+        )
+
+    return report
 
 
 def as_images(X: Any) -> ImageSet:

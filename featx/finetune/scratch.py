@@ -6,7 +6,6 @@ fine-tuner. Torch is imported for training and prediction.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +21,7 @@ from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.extractor import Progress
 from featx.finetune.features import MEMORY, ArrayFeatures, FeatureSource, feature_bytes
-from featx.finetune.inputs import as_images
+from featx.finetune.inputs import as_images, image_reporter
 from featx.finetune.phases import Phase
 from featx.finetune.stream import StreamedFeatures
 from featx.finetune.verdict import make_parts
@@ -184,7 +183,7 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
             train=parts.train,
             validation=parts.validation,
         )
-        report = self._reporter(self.epochs * len(parts.train))
+        report = image_reporter(self.callback, self.epochs * len(parts.train), "from scratch")
         self.history_ = train(self.module_, data, self._settings, on_images=report).history
         self.n_parameters_ = sum(parameter.numel() for parameter in self.module_.parameters())
         return self
@@ -225,20 +224,6 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
             interpolation="bilinear", mean=(0, 0, 0), std=(1, 1, 1), decoder=resolve_decoder(),
         )  # fmt: skip
         return StreamedFeatures(images.sources, spec, view_policy=self.view_policy)
-
-    def _reporter(self, total: int) -> Callable[[int, str], None] | None:
-        if self.callback is None:
-            return None
-        callback, started, done = self.callback, time.monotonic(), 0
-
-        def report(images: int, stage: str) -> None:
-            nonlocal done
-            done += images
-            rate = done / max(time.monotonic() - started, 1e-9)
-            words = f"from scratch: {stage}"
-            callback(Progress(done, total, images_per_s=rate, eta_s=(total - done) / rate, stage=words))
-
-        return report
 
     def __sklearn_tags__(self) -> Tags:
         tags = super().__sklearn_tags__()

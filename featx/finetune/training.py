@@ -310,7 +310,7 @@ def _train_epoch(
     started, used = time.monotonic(), time.process_time()
     stage = f"phase {run.phase + 1} of {len(settings.phases)}, epoch {run.epoch} of {phase.epochs}"
 
-    for numbers, rows in batches(
+    for numbers, batch in batches(
         data.features,
         data.train,
         phase.batch_size,
@@ -319,7 +319,7 @@ def _train_epoch(
         memory=settings.memory,
     ):
         with LAUNCHES.alone(settings.device):
-            inputs = to_tensor(rows, settings.device)
+            inputs = to_tensor(batch, settings.device)
             targets = torch.from_numpy(data.y[numbers]).to(settings.device)
             inputs, mixed = mix(inputs, targets) if mix is not None else (inputs, targets)
             with in_precision(settings.precision, settings.device):
@@ -399,10 +399,10 @@ def _on_features(
         return module, data
     pooled = np.zeros((len(data.features), width), np.float32)
     with torch.inference_mode():
-        for numbers, rows in batches(
+        for numbers, batch in batches(
             data.features, np.unique(whole), EVALUATION_BATCH, memory=settings.memory
         ):
-            pooled[numbers] = module.tail(to_tensor(rows, settings.device)).float().cpu().numpy()
+            pooled[numbers] = module.tail(to_tensor(batch, settings.device)).float().cpu().numpy()
     return head, dataclasses.replace(data, features=ArrayFeatures(pooled))
 
 

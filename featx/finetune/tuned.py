@@ -121,7 +121,7 @@ class FineTunedNetwork:
 
     @property
     def feature_spec(self) -> FeatureSpec:
-        """TrainingSettings of the pooled rows that the head takes."""
+        """Spec of the pooled features that are the input of the head."""
         kept = {"weights": self.weights, "cut": LAST, "pool": "avg", "final_norm": True}
         return self.spec.replace(**kept)
 
@@ -319,7 +319,7 @@ class FineTunedNetwork:
             width = out
         for name, value in self.tensors.items():
             if value.dtype.kind == "f" and not np.isfinite(value).all():
-                raise ValueError(f"{name} holds numbers that are not finite")
+                raise ValueError(f"{name} has values that are not finite")
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_parts": None}

@@ -117,10 +117,10 @@ def worth_trying(n: int, accuracy: float, *, verdict: float = 0.2, n_verdicts: i
     """
     compared = round(n * min(1.0, verdict * n_verdicts))
     wrong = compared * (1 - accuracy)
-    told = f"the probe is expected to be wrong on {wrong:.1f} of the {compared} images of the comparison"
+    expected = f"the probe is expected to be wrong on {wrong:.1f} of the {compared} images of the comparison"
     if wrong < WINS:
-        return False, f"{told}, and a significant difference needs {WINS} more correct ones"
-    return True, f"{told}, enough for a significant difference"
+        return False, f"{expected}, and a significant difference needs {WINS} more correct ones"
+    return True, f"{expected}, enough for a significant difference"
 
 
 def decide(

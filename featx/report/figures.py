@@ -57,7 +57,7 @@ def plot_curve(
     _points(ax, ScorePath.of_curve(curve, "measured"), "C0")
     ax.axvline(curve.n, color="0.6", linestyle=":", linewidth=1)
     top = ax.get_xaxis_transform()  # x in labels, y as a fraction of the height
-    ax.text(curve.n, 0.02, "labels at hand ", rotation=90, fontsize=8, color="0.4", ha="right", transform=top)
+    ax.text(curve.n, 0.02, "labels now ", rotation=90, fontsize=8, color="0.4", ha="right", transform=top)
     if scratch is not None:
         _points(ax, scratch, "C1", line=True)
     ax.set(xscale="log", xlabel="labelled images", ylabel="accuracy")
