@@ -247,7 +247,7 @@ class Evaluator:
         if self._best is None or self._is_as_good(result, self._best):
             self._compare_probabilities(result, decision)
         decisions.clear()
-        result.state = COMPLETE  # last: nothing can fail any more
+        result.state = COMPLETE  # last, when all of it has succeeded
 
     def _is_as_good(self, result: Result, best: Result) -> bool:
         of_probabilities = self.plan.scorer.of_probabilities

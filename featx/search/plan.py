@@ -184,7 +184,7 @@ def make_plan(
     """
     start = time.monotonic()
     if not len(blocks) or not blocks.n_rows:
-        raise DataError(f"{len(blocks)} blocks of {blocks.n_rows} rows: there is nothing to learn from.")
+        raise DataError(f"{len(blocks)} blocks of {blocks.n_rows} rows: pass at least one block with rows.")
     classes, codes = read_labels(y, blocks.n_rows)
     seed = read_seed(settings.random_state)
     weight = None

@@ -140,8 +140,8 @@ def refit(plan: SearchPlan, selected: Selected) -> Any:
     rows = blocks.stack(selected.blocks)
     if not np.ptp(rows, axis=0).any():
         warnings.warn(
-            f"all {len(rows)} rows are the same, every feature is constant: nothing can be learnt from them. "
-            "The network or its weights give the same features for all images.",
+            f"all features are constant: the {len(rows)} rows are equal, so that nothing can "
+            "be learnt. The network or its weights give the same features for all images.",
             SearchWarning,
             stacklevel=3,
         )

@@ -33,7 +33,6 @@ from featx.search.outcome import Results, best_of_each, table, winner
 from featx.search.plan import SearchPlan, SearchSettings, make_plan
 from featx.search.refit import Selected, refit, select
 from featx.search.scoring import OF_CLASSES, distances, standard_error
-from featx.search.screening import Screened
 from featx.search.space import Params
 from featx.selection.augmentation import PLAIN, Augmentation, augment, kinds_to_try
 from featx.selection.choice import Candidate, Choice, choose
@@ -139,8 +138,6 @@ class TunedHead:
         One entry for each configuration of the search.
     study : optuna.Study
         All trials.
-    screening : tuple of Screened
-        Results of the screening of representations; empty if none was done.
     choice : Choice or None
         Comparison of the winner with other representations; None if there was a single one.
     adjustment : Adjustment or None
@@ -162,7 +159,6 @@ class TunedHead:
     scoring: str | Callable[..., float]
     cv_results: Mapping[str, Any] = field(repr=False)
     study: Any = field(repr=False)
-    screening: tuple[Screened, ...] = field(default=(), repr=False)
     choice: Choice | None = None
     adjustment: Adjustment | None = None
     tried: tuple[Tried, ...] = ()
@@ -234,7 +230,7 @@ def tune(
     start = time.monotonic()
     plan = data.plan(dataclasses.replace(plain, callback=callback or plain.callback))
     results = run(plan)
-    record = {"cv_results": table(results), "study": results.study, "screening": plan.screening}
+    record = {"cv_results": table(results), "study": results.study}
     selected, choice = choose_representation(results, data)
     found = _by_score(results)
     del results  # it keeps the matrices of all folds in memory
