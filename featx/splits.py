@@ -496,3 +496,40 @@ def _listed(names: Iterable[str]) -> str:
     shown = list(names)
     more = f" and {len(shown) - LISTED:,} more" if len(shown) > LISTED else ""
     return ", ".join(shown[:LISTED]) + more
+
+
+def stratified_sample(
+    codes: NDArray[np.intp], most: int, seed: int | Sequence[int], *, per_class: int = 0
+) -> NDArray[np.intp]:
+    """Draw a stratified sample of rows.
+
+    Parameters
+    ----------
+    codes : array of shape (n,), int
+        Class indices.
+    most : int
+        Size of the sample. All rows are returned if there are no more.
+    seed : int or sequence of int
+        Seed of the draw.
+    per_class : int
+        At least as many rows of each class are drawn (or all of them). The size of the sample is then `most`
+        up to rounding and these rows; with 0 it is exactly `most`.
+
+    Returns
+    -------
+    array of shape (n_rows,), int
+        Sorted positions.
+    """
+    if len(codes) <= most:
+        return np.arange(len(codes))
+    rng = np.random.default_rng(seed)
+    if per_class:
+        own = [rng.permutation(np.flatnonzero(codes == c)) for c in np.unique(codes)]
+        size = [max(per_class, round(most * len(rows) / len(codes))) for rows in own]
+        return np.sort(np.concatenate([rows[:k] for rows, k in zip(own, size, strict=True)]))
+    order = np.lexsort((rng.permutation(len(codes)), codes))
+    count = np.bincount(codes)
+    start = np.concatenate([[0], np.cumsum(count)])[:-1]
+    quantile = np.empty(len(codes))
+    quantile[order] = (np.arange(len(codes)) - start[codes[order]] + 0.5) / count[codes[order]]
+    return np.sort(np.argsort(quantile, kind="stable")[:most])

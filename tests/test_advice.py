@@ -29,7 +29,6 @@ from featx.advice import (
     log_me,
     probe,
     sentences,
-    stratified_rows,
 )
 from featx.audit import label_noise
 from featx.curves import Forecast, ScorePath, TransferEffect, compare_paths, forecast, learning_curve
@@ -51,6 +50,7 @@ from featx.selection.imbalance import (
     threshold_offsets,
     views_for_minority,
 )
+from featx.splits import stratified_sample
 
 
 @pytest.fixture(scope="module")
@@ -658,7 +658,7 @@ def test_a_combination_in_use_is_named_and_compared(
 
 def test_probes_look_at_a_stratified_thousand() -> None:
     codes = np.repeat([0, 1, 2], [9000, 990, 3])
-    rows = stratified_rows(codes, 1000)
+    rows = stratified_sample(codes, 1000, 0, per_class=2)
     assert np.bincount(codes[rows]).tolist() == [901, 99, 2]
     assert (np.diff(rows) > 0).all()
 

@@ -6,7 +6,7 @@ the result in sentences. Nothing here extracts features or imports torch.
 
 from __future__ import annotations
 
-from featx.advice.from_features import RandomBaseline, advise_on_features, stratified_rows
+from featx.advice.from_features import RandomBaseline, advise_on_features
 from featx.advice.measures import (
     BackboneScore,
     LayerScore,
@@ -49,5 +49,4 @@ __all__ = [
     "log_me",
     "probe",
     "sentences",
-    "stratified_rows",
 ]

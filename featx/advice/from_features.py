@@ -30,7 +30,7 @@ from featx.evaluation import evaluate
 from featx.features import FeatureBlocks
 from featx.representation import SIDE_BY_SIDE, layer_of
 from featx.search.screening import screen_representations
-from featx.splits import check_labels
+from featx.splits import check_labels, stratified_sample
 
 PROBED_IMAGES = 1_000
 """Images (stratified) for the probes."""
@@ -136,7 +136,7 @@ def advise_on_features(
         random_state=random_state,
     )
 
-    few = stratified_rows(codes, PROBED_IMAGES, random_state=random_state)
+    few = stratified_sample(codes, PROBED_IMAGES, random_state, per_class=2)
     some, few_owners = blocks.take(few), None if owners is None else owners[few]
 
     def probe_on(
@@ -232,15 +232,3 @@ def best_of_each_tap(
     if usual:
         best[taps[-1]] = usual[0]
     return {tap: best[tap] for tap in taps if tap in best}
-
-
-def stratified_rows(codes: NDArray[np.intp], most: int, *, random_state: int = 0) -> NDArray[np.intp]:
-    """Sorted positions of a stratified sample of about `most` rows, two or more of each class."""
-    if len(codes) <= most:
-        return np.arange(len(codes))
-    rng = np.random.default_rng(random_state)
-    chosen = []
-    for c in np.unique(codes):
-        own = rng.permutation(np.flatnonzero(codes == c))
-        chosen.append(own[: max(2, round(most * len(own) / len(codes)))])
-    return np.sort(np.concatenate(chosen))

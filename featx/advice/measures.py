@@ -63,6 +63,11 @@ class ProbeResult:
         """Accuracy minus that of another probe of the same images, with a paired 95 % interval."""
         return _mean(self.right - other.right, self.groups)
 
+    def is_better_than(self, other: ProbeResult) -> bool:
+        """Whether the accuracy is higher than another's by more than a standard error of the difference."""
+        difference = self.right - other.right
+        return bool(difference.mean() > _standard_error(difference, self.groups)[0])
+
 
 @dataclass(frozen=True)
 class LayerScore(Record):
@@ -338,12 +343,17 @@ def _directions(rows: Floats, targets: Floats) -> tuple[Floats, Floats]:
 
 def _mean(values: Floats, groups: NDArray[np.intp]) -> Metric:
     """Mean over images with its 95 % interval (Student's t) over independent units."""
-    n = len(values)
-    mean = float(values.mean())
-    sums = np.bincount(np.unique(groups, return_inverse=True)[1], values - mean)
-    units = len(sums)
+    mean, (error, units) = float(values.mean()), _standard_error(values, groups)
     if units < 2:
         return Metric(mean, math.nan, math.nan)
-    spread = math.sqrt(float(sums @ sums) * units / (units - 1)) / n
-    half = float(student.ppf((1 + CONFIDENCE) / 2, units - 1)) * spread
+    half = float(student.ppf((1 + CONFIDENCE) / 2, units - 1)) * error
     return Metric(mean, mean - half, mean + half)
+
+
+def _standard_error(values: Floats, groups: NDArray[np.intp]) -> tuple[float, int]:
+    """Standard error of the mean over images, and the number of independent units; NaN for one unit."""
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], values - float(values.mean()))
+    units = len(sums)
+    if units < 2:
+        return math.nan, units
+    return math.sqrt(float(sums @ sums) * units / (units - 1)) / len(values), units

@@ -20,7 +20,6 @@ from featx.advice import (
     FineTuning,
     RandomBaseline,
     advise_on_features,
-    stratified_rows,
 )
 from featx.backbones import BackboneCard
 from featx.classifier.model import ImageModel
@@ -30,12 +29,12 @@ from featx.extractor import Extraction, FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
 from featx.representation import is_usual
-from featx.search.plan import n_threads
 from featx.selection.backbones import compare_backbones
 from featx.selection.networks import gather
 from featx.spec import FeatureSpec
-from featx.splits import image_groups
+from featx.splits import image_groups, stratified_sample
 from featx.stores.base import Ids
+from featx.threads import n_threads
 
 BASELINE_IMAGES = 300
 """Images for the network with random weights. The difference is either large, which as many show, or not."""
@@ -152,7 +151,7 @@ def _random_baseline(
         return None, math.nan
     images = training.images
     codes = np.unique(np.asarray(images.labels), return_inverse=True)[1]
-    chosen = stratified_rows(codes, BASELINE_IMAGES, random_state=random_state)
+    chosen = stratified_sample(codes, BASELINE_IMAGES, random_state, per_class=2)
     last = (item for item in training.specs.items() if is_usual(item[0]))
     name, spec = next(last, next(iter(training.specs.items())))
     # Without the callback: that there are no cached features of these weights is expected.

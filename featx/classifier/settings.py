@@ -23,10 +23,10 @@ from featx.extractor import FeatureExtractor, Progress
 from featx.finetune import FineTuner, Phase
 from featx.records import from_plain, to_plain
 from featx.search import HeadSearchCV
-from featx.search.plan import n_threads
 from featx.selection.backbones import backbone_names, refuse_checkpoint
 from featx.selection.candidates import AUTO
 from featx.stores import open_store
+from featx.threads import n_threads
 
 SHARED: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "extractor": (

@@ -15,9 +15,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
-from featx.evaluation import CONFIDENCE, Metric
+from featx.evaluation import NORMAL, Metric
 from featx.exceptions import DataError, SearchWarning, UsageError
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
@@ -98,7 +97,7 @@ class LearningCurve(Record):
     @property
     def accuracy(self) -> tuple[Metric, ...]:
         """Accuracy at each size with its 95 % interval over images."""
-        half = norm.ppf((1 + CONFIDENCE) / 2) * np.sqrt(np.diag(self.covariance))
+        half = NORMAL * np.sqrt(np.diag(self.covariance))
         value = 1 - self.error
         return tuple(
             Metric(float(v), max(float(v - h), 0.0), min(float(v + h), 1.0))

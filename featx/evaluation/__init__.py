@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from featx.evaluation.calibration import Calibration, fit_calibration
-from featx.evaluation.metrics import CONFIDENCE, METRICS, Metric
+from featx.evaluation.metrics import CONFIDENCE, METRICS, NORMAL, Metric
 from featx.evaluation.results import ClassScore, Comparison, Evaluation, class_indices, compare, evaluate
 
 __all__ = [
     "CONFIDENCE",
     "METRICS",
+    "NORMAL",
     "Calibration",
     "ClassScore",
     "Comparison",

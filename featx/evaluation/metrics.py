@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
+from scipy.stats import norm
 
 from featx.records import FloatOrNaN, Record
 
@@ -16,6 +17,9 @@ Indices = NDArray[np.intp]
 
 CONFIDENCE = 0.95
 """Coverage of every reported interval."""
+
+NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
+"""Half the width of a normal interval of this coverage, in standard errors: 1.96."""
 
 ECE_BINS = 15
 """Equal-width bins of the top-label confidence (Guo et al., ICML 2017)."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from joblib import cpu_count
 from numpy.typing import NDArray
 
 from featx.backbones import BackboneCard
@@ -26,6 +24,7 @@ from featx.features import FeatureBlocks
 from featx.images import ImageSource, Skipped
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids, explain_miss
+from featx.threads import n_threads
 
 if TYPE_CHECKING:
     from featx.backbones.network import Backbone
@@ -224,19 +223,19 @@ class ExtractionCall:
         ids: Ids | None = None,
     ) -> tuple[ExtractionRun, Forward]:
         machine = self.machine
-        n_threads = _n_threads(machine.n_jobs)
-        engine = Engine(machine.open_backbone, machine.runtime, machine.device, n_threads, machine.models)
+        workers = n_threads(machine.n_jobs)
+        engine = Engine(machine.open_backbone, machine.runtime, machine.device, workers, machine.models)
         batch_size = BatchSize(machine.batch_size, machine.resolved_device)
         forward = Forward(engine, specs[0].precision, batch_size)
         settings = ExtractionSettings(specs, machine.max_pixels)
-        decoder = CarefulDecoder(settings, self.store, isolate=machine.isolate, workers=n_threads)
+        decoder = CarefulDecoder(settings, self.store, isolate=machine.isolate, workers=workers)
         run = ExtractionRun(
             settings,
             self.store,
             forward,
             batch_size,
-            n_threads=n_threads,
-            streams=n_threads if machine.resolved_device == "cpu" else 2,
+            n_threads=workers,
+            streams=workers if machine.resolved_device == "cpu" else 2,
             strict=strict,
             decode=decoder,
             callback=self._callback,
@@ -317,12 +316,3 @@ class ExtractionCall:
         assert self._listener is not None
         self._last = dataclasses.replace(event, message="")
         self._listener(event)
-
-
-def _n_threads(n_jobs: int | None) -> int:
-    if n_jobs is not None and n_jobs > 0:
-        return int(n_jobs)
-    cores = int(cpu_count())
-    share = os.environ.get("OMP_NUM_THREADS", "")  # joblib tells its workers their share of the cores so
-    cores = min(cores, int(share)) if share.isdecimal() and int(share) else cores
-    return max(1, cores + 1 + (n_jobs or -1))

@@ -17,7 +17,7 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from featx.curves import ScorePath
-from featx.evaluation import Metric
+from featx.evaluation import NORMAL, Metric
 from featx.exceptions import DataError, UsageError
 from featx.extractor import Progress
 from featx.finetune.features import MEMORY, ArrayFeatures, FeatureSource, feature_bytes
@@ -26,9 +26,8 @@ from featx.finetune.phases import Phase
 from featx.finetune.stream import StreamedFeatures
 from featx.finetune.verdict import make_parts
 from featx.images import ImageSet, resolve_decoder
-from featx.solvers import sample_rows
 from featx.spec import FeatureSpec
-from featx.splits import check_labels, make_folds
+from featx.splits import check_labels, make_folds, stratified_sample
 
 if TYPE_CHECKING:
     from torch import nn
@@ -38,9 +37,6 @@ SHARES = (1 / 8, 1 / 4, 1 / 2, 1.0)
 
 FEWEST_OF_CLASS = 3
 """Images of each class at the first share: one for validation, and two for training."""
-
-NORMAL = 1.96
-"""Half the width of a 95 % interval in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -272,7 +268,7 @@ def scratch_path(
     train, test = make_folds(labels, groups=groups, random_state=random_state)[0]
     sizes, scores = [], []
     for share in SHARES:
-        own = train[sample_rows(codes[train], len(classes), round(share * len(train)), random_state)]
+        own = train[stratified_sample(codes[train], round(share * len(train)), random_state)]
         if np.bincount(codes[own], minlength=len(classes)).min() < FEWEST_OF_CLASS:
             continue
         net = ScratchClassifier(**{"random_state": random_state, **params})

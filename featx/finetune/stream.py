@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from joblib import cpu_count
 from numpy.typing import NDArray
 
 from featx.backbones.state import LAUNCHES
@@ -20,6 +19,7 @@ from featx.backbones.transform import prepare
 from featx.finetune.features import Index
 from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, decode_picture, read_picture
 from featx.spec import FeatureSpec
+from featx.threads import n_threads
 
 if TYPE_CHECKING:
     from featx.backbones.network import Backbone
@@ -96,7 +96,7 @@ class StreamedFeatures:
         spec = self._spec
         if epoch is not None and self.varies:
             spec = spec.replace(view=epoch + 1, view_policy=self._view_policy)
-        with ThreadPoolExecutor(cpu_count()) as threads:
+        with ThreadPoolExecutor(n_threads()) as threads:
             pictures = np.stack(list(threads.map(lambda number: self._picture(int(number), spec), index)))
         if self._stem is None:
             return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))

@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from featx.features import FeatureBlocks
 from featx.search.screening import SCREENED_ROWS
-from featx.solvers import Folds, ScaledBlock, sample_rows
+from featx.solvers import Folds, ScaledBlock
 from featx.solvers.task import threads
+from featx.splits import stratified_sample
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -142,7 +143,7 @@ def pick_relevant(
     """
     every = np.unique(np.concatenate(parts))
     most = SCREENED_ROWS * len(parts) // max(1, len(parts) - 1)  # a training part then has about that many
-    rows = every[sample_rows(y[every], n_classes, most, random_state)]
+    rows = every[stratified_sample(y[every], most, random_state)]
     targets = _targets(y, n_classes, random_state)[rows]
     inside = np.column_stack([np.isin(rows, part) for part in parts])
     norms = _group_lasso(blocks, rows, targets, inside, n_jobs)

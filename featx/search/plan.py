@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import sklearn
-from joblib import effective_n_jobs
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import check_cv
 from sklearn.utils.validation import _check_sample_weight
@@ -26,6 +25,7 @@ from featx.search.screening import Screened, layers_add, screen_representations,
 from featx.search.space import Params, SearchSpace, unique
 from featx.solvers import CLASS_WEIGHTS, Folds, moment_bytes, streamed_bytes
 from featx.splits import check_labels, fold_repeats, make_folds
+from featx.threads import n_threads
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -340,11 +340,6 @@ def read_grid(grid: Any, space: SearchSpace, n_trials: int) -> list[Params]:
     if not configs:
         raise UsageError("grid is empty; pass configurations as in best_params_, or 'none'.")
     return configs
-
-
-def n_threads(n_jobs: int | None) -> int:
-    """Return the number of threads: all cores by default."""
-    return int(effective_n_jobs(-1 if n_jobs is None else n_jobs))
 
 
 def _left_out(settings: SearchSettings, folds: Folds) -> dict[str, str]:

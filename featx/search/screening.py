@@ -20,8 +20,8 @@ from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
 from featx.features import FeatureBlocks
 from featx.representation import Representation, block_name, is_usual, layer_of
-from featx.solvers import sample_rows
 from featx.solvers.task import threads
+from featx.splits import stratified_sample
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -155,7 +155,7 @@ def screen_representations(
         kept = {*_partners(first, FINALISTS), *filter(is_usual, names)}
         names = [name for name in names if name in kept]
         alphas = {one.blocks[0]: (one.alpha,) for one in first}  # the best penalty of a part of the rows
-    rows = sample_rows(y, n_classes, max_rows, random_state)
+    rows = stratified_sample(y, max_rows, random_state)
     ridge = _LeaveOneOutRidge(y[rows], n_classes, None if groups is None else np.asarray(groups)[rows], score)
     kernels: dict[str, Floats] = {}
 

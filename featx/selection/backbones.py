@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from featx.advice import BackboneScore, ProbeResult, h_score, log_me, probe, stratified_rows
+from featx.advice import BackboneScore, ProbeResult, h_score, log_me, probe
 from featx.backbones import list_models
 from featx.evaluation import Metric
 from featx.exceptions import UsageError
@@ -29,6 +29,7 @@ from featx.search.screening import screen_representations
 from featx.selection.candidates import choose, widest
 from featx.selection.halving import HalvingPlan, plan_halving, survivors
 from featx.selection.networks import Networks, side_by_side
+from featx.splits import stratified_sample
 
 AUTO = "auto"
 
@@ -41,9 +42,6 @@ SPEED_IMAGES = 32
 
 CACHED_S = 1e-6
 """Seconds an image where all features are cached."""
-
-NORMAL = 1.96
-"""Half a 95 % interval in standard errors."""
 
 
 @dataclass(frozen=True)
@@ -238,7 +236,7 @@ def compare_backbones(
         say(f"{len(plan.candidates)} backbones on at most {plan.rounds[-1][0]} images: {plan.seconds:.0f} s")
     left, found = list(plan.candidates), dict[str, _Candidate]()
     for size, keep in plan.rounds:
-        chosen = stratified_rows(codes, size, random_state=random_state)
+        chosen = stratified_sample(codes, size, random_state, per_class=2)
         for name in dict.fromkeys([*left, *([always] if always else [])]):
             found[name] = _extract(
                 extractors[name], images, chosen, codes, groups, n_jobs=n_jobs, random_state=random_state
@@ -247,8 +245,10 @@ def compare_backbones(
         left = survivors({name: found[name].leave_one_out for name in left}, keep, costs)
     order = survivors({name: found[name].leave_one_out for name in last}, len(last), costs)
     scorer = _Scorer(codes, groups, n_jobs, random_state)
-    together = scorer.together(found[order[0]], found[order[1]]) if len(order) > 1 else None
-    both = together is not None and together.value > (together.high - together.value) / NORMAL
+    together, both = None, False
+    if len(order) > 1:
+        two, best = scorer.together(found[order[0]], found[order[1]])
+        together, both = two.minus(best), two.is_better_than(best)
     current = always or order[0]
     scores = [
         scorer.score(name, one, found[current], costs[name] * total / 60) for name, one in found.items()
@@ -270,11 +270,12 @@ class _Scorer:
         own = None if self.groups is None else self.groups[chosen]
         return probe(rows, self.codes[chosen], groups=own, n_jobs=self.n_jobs, random_state=self.random_state)
 
-    def together(self, first: _Candidate, second: _Candidate) -> Metric:
+    def together(self, first: _Candidate, second: _Candidate) -> tuple[ProbeResult, ProbeResult]:
+        """Probe both side by side, and the first alone."""
         shared = np.intersect1d(first.chosen, second.chosen)
         a, b = _rows(first, shared), _rows(second, shared)
         both = FeatureBlocks({"a": a, "b": b}, len(shared))
-        return self(both, shared).minus(self(a, shared))
+        return self(both, shared), self(a, shared)
 
     def score(self, name: str, candidate: _Candidate, current: _Candidate, minutes: float) -> BackboneScore:
         shared = np.intersect1d(candidate.chosen, current.chosen)
@@ -327,7 +328,7 @@ def _seconds_per_image(
     extractor: FeatureExtractor, images: ImageSet, codes: NDArray[np.intp], random_state: int
 ) -> float:
     """Return the time of an image, measured on a few; `CACHED_S` where all features are cached."""
-    few = images.select(stratified_rows(codes, SPEED_IMAGES, random_state=random_state))
+    few = images.select(stratified_sample(codes, SPEED_IMAGES, random_state, per_class=2))
     rows = extractor.extract(few.sources, names=few.names, on_error="skip")
     if rows.computed:
         return max((rows.seconds - rows.loading_s) / rows.computed, CACHED_S)

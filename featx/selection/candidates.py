@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from featx.advice import probe, stratified_rows
+from featx.advice import probe
 from featx.backbones.card import NATIVE_RESIZES
 from featx.evaluation import Metric
 from featx.exceptions import ImageError
@@ -26,6 +26,7 @@ from featx.features import FeatureBlocks
 from featx.images import ImageSet, ImageSource, picture_size, read_digests, read_picture
 from featx.search.screening import Screened, screen_representations, shortlist
 from featx.spec import RESIZES, FeatureSpec
+from featx.splits import stratified_sample
 
 AUTO = "auto"
 
@@ -47,9 +48,6 @@ SQUARE = 1.05
 
 CHOICE = 1
 """Version of how a resizing is chosen: another's choice is not remembered."""
-
-NORMAL = 1.96
-"""Half a 95 % interval in standard errors."""
 
 Specs = dict[str, FeatureSpec]
 
@@ -113,7 +111,7 @@ def choose(
         Of the resizing that won; of all, where the training part is no larger than the sample.
     """
     specs = extractor.specs_
-    chosen = stratified_rows(codes, SCREENED_IMAGES, random_state=random_state)
+    chosen = stratified_sample(codes, SCREENED_IMAGES, random_state, per_class=2)
     if not _any_oblong([images.sources[index] for index in chosen]):
         specs = {name: spec for name, spec in specs.items() if spec.resize != "pad"} or specs
     resizes = list(dict.fromkeys(spec.resize for spec in specs.values()))
@@ -144,7 +142,7 @@ class _Trials:
 
     def remembered(self, specs: Specs, usual: str) -> str:
         """`resize`, which is not asked twice of the same images and recipes."""
-        chosen = stratified_rows(self.codes, SCREENED_IMAGES, random_state=self.random_state)
+        chosen = stratified_sample(self.codes, SCREENED_IMAGES, self.random_state, per_class=2)
         sample = self.images.select(chosen)
         ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
         groups = None if sample.groups is None else list(map(str, sample.groups))
@@ -183,9 +181,7 @@ class _Trials:
                         random_state=self.random_state,
                     )
             gains = {resize: probes[resize].minus(probes[usual]) for resize in sorted(rivals)}
-            rivals = {
-                resize for resize, gain in gains.items() if gain.value > (gain.high - gain.value) / NORMAL
-            }
+            rivals = {resize for resize in gains if probes[resize].is_better_than(probes[usual])}
             if not rivals:
                 return usual
         return max(sorted(rivals), key=lambda resize: gains[resize].value)
@@ -195,7 +191,7 @@ class _Trials:
         return self._screen(*self._rows(specs, SCREENED_IMAGES), combine=True)
 
     def _rows(self, specs: Specs, size: int) -> tuple[FeatureBlocks, NDArray[np.intp], NDArray[Any] | None]:
-        chosen = stratified_rows(self.codes, size, random_state=self.random_state)
+        chosen = stratified_sample(self.codes, size, self.random_state, per_class=2)
         sample = self.images.select(chosen)
         rows = _of(specs, self.extractor, self.machine).extract(
             sample.sources, names=sample.names, on_error="skip", ids=sample.ids

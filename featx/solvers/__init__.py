@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
-from featx.solvers.folds import CLASS_WEIGHTS, ClassWeights, Folds, Split, class_weights, sample_rows
+from featx.solvers.folds import CLASS_WEIGHTS, ClassWeights, Folds, Split, class_weights
 from featx.solvers.linear import GramRows, logistic_ovr, softmax, solve_linear, squared_hinge
 from featx.solvers.losses import LINEAR
 from featx.solvers.moments import moment_bytes
@@ -43,5 +43,5 @@ __all__ = [
     "ASKING", "CHUNK_ROWS", "CLASS_WEIGHTS", "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS",
     "STREAM_ROWS", "Answer", "Block", "ClassWeights", "Fitted", "Folds", "GramRows", "ScaledBlock",
     "ScaledRows", "Split", "Task", "as_block", "class_weights", "fit_streamed", "kernel_sample",
-    "moment_bytes", "sample_rows", "solve_lda", "solve_linear", "streamed_bytes",
+    "moment_bytes", "solve_lda", "solve_linear", "streamed_bytes",
 ]  # fmt: skip

@@ -11,8 +11,9 @@ import numpy as np
 import sklearn
 from sklearn.svm import SVC
 
-from featx.solvers.folds import Floats, Folds, Indices, class_weights, sample_rows
+from featx.solvers.folds import Floats, Folds, Indices, class_weights
 from featx.solvers.task import Answer, Task, parts, threads
+from featx.splits import stratified_sample
 
 FASTER = "sklearnex.svm"
 """scikit-learn-intelex, where it is installed (version 2026.2.0 gave the same scores)."""
@@ -52,7 +53,7 @@ def kernel_sample(folds: Folds, fold: int, most: int, random_state: int) -> Indi
     train = folds.splits[fold][0]
     if len(train) <= most:
         return train
-    return np.sort(train[sample_rows(folds.y[train], folds.n_classes, most, [random_state, fold])])
+    return np.sort(train[stratified_sample(folds.y[train], most, [random_state, fold])])
 
 
 def _spread(groups: list[list[int]], workers: int) -> list[list[int]]:

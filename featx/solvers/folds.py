@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,19 +60,6 @@ class Folds:
         for fold, (train, _) in enumerate(self.splits):
             mass[train, fold] = self.training_weights(fold, class_weight)
         return mass
-
-
-def sample_rows(y: Indices, n_classes: int, most: int, seed: int | Sequence[int]) -> Indices:
-    """Sorted positions of a stratified sample of `most` rows; of all, if there are no more."""
-    if len(y) <= most:
-        return np.arange(len(y))
-    place = np.random.default_rng(seed).permutation(len(y))
-    order = np.lexsort((place, y))
-    count = np.bincount(y, minlength=n_classes)
-    start = np.concatenate([[0], np.cumsum(count)])[:-1]
-    quantile = np.empty(len(y))
-    quantile[order] = (np.arange(len(y)) - start[y[order]] + 0.5) / count[y[order]]  # even within a class
-    return np.sort(np.argsort(quantile, kind="stable")[:most])
 
 
 def class_weights(kind: ClassWeights, y: Indices, weight: Floats, n_classes: int) -> Floats:

@@ -16,8 +16,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from joblib import cpu_count
-
 from featx.backbones.runtimes.base import TOLERANCE, Batch, Compiled, ConversionError, Request, agree
 from featx.backbones.runtimes.hardware import (
     AUTO,
@@ -33,6 +31,7 @@ from featx.backbones.runtimes.openvino import OpenVINORuntime
 from featx.backbones.runtimes.torch import compile_inductor, compile_torch
 from featx.exceptions import FeatxWarning, UsageError
 from featx.spec import FeatureSpec
+from featx.threads import n_threads as all_threads
 
 if TYPE_CHECKING:
     import torch as torch_
@@ -104,7 +103,7 @@ def compile_stem(
     device = resolve_device(device, runtime)
     name = resolve_runtime(runtime, device)
     request = Request(
-        make_stem, specs, device, precision or specs[0].precision, n_threads or cpu_count(), model_cache
+        make_stem, specs, device, precision or specs[0].precision, n_threads or all_threads(), model_cache
     )
     try:
         return RUNTIMES[name].compile(request)
