@@ -324,7 +324,7 @@ def _unit_hashes(
     position = np.ones(n_units)
     seen: set[Hashable] = set()
     for index, digest, name in zip(unit.tolist(), digests, names, strict=True):
-        token = digest.tobytes() if _is_unnamed(name) else str(name).encode("utf-8", "surrogatepass")
+        token = digest.tobytes() if is_unnamed(name) else str(name).encode("utf-8", "surrogatepass")
         if token in seen:
             continue
         seen.add(token)
@@ -417,9 +417,9 @@ def _group_codes(groups: ArrayLike, n: int) -> NDArray[np.intp]:
         raise DataError(f"{n} images, but {len(names)} groups; give one for each image.")
     codes: dict[Hashable, int] = {}
     for row, name in enumerate(names):
-        key = (row,) if _is_unnamed(name) else name
+        key = (row,) if is_unnamed(name) else name
         codes.setdefault(key, len(codes))
-    return np.array([codes[(row,) if _is_unnamed(name) else name] for row, name in enumerate(names)], np.intp)
+    return np.array([codes[(row,) if is_unnamed(name) else name] for row, name in enumerate(names)], np.intp)
 
 
 def _in_order(codes: NDArray[np.intp]) -> NDArray[np.intp]:
@@ -439,7 +439,8 @@ def _is_missing(item: Any) -> bool:
     return isinstance(item, float | np.floating) and math.isnan(item)
 
 
-def _is_unnamed(name: Any) -> bool:
+def is_unnamed(name: Any) -> bool:
+    """Whether a group's name is missing: None, NaN or empty."""
     return _is_missing(name) or (isinstance(name, str) and not name)
 
 

@@ -168,13 +168,6 @@ def test_a_small_budget_takes_fewer_images_then_fewer_candidates() -> None:
     assert least.seconds <= 30
 
 
-def test_loading_counts_towards_the_budget() -> None:
-    costs = {"a": 0.01, "b": 0.01}
-    assert plan_halving(costs, n_images=100, start_s={"a": 5, "b": 7}).seconds == pytest.approx(
-        100 * 0.02 + 12
-    )
-
-
 def test_one_candidate_stays_even_without_a_budget() -> None:
     assert plan_halving({"a": 1.0, "b": 2.0}, n_images=200, budget_s=0).candidates == ("a",)
 

@@ -18,7 +18,7 @@ from featx.classifier import load
 from featx.classifier.growth import grow
 from featx.cli import main
 from featx.exceptions import DataError, UsageError
-from featx.images import load_images
+from featx.images import image_digest, load_images
 
 TINY: dict[str, Any] = {
     "backbone": "test_resnet", "pretrained": False, "runtime": "torch", "cut": ["layer2", "last"],
@@ -80,19 +80,17 @@ def test_a_new_class_is_learnt_and_counts_as_unknown_before(
     assert np.isnan(change.before)
 
 
-def test_without_the_old_labels_their_folder_must_be_named(
+def test_without_the_old_features_their_folder_must_be_named(
     class_folders: Path, more: Path, tmp_path: Path
 ) -> None:
     image_classifier(**TINY).fit_with_test(class_folders).save(tmp_path / "m.featx")
     elsewhere = load(tmp_path / "m.featx", store=tmp_path / "other cache").set_params(
         extractor__runtime="torch", n_jobs=1
     )
-    with pytest.raises(UsageError, match="does not know the labels"):
+    with pytest.raises(UsageError, match="features of 24 of the 24 old images"):
         grow(elsewhere, load_images(more))
     _, growth = grow(elsewhere, load_images(more), old=load_images(class_folders))
     assert growth.computed == 48
-    with pytest.raises(UsageError, match="are not among the old ones"):
-        grow(elsewhere, load_images(more), old=load_images(more))
 
 
 def test_a_model_without_a_test_part_cannot_be_compared(class_folders: Path, more: Path) -> None:
@@ -249,3 +247,35 @@ def test_featx_show_augment_draws_pictures_beside_their_views(
         side = (drawn.height - 4) // 2  # two rows with one gap
         assert drawn.width == 4 * side + 3 * 4
     assert main(["show", "augment", str(class_folders), "--policy", "nonsense", "-o", str(out)]) == 2
+
+
+def test_a_model_grows_with_its_own_labels_not_those_of_another_model(
+    class_folders: Path, more: Path, tmp_path: Path
+) -> None:
+    images = load_images(class_folders)
+    store = tmp_path / "cache"
+    first = image_classifier(**TINY, store=store).fit_with_test(images)
+    swapped = np.where(images.labels == "red", "blue", "red")
+    image_classifier(**TINY, store=store).fit_with_test(images.sources, swapped)
+    loaded = load(first.save(tmp_path / "m.featx"), store=store)
+    loaded.set_params(extractor__runtime="torch", n_jobs=1)
+    grown, _ = grow(loaded, load_images(more))
+    right = (grown.predict(images) == images.labels).mean()
+    assert right == (first.predict(images) == images.labels).mean()
+
+
+def test_groups_of_the_old_images_keep_new_ones_of_the_same_group_on_their_side(
+    class_folders: Path, more: Path, tmp_path: Path
+) -> None:
+    images = load_images(class_folders)
+    groups = np.array([f"patient {number // 3}" for number in range(len(images))])
+    clf = image_classifier(**TINY, store=tmp_path / "cache").fit_with_test(images, groups=groups)
+    path = clf.save(tmp_path / "m.featx")
+    assert b"patient" not in path.read_bytes(), "a model file holds no names of groups"
+    loaded = load(path, store=tmp_path / "cache").set_params(extractor__runtime="torch", n_jobs=1)
+    fresh = load_images(more)
+    fresh.groups = np.array(["patient 0"] * len(fresh))
+    grown, _ = grow(loaded, fresh)
+    side = clf.assignment_[image_digest(images.sources[0]).hex()]
+    new = [image_digest(source).hex() for source in fresh.sources]
+    assert {grown.assignment_[digest] for digest in new if digest not in clf.assignment_} == {side}

@@ -23,8 +23,7 @@ from featx.classifier.inputs import (
     refuse_unseen,
     warn_of_training_images,
 )
-from featx.classifier.labels import remember_labels
-from featx.classifier.model import ImageModel
+from featx.classifier.model import FittedImages, ImageModel
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings
 from featx.evaluation import Evaluation
@@ -115,7 +114,11 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
             callback=_reporter(settings),
         )
     model = ImageModel.of(
-        tuned, found.specs, networks.cards_, found.ids, data.is_test, networks.backbone_files
+        tuned,
+        found.specs,
+        networks.cards_,
+        _fitted_images(images, found, data, tuned.classes),
+        networks.backbone_files,
     )
     record = FitRecord.of(tuned, data.y, data.groups)
     training = TrainingSet(
@@ -126,8 +129,6 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
     model = replace(model, network=network)
     evaluation = None
     if is_test is not None:
-        groups_of = None if images.groups is None else images.groups[found.kept]
-        remember_labels(found.store, model.assignment, found.ids, labels_of(images)[found.kept], groups_of)
         with _timed(seconds, "evaluate"):
             evaluation = model.evaluate(_test_features(model, found, data, settings), data.test)
     record = replace(
@@ -197,6 +198,12 @@ def _views(train: ImageSet, networks: Networks, settings: FitSettings) -> Views:
         return requested.split(extractor.extract(train.sources, names=train.names).blocks, names)
 
     return Views(settings.views, settings.view_policy, features)
+
+
+def _fitted_images(images: ImageSet, found: Extraction, data: FitData, classes: NDArray[Any]) -> FittedImages:
+    groups = None if images.groups is None else images.groups[found.kept]
+    labels = labels_of(images)[found.kept]
+    return FittedImages.of(found.ids, data.is_test, labels, groups, classes)
 
 
 def _test_features(

@@ -1,7 +1,7 @@
 """Grow a model: compute only new images, keep test images in the test part, and say what changed.
 
-The features of the old images are in the cache and their labels beside them (or in the folder that the user
-names), so the old images are not opened. By default the head is refitted with the configuration that won
+The features of the old images are in the cache and their labels in the model, so the old images are not
+opened. By default the head is refitted with the configuration that won
 before: cross-validated and calibrated on the grown training part.
 """
 
@@ -29,21 +29,20 @@ from featx.classifier.comparison import (
 )
 from featx.classifier.estimator import ImageClassifier
 from featx.classifier.fitting import Fitted
-from featx.classifier.labels import KnownLabels, recall_labels, remember_labels
-from featx.classifier.model import ImageModel
+from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel, hash_groups
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings, settings_of
 from featx.evaluation import Comparison, Evaluation, compare, evaluate
 from featx.exceptions import DataError, LabelError, UsageError
 from featx.features import FeatureBlocks
-from featx.images import ImageSet, read_digests
+from featx.images import ImageSet
 from featx.records import Record
 from featx.representation import BlockName
 from featx.selection.networks import gather
 from featx.selection.tuning import TunedHead, tune, tune_again
 from featx.spec import FeatureSpec
 from featx.splits import check_labels, image_groups, stable_test_mask
-from featx.stores.base import FeatureStore, as_ids
+from featx.stores.base import FeatureStore
 
 OF_ONE_PASS = {"cut", "pool"}
 """Fields in which specs may differ and still be computed by the same forward pass."""
@@ -130,7 +129,7 @@ def grow(
     images : ImageSet
         The new images, with labels.
     old : ImageSet, optional
-        The images it was fitted on; needed where the cache does not have their labels or features.
+        The images it was fitted on; needed where the cache does not have their features.
     test_size, split_salt
         For the new images, as in `ImageClassifier.fit_with_test`; the old ones stay where they were.
     n_trials : int
@@ -146,7 +145,7 @@ def grow(
     Raises
     ------
     UsageError
-        If labels or features of the old images are not found.
+        If features of the old images are not found.
     DataError
         If the old model has no test part, or no new image is left.
     """
@@ -154,7 +153,7 @@ def grow(
     model, settings = clf.model_, settings_of(clf)
     _refuse(model, images)
     store = settings.machine["store"]
-    known = _known(model, store, old)
+    known = model.images
     specs = _cached_specs(model, store, known.ids)
     extractor = gather(specs, model.cards, settings.machine, backbones=model.backbone_files)
     computed = 0
@@ -163,25 +162,27 @@ def grow(
     _refuse_missing(store, specs, known.ids)
     found = extractor.extract(images.sources, names=images.names, on_error="skip")
     fresh = images.select(found.kept)
-    taken, duplicates, conflicts = _new_images(known, found.ids, fresh)
+    taken, duplicates, conflicts = _new_images(model, found.ids, fresh)
     if not len(taken):
         raise DataError(f"all {len(fresh)} images are known to this model already: nothing to add.")
-    data = _join(model, known, fresh.select(taken), found.ids[taken], test_size, split_salt)
+    data = _join(model, fresh.select(taken), found.ids[taken], test_size, split_salt)
     readers = {name: _reader(store, spec.key, data.ids) for name, spec in specs.items()}
     blocks = FeatureBlocks({}, len(data.ids), readers=readers)
 
     tuned = _refit(model, clf.record_, settings, specs, blocks, data, n_trials)
-    grown_model = ImageModel.of(tuned, specs, model.cards, data.ids, data.is_test, model.backbone_files)
-    remember_labels(store, grown_model.assignment, data.ids, data.labels, data.groups)
+    grown_images = FittedImages(
+        data.ids, data.is_test, np.searchsorted(tuned.classes, data.labels), data.groups
+    )
+    grown_model = ImageModel.of(tuned, specs, model.cards, grown_images, model.backbone_files)
     test = np.flatnonzero(data.is_test)
     after, before = (
         one.proba(one.augmentation.averaged_blocks(blocks.take(test), one.blocks))
         for one in (grown_model, model)
     )
     before = widened(before, model.classes, grown_model.classes)
-    test_groups = _take(data.groups, data.is_test)
+    test_groups = _take(_names(data.groups), data.is_test)
     evaluation = evaluate(data.labels[test], after, grown_model.classes, groups=test_groups)
-    units = image_groups(data.ids[~data.is_test], _take(data.groups, ~data.is_test))
+    units = image_groups(data.ids[~data.is_test], _take(_names(data.groups), ~data.is_test))
     record = dataclasses.replace(
         FitRecord.of(tuned, data.labels[~data.is_test], units),
         evaluation=evaluation,
@@ -251,44 +252,15 @@ def _refuse(model: ImageModel, images: ImageSet) -> None:
 
 
 def _join(
-    model: ImageModel,
-    known: KnownLabels,
-    fresh: ImageSet,
-    fresh_ids: NDArray[np.uint8],
-    test_size: float,
-    salt: str,
+    model: ImageModel, fresh: ImageSet, fresh_ids: NDArray[np.uint8], test_size: float, salt: str
 ) -> _Data:
+    known = model.images
     ids = np.concatenate([known.ids, fresh_ids])
-    labels = check_labels([*known.labels.tolist(), *np.asarray(fresh.labels).tolist()])
+    old_labels = model.classes[known.codes].tolist()
+    labels = check_labels([*old_labels, *np.asarray(fresh.labels).tolist()])
     groups = _joined_groups(known, fresh)
-    is_test = _test_part(model.assignment, ids, labels, groups, fresh, test_size, salt)
+    is_test = _test_part(model, ids, labels, _names(groups), fresh, test_size, salt)
     return _Data(ids, labels, groups, is_test)
-
-
-def _known(model: ImageModel, store: FeatureStore, old: ImageSet | None) -> KnownLabels:
-    """Digests and labels of the old images, from the cache's notes or from the folder that was named."""
-    if old is not None:
-        if old.labels is None:
-            raise LabelError("the old images have no labels; name the labelled folder that was fitted.")
-        digests, _ = read_digests(old.sources, old.names)
-        kept = [i for i, d in enumerate(digests) if d is not None and d.hex() in model.assignment]
-        first = {digests[i]: i for i in reversed(kept)}
-        rows = sorted(first.values())
-        missing = len(model.assignment) - len(rows)
-        if missing:
-            raise UsageError(
-                f"{missing} of the {len(model.assignment)} images that the model knows are not among the old "
-                "ones named; name the folder that it was fitted on."
-            )
-        groups = None if old.groups is None else np.asarray(old.groups, dtype=object)[rows]
-        return KnownLabels(as_ids([digests[i] or b"" for i in rows]), np.asarray(old.labels)[rows], groups)
-    found = recall_labels(store, model.assignment)
-    if found is None:
-        raise UsageError(
-            "this cache does not know the labels of the images that the model was fitted on (another "
-            "machine, or the cache was deleted); name their folder as well (--old DIR), or fit again on all."
-        )
-    return found
 
 
 def _cached_specs(model: ImageModel, store: FeatureStore, ids: NDArray[np.uint8]) -> dict[Any, FeatureSpec]:
@@ -310,16 +282,17 @@ def _refuse_missing(store: FeatureStore, specs: Mapping[str, FeatureSpec], ids: 
         missing = int(np.asarray(store.missing(spec.key, ids)).sum())
         if missing:
             raise UsageError(
-                f"the rows of {missing} of the {len(ids)} old images are not in this cache ({name}); name "
-                "their folder as well (--old DIR), or fit again on all images."
+                f"the features of {missing} of the {len(ids)} old images are not in this cache ({name}); "
+                "name their folder as well (--old DIR), or fit again on all images."
             )
 
 
 def _new_images(
-    known: KnownLabels, ids: NDArray[np.uint8], images: ImageSet
+    model: ImageModel, ids: NDArray[np.uint8], images: ImageSet
 ) -> tuple[NDArray[np.intp], tuple[str, ...], tuple[str, ...]]:
-    """Positions that are really new; names of the others; and those whose labels contradict an older one."""
-    label_of = dict(zip(map(bytes, known.ids), known.labels.tolist(), strict=True))
+    """Positions of new images; names of the others; and descriptions of labels that contradict older ones."""
+    labels = model.classes[model.images.codes].tolist()
+    label_of = dict(zip(map(bytes, model.images.ids), labels, strict=True))
     taken, duplicates, conflicts = [], [], []
     for index, (digest, label) in enumerate(
         zip(map(bytes, ids), np.asarray(images.labels).tolist(), strict=True)
@@ -334,19 +307,26 @@ def _new_images(
     return np.array(taken, dtype=np.intp), tuple(duplicates), tuple(conflicts)
 
 
-def _joined_groups(known: KnownLabels, fresh: ImageSet) -> NDArray[Any] | None:
+def _joined_groups(known: FittedImages, fresh: ImageSet) -> NDArray[np.uint8] | None:
+    """Hashes of the groups of old and new images; None if there are no groups."""
     if known.groups is None and fresh.groups is None:
         return None
-    none = np.full(len(known.ids), None, dtype=object)
-    old = none if known.groups is None else known.groups
-    new = np.full(len(fresh), None, dtype=object)
-    if fresh.groups is not None:
-        new[:] = [None if group is None else str(group) for group in fresh.groups.tolist()]
-    return np.concatenate([old, new])
+    old = np.zeros((len(known.ids), GROUP_BYTES), np.uint8) if known.groups is None else known.groups
+    none = np.full(len(fresh), None, dtype=object)
+    return np.concatenate([old, hash_groups(none if fresh.groups is None else fresh.groups)])
+
+
+def _names(groups: NDArray[np.uint8] | None) -> NDArray[Any] | None:
+    """Hashes of groups as names; None for an image without a group."""
+    if groups is None:
+        return None
+    names = np.full(len(groups), None, dtype=object)
+    names[:] = [row.tobytes().hex() if row.any() else None for row in groups]
+    return names
 
 
 def _test_part(
-    assignment: Mapping[str, str],
+    model: ImageModel,
     ids: NDArray[np.uint8],
     labels: NDArray[Any],
     groups: NDArray[Any] | None,
@@ -357,10 +337,9 @@ def _test_part(
     """Old images stay where they were; new ones go by their folder, or by the hash split."""
     if fresh.splits is None or not (fresh.splits == "test").any():
         return stable_test_mask(
-            ids, labels, test_size=test_size, salt=salt, groups=groups, previous=assignment
+            ids, labels, test_size=test_size, salt=salt, groups=groups, previous=model.assignment
         )
-    old = [assignment[row.tobytes().hex()] == "test" for row in ids[: len(ids) - len(fresh)]]
-    return np.concatenate([np.array(old, dtype=bool), fresh.splits == "test"])
+    return np.concatenate([model.images.is_test, fresh.splits == "test"])
 
 
 def _refit(
@@ -375,7 +354,7 @@ def _refit(
     """Tune on the grown training part: by default only the configuration that won before."""
     train = ~data.is_test
     blocks, labels = blocks.take(train), data.labels[train]
-    units = image_groups(data.ids[train], _take(data.groups, train))
+    units = image_groups(data.ids[train], _take(_names(data.groups), train))
     search = {**settings.search, "n_trials": n_trials, "storage": None, "study_name": None, "callback": None}
     if n_trials:
         plain = blocks.only([name for name, spec in specs.items() if spec.view == 0])

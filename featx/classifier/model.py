@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -16,12 +18,72 @@ from featx.features import FeatureBlocks
 from featx.finetune import FineTunedNetwork
 from featx.heads import decision_scores
 from featx.images import ImageSet, ImageSource
-from featx.selection.augmentation import PLAIN, Augmentation
+from featx.selection.augmentation import Augmentation
 from featx.selection.imbalance import Adjustment
 from featx.selection.networks import Networks, gather
 from featx.selection.tuning import TunedHead
 from featx.spec import FeatureSpec
+from featx.splits import is_unnamed
 from featx.stores.base import FeatureStore, Ids
+
+GROUP_BYTES = 16
+"""Bytes of the hash that a group is kept by: a model file does not hold the names of groups."""
+
+
+@dataclass(frozen=True, eq=False)
+class FittedImages:
+    """The images that a model was fitted and tested on. Each distinct image stands once.
+
+    Parameters
+    ----------
+    ids : array of shape (n, 32), uint8
+        Digests.
+    is_test : array of shape (n,), bool
+        Whether an image is in the test part.
+    codes : array of shape (n,), int
+        Labels, as indices into the classes of the model.
+    groups : array of shape (n, GROUP_BYTES), uint8, or None
+        Hashes of the groups' names; zeros for an image without a group. None if there were no groups.
+    """
+
+    ids: Ids
+    is_test: NDArray[np.bool_]
+    codes: NDArray[np.intp]
+    groups: NDArray[np.uint8] | None
+
+    @classmethod
+    def of(
+        cls,
+        ids: Ids,
+        is_test: NDArray[np.bool_],
+        labels: NDArray[Any],
+        groups: NDArray[Any] | None,
+        classes: NDArray[Any],
+    ) -> FittedImages:
+        """Return the distinct ones of images; an image with several labels keeps the first."""
+        first = sorted({row.tobytes(): place for place, row in reversed(list(enumerate(ids)))}.values())
+        place = {label: code for code, label in enumerate(classes.tolist())}
+        codes = np.array([place[label] for label in labels[first].tolist()], np.intp)
+        hashes = None if groups is None else hash_groups(groups[first])
+        return cls(np.asarray(ids)[first], is_test[first], codes, hashes)
+
+    @cached_property
+    def assignment(self) -> dict[str, str]:
+        """Hex digest of each image to ``"train"`` or ``"test"``."""
+        return {
+            row.tobytes().hex(): "test" if test else "train"
+            for row, test in zip(self.ids, self.is_test, strict=True)
+        }
+
+
+def hash_groups(groups: NDArray[Any]) -> NDArray[np.uint8]:
+    """Return hashes of the names of groups, shape (n, GROUP_BYTES); zeros where there is no name."""
+    named = [None if is_unnamed(group) else str(group) for group in groups.tolist()]
+    hashes = [
+        bytes(GROUP_BYTES) if name is None else hashlib.sha256(name.encode()).digest()[:GROUP_BYTES]
+        for name in named
+    ]
+    return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, GROUP_BYTES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +110,8 @@ class ImageModel:
         Augmentation that the features of an image go through.
     network : FineTunedNetwork or None
         The fine-tuned network. If there is one, it predicts instead of `head`.
-    assignment : mapping of str to str
-        Hex digest of each image to ``"train"`` or ``"test"``.
+    images : FittedImages
+        The images that it was fitted and tested on.
     backbone_files : mapping of str to str
         For digests of weights that came from a saved model: its path on this machine. Not saved.
     """
@@ -60,10 +122,10 @@ class ImageModel:
     cards: tuple[BackboneCard, ...]
     head: Any
     calibration: Calibration
-    adjustment: Adjustment | None = None
-    augmentation: Augmentation = PLAIN
+    adjustment: Adjustment | None
+    augmentation: Augmentation
+    images: FittedImages
     network: FineTunedNetwork | None = None
-    assignment: Mapping[str, str] = field(default_factory=dict)
     backbone_files: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -72,8 +134,7 @@ class ImageModel:
         tuned: TunedHead,
         specs: Mapping[str, FeatureSpec],
         cards: tuple[BackboneCard, ...],
-        ids: Ids,
-        is_test: NDArray[np.bool_],
+        images: FittedImages,
         backbone_files: Mapping[str, str],
     ) -> ImageModel:
         """Return the model of what was tuned.
@@ -84,13 +145,7 @@ class ImageModel:
             The tuned head.
         specs : mapping of str to FeatureSpec
             How blocks are computed: at least those of the head.
-        cards : tuple of BackboneCard
-            The networks.
-        ids : array of shape (n, 32), uint8
-            Digests of all images.
-        is_test : array of shape (n,), bool
-            Those of the test part.
-        backbone_files : mapping of str to str
+        cards, images, backbone_files
             As for `ImageModel`.
         """
         return cls(
@@ -102,12 +157,14 @@ class ImageModel:
             calibration=tuned.calibration,
             adjustment=tuned.adjustment,
             augmentation=tuned.augmentation,
-            assignment={
-                row.tobytes().hex(): "test" if test else "train"
-                for row, test in zip(ids, is_test, strict=True)
-            },
+            images=images,
             backbone_files=backbone_files,
         )
+
+    @property
+    def assignment(self) -> Mapping[str, str]:
+        """Hex digest of each image to ``"train"`` or ``"test"``."""
+        return self.images.assignment
 
     @property
     def card(self) -> BackboneCard:

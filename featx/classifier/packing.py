@@ -25,7 +25,7 @@ from featx.backbones.card import BackboneCard
 from featx.backbones.finetuned import JSON_MEMBER, TENSOR_MEMBER
 from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import parse_policy
-from featx.classifier.model import ImageModel
+from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel
 from featx.classifier.record import FitRecord
 from featx.evaluation import Calibration
 from featx.exceptions import DriftWarning, FeatxError, FeatxWarning, ModelFileError
@@ -112,10 +112,12 @@ def save_model(
     if network is not None:
         tuned = model.extract(pictures, machine).blocks.stack(model.used_blocks)
         arrays |= {"tuned_features": tuned, "tuned_proba": network.proba_of_features(tuned)}
-    ids = [bytes.fromhex(digest) for digest in model.assignment]
+    images = model.images
     split: dict[str, NDArray[Any]] = {
-        "ids": np.frombuffer(b"".join(ids), np.uint8).reshape(-1, DIGEST_BYTES),
-        "test": np.array([part == "test" for part in model.assignment.values()], np.uint8),
+        "ids": images.ids,
+        "test": images.is_test.astype(np.uint8),
+        "labels": images.codes.astype(np.int32),
+        "groups": np.empty((0, GROUP_BYTES), np.uint8) if images.groups is None else images.groups,
         "oof_proba": record.oof_proba,
     }
     plain = {"model": _describe(model), "record": record.to_dict(), "params": dict(params)}
@@ -162,7 +164,13 @@ def load_model(
     plain = read_json(archive.members["model.json"], where=f"{where}: model.json")
     split = load_arrays(
         archive.members["split.safetensors"],
-        {"ids": (None, DIGEST_BYTES), "test": (None,), "oof_proba": (None, None)},
+        {
+            "ids": (None, DIGEST_BYTES),
+            "test": (None,),
+            "labels": (None,),
+            "groups": (None, GROUP_BYTES),
+            "oof_proba": (None, None),
+        },
         where=f"{where}: split.safetensors",
     )
     try:
@@ -246,7 +254,6 @@ def _restore(
 ) -> ImageModel:
     blocks = tuple(map(BlockName.parse, from_plain(tuple[str, ...], plain["blocks"], "blocks")))
     specs = from_plain(dict[str, FeatureSpec], plain["specs"], "specs")
-    parts = ("train", "test")
     return ImageModel(
         classes=classes,
         blocks=blocks,
@@ -256,11 +263,27 @@ def _restore(
         calibration=from_plain(Calibration, plain["calibration"], "calibration"),
         adjustment=from_plain(Adjustment | None, plain["adjustment"], "adjustment"),
         augmentation=from_plain(Augmentation, plain["augmentation"], "augmentation"),
-        assignment={
-            row.tobytes().hex(): parts[int(test)]
-            for row, test in zip(split["ids"], split["test"], strict=True)
-        },
+        images=_fitted_images(split, len(classes)),
     )
+
+
+def _fitted_images(split: Mapping[str, NDArray[Any]], n_classes: int) -> FittedImages:
+    ids, test, codes, groups = (split[name] for name in ("ids", "test", "labels", "groups"))
+    sound = (
+        ids.dtype == np.uint8
+        and groups.dtype == np.uint8
+        and test.dtype == np.uint8
+        and codes.dtype == np.int32
+        and len(ids) == len(test) == len(codes)
+        and len(groups) in (0, len(ids))
+        and test.max(initial=0) <= 1
+        and codes.min(initial=0) >= 0
+        and codes.max(initial=0) < n_classes
+    )
+    if not sound:
+        raise ValueError("the arrays of split.safetensors do not fit each other or the classes")
+    own = groups if len(groups) else None
+    return FittedImages(ids, test.astype(bool), codes.astype(np.intp), own)
 
 
 def _classes(plain: Mapping[str, Any]) -> NDArray[Any]:
@@ -292,8 +315,8 @@ def _check_fit(model: ImageModel, split: Mapping[str, NDArray[Any]]) -> None:
         raise ValueError(f"{views.views} views, used as {views.kind!r}")
     if views.views:
         parse_policy(views.policy)
-    if split["oof_proba"].shape[1] != len(model.classes) or split["test"].max(initial=0) > 1:
-        raise ValueError("arrays of split.safetensors do not fit the classes")
+    if split["oof_proba"].shape[1] != len(model.classes) or split["oof_proba"].dtype.kind != "f":
+        raise ValueError("the out-of-fold probabilities do not fit the classes")
 
 
 def _golden(data: bytes, model: ImageModel, tuned: bool, where: str) -> dict[str, NDArray[Any]]:

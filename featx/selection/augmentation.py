@@ -1,7 +1,8 @@
-"""Augmentation on rows: views as more training rows, views averaged into one row, noise in feature space.
+"""Augmentation of features: views as more training rows, features averaged over views, noise on features.
 
-A view's row is a row like any other, so nothing here sees a picture. Rows of views and of noise belong to
-their image's fold and never score; averaged rows stand for their image when it is judged, too.
+The features of a view are computed like those of any image, so nothing here reads an image. Rows of views and
+noisy copies stay in the fold of their image and are never scored. Averaged features also represent an image
+when it is predicted.
 """
 
 from __future__ import annotations
@@ -25,30 +26,30 @@ from featx.spec import FeatureSpec
 Rows = NDArray[np.float32]
 
 NOISE = 0.2
-"""Largest step of feature-space noise to either side, as a fraction of a feature's range."""
+"""Largest noise to either side, as a fraction of the range of a feature."""
 
 NOISE_COPIES = 2
 """Noisy copies of each row."""
 
 FEW_A_CLASS = 25
-"""Up to as many images a class, on average, noise is tried without being asked for: FroFA's gains are at 1 to
-25 shots, and so few rows cost nothing."""
+"""Up to this mean number of images a class noise is tried by default. FroFA reports gains at 1 to 25 shots,
+and the cost for so few rows is small."""
 
 
 @dataclass(frozen=True)
 class Augmentation(Record):
-    """What of augmentation a classifier uses.
+    """The augmentation that a classifier uses.
 
     Parameters
     ----------
     kind : str
         A key of `KINDS`.
     views : int
-        Views of each image, where the kind uses them.
+        Number of views of each image, if the kind uses them.
     policy : str
-        Of the views.
+        Augmentation policy of the views.
     gain : float
-        Out-of-fold score less that without it.
+        Out-of-fold score minus that without augmentation.
     """
 
     kind: str = "none"
@@ -58,16 +59,16 @@ class Augmentation(Record):
 
     @property
     def averages(self) -> bool:
-        """Whether an image is judged by the average of its views."""
+        """Whether an image is predicted from features averaged over its views."""
         return self.kind.startswith("average")
 
     @property
     def uses_views(self) -> bool:
-        """Whether rows of views are needed to fit it."""
+        """Whether features of views are needed for fitting."""
         return self.kind not in ("none", "noise")
 
     def specs(self, plain: Mapping[Any, FeatureSpec]) -> dict[Any, FeatureSpec]:
-        """Recipes of the views of some blocks, by the names that `view_name` gives."""
+        """Specs of the views of some blocks, by `view_name`."""
         return {
             view_name(name, view): spec.replace(view=view, view_policy=self.policy)
             for name, spec in plain.items()
@@ -75,7 +76,7 @@ class Augmentation(Record):
         }
 
     def split(self, blocks: FeatureBlocks, names: Sequence[str]) -> list[FeatureBlocks]:
-        """Rows of each view, under the names of the plain blocks."""
+        """Features of each view, under the names of the plain blocks."""
         return [
             blocks.renamed({name: view_name(name, view) for name in names})
             for view in range(1, self.views + 1)
@@ -99,16 +100,16 @@ PLAIN = Augmentation()
 
 @dataclass(frozen=True)
 class Augmented:
-    """Training rows, those that score first.
+    """Augmented training features.
 
     Parameters
     ----------
     blocks : FeatureBlocks
-        The rows.
+        The features; the rows that are scored come first.
     image : array of shape (n_rows,), int
-        Which image each is of.
+        Index of the image of each row.
     view : array of shape (n_rows,), int
-        0 for the rows that score: one of each image, in the images' order.
+        0 for the rows that are scored: one for each image, in the order of the images.
     """
 
     blocks: FeatureBlocks
@@ -122,9 +123,11 @@ def view_name(name: str, view: int) -> BlockName:
 
 
 def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:
-    """What may help with these labels and so many views."""
+    """Return the kinds of augmentation to try for these labels and this number of views."""
     few = len(y) <= FEW_A_CLASS * len(np.unique(y))
-    kinds = ["noise"] if few or (views and len(y) <= STREAM_ROWS) else []  # noise needs all rows in memory
+    kinds = (
+        ["noise"] if few or (views and len(y) <= STREAM_ROWS) else []
+    )  # noise needs all features in memory
     if views:
         kinds += ["rows", "average", "average+rows"]
         kinds += ["minority"] if imbalance_ratio(y) >= IMBALANCED_FROM else []
@@ -134,16 +137,16 @@ def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:
 def augment(
     kind: str, plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], *, random_state: int
 ) -> Augmented:
-    """Training rows of a kind.
+    """Return augmented training features.
 
     Parameters
     ----------
     kind : str
         A key of `KINDS`.
     plain : FeatureBlocks
-        Rows of the plain images.
+        Features of the plain images.
     views : sequence of FeatureBlocks
-        Rows of each view, by the same names.
+        Features of each view, by the same names.
     y : array of shape (n,)
         Labels of the images.
     random_state : int
@@ -158,7 +161,7 @@ def augment(
 
 
 def average(parts: Sequence[FeatureBlocks]) -> FeatureBlocks:
-    """The mean row of each image."""
+    """Return the mean features of each image."""
 
     def load(name: str) -> Callable[[], Rows]:
         return lambda: np.mean([part[name] for part in parts], axis=0, dtype=np.float32)
@@ -176,10 +179,10 @@ def average(parts: Sequence[FeatureBlocks]) -> FeatureBlocks:
 
 
 def add_noise(plain: FeatureBlocks, seed: int) -> FeatureBlocks:
-    """Rows moved in each feature by a uniform draw of up to `NOISE` of its range, and kept within it.
+    """Add uniform noise of up to `NOISE` of each feature's range, and clip to the range.
 
-    The channel-wise brightness of frozen feature augmentation (Bär et al., CVPR 2024). Ranges are those of
-    all rows; no label is looked at.
+    This is the channel-wise brightness of frozen feature augmentation (Bär et al., CVPR 2024). The ranges are
+    those of all rows; labels are not used.
     """
 
     def load(name: str, number: int) -> Callable[[], Rows]:
@@ -196,7 +199,7 @@ def add_noise(plain: FeatureBlocks, seed: int) -> FeatureBlocks:
 
 
 Part = tuple[FeatureBlocks, "NDArray[np.intp] | None"]
-"""Rows, and the images that they are taken of (all)."""
+"""Features, and the indices of their images; None for all images in order."""
 
 
 def _noise(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
@@ -208,7 +211,7 @@ def _rows(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any],
 
 
 def _minority(plain: FeatureBlocks, views: Sequence[FeatureBlocks], y: NDArray[Any], seed: int) -> list[Part]:
-    """As many views of each image as bring its class near to the largest."""
+    """Use as many views of each image as bring its class close to the size of the largest class."""
     wanted = views_for_minority(y, most=len(views))
     number = np.array([wanted[label] for label in y.tolist()])
     return [(plain, None), *((view, np.flatnonzero(number > k)) for k, view in enumerate(views))]
@@ -237,11 +240,11 @@ KINDS: Mapping[str, Callable[[FeatureBlocks, Sequence[FeatureBlocks], NDArray[An
     "average+rows": _average_and_rows,
 }
 """``rows``: views are more training rows; ``minority``: only of rare classes; ``average``: an image is the
-average of its views, also when it is judged; ``average+rows``: both; ``noise``: no view is needed."""
+average of its views, also when it is predicted; ``average+rows``: both; ``noise``: no view is needed."""
 
 
 def _stacked(parts: Sequence[FeatureBlocks]) -> FeatureBlocks:
-    """Rows of several parts below each other."""
+    """Stack the rows of several parts."""
 
     def load(name: str) -> Callable[[], Rows]:
         return lambda: np.concatenate([part[name] for part in parts])

@@ -280,7 +280,7 @@ class _Scorer:
     def score(self, name: str, candidate: _Candidate, current: _Candidate, minutes: float) -> BackboneScore:
         shared = np.intersect1d(candidate.chosen, current.chosen)
         own = self(_rows(candidate, shared), shared)
-        usual = next((b for b in candidate.blocks if b.startswith("last:avg")), candidate.best)
+        usual = next((b for b in candidate.blocks if is_usual(b)), candidate.best)
         rows, y = candidate.blocks[usual], self.codes[candidate.chosen]
         return BackboneScore(
             name,

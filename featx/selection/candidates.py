@@ -1,8 +1,8 @@
-"""Which representations a fit may choose from, and the screening that keeps the whole choice cheap.
+"""Choose the representations that are extracted for all images.
 
-One forward pass gives the rows of every layer and pooling at once, so those are all candidates. Another
-resizing is another pass: it is tried on a few hundred images of the training part, goes on to more of them
-only if it beats the weights' own by more than chance, and only the one that wins is extracted whole.
+One forward pass computes all layers and poolings, so all of these are candidates. Another resizing needs
+another pass. It is tried on a few hundred training images, then on more if it is significantly better than
+the resizing of the pretrained weights. Only the best resizing is extracted for all images.
 """
 
 from __future__ import annotations
@@ -34,46 +34,46 @@ AUTO_POOLS = ("avg", "max", "gem", "cls", "cls+avg", "grid2", "grid4")
 """Poolings that ``pool="auto"`` tries wherever the layer allows them."""
 
 AUTO_WIDTH = 8192
-"""Columns that a candidate may have: a 4x4 grid of a network's widest layer costs more than it brings."""
+"""Largest width of a candidate. A 4x4 grid of a network's widest layer costs more than it improves."""
 
 FIRST_IMAGES, SCREENED_IMAGES = 200, 400
-"""Images of the training part that another resizing is tried on, and tried again if it was better there by
-more than a standard error of the paired difference."""
+"""Training images that another resizing is tried on first, and again if it was better by more than a standard
+error of the paired difference."""
 
 WHOLE_IMAGES = 5000
-"""Above as many images only the shortlisted representations are extracted whole, to spare the disk."""
+"""With more images, only shortlisted representations are extracted for all of them, to save disk space."""
 
 SQUARE = 1.05
-"""Longer side over shorter: where no picture passes it, ``pad`` does what ``squash`` does."""
+"""Longer over shorter side. If no image has a larger ratio, ``pad`` and ``squash`` are the same."""
 
 CHOICE = 1
-"""Version of how a resizing is chosen: another's choice is not remembered."""
+"""Version of the method that chooses a resizing. Choices of another version are not reused."""
 
 Specs = dict[str, FeatureSpec]
 
 
 def widest(params: Mapping[str, Any], machine: Mapping[str, Any], sources: Any = None) -> FeatureExtractor:
-    """A fitted extractor of every candidate.
+    """Return a fitted extractor of every candidate.
 
     Parameters
     ----------
     params : mapping
         Parameters of `FeatureExtractor`, of which cut, pool and resize may be ``"auto"``.
     machine : mapping
-        Those of them that move no row.
+        Parameters of `FeatureExtractor` that do not change features.
     sources : image sources, optional
-        What ``precision="auto"`` looks at.
+        Used by ``precision="auto"``.
     """
-    wanted = {**params, **machine}
-    wanted["cut"] = "all" if wanted["cut"] == AUTO else wanted["cut"]
-    wanted["resize"] = list(RESIZES) if wanted["resize"] == AUTO else wanted["resize"]
-    every_pool = wanted["pool"] == AUTO
+    params = {**params, **machine}
+    params["cut"] = "all" if params["cut"] == AUTO else params["cut"]
+    params["resize"] = list(RESIZES) if params["resize"] == AUTO else params["resize"]
+    every_pool = params["pool"] == AUTO
     if every_pool:
-        card = FeatureExtractor(**{**wanted, "pool": "avg"}).fit().card_
-        cuts = [tap.name for tap in card.taps] if wanted["cut"] == "all" else _as_list(wanted["cut"])
+        card = FeatureExtractor(**{**params, "pool": "avg"}).fit().card_
+        cuts = [tap.name for tap in card.taps] if params["cut"] == "all" else _as_list(params["cut"])
         possible = {pool for cut in cuts for pool in card.pools(cut)}
-        wanted["pool"] = [pool for pool in AUTO_POOLS if pool in possible]
-    extractor = FeatureExtractor(**wanted).fit(sources)
+        params["pool"] = [pool for pool in AUTO_POOLS if pool in possible]
+    extractor = FeatureExtractor(**params).fit(sources)
     if every_pool:
         specs = extractor.specs_.items()
         narrow = {name: spec for name, spec in specs if extractor.card_.width(spec) <= AUTO_WIDTH}
@@ -90,25 +90,25 @@ def choose(
     random_state: int,
     n_jobs: int = 1,
 ) -> FeatureExtractor:
-    """Keep the candidates that are worth extracting whole.
+    """Return the extractor of the candidates that should be extracted for all images.
 
     Parameters
     ----------
     extractor : FeatureExtractor
-        As `widest` makes it.
+        Of all candidates (see `widest`).
     images : ImageSet
         The training part.
     codes : array of shape (n,), int
         Its class indices.
     machine : mapping
-        Parameters of the extractor that move no row.
+        Parameters of `FeatureExtractor` that do not change features.
     random_state, n_jobs : int
         Seed of the sample, and threads.
 
     Returns
     -------
     FeatureExtractor
-        Of the resizing that won; of all, where the training part is no larger than the sample.
+        Of the best resizing; of all resizings if the training part is not larger than the sample.
     """
     specs = extractor.specs_
     chosen = stratified_sample(codes, SCREENED_IMAGES, random_state, per_class=2)
@@ -131,7 +131,7 @@ def choose(
 
 @dataclass(frozen=True)
 class _Trials:
-    """Candidates on samples of the training part; what a smaller sample computed is kept for a larger."""
+    """Candidates on samples of the training part. A larger sample contains the smaller one."""
 
     extractor: FeatureExtractor
     images: ImageSet
@@ -141,19 +141,19 @@ class _Trials:
     n_jobs: int
 
     def remembered(self, specs: Specs, usual: str) -> str:
-        """`resize`, which is not asked twice of the same images and recipes."""
+        """`resize`, with a cached result for the same images and specs."""
         chosen = stratified_sample(self.codes, SCREENED_IMAGES, self.random_state, per_class=2)
         sample = self.images.select(chosen)
         ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
         groups = None if sample.groups is None else list(map(str, sample.groups))
-        asked = [
+        inputs = [
             (CHOICE, FIRST_IMAGES, SCREENED_IMAGES, self.random_state, usual),
             sorted(spec.key for spec in specs.values()),
             [digest and digest.hex() for digest in ids],
             self.codes[chosen].tolist(),
             groups,
         ]
-        name = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+        name = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
         store = self.extractor.store_
         known = store.recall("resizing", name)
         if known is None:
@@ -162,15 +162,15 @@ class _Trials:
         return str(known["best"])
 
     def resize(self, specs: Specs, usual: str) -> str:
-        """The resizing that is better than the usual one by more than chance, twice; else the usual one."""
+        """Return a resizing that is significantly better on both samples, or the usual one."""
         rivals = {spec.resize for spec in specs.values()} - {usual}
         gains: dict[str, Metric] = {}
         for size in (FIRST_IMAGES, SCREENED_IMAGES):
-            going = {name: spec for name, spec in specs.items() if spec.resize in {usual, *rivals}}
-            rows, y, groups = self._rows(going, size)
+            candidates = {name: spec for name, spec in specs.items() if spec.resize in {usual, *rivals}}
+            features, y, groups = self._features(candidates, size)
             probes = {}
             for resize in sorted({usual, *rivals}):
-                blocks = rows.only([name for name, spec in going.items() if spec.resize == resize])
+                blocks = features.only([name for name, spec in candidates.items() if spec.resize == resize])
                 best = self._screen(blocks, y, groups, combine=False)[0]
                 with threadpool_limits(limits=1):
                     probes[resize] = probe(
@@ -188,23 +188,25 @@ class _Trials:
 
     def screen(self, specs: Specs) -> list[Screened]:
         """Blocks and their combinations on the larger sample, best first."""
-        return self._screen(*self._rows(specs, SCREENED_IMAGES), combine=True)
+        return self._screen(*self._features(specs, SCREENED_IMAGES), combine=True)
 
-    def _rows(self, specs: Specs, size: int) -> tuple[FeatureBlocks, NDArray[np.intp], NDArray[Any] | None]:
+    def _features(
+        self, specs: Specs, size: int
+    ) -> tuple[FeatureBlocks, NDArray[np.intp], NDArray[Any] | None]:
         chosen = stratified_sample(self.codes, size, self.random_state, per_class=2)
         sample = self.images.select(chosen)
         rows = _of(specs, self.extractor, self.machine).extract(
             sample.sources, names=sample.names, on_error="skip", ids=sample.ids
         )
         y = self.codes[chosen][rows.kept]
-        several = np.flatnonzero(np.bincount(y)[y] > 1)  # a class of one cannot be learnt and asked
+        several = np.flatnonzero(np.bincount(y)[y] > 1)  # a class of one image cannot be split
         groups = None if sample.groups is None else sample.groups[rows.kept][several]
         return rows.blocks.take(several), y[several], groups
 
     def _screen(
         self, blocks: FeatureBlocks, y: NDArray[np.intp], groups: NDArray[Any] | None, *, combine: bool
     ) -> list[Screened]:
-        with threadpool_limits(limits=1):  # small systems lose time with more threads each
+        with threadpool_limits(limits=1):  # small systems are slower with more threads
             return screen_representations(
                 blocks,
                 y,
@@ -223,12 +225,12 @@ def _of(specs: Specs, extractor: FeatureExtractor, machine: Mapping[str, Any]) -
 
 
 def _any_oblong(sources: Sequence[ImageSource]) -> bool:
-    """Whether a picture is not square; only headers are looked at."""
+    """Whether an image is not square; only headers are read."""
     for source in sources:
         try:
             width, height = picture_size(read_picture(source))
         except ImageError:
-            continue  # set aside where it is decoded
+            continue  # the extraction sets it aside
         if max(width, height) > SQUARE * min(width, height):
             return True
     return False

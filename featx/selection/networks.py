@@ -1,7 +1,7 @@
-"""Several networks as one extractor: the same images, their blocks side by side.
+"""Several networks as one extractor: the blocks of all networks for the same images.
 
-A block of the first network has the plain name ``cut:pool:resize``, one of another its network's name before
-that: ``resnet50.a1_in1k/layer3:avg:crop``. A spec says by the digest of its weights whose it is.
+Blocks of the first network are named ``cut:pool:resize``; those of another network begin with its name, such
+as ``resnet50.a1_in1k/layer3:avg:crop``. The digest of the weights in a spec tells its network.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Specs = dict[Any, FeatureSpec]
 
 
 class Networks:
-    """Fitted extractors of different networks, of which one call extracts all.
+    """Fitted extractors of different networks that are called together.
 
     Parameters
     ----------
@@ -39,12 +39,12 @@ class Networks:
 
     @property
     def card_(self) -> BackboneCard:
-        """Of the first network."""
+        """Card of the first network."""
         return self.cards_[0]
 
     @property
     def cards_(self) -> tuple[BackboneCard, ...]:
-        """What is known of the networks."""
+        """Cards of the networks."""
         return tuple(extractor.card_ for extractor in self.extractors)
 
     @property
@@ -70,12 +70,12 @@ class Networks:
         store: FeatureStore | None = None,
         ids: Ids | None = None,
     ) -> Extraction:
-        """As `FeatureExtractor.extract`; an image that one network cannot use is left out of all."""
+        """See `FeatureExtractor.extract`. An image that one network cannot use is left out of all."""
         first = self.extractors[0].extract(sources, on_error=on_error, names=names, store=store, ids=ids)
         for extractor in self.extractors[1:]:
             kept = [sources[row] for row in first.kept]
-            called = None if names is None else [names[row] for row in first.kept]
-            second = extractor.extract(kept, on_error=on_error, names=called, store=store, ids=first.ids)
+            kept_names = None if names is None else [names[row] for row in first.kept]
+            second = extractor.extract(kept, on_error=on_error, names=kept_names, store=store, ids=first.ids)
             first = _joined(first, second)
         return first
 
@@ -87,18 +87,18 @@ def gather(
     *,
     backbones: Mapping[str, Any] | None = None,
 ) -> Networks:
-    """An extractor of exactly these blocks, of one network or several.
+    """Return an extractor of exactly these blocks, of one network or several.
 
     Parameters
     ----------
     specs : mapping of str to FeatureSpec
-        Recipes.
+        How each block is computed.
     cards : sequence of BackboneCard
-        Of their networks.
+        Their networks.
     machine : mapping
-        Parameters of `FeatureExtractor` that move no row.
+        Parameters of `FeatureExtractor` that do not change features.
     backbones : mapping of str to object, optional
-        For digests of weights what is to be loaded, where it is not what the card's name says.
+        For digests of weights: the backbone to load, if it is not the one that the card names.
     """
     found = []
     for card in cards:
@@ -110,7 +110,7 @@ def gather(
 
 
 def side_by_side(extractors: Sequence[FeatureExtractor]) -> Networks:
-    """Several networks' extractors, the blocks of all but the first named after their network."""
+    """Join extractors; blocks of all but the first get the name of their network."""
     for extractor in extractors[1:]:
         network = extractor.card_.name
         extractor.specs_ = {name.with_fields(network=network): s for name, s in extractor.specs_.items()}
@@ -118,12 +118,12 @@ def side_by_side(extractors: Sequence[FeatureExtractor]) -> Networks:
 
 
 def is_of(spec: FeatureSpec, card: BackboneCard) -> bool:
-    """Whether a recipe is one of a network's."""
+    """Whether a spec belongs to a network."""
     return (spec.architecture, spec.weights) == (card.architecture, card.weights)
 
 
 def _joined(first: Extraction, second: Extraction) -> Extraction:
-    """Two networks' rows of the images that both could use."""
+    """Join the features of two networks, for the images that both could use."""
     widths = {name: blocks.width(name) for blocks in (first.blocks, second.blocks) for name in blocks}
     left = first.blocks.take(second.kept)
     owner = {name: blocks for blocks in (left, second.blocks) for name in blocks}
