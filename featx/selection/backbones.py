@@ -25,6 +25,7 @@ from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
 from featx.records import Record
+from featx.representation import is_usual
 from featx.search.screening import screen_representations
 from featx.selection.candidates import choose, widest
 from featx.selection.halving import HalvingPlan, plan_halving, survivors
