@@ -16,10 +16,10 @@ from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline, make_sc
 from featx.solvers import (
     SOLVERS,
     Block,
+    FitTask,
     Folds,
-    GramRows,
-    ScaledRows,
-    Task,
+    GramFeatures,
+    ScaledFeatures,
     class_weights,
     kernel_sample,
     solve_lda,
@@ -65,7 +65,7 @@ def test_a_solver_scores_held_out_rows_as_scikit_learn_does(head: str, scaling: 
     folds = folds_of(Y % classes)
     rows = X / 4
     grid = HEADS[head].grid[:: max(1, len(HEADS[head].grid) // 3)]
-    task = Task(ScaledRows([rows], scaling, folds), grid, precise=True)
+    task = FitTask(ScaledFeatures([rows], scaling, folds), grid, precise=True)
     answers = {
         (i, fold): vote_scores(scores) if HEADS[head].votes else scores
         for i, fold, scores in SOLVERS[HEADS[head].solver](task)
@@ -87,7 +87,7 @@ def test_answers_have_settled_where_a_search_stops(head: str) -> None:
         {
             (i, fold): decided(scores)
             for i, fold, scores in SOLVERS[HEADS[head].solver](
-                Task(ScaledRows([X], "standard", folds), HEADS[head].grid, precise=precise)
+                FitTask(ScaledFeatures([X], "standard", folds), HEADS[head].grid, precise=precise)
             )
         }
         for precise in (False, True)
@@ -105,7 +105,7 @@ def test_batched_linear_models_converge_to_the_coefficients_of_scikit_learn(loss
     folds = folds_of(y)
     strengths = np.array([0.1, 1.0, 10.0])
     solved = solve_linear(
-        ScaledRows([rows], "none", folds),
+        ScaledFeatures([rows], "none", folds),
         loss,
         np.array([0, 0, 1]),
         strengths,
@@ -140,8 +140,8 @@ def test_sample_and_class_weights_enter_as_in_scikit_learn(head: str) -> None:
     weight = np.random.default_rng(0).uniform(0.2, 3, len(y))
     folds = folds_of(y, weight)
     params = HEADS[head].grid[0]
-    rows = ScaledRows([X], "none", folds)
-    task = Task(rows, [params], class_weight="balanced", precise=True)
+    rows = ScaledFeatures([X], "none", folds)
+    task = FitTask(rows, [params], class_weight="balanced", precise=True)
     ((_, _, scores), *_) = SOLVERS[HEADS[head].solver](task)
     train, test = folds.splits[0]
     both = weight[train] * class_weights("balanced", y[train], weight[train], 3)[y[train]]
@@ -166,7 +166,7 @@ def test_rows_are_scaled_by_the_training_part_of_each_fold(scaling: str) -> None
     weight = np.random.default_rng(1).uniform(0, 2, len(Y))
     folds = folds_of(Y, weight)
     blocks = [X[:, :24], X[:, 24:]]
-    rows = ScaledRows(blocks, scaling, folds)
+    rows = ScaledFeatures(blocks, scaling, folds)
     for fold, (train, _) in enumerate(folds.splits):
         expected = []
         for block in blocks:
@@ -189,7 +189,7 @@ def test_rows_are_scaled_by_the_training_part_of_each_fold(scaling: str) -> None
 @pytest.mark.parametrize("scaling", SCALINGS)
 def test_products_with_shared_rows_are_products_with_each_fold_s_own(scaling: str) -> None:
     folds = folds_of(Y)
-    rows = ScaledRows([X[:, :24], X[:, 24:]], scaling, folds)
+    rows = ScaledFeatures([X[:, :24], X[:, 24:]], scaling, folds)
     rng = np.random.default_rng(0)
     weights, which = rng.normal(size=(65, 3, 4)), np.array([0, 2, 1, 0])
     residuals = rng.normal(size=(160, 3, 4))
@@ -203,8 +203,8 @@ def test_products_with_shared_rows_are_products_with_each_fold_s_own(scaling: st
 def test_streamed_rows_of_half_precision_give_the_same_products() -> None:
     folds = folds_of(Y)
     half = (X / 16).astype(np.float16)
-    whole = ScaledRows([half.astype(np.float32)], "standard", folds)
-    streamed = ScaledRows([Block(half, np.float32, streamed=True)], "standard", folds)
+    whole = ScaledFeatures([half.astype(np.float32)], "standard", folds)
+    streamed = ScaledFeatures([Block(half, np.float32, streamed=True)], "standard", folds)
     weights = np.random.default_rng(0).normal(size=(65, 10, 2)).astype(np.float32)
     which = np.array([0, 2])
     np.testing.assert_allclose(streamed.times(weights, which), whole.times(weights, which), atol=1e-5)
@@ -214,10 +214,10 @@ def test_streamed_rows_of_half_precision_give_the_same_products() -> None:
 def test_wide_rows_are_solved_by_their_inner_products_alone() -> None:
     rows, y = make_classification(80, 400, n_informative=20, n_classes=3, random_state=0)
     folds = folds_of(y)
-    shared = ScaledRows([rows], "standard", folds)
-    assert GramRows(shared).height == 2 * (80 + 1)
+    shared = ScaledFeatures([rows], "standard", folds)
+    assert GramFeatures(shared).height == 2 * (80 + 1)
     params = [{"C": 1.0}, {"C": 30.0}]
-    answers = {(i, fold): scores for i, fold, scores in SOLVERS["softmax"](Task(shared, params))}
+    answers = {(i, fold): scores for i, fold, scores in SOLVERS["softmax"](FitTask(shared, params))}
     for i, own in enumerate(params):
         expected = scikit_learn_answer("logistic", own, "standard", [400], folds, 2, rows)
         np.testing.assert_allclose(answers[i, 2], expected, atol=0.02 * expected.std())
@@ -228,7 +228,7 @@ def test_wide_rows_are_solved_by_the_smaller_gram_matrix_alike() -> None:
     folds = folds_of(y)
     for head in ("ridge", "lda"):
         params = HEADS[head].grid[0]
-        task = Task(ScaledRows([rows], "standard", folds), [params])
+        task = FitTask(ScaledFeatures([rows], "standard", folds), [params])
         answers = {fold: scores for _, fold, scores in SOLVERS[head](task)}
         expected = scikit_learn_answer(head, params, "standard", [200], folds, 0, rows)
         np.testing.assert_allclose(answers[0], expected, atol=1e-4 * expected.std())
@@ -239,7 +239,10 @@ def test_threads_change_no_answer(solver: str) -> None:
     head = next(head for head in HEADS.values() if head.solver == solver)
     folds = folds_of(Y)
     one, two = (
-        {(i, f): s for i, f, s in SOLVERS[solver](Task(ScaledRows([X], "l2", folds), head.grid, n_jobs=jobs))}
+        {
+            (i, f): s
+            for i, f, s in SOLVERS[solver](FitTask(ScaledFeatures([X], "l2", folds), head.grid, n_jobs=jobs))
+        }
         for jobs in (1, 2)
     )
     assert one.keys() == two.keys()
@@ -258,7 +261,7 @@ def test_little_memory_changes_no_score() -> None:
             {
                 (i, f): s
                 for i, f, s in SOLVERS[solver](
-                    Task(ScaledRows([X], "standard", folds, memory=memory), params, memory=memory)
+                    FitTask(ScaledFeatures([X], "standard", folds, memory=memory), params, memory=memory)
                 )
             }
             for memory in (2**30, 1000)
@@ -272,13 +275,13 @@ def test_little_memory_changes_no_score() -> None:
 
 def test_the_answer_stops_when_time_is_up() -> None:
     folds = folds_of(Y)
-    rows = ScaledRows([X], "standard", folds)
+    rows = ScaledFeatures([X], "standard", folds)
     for solver, params in (
         ("softmax", {"C": 1.0}),
         ("ridge", {"alpha": 1.0}),
         ("rbf_svm", HEADS["rbf_svm"].grid[0]),
     ):
-        assert list(SOLVERS[solver](Task(rows, [params], stop=lambda: True))) == []
+        assert list(SOLVERS[solver](FitTask(rows, [params], stop=lambda: True))) == []
 
 
 def test_a_pruned_configuration_is_fitted_on_no_further_fold() -> None:
@@ -287,7 +290,7 @@ def test_a_pruned_configuration_is_fitted_on_no_further_fold() -> None:
     gone: set[int] = set()
     seen = []
     for i, fold, _ in SOLVERS["rbf_svm"](
-        Task(ScaledRows([X], "l2", folds), grid, alive=lambda i: i not in gone)
+        FitTask(ScaledFeatures([X], "l2", folds), grid, alive=lambda i: i not in gone)
     ):
         seen.append((i, fold))
         if i == 1:
@@ -310,7 +313,7 @@ def test_an_svm_s_sample_is_stratified_seeded_and_of_training_rows() -> None:
 def test_any_scikit_learn_classifier_is_fitted_fold_by_fold() -> None:
     folds = folds_of(Y)
     tree = HEADS["tree"].make({"max_depth": 5, "min_samples_leaf": 1}, 0)
-    task = Task(ScaledRows([X], "none", folds), [{}], make=lambda params: clone(tree))
+    task = FitTask(ScaledFeatures([X], "none", folds), [{}], make=lambda params: clone(tree))
     answers = {fold: shares for _, fold, shares in SOLVERS["estimator"](task)}
     train, test = folds.splits[2]
     scaled = make_scaler("none", [64]).fit_transform(X)
@@ -338,7 +341,7 @@ def test_svms_of_scikit_learn_intelex_score_as_those_of_scikit_learn(
         monkeypatch.setattr(fits, "FASTER", module)
         fits.svc_class.cache_clear()
         assert fits.svc_class().__module__.startswith(module.split(".")[0] + ".")
-        task = Task(ScaledRows([X], "standard", folds), HEADS["rbf_svm"].grid, class_weight="balanced")
+        task = FitTask(ScaledFeatures([X], "standard", folds), HEADS["rbf_svm"].grid, class_weight="balanced")
         answers.append({(i, fold): scores for i, fold, scores in SOLVERS["rbf_svm"](task)})
     fits.svc_class.cache_clear()
     same = [np.mean(decided(answers[0][key]) == decided(answers[1][key])) for key in answers[1]]

@@ -23,7 +23,7 @@ from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline
 from featx.modelfile import dump_head, load_head
 from featx.search import HeadSearchCV
 from featx.search.refit import fit_pipeline
-from featx.solvers import SOLVERS, Block, Folds, ScaledRows, Task, class_weights
+from featx.solvers import SOLVERS, Block, FitTask, Folds, ScaledFeatures, class_weights
 from featx.solvers.moments import FoldMoments
 from featx.splits import make_folds
 from featx.stores import open_store
@@ -86,7 +86,7 @@ def test_streamed_rows_are_scored_as_scikit_learn_scores_them(head: str, scaling
     folds = Folds(tuple(make_folds(y, n_splits=3)), y, classes)
     params = HEADS[head].grid[0]
     blocks = [Block(part, np.float32, streamed=True) for part in (rows[:, :24], rows[:, 24:])]
-    task = Task(ScaledRows(blocks, scaling, folds), [params], precise=True, n_jobs=2)
+    task = FitTask(ScaledFeatures(blocks, scaling, folds), [params], precise=True, n_jobs=2)
     answers = {fold: scores for _, fold, scores in SOLVERS[HEADS[head].solver](task)}
     assert set(answers) == {0, 1, 2}
     train, test = folds.splits[1]
@@ -104,8 +104,8 @@ def test_weights_of_rows_and_classes_enter_as_in_scikit_learn(head: str) -> None
     weight = np.random.default_rng(0).uniform(0.2, 3, len(y))
     folds = Folds(tuple(make_folds(y, n_splits=3)), y, 3, weight)
     params = HEADS[head].grid[0]
-    task = Task(
-        ScaledRows([Block(rows, np.float32, streamed=True)], "none", folds),
+    task = FitTask(
+        ScaledFeatures([Block(rows, np.float32, streamed=True)], "none", folds),
         [params],
         class_weight="balanced",
         precise=True,
@@ -141,11 +141,11 @@ def test_moments_of_every_training_part_come_from_one_pass(n_repeats: int) -> No
 
 def test_many_rows_in_memory_are_solved_by_moments_alike() -> None:
     folds = Folds(tuple(make_folds(LABELS)), LABELS, 10)
-    rows = ScaledRows([DIGITS], "standard", folds)
+    rows = ScaledFeatures([DIGITS], "standard", folds)
     assert rows.by_moments
     for head in ("ridge", "lda"):
         params = HEADS[head].grid[0]
-        ((_, _, scores), *_) = SOLVERS[head](Task(rows, [params]))
+        ((_, _, scores), *_) = SOLVERS[head](FitTask(rows, [params]))
         train, test = folds.splits[0]
         pipeline = make_pipeline(head, params, "standard", [64], n_rows=len(train))
         expected = decision_scores(pipeline.fit(DIGITS[train].astype(float), LABELS[train]), DIGITS[test])
@@ -154,9 +154,9 @@ def test_many_rows_in_memory_are_solved_by_moments_alike() -> None:
 
 def test_columns_whose_moments_do_not_fit_the_memory_are_refused() -> None:
     folds = Folds(tuple(make_folds(LABELS)), LABELS, 10)
-    rows = ScaledRows([Block(DIGITS, np.float32, streamed=True)], "none", folds)
+    rows = ScaledFeatures([Block(DIGITS, np.float32, streamed=True)], "none", folds)
     with pytest.raises(SearchError, match=r"64 columns .* second moments .* memory="):
-        list(SOLVERS["ridge"](Task(rows, [{"alpha": 1.0}], memory=100_000)))
+        list(SOLVERS["ridge"](FitTask(rows, [{"alpha": 1.0}], memory=100_000)))
 
 
 @pytest.mark.parametrize("solver", ["softmax", "ridge"])
@@ -167,8 +167,8 @@ def test_little_memory_takes_more_passes_and_changes_no_score(solver: str) -> No
         {
             (i, fold): scores
             for i, fold, scores in SOLVERS[solver](
-                Task(
-                    ScaledRows([Block(DIGITS, np.float32, streamed=True)], "standard", folds),
+                FitTask(
+                    ScaledFeatures([Block(DIGITS, np.float32, streamed=True)], "standard", folds),
                     head.grid[:2],
                     memory=memory,
                     precise=True,
@@ -364,9 +364,9 @@ def test_a_column_that_is_constant_in_a_fold_only_has_no_say() -> None:
     rows[:, 5] = 7000.0
     rows[test, 5] = rng.normal(scale=1e4, size=len(test))  # far from 0, and off the common mean elsewhere
     folds = Folds(((np.setdiff1d(np.arange(300), test), test),), y, 2)
-    shared = ScaledRows([rows], "standard", folds)
+    shared = ScaledFeatures([rows], "standard", folds)
     assert shared.by_moments
-    ((_, _, scores),) = SOLVERS["ridge"](Task(shared, [{"alpha": 1e-3}]))
-    without = ScaledRows([np.delete(rows, 5, axis=1)], "standard", folds)
-    ((_, _, expected),) = SOLVERS["ridge"](Task(without, [{"alpha": 1e-3 * 12 / 11}]))
+    ((_, _, scores),) = SOLVERS["ridge"](FitTask(shared, [{"alpha": 1e-3}]))
+    without = ScaledFeatures([np.delete(rows, 5, axis=1)], "standard", folds)
+    ((_, _, expected),) = SOLVERS["ridge"](FitTask(without, [{"alpha": 1e-3 * 12 / 11}]))
     np.testing.assert_allclose(scores, expected, atol=1e-3)

@@ -21,7 +21,7 @@ from featx.exceptions import DataError, SearchWarning, UsageError
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
 from featx.records import Record
-from featx.solvers import SOLVERS, Folds, ScaledRows, Task
+from featx.solvers import SOLVERS, FitTask, Folds, ScaledFeatures
 from featx.splits import check_labels, make_folds
 
 Floats = NDArray[np.float64]
@@ -293,8 +293,8 @@ def predictions(
     """Yield predicted class indices of one head: (params, split, predictions of the test images)."""
     folds = Folds(tuple(splits), codes, int(codes.max()) + 1)
     made = HEADS[head]
-    task = Task(
-        ScaledRows(blocks, scaling, folds),
+    task = FitTask(
+        ScaledFeatures(blocks, scaling, folds),
         _limit_neighbours(params, splits),
         n_jobs=n_jobs,
         make=lambda own: made.make(own, random_state, (len(codes), sum(b.shape[1] for b in blocks))),

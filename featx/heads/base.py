@@ -37,7 +37,7 @@ class Head:
         How the fitted classifier is saved and loaded.
     write_streamed : callable, optional
         ``write_streamed(classifier, fitted, classes)`` sets the fitted attributes from a
-        `featx.solvers.Fitted`. None if the head cannot be fitted from chunks of rows.
+        `featx.solvers.StreamedFit`. None if the head cannot be fitted from chunks of rows.
     takes_weights : bool
         Whether rows (and so classes) can be weighted.
     scalings : tuple of str

@@ -16,7 +16,7 @@ from sklearn.svm import LinearSVC
 
 from featx.heads.base import Head, Params, Shape, product
 from featx.heads.saved import FLOAT, Array, Arrays, Dims, SavedForm
-from featx.solvers import Fitted
+from featx.solvers import StreamedFit
 
 LOGISTIC_TOLERANCE = 1e-6
 """scikit-learn stops at an absolute gradient; features of unit length have gradients of a hundredth."""
@@ -82,33 +82,36 @@ def _write(head: Any, coef: NDArray[Any], intercept: NDArray[Any], classes: NDAr
     head.coef_, head.intercept_ = coef, intercept
 
 
-def _write_logistic(head: Any, fitted: Fitted, classes: NDArray[Any]) -> None:
+def _write_logistic(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
     _write(head, fitted.weights.T.copy(), fitted.intercept, classes, len(fitted.weights))
     head.n_iter_ = np.array([fitted.passes], np.int32)
 
 
-def _write_linear_svm(head: Any, fitted: Fitted, classes: NDArray[Any]) -> None:
+def _write_linear_svm(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
     _write_logistic(head, fitted, classes)
     head.n_iter_ = fitted.passes
 
 
-def _write_logistic_ovr(head: Any, fitted: Fitted, classes: NDArray[Any]) -> None:
+def _write_logistic_ovr(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
     head.label_binarizer_ = LabelBinarizer(sparse_output=True).fit(classes)
     head.classes_, head.estimators_, head.n_features_in_ = classes, [], len(fitted.weights)
     for weights, intercept in zip(fitted.weights.T, fitted.intercept, strict=True):
-        one, binary = clone(head.estimator), Fitted(weights[:, None], intercept[None], passes=fitted.passes)
+        one, binary = (
+            clone(head.estimator),
+            StreamedFit(weights[:, None], intercept[None], passes=fitted.passes),
+        )
         _write_logistic(one, binary, np.array([0, 1]))
         head.estimators_.append(one)
 
 
-def _write_ridge(head: Any, fitted: Fitted, classes: NDArray[Any]) -> None:
+def _write_ridge(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
     head._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
     coef = fitted.weights.T.copy()
     _write(head, coef[0] if len(coef) == 1 else coef, fitted.intercept, classes, len(fitted.weights))
     head.n_iter_, head.solver_ = None, "cholesky"
 
 
-def _write_lda(head: Any, fitted: Fitted, classes: NDArray[Any]) -> None:
+def _write_lda(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
     _write(head, fitted.weights.T.copy(), fitted.intercept, classes, len(fitted.weights))
     head.means_, head.priors_ = fitted.means, fitted.count / fitted.count.sum()
 
@@ -129,7 +132,7 @@ def _saved(make: Any, write: Any, param: str, means: Mapping[str, Array] | None 
     def from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
         learnt: dict[str, Any] = {"means": arrays["means"], "count": arrays["priors"]} if means else {}
         head = make(params)
-        write(head, Fitted(arrays["coef"].T, arrays["intercept"], **learnt), classes)
+        write(head, StreamedFit(arrays["coef"].T, arrays["intercept"], **learnt), classes)
         return head
 
     return SavedForm(LINEAR | dict(means or {}), to_arrays, from_arrays, {param: float})

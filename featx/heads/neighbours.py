@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 from featx.heads.base import Head, Params, Shape, product
 from featx.heads.saved import FLOAT, Array, Arrays, Dims, SavedForm, require
 from featx.heads.scaling import SCALINGS
-from featx.solvers import Fitted
+from featx.solvers import StreamedFit
 
 K = (5, 1, 3, 10, 20)
 """Numbers of neighbours in the coarse grid."""
@@ -123,7 +123,7 @@ def knn_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any
     return knn
 
 
-def _write_nearest_mean(head: Any, fitted: Fitted, classes: NDArray[Any]) -> None:
+def _write_nearest_mean(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
     head.classes_, head.centroids_ = classes, fitted.means
     head.n_features_in_ = fitted.means.shape[1]
     head.class_prior_ = np.full(len(classes), 1 / len(classes))
@@ -134,7 +134,7 @@ def nearest_mean_from_arrays(
 ) -> Any:
     """Build the classifier from the class means."""
     head = NearestMean()
-    _write_nearest_mean(head, Fitted(np.empty((0, 0)), np.empty(0), arrays["means"]), classes)
+    _write_nearest_mean(head, StreamedFit(np.empty((0, 0)), np.empty(0), arrays["means"]), classes)
     return head
 
 

@@ -18,7 +18,7 @@ from featx.representation import Representation
 from featx.search.plan import SearchPlan
 from featx.search.scoring import as_good, brier_out_of_fold, calibrate
 from featx.search.space import Configuration, Params, group_configs
-from featx.solvers import ASKING, LINEAR, SOLVERS, Block, ScaledBlock, ScaledRows, Task, as_block
+from featx.solvers import ASKING, LINEAR, SOLVERS, Block, FitTask, ScaledBlock, ScaledFeatures, as_block
 
 Floats = NDArray[Any]
 
@@ -110,7 +110,7 @@ class Evaluator:
         self.options = Options(plan.settings.kernel_rows)
         self._blocks: dict[str, Block] = {}
         self._scaled: dict[tuple[str, str], ScaledBlock] = {}
-        self._moments: dict[tuple[Representation, str], ScaledRows] = {}
+        self._moments: dict[tuple[Representation, str], ScaledFeatures] = {}
         self._best: Result | None = None
         self._decisions: tuple[Result, Floats] | None = None
 
@@ -180,7 +180,7 @@ class Evaluator:
         decisions: list[dict[int, Floats]] = [{} for _ in group]
         pruned: set[int] = set()
         rows = self._rows(configuration)
-        task = Task(
+        task = FitTask(
             rows,
             [result.configuration.params for result in group],
             class_weight=configuration.class_weight,
@@ -289,14 +289,14 @@ class Evaluator:
         columns = np.column_stack([np.isin(union, one) for one in own])
         return [(str(representation), partial(plan.picked.load, union), columns)]
 
-    def _rows(self, configuration: Configuration) -> ScaledRows:
+    def _rows(self, configuration: Configuration) -> ScaledFeatures:
         representation, scaling = configuration.representation, configuration.scaling
         pieces = self._pieces(representation)
         memory = self.plan.settings.memory // 2
         parts = [self._scaled_block(piece, scaling) for piece in pieces]
         names = [name for name, _, _ in pieces]
         key = (representation, scaling)
-        rows = self._moments.pop(key, None) or ScaledRows(parts, scaling, self.plan.folds, memory=memory)
+        rows = self._moments.pop(key, None) or ScaledFeatures(parts, scaling, self.plan.folds, memory=memory)
         if rows.by_moments:
             self._moments[key] = rows
         self._release(memory, {key, *names, *((name, scaling) for name in names)})

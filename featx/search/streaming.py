@@ -18,7 +18,7 @@ from sklearn.pipeline import Pipeline
 from featx.features import FeatureBlocks
 from featx.heads.scaling import LEARNT_SCALINGS, standard_scalers
 from featx.search.space import Configuration
-from featx.solvers import CHUNK_ROWS, Folds, ScaledRows, Task, as_block, fit_streamed
+from featx.solvers import CHUNK_ROWS, FitTask, Folds, ScaledFeatures, as_block, fit_streamed
 
 Floats = NDArray[Any]
 
@@ -51,7 +51,7 @@ def fit_pipeline_streamed(
     choice : Configuration
         Head, scaling, parameters and class weights.
     n_jobs, memory : int
-        As for `Task`.
+        As for `FitTask`.
 
     Returns
     -------
@@ -60,8 +60,10 @@ def fit_pipeline_streamed(
     """
     _fit_scaler(pipeline.named_steps["scale"], blocks, names, folds, choice)
     whole = Folds(((np.arange(blocks.n_rows), np.arange(0)),), folds.y, folds.n_classes, folds.weight)
-    rows = ScaledRows([as_block(blocks.source(name)) for name in names], choice.scaling, whole, memory=memory)
-    task = Task(rows, [choice.params], class_weight=choice.class_weight, n_jobs=n_jobs, memory=memory)
+    rows = ScaledFeatures(
+        [as_block(blocks.source(name)) for name in names], choice.scaling, whole, memory=memory
+    )
+    task = FitTask(rows, [choice.params], class_weight=choice.class_weight, n_jobs=n_jobs, memory=memory)
     head, fitted = pipeline.named_steps["head"], fit_streamed(task, choice.head.solver)
     assert choice.head.write_streamed is not None
     choice.head.write_streamed(head, fitted, classes)

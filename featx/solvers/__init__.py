@@ -14,17 +14,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
+from featx.solvers.features import CHUNK_ROWS, DEFAULT_MEMORY, Block, ScaledBlock, ScaledFeatures, as_block
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
 from featx.solvers.folds import CLASS_WEIGHTS, ClassWeights, Folds, Split, class_weights
-from featx.solvers.linear import GramRows, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.linear import GramFeatures, logistic_ovr, softmax, solve_linear, squared_hinge
 from featx.solvers.losses import LINEAR
 from featx.solvers.moments import moment_bytes
 from featx.solvers.neighbours import neighbours
-from featx.solvers.rows import CHUNK_ROWS, DEFAULT_MEMORY, Block, ScaledBlock, ScaledRows, as_block
-from featx.solvers.streamed import Fitted, fit_streamed, streamed_bytes
-from featx.solvers.task import KERNEL_ROWS, STREAM_ROWS, Answer, Task
+from featx.solvers.streamed import StreamedFit, fit_streamed, streamed_bytes
+from featx.solvers.task import KERNEL_ROWS, STREAM_ROWS, Answer, FitTask
 
-SOLVERS: dict[str, Callable[[Task], Iterator[Answer]]] = {
+SOLVERS: dict[str, Callable[[FitTask], Iterator[Answer]]] = {
     "softmax": softmax,
     "logistic_ovr": logistic_ovr,
     "squared_hinge": squared_hinge,
@@ -40,8 +40,30 @@ ASKING = (*LINEAR, "rbf_svm", "estimator")
 """Solvers that ask between folds whether a configuration is still wanted; the others are done too soon."""
 
 __all__ = [
-    "ASKING", "CHUNK_ROWS", "CLASS_WEIGHTS", "DEFAULT_MEMORY", "KERNEL_ROWS", "LINEAR", "SOLVERS",
-    "STREAM_ROWS", "Answer", "Block", "ClassWeights", "Fitted", "Folds", "GramRows", "ScaledBlock",
-    "ScaledRows", "Split", "Task", "as_block", "class_weights", "fit_streamed", "kernel_sample",
-    "moment_bytes", "solve_lda", "solve_linear", "streamed_bytes",
+    "ASKING",
+    "CHUNK_ROWS",
+    "CLASS_WEIGHTS",
+    "DEFAULT_MEMORY",
+    "KERNEL_ROWS",
+    "LINEAR",
+    "SOLVERS",
+    "STREAM_ROWS",
+    "Answer",
+    "Block",
+    "ClassWeights",
+    "FitTask",
+    "Folds",
+    "GramFeatures",
+    "ScaledBlock",
+    "ScaledFeatures",
+    "Split",
+    "StreamedFit",
+    "as_block",
+    "class_weights",
+    "fit_streamed",
+    "kernel_sample",
+    "moment_bytes",
+    "solve_lda",
+    "solve_linear",
+    "streamed_bytes",
 ]  # fmt: skip

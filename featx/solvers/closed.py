@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from featx.exceptions import SearchError
+from featx.solvers.features import CHUNK_ROWS
 from featx.solvers.folds import Floats, Indices
 from featx.solvers.moments import (
     FoldMoments,
@@ -23,89 +24,90 @@ from featx.solvers.moments import (
     ridge_of_moments,
     solve_penalised,
 )
-from featx.solvers.rows import CHUNK_ROWS
-from featx.solvers.task import SHARE, Answer, Task, by_fold, scores_of, threads
+from featx.solvers.task import SHARE, Answer, FitTask, by_fold, scores_of, threads
 
 
-def ridge(task: Task) -> Iterator[Answer]:
+def ridge(task: FitTask) -> Iterator[Answer]:
     """RidgeClassifier for all alphas: one Gram matrix for each fold, one Cholesky for each alpha."""
-    return _by_moments(task, _ridge_of) if task.rows.by_moments else by_fold(task, _ridge_fold)
+    return _by_moments(task, _ridge_of) if task.features.by_moments else by_fold(task, _ridge_fold)
 
 
-def lda(task: Task) -> Iterator[Answer]:
+def lda(task: FitTask) -> Iterator[Answer]:
     """LinearDiscriminantAnalysis (lsqr) for all shrinkages, from one within-class Gram matrix a fold."""
-    return _by_moments(task, _lda_of) if task.rows.by_moments else by_fold(task, _lda_fold)
+    return _by_moments(task, _lda_of) if task.features.by_moments else by_fold(task, _lda_fold)
 
 
-def nearest_mean(task: Task) -> Iterator[Answer]:
+def nearest_mean(task: FitTask) -> Iterator[Answer]:
     """Minus the squared distance to each class's mean; less the row's own length where rows are streamed."""
-    return _by_moments(task, _nearest_mean_of) if task.rows.streamed else by_fold(task, _nearest_mean_fold)
+    return (
+        _by_moments(task, _nearest_mean_of) if task.features.streamed else by_fold(task, _nearest_mean_fold)
+    )
 
 
 Solution = tuple[Floats, Floats]
 """Weights (d, k) and offsets (k,) of scores on scaled rows, one output for two classes."""
 
 
-def _by_moments(task: Task, solve: Callable[[Task, Moments], Iterator[Solution]]) -> Iterator[Answer]:
+def _by_moments(task: FitTask, solve: Callable[[FitTask, Moments], Iterator[Solution]]) -> Iterator[Answer]:
     """Every fold's solutions from its moments, and the scores of its test rows."""
     moments = moments_of(task)
     if moments is None:
         return
 
-    def solve_fold(task: Task, fold: int) -> list[Floats]:
-        shift, scale = task.rows.affine(fold)
+    def solve_fold(task: FitTask, fold: int) -> list[Floats]:
+        shift, scale = task.features.affine(fold)
         solved = solve(task, moments.of(fold).scaled(shift, scale))
-        scores = task.rows.score(fold, task.folds.splits[fold][1], list(solved))
+        scores = task.features.score(fold, task.folds.splits[fold][1], list(solved))
         return [scores_of(own) for own in scores]
 
     size = len(task.params)
-    if task.rows.streamed:
-        size = max(1, task.memory // SHARE // (4 * task.rows.n * task.folds.n_outputs))
+    if task.features.streamed:
+        size = max(1, task.memory // SHARE // (4 * task.features.n * task.folds.n_outputs))
     for start in range(0, len(task.params), size):
         some = replace(task, params=task.params[start : start + size])
         for i, fold, scores in by_fold(some, solve_fold):
             yield start + i, fold, scores
 
 
-def moments_of(task: Task) -> FoldMoments | None:
+def moments_of(task: FitTask) -> FoldMoments | None:
     """Moments of the task's rows, kept with them where no class weights are in them; None if stopped."""
     plain = task.class_weight is None
-    if plain and task.rows.moments is not None:
-        return task.rows.moments
+    if plain and task.features.moments is not None:
+        return task.features.moments
     _refuse_too_wide(task)
-    moments = sum_moments(task, FoldMoments(task.folds, task.class_weight, apart=task.rows.apart))
+    moments = sum_moments(task, FoldMoments(task.folds, task.class_weight, apart=task.features.apart))
     if plain:
-        task.rows.moments = moments
+        task.features.moments = moments
     return moments
 
 
-def _refuse_too_wide(task: Task) -> None:
-    needed = moment_bytes(task.folds, task.rows.d, task.n_jobs)
-    if task.rows.streamed and needed > task.memory:
+def _refuse_too_wide(task: FitTask) -> None:
+    needed = moment_bytes(task.folds, task.features.d, task.n_jobs)
+    if task.features.streamed and needed > task.memory:
         raise SearchError(
-            f"{task.rows.d:,} columns of rows that are read in chunks have second moments of "
+            f"{task.features.d:,} columns of rows that are read in chunks have second moments of "
             f"{needed / 2**30:.1f} GiB in all folds, more than the {task.memory / 2**30:.1f} GiB of memory=; "
             "choose a narrower representation, or allow more."
         )
 
 
-def sum_moments(task: Task, moments: FoldMoments) -> FoldMoments | None:
+def sum_moments(task: FitTask, moments: FoldMoments) -> FoldMoments | None:
     """Pass over the task's rows; None if stopped."""
     run = partial(threads, task.n_jobs)
-    done = moments.sum_up(task.rows.base, task.rows.d, chunk=CHUNK_ROWS, run=run, stop=task.stop)
+    done = moments.sum_up(task.features.base, task.features.d, chunk=CHUNK_ROWS, run=run, stop=task.stop)
     return moments if done else None
 
 
-def _ridge_of(task: Task, moments: Moments) -> Iterator[Solution]:
+def _ridge_of(task: FitTask, moments: Moments) -> Iterator[Solution]:
     return ridge_of_moments(moments, [float(p["alpha"]) for p in task.params])
 
 
-def _lda_of(task: Task, moments: Moments) -> Iterator[Solution]:
+def _lda_of(task: FitTask, moments: Moments) -> Iterator[Solution]:
     for _, weights, offset in lda_of_moments(moments, [float(p["shrinkage"]) for p in task.params]):
         yield one_for_two(weights, offset)
 
 
-def _nearest_mean_of(task: Task, moments: Moments) -> Iterator[Solution]:
+def _nearest_mean_of(task: FitTask, moments: Moments) -> Iterator[Solution]:
     means = moments.means
     solution = one_for_two(2 * means.T, -np.einsum("cd,cd->c", means, means))
     return iter([solution] * len(task.params))
@@ -118,16 +120,16 @@ def one_for_two(weights: Floats, offset: Floats) -> Solution:
     return weights, offset
 
 
-def _ridge_fold(task: Task, fold: int) -> list[Floats]:
+def _ridge_fold(task: FitTask, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     weight = task.folds.training_weights(fold, task.class_weight)
     train, weight = train[weight > 0], weight[weight > 0]
     target = np.where(np.arange(task.folds.n_classes) == task.folds.y[train, None], 1.0, -1.0)
     target = target[:, 1:] if task.folds.n_classes == 2 else target
     alphas = [float(p["alpha"]) for p in task.params]
-    if task.rows.by_gram:
-        return _ridge_of_gram(*task.rows.fold_products(fold, train, test), target, weight, alphas)
-    rows = task.rows.of_fold(fold)
+    if task.features.by_gram:
+        return _ridge_of_gram(*task.features.fold_products(fold, train, test), target, weight, alphas)
+    rows = task.features.of_fold(fold)
     share, root = weight / weight.sum(), np.sqrt(weight)[:, None]
     offset = share @ target
     center = (share @ rows[train]).astype(rows.dtype)
@@ -154,15 +156,15 @@ def _ridge_of_gram(
     return answers
 
 
-def _lda_fold(task: Task, fold: int) -> list[Floats]:
+def _lda_fold(task: FitTask, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     y, classes = task.folds.y[train], task.folds.n_classes
     shrinkages = [float(p["shrinkage"]) for p in task.params]
-    if task.rows.by_gram:
-        products = task.rows.fold_products(fold, train, test)
-        scores = _lda_of_gram(*products, y, classes, task.rows.d, shrinkages)
+    if task.features.by_gram:
+        products = task.features.fold_products(fold, train, test)
+        scores = _lda_of_gram(*products, y, classes, task.features.d, shrinkages)
     else:
-        rows = task.rows.of_fold(fold)
+        rows = task.features.of_fold(fold)
         solved = solve_lda(rows[train], y, classes, shrinkages)
         scores = (rows[test] @ weights + offset for _, weights, offset in solved)
     return [scores_of(own[:, 1:] - own[:, :1] if classes == 2 else own) for own in scores]
@@ -229,17 +231,17 @@ def solve_lda(
         yield means, weights, np.log(count / n) - 0.5 * np.einsum("cd,dc->c", means, weights)
 
 
-def _nearest_mean_fold(task: Task, fold: int) -> list[Floats]:
+def _nearest_mean_fold(task: FitTask, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     y, classes = task.folds.y[train], task.folds.n_classes
-    if task.rows.by_gram:
-        inner, across = task.rows.fold_products(fold, train, test)
+    if task.features.by_gram:
+        inner, across = task.features.fold_products(fold, train, test)
         member = _membership(y, classes, inner.dtype)
         to_means = across @ member.T
         means = np.einsum("cn,nc->c", member, inner @ member.T)
-        own = np.diagonal(task.rows.gram(fold))[test][:, None]
+        own = np.diagonal(task.features.gram(fold))[test][:, None]
     else:
-        rows = task.rows.of_fold(fold)
+        rows = task.features.of_fold(fold)
         centers = _class_means(rows[train], y, classes)
         to_means, means = rows[test] @ centers.T, np.einsum("ij,ij->i", centers, centers)
         own = np.einsum("ij,ij->i", rows[test], rows[test])[:, None]

@@ -12,14 +12,14 @@ import sklearn
 from sklearn.svm import SVC
 
 from featx.solvers.folds import Floats, Folds, Indices, class_weights
-from featx.solvers.task import Answer, Task, parts, threads
+from featx.solvers.task import Answer, FitTask, parts, threads
 from featx.splits import stratified_sample
 
 FASTER = "sklearnex.svm"
 """scikit-learn-intelex, where it is installed (version 2026.2.0 gave the same scores)."""
 
 
-def rbf_svm(task: Task) -> Iterator[Answer]:
+def rbf_svm(task: FitTask) -> Iterator[Answer]:
     """RBF SVMs: distances once a fold, the kernel once for each (fold, gamma), every C on it.
 
     After the first fold configurations may be pruned. With more than ``task.kernel_rows`` training rows
@@ -31,11 +31,11 @@ def rbf_svm(task: Task) -> Iterator[Answer]:
     folds = range(len(task.folds.splits))
     for fold in folds:
         train = kernel_sample(task.folds, fold, task.kernel_rows, task.random_state)
-        workers = max(1, min(task.n_jobs, int(task.memory // (12 * len(train) * task.rows.n + 1))))
+        workers = max(1, min(task.n_jobs, int(task.memory // (12 * len(train) * task.features.n + 1))))
         workers = workers if svc_class() is SVC else 1  # the other one has threads of its own
         squares = (
-            task.rows.squared_distances(fold, train, train),
-            task.rows.squared_distances(fold, task.folds.splits[fold][1], train),
+            task.features.squared_distances(fold, train, train),
+            task.features.squared_distances(fold, task.folds.splits[fold][1], train),
         )
         groups = [[i for i in own if task.alive(i)] for own in by_gamma.values()]
         groups = _spread([group for group in groups if group], workers)
@@ -65,7 +65,7 @@ def _spread(groups: list[list[int]], workers: int) -> list[list[int]]:
 
 
 def _svm_fits(
-    task: Task, squares: tuple[Floats, Floats], train: Indices, group: list[int]
+    task: FitTask, squares: tuple[Floats, Floats], train: Indices, group: list[int]
 ) -> list[tuple[int, Floats]]:
     gamma = float(task.params[group[0]]["gamma"])
     kernel, held_out = (np.exp(own * np.asarray(-gamma, own.dtype)).astype(np.float64) for own in squares)
@@ -91,11 +91,11 @@ def svc_class() -> Any:
         return SVC
 
 
-def estimator(task: Task) -> Iterator[Answer]:
+def estimator(task: FitTask) -> Iterator[Answer]:
     """Any scikit-learn classifier, fold by fold, so that hopeless configurations can be pruned."""
     assert task.make is not None
     for fold in range(len(task.folds.splits)):
-        rows = task.rows.of_fold(fold)
+        rows = task.features.of_fold(fold)
         wanted = [i for i in range(len(task.params)) if task.alive(i)]
         for part in parts(wanted, max(1, task.n_jobs)):
             if task.stop():
@@ -105,7 +105,7 @@ def estimator(task: Task) -> Iterator[Answer]:
                 yield i, fold, scores
 
 
-def _estimator_fit(task: Task, rows: Floats, fold: int, i: int) -> Floats:
+def _estimator_fit(task: FitTask, rows: Floats, fold: int, i: int) -> Floats:
     train, test = task.folds.splits[fold]
     assert task.make is not None
     model = task.make(task.params[i])

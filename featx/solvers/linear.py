@@ -12,34 +12,34 @@ from numpy.typing import NDArray
 
 from featx.solvers import streamed
 from featx.solvers.descent import HISTORY, MAX_ITERATIONS, PRECISE, TOLERANCE, History
+from featx.solvers.features import ScaledFeatures, column_sums
 from featx.solvers.folds import Floats, Indices
 from featx.solvers.losses import LOSSES, loss_of
-from featx.solvers.rows import ScaledRows, column_sums
-from featx.solvers.task import Answer, Task, scores_of, threads
+from featx.solvers.task import Answer, FitTask, scores_of, threads
 
 SMALL_ARRAYS = 4 * 2**20
 """Bytes of an array over all problems of a batch: as much as stays in a processor's cache."""
 
 
-def softmax(task: Task) -> Iterator[Answer]:
+def softmax(task: FitTask) -> Iterator[Answer]:
     """Multinomial logistic regression (binary: one logistic), scikit-learn's objective."""
     return _linear(task, "softmax")
 
 
-def logistic_ovr(task: Task) -> Iterator[Answer]:
+def logistic_ovr(task: FitTask) -> Iterator[Answer]:
     """One logistic regression for each class against the rest."""
     return _linear(task, "logistic_ovr")
 
 
-def squared_hinge(task: Task) -> Iterator[Answer]:
+def squared_hinge(task: FitTask) -> Iterator[Answer]:
     """Linear SVM as LinearSVC: squared hinge, one against the rest, intercept penalised."""
     return _linear(task, "squared_hinge")
 
 
-def _linear(task: Task, solver: str) -> Iterator[Answer]:
+def _linear(task: FitTask, solver: str) -> Iterator[Answer]:
     limits: dict[str, Any] = PRECISE if task.precise else {}
     loss = loss_of(solver, task.folds)
-    if task.rows.streamed:
+    if task.features.streamed:
         yield from streamed.linear(task, loss, **limits)
         return
     folds = task.folds
@@ -57,7 +57,7 @@ def _linear(task: Task, solver: str) -> Iterator[Answer]:
             for b, (fold, i) in enumerate(part)
         ]
 
-    rows = GramRows(task.rows, task.n_jobs) if task.rows.by_gram else task.rows
+    rows = GramFeatures(task.features, task.n_jobs) if task.features.by_gram else task.features
     left = [(fold, i) for fold in range(len(folds.splits)) for i in order]
     most = _problems_at_once(task, rows)
     while left:
@@ -70,7 +70,7 @@ def _linear(task: Task, solver: str) -> Iterator[Answer]:
         left = [(fold, i) for fold, i in left[task.n_jobs * size :] if task.alive(i)]
 
 
-def _problems_at_once(task: Task, rows: LinearRows) -> int:
+def _problems_at_once(task: FitTask, rows: LinearFeatures) -> int:
     """Problems whose arrays are a few megabytes: with more, calls cost nothing, and pruning is worth more.
 
     At least all folds of a problem where the rows are shared by all folds; never more than fit the memory,
@@ -78,12 +78,12 @@ def _problems_at_once(task: Task, rows: LinearRows) -> int:
     """
     each = task.folds.n_outputs * np.dtype(rows.dtype).itemsize * rows.height
     at_once = int(SMALL_ARRAYS // each)
-    if isinstance(rows, ScaledRows):
+    if isinstance(rows, ScaledFeatures):
         at_once = max(at_once, len(task.folds.splits))
     return max(1, min(at_once, int(task.memory // (each * (2 * HISTORY + 14)))))
 
 
-class GramRows:
+class GramFeatures:
     """Each fold's rows by their inner products alone, for wide rows: a linear model sees no difference.
 
     What a penalised linear model can reach is spanned by the rows, so a vector of weights is held as its
@@ -93,13 +93,13 @@ class GramRows:
 
     Parameters
     ----------
-    rows : ScaledRows
+    rows : ScaledFeatures
         The rows, shape (n, d).
     n_jobs : int
         Threads for the folds' Gram matrices.
     """
 
-    def __init__(self, rows: ScaledRows, n_jobs: int = 1) -> None:
+    def __init__(self, rows: ScaledFeatures, n_jobs: int = 1) -> None:
         self.folds, self.n, self.dtype = rows.folds, rows.n, rows.dtype
         self.half = rows.n + 1
         self.height = 2 * self.half
@@ -142,7 +142,7 @@ class GramRows:
         return np.asarray(np.einsum("nkb,nkb->b", a[: self.half], b[self.half :]))
 
 
-LinearRows = ScaledRows | GramRows
+LinearFeatures = ScaledFeatures | GramFeatures
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class LinearSolution:
 
 
 def solve_linear(
-    rows: LinearRows,
+    rows: LinearFeatures,
     loss: str,
     fold: Indices,
     strength: Floats,
@@ -173,7 +173,7 @@ def solve_linear(
 
     Parameters
     ----------
-    rows : ScaledRows or GramRows
+    rows : ScaledFeatures or GramFeatures
         The rows, shape (n, d).
     loss : {'softmax', 'logistic', 'squared_hinge'}
         `squared_hinge` penalises the intercept, as LinearSVC does; the others do not.
@@ -200,7 +200,9 @@ def solve_linear(
 class _BatchedLBFGS:
     """State of the problems that still run; the last axis of every array counts them."""
 
-    def __init__(self, rows: LinearRows, loss: str, fold: Indices, strength: Floats, mass: Floats) -> None:
+    def __init__(
+        self, rows: LinearFeatures, loss: str, fold: Indices, strength: Floats, mass: Floats
+    ) -> None:
         dtype, outputs, b = rows.dtype, rows.folds.n_outputs, len(fold)
         self.rows, self.fold, self.id = rows, fold, np.arange(b)
         self.loss = LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)

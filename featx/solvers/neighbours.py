@@ -7,22 +7,22 @@ from typing import Any
 
 import numpy as np
 
+from featx.solvers.features import CHUNK_ROWS, ScaledFeatures
 from featx.solvers.folds import Floats, Indices
-from featx.solvers.rows import CHUNK_ROWS, ScaledRows
-from featx.solvers.task import Answer, Task, by_fold
+from featx.solvers.task import Answer, FitTask, by_fold
 
 
-def neighbours(task: Task) -> Iterator[Answer]:
+def neighbours(task: FitTask) -> Iterator[Answer]:
     """Every k, weighting and metric from one distance matrix and one sorted top k for each fold."""
     return by_fold(task, _neighbours_fold)
 
 
-def _neighbours_fold(task: Task, fold: int) -> list[Floats]:
+def _neighbours_fold(task: FitTask, fold: int) -> list[Floats]:
     train, test = task.folds.splits[fold]
     y, classes = task.folds.y[train], task.folds.n_classes
     most = max(int(p["n_neighbors"]) for p in task.params)
     nearest = {
-        metric: _nearest(task.rows, fold, metric, min(most, len(train)))
+        metric: _nearest(task.features, fold, metric, min(most, len(train)))
         for metric in {p["metric"] for p in task.params}
     }
     answers = []
@@ -36,7 +36,7 @@ def _neighbours_fold(task: Task, fold: int) -> list[Floats]:
     return answers
 
 
-def _nearest(rows: ScaledRows, fold: int, metric: str, k: int) -> tuple[Indices, Floats]:
+def _nearest(rows: ScaledFeatures, fold: int, metric: str, k: int) -> tuple[Indices, Floats]:
     """The k nearest training rows of each test row, nearest first: indices into train, distances."""
     train, test = rows.folds.splits[fold]
     found = [
@@ -47,7 +47,7 @@ def _nearest(rows: ScaledRows, fold: int, metric: str, k: int) -> tuple[Indices,
 
 
 def _nearest_of(
-    rows: ScaledRows, fold: int, metric: str, k: int, train: Indices, test: Indices
+    rows: ScaledFeatures, fold: int, metric: str, k: int, train: Indices, test: Indices
 ) -> tuple[Indices, Floats]:
     if metric == "cosine":
         distance = rows.cosine_distances(fold, test, train)

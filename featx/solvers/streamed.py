@@ -21,11 +21,11 @@ from scipy.linalg import eigh
 
 from featx.solvers.closed import moments_of, one_for_two, sum_moments
 from featx.solvers.descent import HISTORY, MAX_ITERATIONS, TOLERANCE, History, inner_products
+from featx.solvers.features import CHUNK_ROWS
 from featx.solvers.folds import Floats, Folds, Indices
 from featx.solvers.losses import LINEAR, LOSSES, loss_of
 from featx.solvers.moments import FoldMoments, lda_of_moments, moment_bytes, ridge_of_moments
-from featx.solvers.rows import CHUNK_ROWS
-from featx.solvers.task import SHARE, Answer, Task, parts, scores_of, threads
+from featx.solvers.task import SHARE, Answer, FitTask, parts, scores_of, threads
 
 CHUNK_VALUES = 1 << 19
 """Scores of a chunk at most; more outputs, fewer rows."""
@@ -58,7 +58,7 @@ class Curvature:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class StreamedFit:
     """A model of scaled rows.
 
     Parameters
@@ -85,28 +85,28 @@ class Fitted:
     passes: int = 0
 
 
-def fit_streamed(task: Task, solver: str) -> Fitted:
+def fit_streamed(task: FitTask, solver: str) -> StreamedFit:
     """The model of a task's only configuration, fitted on the training rows of its only fold."""
     if solver in LINEAR:
         solved = solve_streamed(task, loss_of(solver, task.folds), [(0, 0)], **REFIT)
         assert solved is not None  # nothing stops it
-        return Fitted(solved[0][:-1, :, 0], solved[0][-1, :, 0], passes=solved[1])
+        return StreamedFit(solved[0][:-1, :, 0], solved[0][-1, :, 0], passes=solved[1])
     moments = moments_of(task)
     assert moments is not None
-    own = moments.of(0).scaled(*task.rows.affine(0))
+    own = moments.of(0).scaled(*task.features.affine(0))
     params = task.params[0]
     if solver == "ridge":
-        return Fitted(*next(ridge_of_moments(own, [float(params["alpha"])])))
+        return StreamedFit(*next(ridge_of_moments(own, [float(params["alpha"])])))
     if solver == "lda":
         means, weights, offset = next(lda_of_moments(own, [float(params["shrinkage"])]))
-        return Fitted(*one_for_two(weights, offset), means, own.count)
+        return StreamedFit(*one_for_two(weights, offset), means, own.count)
     means = own.means
     within = np.maximum(np.diagonal(own.second) - own.count @ means**2, 0)
-    return Fitted(np.empty((task.rows.d, 0)), np.empty(0), means, own.count, within)
+    return StreamedFit(np.empty((task.features.d, 0)), np.empty(0), means, own.count, within)
 
 
 def linear(
-    task: Task, loss: str, *, tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
+    task: FitTask, loss: str, *, tolerance: float = TOLERANCE, max_iterations: int = MAX_ITERATIONS
 ) -> Iterator[Answer]:
     """Scores of every fold's test rows by each configuration's model."""
     order = sorted(range(len(task.params)), key=lambda i: float(task.params[i]["C"]))
@@ -120,15 +120,15 @@ def linear(
             own = [b for b, (_, other) in enumerate(part) if other == fold]
             solutions = [(weights[:-1, :, b], weights[-1, :, b]) for b in own]
             if own:
-                scores = task.rows.score(fold, task.folds.splits[fold][1], solutions)
+                scores = task.features.score(fold, task.folds.splits[fold][1], solutions)
                 yield from ((part[b][0], fold, scores_of(s)) for b, s in zip(own, scores, strict=True))
 
 
-def problems_at_once(task: Task) -> int:
+def problems_at_once(task: FitTask) -> int:
     """Problems whose weights and scores take their share of the task's memory each, one at least."""
     outputs, n_folds = task.folds.n_outputs, len(task.folds.splits)
-    of_weights = 8 * STATE_ARRAYS * (task.rows.d + 1) * outputs
-    of_scores = 4 * outputs * task.rows.n // n_folds
+    of_weights = 8 * STATE_ARRAYS * (task.features.d + 1) * outputs
+    of_scores = 4 * outputs * task.features.n // n_folds
     return int(max(1, task.memory // SHARE // max(of_weights, of_scores)))
 
 
@@ -142,7 +142,7 @@ def streamed_bytes(folds: Folds, d: int, threads: int, memory: int) -> dict[str,
     d : int
         Columns.
     threads, memory : int
-        As in `Task`.
+        As in `FitTask`.
 
     Returns
     -------
@@ -159,7 +159,7 @@ def streamed_bytes(folds: Folds, d: int, threads: int, memory: int) -> dict[str,
 
 
 def solve_streamed(
-    task: Task,
+    task: FitTask,
     loss: str,
     problems: Sequence[tuple[int, int]],
     *,
@@ -170,7 +170,7 @@ def solve_streamed(
 
     Parameters
     ----------
-    task : Task
+    task : FitTask
         Its rows are read chunk by chunk.
     loss : {'softmax', 'logistic', 'squared_hinge'}
         As for `solve_linear`.
@@ -192,9 +192,9 @@ def solve_streamed(
     return _Descent(task, loss, fold, strength, curvature).run(tolerance, max_iterations)
 
 
-def curvature_of(task: Task) -> Curvature | None:
+def curvature_of(task: FitTask) -> Curvature | None:
     """Of the first fold's training rows, which stand for those of all; kept with the rows."""
-    rows = task.rows
+    rows = task.features
     if rows.curvature is None:
         plain = replace(task, class_weight=None)
         if rows.apart and rows.moments is None:  # the first fold alone: each has rows of its own
@@ -220,8 +220,10 @@ def curvature_of(task: Task) -> Curvature | None:
 class _Descent:
     """State of the problems that still run; the last axis of every array counts them."""
 
-    def __init__(self, task: Task, loss: str, fold: Indices, strength: Floats, curvature: Curvature) -> None:
-        rows, outputs, b = task.rows, task.folds.n_outputs, len(fold)
+    def __init__(
+        self, task: FitTask, loss: str, fold: Indices, strength: Floats, curvature: Curvature
+    ) -> None:
+        rows, outputs, b = task.features, task.folds.n_outputs, len(fold)
         self.task, self.rows, self.loss, self.curvature = task, rows, LOSSES[loss], curvature
         self.fold, self.id = fold, np.arange(b)
         self.mass = task.folds.masses(task.class_weight)

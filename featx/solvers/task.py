@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
+from featx.solvers.features import DEFAULT_MEMORY, ScaledFeatures
 from featx.solvers.folds import ClassWeights, Floats, Folds
-from featx.solvers.rows import DEFAULT_MEMORY, ScaledRows
 
 Answer = tuple[int, int, Floats]
 
@@ -26,13 +26,13 @@ would read the rows less often, but reading is a small part of the work."""
 
 
 @dataclass(frozen=True)
-class Task:
+class FitTask:
     """What a solver is asked: configurations of one head on one scaling of one representation.
 
     Parameters
     ----------
-    rows : ScaledRows
-        The rows, with their folds.
+    features : ScaledFeatures
+        The scaled features, with their folds.
     params : sequence of mapping
         Parameters of each configuration.
     class_weight : str, array or None
@@ -56,7 +56,7 @@ class Task:
         that a calibration is fitted on.
     """
 
-    rows: ScaledRows
+    features: ScaledFeatures
     params: Sequence[Mapping[str, Any]]
     class_weight: ClassWeights = None
     n_jobs: int = 1
@@ -71,7 +71,7 @@ class Task:
     @property
     def folds(self) -> Folds:
         """Splits, targets and weights."""
-        return self.rows.folds
+        return self.features.folds
 
 
 def threads(n_jobs: int, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
@@ -93,10 +93,10 @@ def scores_of(scores: Floats) -> Floats:
     return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
-FoldSolver = Callable[[Task, int], list[Floats]]
+FoldSolver = Callable[[FitTask, int], list[Floats]]
 
 
-def by_fold(task: Task, solve: FoldSolver) -> Iterator[Answer]:
+def by_fold(task: FitTask, solve: FoldSolver) -> Iterator[Answer]:
     """Folds side by side in threads; all configurations of a fold together."""
     folds = range(len(task.folds.splits))
     for part in parts(list(folds), max(1, task.n_jobs)):

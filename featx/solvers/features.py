@@ -90,7 +90,7 @@ class Block:
         return np.asarray(np.subtract(rows, self.center, dtype=self.dtype, casting="unsafe"))
 
 
-class ScaledRows:
+class ScaledFeatures:
     """The rows of one representation as each fold would scale them, without a copy for each fold.
 
     A scaling fitted on a fold's training rows is affine in each block, up to a factor for each row:
@@ -263,7 +263,7 @@ class ScaledBlock:
     block : array of shape (n, d), or Block
         The rows.
     scaling : str
-        As in `ScaledRows`.
+        As in `ScaledFeatures`.
     folds : Folds
         Training parts of which the scaling is learnt.
     kept : bool array of shape (d, n_folds), optional
