@@ -1,14 +1,14 @@
-"""What L-BFGS remembers, for many problems in step: the last axis of every array counts them."""
+"""L-BFGS on many problems in step: the last axis of every array counts the problems."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.solvers.folds import Floats
+from featx.solvers.folds import Floats, Indices
 
 HISTORY = 8
 """Pairs that L-BFGS remembers."""
@@ -101,3 +101,79 @@ class History:
 def inner_products(a: Floats, b: Floats) -> Floats:
     """Inner product of each problem, shape (b,)."""
     return np.asarray(np.einsum("dkb,dkb->b", a, b))
+
+
+def backtrack(length: Floats, descent: Floats, excess: Floats) -> Floats:
+    """Shorten steps that did not lower the objective enough.
+
+    Parameters
+    ----------
+    length : array of shape (b,)
+        Lengths that were tried.
+    descent : array of shape (b,)
+        Slope of the objective along the direction, negative.
+    excess : array of shape (b,)
+        Value at the tried length minus the linear prediction.
+
+    Returns
+    -------
+    array of shape (b,)
+        The minimum of the parabola through value, slope and tried value, within a tenth and half of `length`.
+    """
+    excess = np.maximum(2 * excess, np.finfo(excess.dtype).tiny)
+    return np.asarray(np.clip(-descent * length**2 / excess, 0.1 * length, 0.5 * length))
+
+
+class BatchedLBFGS:
+    """L-BFGS that runs many problems in step, so that they share their matrix products.
+
+    A subclass sets the arrays of `STATE` and `history`, and evaluates objectives in `step`. Problems that
+    have converged are removed from the state, so that the rest run on alone.
+    """
+
+    STATE: ClassVar[tuple[str, ...]] = (
+        "id", "fold", "penalty", "weights", "value", "gradient", "start", "stalls",
+    )  # fmt: skip
+    RETIRE_SHARE: ClassVar[float] = 0.0
+    """Problems are removed if more than this share of them have converged: each removal copies the state."""
+
+    id: Indices
+    history: History
+    stalls: Indices
+
+    def step(self, tolerance: float) -> NDArray[np.bool_] | None:
+        """Move all problems; return which objectives no longer move, or None if the run was stopped."""
+        raise NotImplementedError
+
+    def converged(self, tolerance: float) -> NDArray[np.bool_]:
+        """Whether each problem's gradient is short enough."""
+        raise NotImplementedError
+
+    def prepare(self) -> None:
+        """Prepare the next step, while all problems are still there."""
+
+    def retire(self, done: NDArray[np.bool_], iteration: int) -> None:
+        """Keep the solutions of problems that are done, and remove them from the state."""
+        for name in self.STATE:
+            setattr(self, name, getattr(self, name)[..., ~done])
+        self.history.keep(~done)
+
+    def run(self, tolerance: float, max_iterations: int) -> int | None:
+        """Run until all problems have converged; return the iterations, or None if the run was stopped."""
+        iteration = 0
+        for iteration in range(1, max_iterations + 1):
+            stalled = self.step(tolerance)
+            if stalled is None:
+                return None
+            self.stalls = np.where(stalled, self.stalls + 1, 0)
+            done = self.converged(tolerance) | (
+                self.stalls >= 3
+            )  # the objective moves by rounding errors only
+            if iteration == max_iterations:
+                done[:] = True
+            self.prepare()
+            if done.all() or done.mean() > self.RETIRE_SHARE:
+                self.retire(done, iteration)
+            if not len(self.id):
+                break
+        return iteration

@@ -11,7 +11,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.solvers import streamed
-from featx.solvers.descent import HISTORY, MAX_ITERATIONS, PRECISE, TOLERANCE, History
+from featx.solvers.descent import (
+    HISTORY,
+    MAX_ITERATIONS,
+    PRECISE,
+    TOLERANCE,
+    BatchedLBFGS,
+    History,
+    backtrack,
+)
 from featx.solvers.features import ScaledFeatures, column_sums
 from featx.solvers.folds import Floats, Indices
 from featx.solvers.losses import LOSSES, loss_of
@@ -194,17 +202,28 @@ def solve_linear(
     -------
     LinearSolution or None
     """
-    return _BatchedLBFGS(rows, loss, fold, strength, mass).run(tolerance, max_iterations, stop)
+    problems = _Problems(rows, loss, fold, strength, mass, stop)
+    return None if problems.run(tolerance, max_iterations) is None else problems.solution
 
 
-class _BatchedLBFGS:
-    """State of the problems that still run; the last axis of every array counts them."""
+class _Problems(BatchedLBFGS):
+    """Linear models on features in memory: the line search costs no product with them."""
+
+    STATE = (*BatchedLBFGS.STATE, "scores")
+    RETIRE_SHARE = 0.25 - 1e-9
 
     def __init__(
-        self, rows: LinearFeatures, loss: str, fold: Indices, strength: Floats, mass: Floats
+        self,
+        rows: LinearFeatures,
+        loss: str,
+        fold: Indices,
+        strength: Floats,
+        mass: Floats,
+        stop: Callable[[], bool],
     ) -> None:
         dtype, outputs, b = rows.dtype, rows.folds.n_outputs, len(fold)
-        self.rows, self.fold, self.id = rows, fold, np.arange(b)
+        self.rows, self.fold, self.id, self.stop = rows, fold, np.arange(b), stop
+        self.stalls = np.zeros(b, np.intp)
         self.loss = LOSSES[loss](rows.folds, mass[:, fold].astype(dtype), dtype)
         self.penalty = np.broadcast_to(strength.astype(dtype), (rows.height, 1, b)).copy()
         if loss != "squared_hinge":
@@ -220,26 +239,14 @@ class _BatchedLBFGS:
             np.zeros_like(self.weights), np.zeros_like(self.scores), np.zeros(b, np.intp)
         )
 
-    def run(self, tolerance: float, max_iterations: int, stop: Callable[[], bool]) -> LinearSolution | None:
-        self.stalls = np.zeros(len(self.id), np.intp)
-        for iteration in range(1, max_iterations + 1):
-            if stop():
-                return None
-            gain = self._iterate()
-            done = self._length() <= tolerance * self.start
-            stalled = gain <= self.noise * np.abs(self.value)
-            self.stalls = np.where(stalled, self.stalls + 1, 0)
-            done |= self.stalls >= 3  # the objective moves no more than rounding does
-            if iteration == max_iterations:
-                done[:] = True
-            if done.all() or done.mean() >= 0.25:  # compaction copies, so a few alone do not leave
-                self._retire(done, iteration)
-            if not len(self.id):
-                break
-        return self.solution
+    def converged(self, tolerance: float) -> NDArray[np.bool_]:
+        """Whether each problem's gradient is short enough."""
+        return np.asarray(self._length() <= tolerance * self.start)
 
-    def _iterate(self) -> Floats:
-        """One step of all problems; returns how much each objective fell."""
+    def step(self, tolerance: float) -> NDArray[np.bool_] | None:
+        """Move all problems; return which objectives no longer move, or None if the run was stopped."""
+        if self.stop():
+            return None
         direction, descent = self.history.direction(self.gradient)
         moved = self.rows.times(direction, self.fold)
         pull = self.penalty * self.weights
@@ -253,8 +260,7 @@ class _BatchedLBFGS:
             fine = value <= self.value + 1e-4 * length * descent + slack
             if fine.all():
                 break
-            excess = np.maximum(2 * (value - self.value - length * descent), np.finfo(value.dtype).tiny)
-            shorter = np.clip(-descent * length**2 / excess, 0.1 * length, 0.5 * length)
+            shorter = backtrack(length, descent, value - self.value - length * descent)
             length = np.where(fine, length, shorter)
         step = length * direction
         self.weights = self.weights + step
@@ -262,18 +268,17 @@ class _BatchedLBFGS:
         self.history.remember(step, gradient - self.gradient)
         gain = self.value - value
         self.scores, self.value, self.gradient = scores, value, gradient
-        return np.asarray(gain)
+        return np.asarray(gain <= self.noise * np.abs(self.value))
 
     def _length(self) -> Floats:
         """Length of each problem's gradient, shape (b,)."""
         return np.sqrt(np.maximum(self.rows.dots(self.gradient, self.gradient), 0))
 
-    def _retire(self, done: NDArray[np.bool_], iteration: int) -> None:
-        leaving, kept = self.id[done], ~done
+    def retire(self, done: NDArray[np.bool_], iteration: int) -> None:
+        """Keep the solutions of problems that are done, and remove them from the state."""
+        leaving = self.id[done]
         self.solution.weights[..., leaving] = self.weights[..., done]
         self.solution.scores[..., leaving] = self.scores[..., done]
         self.solution.iterations[leaving] = iteration
-        for name in ("id", "fold", "penalty", "weights", "scores", "value", "gradient", "start", "stalls"):
-            setattr(self, name, getattr(self, name)[..., kept])
-        self.history.keep(kept)
-        self.loss.keep(kept)
+        super().retire(done, iteration)
+        self.loss.keep(~done)

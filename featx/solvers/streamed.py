@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from scipy.linalg import eigh
 
 from featx.solvers.closed import moments_of, one_for_two, sum_moments
-from featx.solvers.descent import HISTORY, MAX_ITERATIONS, TOLERANCE, History, inner_products
+from featx.solvers.descent import (
+    HISTORY,
+    MAX_ITERATIONS,
+    TOLERANCE,
+    BatchedLBFGS,
+    History,
+    backtrack,
+    inner_products,
+)
 from featx.solvers.features import CHUNK_ROWS
 from featx.solvers.folds import Floats, Folds, Indices
 from featx.solvers.losses import LINEAR, LOSSES, loss_of
@@ -189,7 +197,9 @@ def solve_streamed(
         return None
     strength = np.array([1 / float(task.params[i]["C"]) for i, _ in problems])
     fold = np.array([fold for _, fold in problems])
-    return _Descent(task, loss, fold, strength, curvature).run(tolerance, max_iterations)
+    problems = _StreamedProblems(task, loss, fold, strength, curvature)
+    passes = problems.run(tolerance, max_iterations)
+    return None if passes is None else (problems.solved, passes + 1)
 
 
 def curvature_of(task: FitTask) -> Curvature | None:
@@ -217,8 +227,10 @@ def curvature_of(task: FitTask) -> Curvature | None:
     return found
 
 
-class _Descent:
-    """State of the problems that still run; the last axis of every array counts them."""
+class _StreamedProblems(BatchedLBFGS):
+    """Linear models on features that are read in chunks: a step is one pass, which tries one length each."""
+
+    STATE = (*BatchedLBFGS.STATE, "bend", "strength", "length", "direction", "descent")
 
     def __init__(
         self, task: FitTask, loss: str, fold: Indices, strength: Floats, curvature: Curvature
@@ -237,43 +249,44 @@ class _Descent:
         self.length, self.stalls = np.ones(b), np.zeros(b, np.intp)
         self.history = History(self._newton)
 
-    def run(self, tolerance: float, max_iterations: int) -> tuple[Floats, int] | None:
+    def run(self, tolerance: float, max_iterations: int) -> int | None:
+        """Evaluate the start in a pass of its own, then run."""
         first = self._pass(self.weights)
         if first is None:
             return None
         self.value, self.gradient = first
         self.start = inner_products(self.gradient, self.gradient)
         self.direction, self.descent = self.history.direction(self.gradient)
-        for iteration in range(1, max_iterations + 1):
-            trial = self.weights + self.length * self.direction
-            found = self._pass(trial)
-            if found is None:
-                return None
-            value, gradient = found
-            slack = NOISE * tolerance * np.abs(self.value)
-            fine = value <= self.value + 1e-4 * self.length * self.descent + slack
-            self.stalls = np.where(self.value - value <= slack, self.stalls + 1, 0)
-            excess = np.maximum(2 * (value - self.value - self.length * self.descent), 1e-300)
-            shorter = -self.descent * self.length**2 / excess
-            shorter = np.clip(shorter, 0.1 * self.length, 0.5 * self.length)
-            step = np.where(fine, trial - self.weights, 0)
-            self.history.remember(step, np.where(fine, gradient - self.gradient, 0))
-            self.weights += step
-            self.gradient = np.where(fine, gradient, self.gradient)
-            self.value = np.where(fine, value, self.value)
-            done = inner_products(self.gradient, self.gradient) <= tolerance**2 * self.start
-            done |= self.stalls >= 3  # the objective moves no more than rounding does
-            if iteration == max_iterations:
-                done[:] = True
-            direction, descent = self.history.direction(self.gradient)
-            self.direction = np.where(fine, direction, self.direction)
-            self.descent = np.where(fine, descent, self.descent)
-            self.length = np.where(fine, 1.0, shorter)
-            if done.any():
-                self._retire(done)
-            if not len(self.id):
-                break
-        return self.solved, iteration + 1
+        return super().run(tolerance, max_iterations)
+
+    def step(self, tolerance: float) -> NDArray[np.bool_] | None:
+        """Move all problems; return which objectives no longer move, or None if the run was stopped."""
+        trial = self.weights + self.length * self.direction
+        found = self._pass(trial)
+        if found is None:
+            return None
+        value, gradient = found
+        slack = NOISE * tolerance * np.abs(self.value)
+        fine = value <= self.value + 1e-4 * self.length * self.descent + slack
+        stalled = self.value - value <= slack
+        shorter = backtrack(self.length, self.descent, value - self.value - self.length * self.descent)
+        step = np.where(fine, trial - self.weights, 0)
+        self.history.remember(step, np.where(fine, gradient - self.gradient, 0))
+        self.weights += step
+        self.gradient = np.where(fine, gradient, self.gradient)
+        self.value = np.where(fine, value, self.value)
+        self.fine, self.length = fine, np.where(fine, 1.0, shorter)
+        return np.asarray(stalled)
+
+    def converged(self, tolerance: float) -> NDArray[np.bool_]:
+        """Whether each problem's gradient is short enough."""
+        return np.asarray(inner_products(self.gradient, self.gradient) <= tolerance**2 * self.start)
+
+    def prepare(self) -> None:
+        """Choose a new direction where the step was good; elsewhere the old one is tried with less length."""
+        direction, descent = self.history.direction(self.gradient)
+        self.direction = np.where(self.fine, direction, self.direction)
+        self.descent = np.where(self.fine, descent, self.descent)
 
     def _newton(self, q: Floats) -> Floats:
         """(bend * mean outer product of the rows + strength)^-1 q."""
@@ -331,12 +344,7 @@ class _Descent:
             begin += part.d
         return value, gradient
 
-    def _retire(self, done: NDArray[np.bool_]) -> None:
+    def retire(self, done: NDArray[np.bool_], iteration: int) -> None:
+        """Keep the solutions of problems that are done, and remove them from the state."""
         self.solved[..., self.id[done]] = self.weights[..., done]
-        kept = ~done
-        for name in (
-            "id", "fold", "bend", "strength", "penalty", "weights", "value", "gradient", "start", "stalls",
-            "length", "direction", "descent",
-        ):  # fmt: skip
-            setattr(self, name, getattr(self, name)[..., kept])
-        self.history.keep(kept)
+        super().retire(done, iteration)
