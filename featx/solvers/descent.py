@@ -135,7 +135,7 @@ class BatchedLBFGS:
         "id", "fold", "penalty", "weights", "value", "gradient", "start", "stalls",
     )  # fmt: skip
     RETIRE_SHARE: ClassVar[float] = 0.0
-    """Problems are removed if more than this share of them have converged: each removal copies the state."""
+    """Problems are removed once this share of them has converged: each removal copies the state."""
 
     id: Indices
     history: History
@@ -159,20 +159,21 @@ class BatchedLBFGS:
         self.history.keep(~done)
 
     def run(self, tolerance: float, max_iterations: int) -> int | None:
-        """Run until all problems have converged; return the iterations, or None if the run was stopped."""
+        """Run until all problems are done; return the iterations, or None if the run was stopped.
+
+        A problem is done if it has converged, or if its objective has not moved in three steps.
+        """
         iteration = 0
         for iteration in range(1, max_iterations + 1):
             stalled = self.step(tolerance)
             if stalled is None:
                 return None
             self.stalls = np.where(stalled, self.stalls + 1, 0)
-            done = self.converged(tolerance) | (
-                self.stalls >= 3
-            )  # the objective moves by rounding errors only
+            done = self.converged(tolerance) | (self.stalls >= 3)
             if iteration == max_iterations:
                 done[:] = True
             self.prepare()
-            if done.all() or done.mean() > self.RETIRE_SHARE:
+            if done.any() and done.mean() >= self.RETIRE_SHARE:
                 self.retire(done, iteration)
             if not len(self.id):
                 break

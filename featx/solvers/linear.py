@@ -210,7 +210,7 @@ class _Problems(BatchedLBFGS):
     """Linear models on features in memory: the line search costs no product with them."""
 
     STATE = (*BatchedLBFGS.STATE, "scores")
-    RETIRE_SHARE = 0.25 - 1e-9
+    RETIRE_SHARE = 0.25
 
     def __init__(
         self,

@@ -197,9 +197,9 @@ def solve_streamed(
         return None
     strength = np.array([1 / float(task.params[i]["C"]) for i, _ in problems])
     fold = np.array([fold for _, fold in problems])
-    problems = _StreamedProblems(task, loss, fold, strength, curvature)
-    passes = problems.run(tolerance, max_iterations)
-    return None if passes is None else (problems.solved, passes + 1)
+    running = _StreamedProblems(task, loss, fold, strength, curvature)
+    passes = running.run(tolerance, max_iterations)
+    return None if passes is None else (running.solved, passes + 1)
 
 
 def curvature_of(task: FitTask) -> Curvature | None:
