@@ -1,4 +1,4 @@
-"""Advice: what rows tell of layers and backbones, honest choices, rare classes, and what to do next."""
+"""Advice: scores of layers and backbones, choices, rare classes, and what to do next."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_copies_make_a_probe_no_surer(digits: tuple[np.ndarray, np.ndarray]) -> 
     assert copied.high - copied.low == pytest.approx(once.high - once.low, rel=0.3)
 
 
-def test_rows_and_labels_must_match() -> None:
+def test_features_and_labels_must_match() -> None:
     with pytest.raises(DataError, match="give one row for each label"):
         probe(np.zeros((3, 2)), [0, 1])
 
@@ -125,7 +125,7 @@ def test_log_me_is_the_evidence_of_bayesian_regression(shape: tuple[int, int]) -
     assert log_me(X, y) == pytest.approx(np.mean(evidence), abs=2e-3)
 
 
-def test_transferability_scores_prefer_rows_that_tell_classes_apart(
+def test_transferability_scores_prefer_features_that_separate_classes(
     digits: tuple[np.ndarray, np.ndarray],
 ) -> None:
     X, y = digits
@@ -386,20 +386,20 @@ NEAR = [
 ]
 
 
-def test_a_probe_that_peaks_before_the_end_says_different() -> None:
+def test_a_best_layer_before_the_end_means_different() -> None:
     found = assess_domain(FAR)
     assert (found.verdict, found.peak, found.peak_at_end) == ("different", "b.2:grid4:crop", False)
 
 
-def test_a_probe_that_peaks_at_the_end_says_similar() -> None:
+def test_a_best_layer_at_the_end_means_similar() -> None:
     assert assess_domain(NEAR, over_random=around(0.3)).verdict == "similar"
 
 
-def test_pretraining_no_better_than_random_weights_says_different() -> None:
+def test_pretraining_no_better_than_random_weights_means_different() -> None:
     assert assess_domain(NEAR, over_random=around(0.01)).verdict == "different"
 
 
-def test_a_lead_within_its_interval_says_neither() -> None:
+def test_a_difference_that_is_not_significant_means_between() -> None:
     assert assess_domain([layer("b.6:avg:crop", 0.9, 0.995, 0.015), NEAR[-1]]).verdict == "between"
 
 
@@ -408,7 +408,7 @@ def test_layers_above_the_peak_are_fine_tuned() -> None:
     assert fine_tune_from(assess_domain(NEAR)) == "b.6"
 
 
-def test_the_real_profile_is_judged_different(layers: tuple[LayerScore, ...]) -> None:
+def test_a_measured_profile_is_different(layers: tuple[LayerScore, ...]) -> None:
     found = assess_domain(layers)
     assert (found.verdict, found.peak) == ("different", "b:grid4:crop")
 
@@ -429,7 +429,7 @@ def test_a_better_block_comes_first() -> None:
     assert (back.value, back.low, back.high) == pytest.approx((-0.2, -0.22, -0.18))
 
 
-def test_labels_are_asked_for_where_they_pay() -> None:
+def test_labels_are_recommended_where_they_are_worthwhile() -> None:
     found = advise(
         n=500, n_classes=10, accuracy=around(0.8), in_use="last:avg:crop", labels=doubling(0.05),
         seconds_per_image=0.5, seconds_per_label=2.5,
@@ -487,7 +487,7 @@ def test_a_measured_gain_replaces_the_expectation() -> None:
     assert not found.fine_tune
 
 
-def test_wrong_labels_leave_less_to_be_won() -> None:
+def test_wrong_labels_reduce_the_expected_gain() -> None:
     y = np.zeros(1000, int)
     y[:100] = 1  # a tenth of the labels contradict an answer that is sure
     noise = label_noise(y, np.tile([0.95, 0.05], (1000, 1)))
@@ -649,7 +649,7 @@ def test_a_combination_in_use_is_named_and_compared(
     assert (done.action, done.what) == ("combine", "middle:grid2:crop + last:avg:crop")
 
 
-def test_probes_look_at_a_stratified_thousand() -> None:
+def test_probes_use_a_stratified_thousand() -> None:
     codes = np.repeat([0, 1, 2], [9000, 990, 3])
     rows = stratified_sample(codes, 1000, 0, per_class=2)
     assert np.bincount(codes[rows]).tolist() == [901, 99, 2]

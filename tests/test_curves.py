@@ -211,7 +211,7 @@ def test_more_labels_never_harm() -> None:
     assert found.then.value >= found.now.value
 
 
-def test_held_back_labels_bear_the_forecast_out(digits: tuple[np.ndarray, np.ndarray]) -> None:
+def test_forecasts_agree_with_held_out_labels(digits: tuple[np.ndarray, np.ndarray]) -> None:
     X, y = digits
     held, scores, unchanged, again = 0, [], [], []
     for seed in range(10):

@@ -96,7 +96,7 @@ def test_shuffled_labels_score_chance() -> None:
     assert covered >= 88
 
 
-def test_rows_of_one_group_widen_the_interval() -> None:
+def test_images_of_one_group_widen_the_interval() -> None:
     y, proba, _ = answers(50, 2, skill=1.5)
     y, proba, groups = np.repeat(y, 20), np.repeat(proba, 20, axis=0), np.repeat(np.arange(50), 20)
     alone = evaluate(y, proba, [0, 1]).metrics["accuracy"]
@@ -323,7 +323,7 @@ def test_two_columns_are_calibrated_as_their_difference() -> None:
     assert both.proba(logits).shape == (300, 2)
 
 
-def test_a_row_of_weight_zero_takes_no_part_and_weight_two_is_two_rows() -> None:
+def test_weight_zero_drops_an_image_and_weight_two_doubles_it() -> None:
     y, _, logits = answers(60, 3, skill=1.0)
     weight = np.r_[np.zeros(20), np.full(20, 2.0), np.ones(20)]
     rows = np.r_[20:40, 20:60]

@@ -1,4 +1,4 @@
-"""FineTuner: the plan, the probe's head, the verdict, what is left, on a tiny real network."""
+"""FineTuner: plan, initial head, comparison with the probe, and the saved network, on a tiny real network."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def fitted() -> FineTuner:
     return tuner.fit(x, y)
 
 
-def test_it_learns_and_predicts_images_and_rows_alike(fitted: FineTuner) -> None:
+def test_it_learns_and_predicts_the_same_from_images_and_from_features(fitted: FineTuner) -> None:
     x, y = pictures(20, seed=9)
     assert fitted.score(x, y) == 1.0
     rows = extractor(cut="layer3", pool="none", dtype="float32", final_norm=False).fit_transform(x)
@@ -76,7 +76,7 @@ def test_the_plan_tells_the_size_on_disk_beforehand() -> None:
     assert "kept in the store" in plan.reason
 
 
-def test_above_the_limit_it_streams_and_says_so() -> None:
+def test_images_are_streamed_above_the_disk_limit() -> None:
     x, y = pictures(20)
     tuner = FineTuner(
         extractor(), unfreeze=1, phases=QUICK, disk_limit=1000, view_policy="none", random_state=0
@@ -118,7 +118,7 @@ def test_what_cannot_be_done_is_said(settings: dict[str, Any], words: str) -> No
         FineTuner(extractor(), **({"phases": QUICK} | settings)).fit(x, y)
 
 
-def test_lengths_and_rows_of_another_cut_are_refused() -> None:
+def test_wrong_lengths_and_features_of_another_cut_are_refused() -> None:
     x, y = pictures(20)
     with pytest.raises(DataError, match="20 images but 19 labels"):
         FineTuner(extractor()).fit(x, y[:-1])
@@ -149,7 +149,7 @@ def test_the_head_starts_as_the_tuned_probe_scaling_and_calibration_included(hea
         (LogisticRegression(), {"resize": "squash"}),  # of the same width
     ],
 )
-def test_a_probe_that_is_not_linear_in_the_last_features_gives_way_to_a_logistic_one(
+def test_a_probe_that_is_not_linear_in_the_last_features_is_replaced_by_a_logistic_one(
     estimator: Any, params: dict[str, Any]
 ) -> None:
     x, y = pictures()
@@ -158,11 +158,11 @@ def test_a_probe_that_is_not_linear_in_the_last_features_gives_way_to_a_logistic
     assert tuner.score(x, y) == 1.0
 
 
-def test_the_probe_s_penalty_is_chosen_without_the_images_that_judge() -> None:
+def test_the_probe_s_penalty_is_chosen_without_the_images_of_the_comparison() -> None:
     rng = np.random.default_rng(0)
     y = np.arange(180) % 2
     rows = rng.normal(size=(180, 30)).astype(np.float32)
-    rows[60:] += 2 * y[60:, None]  # what judges is told apart by weights of any size, the rest by none
+    rows[60:] += 2 * y[60:, None]  # the images of the comparison are separable, the others are not
 
     def penalty(index: np.ndarray) -> float:
         return float(logistic_probe(rows, y, index).estimator.get_params()["logisticregression__C"])
@@ -186,7 +186,7 @@ def test_folding_finds_weights_of_many_classes_and_refuses_curves() -> None:
     assert fold_linear(SVC(decision_function_shape="ovr").fit(x, y).decision_function, x) is None
 
 
-def test_parts_are_disjoint_cover_everything_and_never_part_a_group() -> None:
+def test_parts_are_disjoint_complete_and_keep_groups_together() -> None:
     y = np.arange(120) % 3
     groups = np.arange(120) // 4
     parts = make_parts(y, validation=0.2, verdict=0.25, n_verdicts=4, groups=groups)
@@ -198,7 +198,7 @@ def test_parts_are_disjoint_cover_everything_and_never_part_a_group() -> None:
         assert sum(len(names) for names in named) == len(set.union(*named)) == 30
 
 
-def test_a_verdict_keeps_only_a_winner_beyond_chance() -> None:
+def test_a_network_is_kept_only_if_it_is_significantly_better() -> None:
     y = np.arange(100) % 2
     right, coin = np.eye(2)[y], np.eye(2)[(np.arange(100) // 2) % 2]
     slightly = right.copy()
@@ -217,7 +217,7 @@ def test_a_verdict_keeps_only_a_winner_beyond_chance() -> None:
     assert "3.0 minutes" in better.reason
 
 
-def test_it_is_worth_trying_where_a_perfect_network_would_win() -> None:
+def test_fine_tuning_is_tried_where_a_perfect_network_would_be_kept() -> None:
     assert not worth_trying(1000, 0.99)[0]  # 2 of 200 wrong
     assert worth_trying(1000, 0.90)[0]  # 20 of 200
     assert "2.0 of the 200" in worth_trying(1000, 0.99)[1]
@@ -229,7 +229,7 @@ def test_it_is_worth_trying_where_a_perfect_network_would_win() -> None:
     assert not decide(y, perfect, probe, groups=None, minutes=0, probe_minutes=0).kept
 
 
-def test_a_line_tells_what_is_trained() -> None:
+def test_a_line_describes_what_is_trained() -> None:
     [_, tail] = FineTuner(extractor(), unfreeze=1).describe()
     assert str(tail[-1]) == "head: 1 tensors, 192 parameters, lr 0.0003, weight decay 0.05"
 
@@ -247,7 +247,7 @@ def test_the_network_is_kept_and_trained_on_everything_if_it_beats_the_probe() -
     assert "val_loss" not in tuner.history_[0]  # the last training had no validation part: it took all
 
 
-def test_on_shuffled_labels_the_probe_stays() -> None:
+def test_on_shuffled_labels_the_probe_is_kept() -> None:
     x, y = pictures(60)
     y = np.random.default_rng(3).permutation(y)
     tuner = FineTuner(extractor(), phases=QUICK, random_state=0).fit(x, y)
@@ -255,7 +255,7 @@ def test_on_shuffled_labels_the_probe_stays() -> None:
     assert tuner.verdict_.comparison.low <= 0
 
 
-def test_what_each_phase_trains_is_told() -> None:
+def test_what_each_phase_trains_is_described() -> None:
     tuner = FineTuner(extractor(), head="mlp", unfreeze=1)
     head, tail = tuner.describe(n_classes=5)
     width = 96
@@ -276,7 +276,7 @@ def test_the_tutorials_head_is_trained_first_on_frozen_layers() -> None:
 
 
 @pytest.mark.parametrize("labels", [[3, 7], [False, True], ["a", "ä b"], [1.0, 2.0]])
-def test_what_is_left_travels_as_bytes_with_labels_in_their_type(labels: list[Any]) -> None:
+def test_a_network_is_saved_with_labels_in_their_type(labels: list[Any]) -> None:
     x, y = pictures(20)
     y = np.array([labels[int(label == "red")] for label in y])
     tuner = FineTuner(extractor(), phases=STILL, verdict=0, random_state=0).fit(x, y)
@@ -359,7 +359,7 @@ class Stopped(Exception):
     pass
 
 
-def test_an_interrupted_fit_goes_on_to_the_same_network(tmp_path: Path) -> None:
+def test_an_interrupted_fit_resumes_to_the_same_network(tmp_path: Path) -> None:
     x, y = pictures()
     phases = (Phase(trainable="head", epochs=0), Phase(epochs=3, batch_size=8, dropout=0.2))
     settings = {"phases": phases, "random_state": 4}
@@ -380,7 +380,7 @@ def test_an_interrupted_fit_goes_on_to_the_same_network(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # nothing is left when the fit is done
 
 
-def test_progress_is_told_in_rows() -> None:
+def test_progress_is_reported_in_images() -> None:
     x, y = pictures()
     events: list[Progress] = []
     FineTuner(extractor(), phases=QUICK, verdict=0, refit=False, random_state=0, callback=events.append).fit(
@@ -413,7 +413,7 @@ def test_tuning_chooses_cut_and_phase_and_prunes_by_epoch() -> None:
     assert min(max(trial.intermediate_values) for trial in pruned) < 3  # some time was saved
 
 
-def test_tuning_of_phases_that_mix_pictures_keeps_to_what_was_asked() -> None:
+def test_tuning_of_phases_that_mix_pictures_keeps_the_given_cut() -> None:
     x, y = pictures(20)
     told: list[str] = []
     tuner = FineTuner(
@@ -481,7 +481,7 @@ def test_checkpoints_are_found_again_without_a_seed(tmp_path: Path) -> None:
     assert set(fit(None)) == {3}
 
 
-def test_views_are_cached_beside_the_plain_rows() -> None:
+def test_views_are_stored_with_the_plain_features() -> None:
     x, y = pictures(20)
     store = MemoryStore()
     FineTuner(extractor(store=store), views=2, phases=QUICK, verdict=0, refit=False, random_state=0).fit(x, y)

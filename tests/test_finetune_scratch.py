@@ -79,7 +79,7 @@ def test_it_is_a_scikit_learn_estimator(two_colours: tuple[list[Image.Image], np
     assert np.array_equal(proba, again)
 
 
-def test_the_last_epoch_is_kept_where_asked(two_colours: tuple[list[Image.Image], np.ndarray]) -> None:
+def test_the_last_epoch_is_kept_if_requested(two_colours: tuple[list[Image.Image], np.ndarray]) -> None:
     images, y = two_colours
     net = replace(SMALL, lr=0.1)
     best, last = (

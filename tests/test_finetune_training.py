@@ -222,7 +222,7 @@ def test_only_the_named_block_is_trained() -> None:
 @pytest.mark.parametrize(
     ("which", "moves"), [("frozen", set()), ("trained", {"layer4"}), ("all", {"bn1", "layer4"})]
 )
-def test_batch_statistics_move_where_the_phase_says(which: str, moves: set[str]) -> None:
+def test_batch_statistics_are_updated_as_in_the_phase(which: str, moves: set[str]) -> None:
     net = module()
     before = weights(net)
     phase = Phase(trainable=("layer4",), epochs=1, batch_size=8, batch_norm=which)
@@ -297,7 +297,7 @@ def test_patience_ends_a_phase() -> None:
     assert run.best == (0, 0)
 
 
-def test_a_run_without_validation_repeats_the_epochs_it_is_told() -> None:
+def test_a_run_without_validation_repeats_the_given_epochs() -> None:
     phases = (Phase(trainable="head", epochs=5, batch_size=8), Phase(epochs=5, batch_size=8))
     settings = TrainingSettings(phases=phases, last_epochs=(2, 1))
     run = training.train(module(), make_data(validation=np.arange(0)), settings)
@@ -339,7 +339,7 @@ def test_an_unknown_optimizer_is_named() -> None:
         training.train(module(), make_data(), TrainingSettings(phases=(Phase(epochs=1, optimizer="adamq"),)))
 
 
-def test_an_exploding_loss_says_what_to_turn_down() -> None:
+def test_the_message_on_an_exploding_loss_names_the_fix() -> None:
     phase = Phase(epochs=3, optimizer="sgd", lr=1e30, warmup=0, clip_norm=None, batch_size=8)
     with pytest.raises(UsageError, match=r"diverged.*smaller lr"):
         training.train(module(), make_data(), TrainingSettings(phases=(phase,)))
@@ -418,7 +418,7 @@ def test_training_draws_views_evenly_and_validation_sees_the_plain_image() -> No
     assert np.bincount(drawn.astype(int), minlength=4).min() > 60
 
 
-def test_rows_that_overflow_float16_are_kept_as_float32() -> None:
+def test_features_that_overflow_float16_are_kept_as_float32() -> None:
     one, store, ids = spec(0), MemoryStore(), np.arange(64, dtype=np.uint8).reshape(2, 32)
     values = np.array([[1.0], [2e5]], np.float32)
     store.append(one.key, ids, values, one)
