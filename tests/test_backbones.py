@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -18,7 +19,7 @@ import numpy as np
 import pytest
 
 from featx.backbones import BackboneCard, download, list_models, load_backbone, open_card
-from featx.backbones.sources import PACKAGES
+from featx.backbones.sources import PACKAGES, stamp_file
 from featx.exceptions import (
     BackboneError,
     UnknownModelError,
@@ -286,6 +287,24 @@ class Payload:
 
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str, str]]:
         return open, (str(self.canary), "w")
+
+
+@pytest.mark.parametrize("n_bytes", [1000, 70 << 20])
+def test_a_file_that_changes_and_keeps_its_size_and_time_has_another_stamp(
+    tmp_path: Path, n_bytes: int
+) -> None:
+    path = tmp_path / "w.pth"
+    path.write_bytes(bytes(n_bytes))
+    before = stamp_file(path)
+    assert stamp_file(path) == before
+    times = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(n_bytes - 1)
+        file.write(b"x")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    after = stamp_file(path)
+    assert after[:3] == before[:3]
+    assert after[-1] != before[-1]
 
 
 def test_a_pickle_in_a_checkpoint_never_runs(tmp_path: Path) -> None:

@@ -615,3 +615,39 @@ def test_a_call_that_keeps_no_rows_still_keeps_its_converted_network(
     assert found.computed == 2
     assert len(list((tmp_path / "v1" / "models").glob("*.openvino"))) == 1
     assert extractor.extract(paths[:2]).computed == 2
+
+
+FORK = """
+import multiprocessing, sys
+import numpy as np
+from featx import FeatureExtractor
+
+images = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8) for seed in range(2)]
+extractor = FeatureExtractor(
+    "test_resnet", pretrained=False, store="memory", runtime=sys.argv[1], precision="fp32", n_jobs=2
+)
+
+def extract():
+    return float(extractor.extract(images, store=MemoryStore()).blocks["last:avg:crop"].sum())
+
+from featx.stores.memory import MemoryStore
+first = extract()
+
+def work(queue):
+    queue.put(extract())
+
+context = multiprocessing.get_context("fork")
+queue = context.Queue()
+child = context.Process(target=work, args=(queue,), daemon=True)
+child.start()
+assert queue.get(timeout=60) == first
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+@pytest.mark.parametrize("runtime", ["openvino", "torch"])
+def test_a_forked_child_predicts_after_its_parent_did(runtime: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FORK, runtime], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr

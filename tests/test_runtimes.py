@@ -214,6 +214,18 @@ def test_what_moves_the_graph_is_another_converted_model(tmp_path: Path, change:
         compile_stem(forbidden, [SPEC.replace(**change)], runtime="openvino", model_cache=tmp_path)
 
 
+def test_a_model_that_was_made_from_other_weights_is_not_used(tmp_path: Path) -> None:
+    other = SPEC.replace(weights="1" * 64)
+    compile_stem(make("test_resnet"), [SPEC], runtime="openvino", model_cache=tmp_path / "a")
+    compile_stem(make("test_resnet"), [other], runtime="openvino", model_cache=tmp_path / "b")
+    for suffix in ("openvino", "compiled"):
+        (own,) = (tmp_path / "a").glob(f"*.{suffix}")
+        (foreign,) = (tmp_path / "b").glob(f"*.{suffix}")
+        own.write_bytes(foreign.read_bytes())
+    with pytest.raises(AssertionError, match="network was made"):
+        compile_stem(forbidden, [SPEC], runtime="openvino", model_cache=tmp_path / "a")
+
+
 def test_a_kept_model_needs_no_torch(tmp_path: Path) -> None:
     compile_stem(make("test_resnet"), [SPEC], runtime="openvino", model_cache=tmp_path)
     script = (

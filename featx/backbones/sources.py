@@ -80,6 +80,9 @@ WEIGHT_FILES = (
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
 """What a repository of timm's weights may hold, in order."""
 
+SAMPLES, SAMPLE_BYTES = 64, 1 << 20
+"""Parts of a file that its stamp reads: 64 MB take 0.07 s (2 cores of an AMD EPYC, 2026-11-29)."""
+
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 
@@ -130,9 +133,21 @@ def find_weights(name: str, *, checkpoint: str | os.PathLike[str] | None = None)
 
 
 def stamp_file(path: Path) -> list[Any]:
-    """Path, size and time of change: as long as these stay, so did the weights."""
+    """What changes when a file of weights changes: path, size, times, inode and a digest of its content.
+
+    The digest is of the whole file, or of `SAMPLES` parts of a larger one.
+    """
     status = path.stat()
-    return [str(path), status.st_size, status.st_mtime_ns]
+    times = [status.st_mtime_ns, status.st_ctime_ns]
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if status.st_size <= SAMPLES * SAMPLE_BYTES:
+            digest.update(file.read())
+        else:
+            for number in range(SAMPLES):
+                file.seek(number * (status.st_size - SAMPLE_BYTES) // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return [str(path), status.st_size, *times, status.st_ino, digest.hexdigest()]
 
 
 def find_local(name: str, *, checkpoint: str | os.PathLike[str] | None = None) -> Weights | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -96,6 +97,9 @@ class ProcessState:
 
     def restart(self) -> None:
         """Begin anew in a forked child; the parent's networks stay referenced."""
+        torch: Any = sys.modules.get("torch")
+        if self._networks and hasattr(torch, "set_num_threads"):
+            torch.set_num_threads(1)  # the child would wait for the threads of torch's pool
         self._abandoned.append(self._networks)
         self._start()
 

@@ -1,7 +1,8 @@
 """The OpenVINO runtime on the CPU, and its converted and compiled models on disk.
 
-A model file holds the sha256 of its content. ``.openvino`` files are converted networks, without torch;
-``.compiled`` files are what a machine compiled from them, 5 times as quick to open.
+A model file begins with a sha256 of the weights' digest and the content: it is read for those weights only.
+``.openvino`` files are converted networks, without torch; ``.compiled`` files are what a machine compiled
+from them, 5 times as quick to open.
 
 OpenVINO's own cache (``CACHE_DIR``) is not used instead: it does not detect damage, and it keeps compiled
 models only, so the converted ones (from which others with fewer outputs are cut) would need these files
@@ -120,16 +121,17 @@ def _compile(request: Request, options: dict[str, Any]) -> Any:
     """Compile the model, or read what was compiled before on a CPU like this one."""
     openvino = import_openvino()
     source, path = _path(request, MODEL_SUFFIX), _path(request, COMPILED_SUFFIX, [cpu_model(), options])
-    kept = _read(path)
+    weights = request.specs[0].weights
+    kept = _read(path, weights)
     if kept is not None:
         with contextlib.suppress(RuntimeError):  # written by another build of OpenVINO
             compiled = openvino.Core().import_model(kept, "CPU", options)
             _touch(source, path)
             return compiled
-    content = _read(source) or _cut(request) or _convert(request)
+    content = _read(source, weights) or _cut(request) or _convert(request)
     _touch(source)
     compiled = openvino.Core().compile_model(_read_model(content), "CPU", options)
-    _keep(path, compiled.export_model().getvalue())
+    _keep(path, weights, compiled.export_model().getvalue())
     return compiled
 
 
@@ -140,7 +142,7 @@ def _cut(request: Request) -> bytes | None:
         return None
     openvino = import_openvino()
     for wider in path.parent.glob(f"{_network_name(request)}-*{MODEL_SUFFIX}"):
-        content = _read(wider)
+        content = _read(wider, request.specs[0].weights)
         if content is None:
             continue
         model = _read_model(content)
@@ -150,7 +152,7 @@ def _cut(request: Request) -> bytes | None:
             continue
         content = _serialise(openvino.Model(outputs, model.get_parameters(), request.specs[0].architecture))
         _touch(wider)
-        _keep(path, content)
+        _keep(path, request.specs[0].weights, content)
         return content
     return None
 
@@ -190,17 +192,17 @@ def _convert(request: Request) -> bytes:
     for ours, theirs in zip(rows, expected, strict=True):
         if ours.shape != theirs.shape or not agree(ours, theirs, "fp32"):
             raise ConversionError("its features differ from torch's")
-    _keep(_path(request, MODEL_SUFFIX), content)
+    _keep(_path(request, MODEL_SUFFIX), request.specs[0].weights, content)
     return content
 
 
-def _keep(path: Path | None, content: bytes) -> None:
+def _keep(path: Path | None, weights: str, content: bytes) -> None:
     """Write a model with its sha256. If that fails, it is made again next time."""
     if path is None:
         return
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, hashlib.sha256(content).digest() + content)
+        atomic_write(path, _checksum(weights, content) + content)
         _prune(path.parent)
 
 
@@ -248,15 +250,21 @@ def _output_name(spec: FeatureSpec) -> str:
     return f"{spec.cut}:{spec.pool}:{'normed' if spec.final_norm else 'raw'}"
 
 
-def _read(path: Path | None) -> bytes | None:
-    """Content of a model file, or None if it is absent or damaged."""
+def _checksum(weights: str, content: bytes | memoryview) -> bytes:
+    digest = hashlib.sha256(weights.encode())
+    digest.update(content)
+    return digest.digest()
+
+
+def _read(path: Path | None, weights: str) -> bytes | None:
+    """Content of a model file, or None if it is absent, damaged or made from other weights."""
     if path is None:
         return None
     try:
         content = path.read_bytes()
     except OSError:
         return None
-    return content[32:] if hashlib.sha256(content[32:]).digest() == content[:32] else None
+    return content[32:] if _checksum(weights, memoryview(content)[32:]) == content[:32] else None
 
 
 def _touch(*paths: Path | None) -> None:
