@@ -1,19 +1,19 @@
-"""The error tree: what can go wrong, in the user's words.
+"""Errors and warnings of featx.
 
-Every message says what came, what is allowed and what to do, and names the file where there is one.
-The CLI turns an error into its ``exit_code``; a library user catches the class.
+A message says what was given, what is allowed and what to do, and names the file if there is one. The CLI
+exits with the ``exit_code`` of the error.
 
 ::
 
     FeatxError                      exit code 1
-    ├── UsageError                  2: the call's own words are off (also a ValueError)
-    ├── DataError                   the images, labels or manifest cannot be used (also a ValueError)
-    │   ├── ImageError              one picture cannot be read or decoded
-    │   ├── TooManyBadImagesError   more pictures were set aside than the user allows
+    ├── UsageError                  2: wrong arguments (also a ValueError)
+    ├── DataError                   images, labels or manifest cannot be used (also a ValueError)
+    │   ├── ImageError              one image cannot be read or decoded
+    │   ├── TooManyBadImagesError   more images were set aside than the user allows
     │   └── LabelError              labels that cannot be learnt or scored
     ├── BackboneError
     │   ├── UnknownModelError       no such timm architecture or tag
-    │   ├── WeightsNotFoundError    known, but its weights are nowhere to be had
+    │   ├── WeightsNotFoundError    known, but its weights were not found
     │   ├── UnknownTapError         no such layer in this network
     │   └── UnsupportedCutError     the network cannot be split there
     ├── StoreError                  the cache cannot be used
@@ -21,13 +21,13 @@ The CLI turns an error into its ``exit_code``; a library user catches the class.
     │   └── StoreWriteError         full or read-only disk (also an OSError)
     ├── SearchError                 no head could be fitted
     ├── ModelFileError              a .featx file that is damaged, hostile or of another format
-    └── Interrupted                 130 or 143: stopped by the user; what was ready is committed
+    └── Interrupted                 130 or 143: stopped by the user; finished work is kept
 
     FeatxWarning (UserWarning)
-    ├── ImageWarning                a picture was accepted with a remark
-    ├── StoreWarning                a segment was quarantined, a space missed by one field
-    ├── DriftWarning                the same picture now gives another row
-    └── SearchWarning               a budget or a fold count was lowered
+    ├── ImageWarning                an image was accepted with a remark
+    ├── StoreWarning                a segment was quarantined
+    ├── DriftWarning                an image now has other features
+    └── SearchWarning               a budget or a number of folds was lowered
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from typing import Any
 
 
 class FeatxError(Exception):
-    """Base of all errors that featx raises on purpose."""
+    """Base of all errors of featx."""
 
     exit_code = 1
 
 
 class UsageError(FeatxError, ValueError):
-    """An argument is not of the form that the call takes."""
+    """An argument is wrong."""
 
     exit_code = 2
 
@@ -53,7 +53,7 @@ class DataError(FeatxError, ValueError):
 
 
 class ImageError(DataError):
-    """One picture cannot be read or decoded.
+    """One image cannot be read or decoded.
 
     Parameters
     ----------
@@ -101,7 +101,7 @@ class UnknownModelError(BackboneError, ValueError):
 
 
 class WeightsNotFoundError(BackboneError):
-    """The architecture is known, its weights are nowhere to be had."""
+    """The architecture is known, but its weights were not found."""
 
 
 class UnknownTapError(BackboneError, ValueError):
@@ -133,7 +133,7 @@ class ModelFileError(FeatxError):
 
 
 class Interrupted(FeatxError):
-    """Stopped by SIGINT or SIGTERM after committing what was ready.
+    """Stopped by SIGINT or SIGTERM; finished work is kept.
 
     Parameters
     ----------
@@ -149,19 +149,19 @@ class Interrupted(FeatxError):
 
 
 class FeatxWarning(UserWarning):
-    """Base of all warnings that featx gives on purpose."""
+    """Base of all warnings of featx."""
 
 
 class ImageWarning(FeatxWarning):
-    """A picture was accepted with a remark."""
+    """An image was accepted with a remark."""
 
 
 class StoreWarning(FeatxWarning):
-    """Something in the cache was put right, or missed by one field."""
+    """The cache was repaired, or differs from the request in few fields."""
 
 
 class DriftWarning(FeatxWarning):
-    """The same picture and recipe now give another row."""
+    """The same image and spec now have other features."""
 
 
 class SearchWarning(FeatxWarning):

@@ -1,8 +1,8 @@
-"""FeatureBlocks: a lazy mapping from a block's name to its rows.
+"""FeatureBlocks: a lazy mapping from the name of a block to its features.
 
-Several taps, pools and resizes reach the search without one dense, wide matrix: a block (one
-representation, one array of shape (n, d)) is loaded when it is first asked for. Some rows of a block can be
-read without the others, so that a block need never be in memory whole. No torch here.
+A block is the features of one layer, pooling and resizing: an array of shape (n, d). It is loaded when it is
+first used, so that no wide matrix of all blocks is needed. Some rows of a block can be read without the
+others, so that a block need not fit into memory.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ Some = NDArray[np.intp] | slice
 """Which rows: indices or a slice."""
 
 CHUNK_ROWS = 4096
-"""Rows that are read at once where a block is not held in memory."""
+"""Rows that are read at once where a block is not in memory."""
 
 
 class FeatureBlocks(Mapping[str, Rows]):
-    """Named blocks of rows of the same images, each loaded on first use and kept.
+    """Named blocks of features of the same images, each loaded on first use.
 
     Parameters
     ----------
@@ -32,10 +32,10 @@ class FeatureBlocks(Mapping[str, Rows]):
     n_rows : int
         Number of rows of every block.
     widths : mapping of str to int, optional
-        Columns of blocks, where they are known without loading.
+        Numbers of columns, where they are known without loading.
     readers : mapping of str to callable, optional
-        Functions of an array of row indices that give these rows alone, where a block is kept somewhere
-        they can be read from; such a block needs no loader. Arrays, also memory maps, need no reader.
+        Functions of an array of row indices that return these rows only. A block with a reader needs no
+        loader. Arrays and memory maps need no reader.
     """
 
     def __init__(
@@ -67,11 +67,11 @@ class FeatureBlocks(Mapping[str, Rows]):
         return iter(self._loaders)
 
     def __len__(self) -> int:
-        """Number of blocks, as for any mapping; `n_rows` counts the rows."""
+        """Number of blocks; `n_rows` is the number of rows."""
         return len(self._loaders)
 
     def part(self, name: str, rows: Some) -> Rows:
-        """Some rows (indices or a slice) of a block, shape (m, d); only these are read, where that can be."""
+        """Return some rows of a block, shape (m, d); only these are read where possible."""
         if name in self._loaded:
             return self._loaded[name][rows]
         source = self._loaders[name]
@@ -82,18 +82,18 @@ class FeatureBlocks(Mapping[str, Rows]):
             return np.asarray(source[rows], dtype=np.float32)  # type: ignore[index]
         return self[name][rows]
 
-    def source(self, name: str) -> RowSource:
-        """A block as something to take rows from, like an array that lies elsewhere."""
-        return RowSource(self, name)
+    def source(self, name: str) -> BlockSource:
+        """Return a block as an object that is indexed like an array, without loading it."""
+        return BlockSource(self, name)
 
     def width(self, name: str) -> int:
-        """Columns of a block; reads a row of it only if they are not known."""
+        """Number of columns of a block; reads one row if it is not known."""
         if name not in self._widths:
             self._widths[name] = self.part(name, slice(0, 1)).shape[1]
         return self._widths[name]
 
     def release(self, name: str) -> None:
-        """Forget a loaded block; it is loaded again when asked for."""
+        """Drop a loaded block from memory; it is loaded again when it is used."""
         if callable(self._loaders[name]):
             self._loaded.pop(name, None)
 
@@ -145,15 +145,15 @@ class FeatureBlocks(Mapping[str, Rows]):
         )
 
 
-class RowSource:
-    """A block's rows by index, as an array gives them: `shape`, `dtype`, and ``source[rows]``.
+class BlockSource:
+    """A block that is indexed like an array: `shape`, `dtype`, and ``source[rows]``.
 
     Parameters
     ----------
     blocks : FeatureBlocks
         The blocks.
     name : str
-        Which of them.
+        Name of the block.
     """
 
     dtype = np.dtype(np.float32)

@@ -26,7 +26,7 @@ from featx.exceptions import ModelFileError
 
 TEMPORARY_PREFIX = ".tmp-"
 LEFTOVER_S = 3600.0
-"""No write takes an hour: a temporary file older than that, whose process is gone, was left by a crash."""
+"""Age in seconds after which a temporary file of a process that has ended is removed."""
 
 MANIFEST = "manifest.json"
 MANIFEST_BYTES = 65_536
@@ -93,7 +93,7 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
 
 
 def make_folder(folder: Path) -> None:
-    """Make `folder` and its missing parents so that they outlive a power cut.
+    """Make `folder` and its missing parents durably (they survive a power cut).
 
     Raises
     ------
@@ -108,7 +108,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sweep_temporaries(folder: Path, *, older_than_s: float = LEFTOVER_S) -> None:
-    """Remove what crashed writers left in `folder`: old temporary files of no living process."""
+    """Remove old temporary files in `folder` whose process has ended."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime > older_than_s and not _is_alive(path.name.split("-")[1]):
@@ -116,7 +116,7 @@ def sweep_temporaries(folder: Path, *, older_than_s: float = LEFTOVER_S) -> None
 
 
 def _is_alive(process: str) -> bool:
-    """Whether a process of that number runs here (unknown, so False, on Windows: open files stay there)."""
+    """Whether a process with this id runs. Always False on Windows, where open files cannot be removed."""
     if os.name == "nt" or not process.isdecimal():
         return False
     try:
@@ -129,7 +129,7 @@ def _is_alive(process: str) -> bool:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and unlinks in `folder` durable, where the disk can (Windows and some shares cannot)."""
+    """Make renames and removals in `folder` durable, where the file system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -144,7 +144,7 @@ def sync_folder(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Archive:
-    """What `read_archive` found whole: a format number and members by name.
+    """A verified archive: a format number and members by name.
 
     Parameters
     ----------
@@ -172,7 +172,7 @@ class Archive:
 def write_archive(
     path: str | os.PathLike[str], members: Mapping[str, bytes], *, kind: str, format: int
 ) -> None:
-    """Write members with a manifest of their sha256 digests to one file, whole or not at all.
+    """Write members and a manifest of their SHA-256 digests to one file, atomically.
 
     The same members give the same bytes.
 
@@ -202,7 +202,7 @@ def write_archive(
 def read_archive(
     path: str | os.PathLike[str], *, kind: str, allowed: Mapping[str, int], max_format: int
 ) -> Archive:
-    """Read an archive as a hostile file: every byte is accounted for before a member is used.
+    """Read an archive that may be forged: every byte is checked before a member is used.
 
     The digests prove that the file is as it was written (integrity). They do not prove who wrote it
     (authenticity): whoever can change a member can also write a new manifest.
@@ -262,7 +262,7 @@ def read_archive(
 
 
 def pack_members(members: Mapping[str, bytes], *, where: str, max_members: int = MAX_MEMBERS) -> bytes:
-    """Bytes of a zip of stored members in the given order; the same members give the same bytes."""
+    """Return a zip of stored members in the given order; equal members give equal bytes."""
     total = sum(len(data) + 2 * len(name) + 100 for name, data in members.items())
     if total > MAX_ARCHIVE_BYTES or len(members) > max_members:
         raise ModelFileError(
@@ -277,7 +277,7 @@ def pack_members(members: Mapping[str, bytes], *, where: str, max_members: int =
 
 
 def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) -> dict[str, bytes]:
-    """Contents of a zip that is exactly as `pack_members` writes it, down to the last header byte.
+    """Return the members of a zip that is exactly as `pack_members` writes it.
 
     So there is no compression (nothing can unfold), no second meaning (a duplicate name, bytes between
     members, a local header that contradicts the directory), no encryption, no link and no zip64.
@@ -369,7 +369,7 @@ def _manifest(kind: str, format: int, members: Mapping[str, bytes]) -> bytes:
 
 
 def _read_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The manifest, whose own digest covers its kind, format and list."""
+    """Return the manifest; its own digest covers its kind, format and list."""
     manifest = read_json(data, where=f"{where}: {MANIFEST}")
     if not isinstance(manifest, dict) or set(manifest) != {"format", "kind", "members", "sha256"}:
         raise ModelFileError(f"{where}: its manifest has not the fields that featx writes. {_GET}")
@@ -407,7 +407,7 @@ def _read_capped(path: Path, where: str, cap: int) -> bytes:
 
 
 def _entry(name: str) -> zipfile.ZipInfo:
-    """A header without anything of this machine or moment."""
+    """Return a header that does not depend on the machine or the time."""
     entry = zipfile.ZipInfo(name, _EPOCH)
     entry.create_system = 3  # Unix, also where the file is written on Windows
     entry.external_attr = 0o100644 << 16  # a regular file
@@ -421,7 +421,7 @@ def _local_header(entry: zipfile.ZipInfo) -> bytes:
 
 
 def _check_plain(entry: zipfile.ZipInfo, where: str) -> None:
-    """Refuse whatever a zip can hold beside stored bytes of a plain file."""
+    """Refuse members that are not plain stored files."""
     plain, name = _entry(entry.filename), _short(entry.filename)
     if entry.filename.startswith("/") or "\\" in entry.filename or ".." in entry.filename.split("/"):
         raise ModelFileError(f"{where}: member {name} points out of the file; it is hostile.")
@@ -464,4 +464,4 @@ _BEGINNINGS = {
     b"<": "a web page or XML",
     b"PK\x05\x06": "an empty zip",
 }
-"""First bytes of what people pass by mistake, or on purpose."""
+"""First bytes of other kinds of files."""

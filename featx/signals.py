@@ -1,4 +1,4 @@
-"""Who answers SIGINT and SIGTERM for a while."""
+"""Handle SIGINT and SIGTERM for the duration of a block."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from types import FrameType
 
 @contextmanager
 def answered_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Let `handler` answer both signals, then whoever did before.
+    """Handle both signals with `handler` inside the block, and restore the previous handlers.
 
-    Outside the main thread no handler can be set, and none is called: nothing changes there.
+    Outside the main thread handlers cannot be set; there this does nothing.
     """
     numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
     try:

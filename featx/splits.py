@@ -1,8 +1,8 @@
-"""Which image is test and which fold it is in: stable, stratified and aware of groups.
+"""Test part and folds: stable, stratified, with groups.
 
-The test part is a threshold on a hash of the image's content (or of its group's name), so that an image
-that is test today is test after the set grew, was renamed or shuffled. Folds are drawn with a seed, since
-they live only as long as one search. In both, images that belong together are never parted.
+The test part is a threshold on a hash of the image's content (or of its group's name). An image that is test
+today is still test after the set has grown, or was renamed or shuffled. Folds are drawn with a seed, since
+they are used by one search only. In both, images of one group are never separated.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from sklearn.model_selection import StratifiedKFold
 from featx.exceptions import DataError, FeatxWarning, LabelError, SearchWarning, UsageError
 
 MIN_TEST_SHARE = 0.5
-"""A class with less than this part of its expected test images is short, and is filled up to it."""
+"""A class with less than this fraction of its expected test images gets more, up to this fraction."""
 
 MIN_TRAIN_UNITS = 2
-"""Images (or groups) of each class that the test part leaves, since cross-validation needs two."""
+"""Images (or groups) of each class that stay in the training part: cross-validation needs two."""
 
 MOST_REPEATS = 3
+"""Largest number of repeats of the folds."""
 
 LISTED = 10
-"""How many rows or classes a message names before it counts the rest."""
+"""Images or classes that a message names; the rest is counted."""
 
 Ids = NDArray[np.uint8] | Sequence[bytes]
 Fold = tuple[NDArray[np.intp], NDArray[np.intp]]
@@ -47,10 +48,10 @@ def stable_test_mask(
 ) -> NDArray[np.bool_]:
     """Choose test images by a threshold on sha256(salt + digest), or on the group's name.
 
-    Within a class, the test part is the units (images, or groups) of smallest hash: those below the
-    threshold `test_size`, but at least half of the class's expected share (and one), and at most as many
-    as leave two for training. An assignment in `previous` is never changed: only new images fill a class
-    that is short.
+    Within a class, the test part is the units (images, or groups) with the smallest hashes: those below the
+    threshold `test_size`, at least half of the class's expected number (and one), and at most as many as
+    leave two for training. An assignment in `previous` is never changed: a class with too few test images
+    gets new images only.
 
     Parameters
     ----------
@@ -145,21 +146,21 @@ def make_folds(
     n_repeats: int = 1,
     random_state: int | None = 0,
 ) -> list[Fold]:
-    """Stratified folds in which a group is never parted and every class can always be learnt.
+    """Return stratified folds in which groups stay together and every training part has every class.
 
-    With groups this is iterative stratification (Sechidis et al., ECML 2011) over whole groups: the
-    rarest class first, its largest group into the fold that has least of that class.
+    With groups this is iterative stratification (Sechidis et al., ECML 2011) over whole groups: the rarest
+    class first, its largest group into the fold that has the fewest images of that class.
 
     Parameters
     ----------
     y : array of shape (n,)
         Class labels.
     n_splits : int
-        Folds wanted; lowered to what the smallest class allows.
+        Number of folds; lowered to the size of the smallest class.
     groups : array of shape (n,), optional
         Rows of a group are all in the same fold.
     n_repeats : int
-        Number of times that the folds are drawn anew.
+        Number of times that the folds are drawn.
     random_state : int or None
         Seed of the first drawing; the k-th repeat uses `random_state + k`.
 
@@ -171,7 +172,7 @@ def make_folds(
     Raises
     ------
     LabelError
-        If a class has a single image (or group), so that it cannot be both learnt and scored.
+        If a class has a single image (or group): it cannot be in the training and in the test fold.
 
     Warns
     -----
@@ -179,7 +180,9 @@ def make_folds(
         If the number of folds was lowered.
     """
     if n_splits < 2 or n_repeats < 1:
-        raise UsageError(f"n_splits {n_splits} with n_repeats {n_repeats}: at least 2 folds, drawn once.")
+        raise UsageError(
+            f"n_splits {n_splits} with n_repeats {n_repeats}: at least 2 folds and 1 repeat are needed."
+        )
     codes, classes = _factorise(y, None, "labels")
     unit = np.arange(len(codes)) if groups is None else _group_codes(groups, len(codes))
     grouped = int(unit.max(initial=-1)) + 1 < len(codes)
@@ -189,7 +192,7 @@ def make_folds(
         alone = _listed(repr(classes[index]) for index in np.flatnonzero(counts < 2))
         raise LabelError(
             f"{_count(int((counts < 2).sum()), 'class has', 'classes have')} a single {what}: {alone}. "
-            f"A class needs two {what}s to be both learnt and scored: add some, or drop such classes "
+            f"Cross-validation needs two {what}s of each class: add some, or drop such classes "
             "(--min-per-class 2)."
         )
     folds = int(min(n_splits, counts.min()))
@@ -301,7 +304,7 @@ def check_labels(y: Any, *, min_classes: int = 2) -> NDArray[Any]:
 
 
 def digest_array(ids: Ids) -> NDArray[np.uint8]:
-    """Digests as an array of shape (n, 32), uint8, C-contiguous."""
+    """Return digests as an array of shape (n, 32), uint8, C-contiguous."""
     if isinstance(ids, np.ndarray) and ids.dtype == np.uint8:
         digests = np.ascontiguousarray(ids).reshape(len(ids), -1)
     else:
@@ -318,7 +321,7 @@ def _unit_hashes(
     salt: str,
     groups: ArrayLike | None,
 ) -> NDArray[np.float64]:
-    """Place each unit in [0, 1) by its content: the smallest hash of its names or digests."""
+    """Return a number in [0, 1) for each unit: the smallest hash of its names or digests."""
     start = hashlib.sha256(salt.encode("utf-8", "surrogatepass"))
     names: Iterable[Any] = [None] * len(digests) if groups is None else list(np.asarray(groups, object))
     position = np.ones(n_units)
@@ -335,13 +338,13 @@ def _unit_hashes(
 
 
 def _previous_sides(digests: NDArray[np.uint8], previous: Mapping[str, str] | None) -> NDArray[np.int8]:
-    """-1 for a new image, 0 for one that was train, 1 for one that was test."""
+    """Return -1 for a new image, 0 for one of the training part, 1 for one of the test part."""
     if not previous:
         return np.full(len(digests), -1, np.int8)
     words = {"train": 0, "test": 1}
-    strange = set(previous.values()) - set(words)
-    if strange:
-        raise UsageError(f"a previous assignment says {min(strange)!r}; it is 'train' or 'test'.")
+    unknown = set(previous.values()) - set(words)
+    if unknown:
+        raise UsageError(f"previous assigns an image to {min(unknown)!r}; use 'train' or 'test'.")
     return np.array([words.get(previous.get(d.tobytes().hex(), ""), -1) for d in digests], np.int8)
 
 
@@ -351,7 +354,7 @@ def _can_spare(
     is_test: NDArray[np.bool_],
     members: NDArray[np.intp],
 ) -> bool:
-    """Whether every class of a unit keeps enough for training when the unit goes to the test part."""
+    """Whether every class of a unit keeps enough training images if the unit becomes test."""
     own_classes = members[members[:, 1] == index, 0]
     return all((~is_test[by_class[code]]).sum() > MIN_TRAIN_UNITS for code in own_classes)
 
@@ -362,15 +365,15 @@ def _grouped_folds(
     n_classes, n_units = int(codes.max()) + 1, int(unit.max()) + 1
     table = coo_array((np.ones(len(codes)), (unit, codes)), shape=(n_units, n_classes)).tocsr()
     size = np.bincount(unit, minlength=n_units)
-    luck = rng.random(n_units)
-    held = table.tocsc()
-    of_class = [held.indices[held.indptr[c] : held.indptr[c + 1]] for c in range(n_classes)]
+    order = rng.random(n_units)
+    columns = table.tocsc()
+    of_class = [columns.indices[columns.indptr[c] : columns.indptr[c + 1]] for c in range(n_classes)]
     filled = np.zeros((folds, n_classes))
     total = np.zeros(folds)
     fold = np.full(n_units, -1)
     for code in sorted(range(n_classes), key=lambda c: len(of_class[c])):
         own = of_class[code]
-        for index in own[np.lexsort((luck[own], -size[own]))]:
+        for index in own[np.lexsort((order[own], -size[own]))]:
             if fold[index] >= 0:
                 continue
             best = int(np.lexsort((rng.random(folds), total, filled[:, code]))[0])
@@ -390,7 +393,7 @@ def _part_class(
     table: Any,
     size: NDArray[np.intp],
 ) -> None:
-    """Move a group of a class whose groups all fell into one fold on behalf of rarer classes."""
+    """Move one group of a class whose groups are all in one fold because of rarer classes."""
     if len(np.unique(fold[own])) > 1:
         return
     index = own[np.argmin(size[own])]

@@ -1,8 +1,8 @@
-"""CSV that is safe to open: whole or absent on disk, no formula runs, no control character is shown.
+"""Write CSV that is safe to open: no cell runs as a formula, and control characters are escaped.
 
-File and class names come from strangers. A spreadsheet runs a cell that starts with ``=``; a terminal
-obeys escape sequences; a name may not be Unicode at all. One writer serves every table that featx makes,
-so the care is taken once. JSON output needs none of it and stays exact.
+Names of files and classes are not trusted. A spreadsheet runs a cell that starts with ``=``, a terminal
+interprets escape sequences, and a name may not be valid Unicode. All tables of featx are written here. JSON
+output is not changed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, TextIO
 from featx.files import atomic_write
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
-"""What a spreadsheet takes for a formula (OWASP, CSV Injection), and the full-width forms."""
+"""First characters of formulas in spreadsheets (OWASP, CSV Injection), and their full-width forms."""
 
 
 def write_csv(
