@@ -18,7 +18,7 @@ from featx.representation import Representation
 from featx.search.plan import SearchPlan
 from featx.search.scoring import as_good, brier_out_of_fold, calibrate
 from featx.search.space import Configuration, Params, group_configs
-from featx.solvers import ASKING, LINEAR, SOLVERS, Block, FitTask, ScaledBlock, ScaledFeatures, as_block
+from featx.solvers import LINEAR, PRUNABLE, SOLVERS, Block, FitTask, ScaledBlock, ScaledFeatures, as_block
 
 Floats = NDArray[Any]
 
@@ -217,7 +217,7 @@ class Evaluator:
         return False
 
     def _is_hopeless(self, result: Result, group: Sequence[Result]) -> bool:
-        if result.configuration.head.solver not in ASKING:
+        if result.configuration.head.solver not in PRUNABLE:
             return False
         return self._is_far_behind(result, group) or self.prune(result.scores)
 

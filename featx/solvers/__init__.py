@@ -1,4 +1,4 @@
-"""Many fits of one kind at once: every fold, every value of C, gamma, alpha or k, sharing all they can.
+"""Many fits of one kind at once: every fold, every value of C, gamma, alpha or k, with shared computations.
 
 A search asks for hundreds of fits that differ in one number. What they share (scaled rows, Gram and
 distance matrices, the kernel of a gamma, the nearest neighbours, the matrix products of the linear models)
@@ -36,16 +36,16 @@ SOLVERS: dict[str, Callable[[FitTask], Iterator[Answer]]] = {
     "estimator": estimator,
 }
 
-ASKING = (*LINEAR, "rbf_svm", "estimator")
-"""Solvers that ask between folds whether a configuration is still wanted; the others are done too soon."""
+PRUNABLE = (*LINEAR, "rbf_svm", "estimator")
+"""Solvers that can skip pruned configurations between folds; the others are too fast for it."""
 
 __all__ = [
-    "ASKING",
     "CHUNK_ROWS",
     "CLASS_WEIGHTS",
     "DEFAULT_MEMORY",
     "KERNEL_ROWS",
     "LINEAR",
+    "PRUNABLE",
     "SOLVERS",
     "STREAM_ROWS",
     "Answer",

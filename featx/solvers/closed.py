@@ -38,7 +38,7 @@ def lda(task: FitTask) -> Iterator[Answer]:
 
 
 def nearest_mean(task: FitTask) -> Iterator[Answer]:
-    """Minus the squared distance to each class's mean; less the row's own length where rows are streamed."""
+    """Negative squared distance to each class's mean; streamed, without the row's own length."""
     return (
         _by_moments(task, _nearest_mean_of) if task.features.streamed else by_fold(task, _nearest_mean_fold)
     )
@@ -70,7 +70,7 @@ def _by_moments(task: FitTask, solve: Callable[[FitTask, Moments], Iterator[Solu
 
 
 def moments_of(task: FitTask) -> FoldMoments | None:
-    """Moments of the task's rows, kept with them where no class weights are in them; None if stopped."""
+    """Moments of the task's features, cached if they have no class weights; None if stopped."""
     plain = task.class_weight is None
     if plain and task.features.moments is not None:
         return task.features.moments
@@ -114,7 +114,7 @@ def _nearest_mean_of(task: FitTask, moments: Moments) -> Iterator[Solution]:
 
 
 def one_for_two(weights: Floats, offset: Floats) -> Solution:
-    """Of two classes how much the second is ahead."""
+    """For two classes, the second output minus the first."""
     if len(offset) == 2:
         return weights[:, 1:] - weights[:, :1], offset[1:] - offset[:1]
     return weights, offset
@@ -223,7 +223,7 @@ def solve_lda(
     count = np.bincount(y, minlength=n_classes)
     means = _class_means(rows, y, n_classes)
     spread = rows - means[y]
-    trace = float(np.einsum("ij,ij->", spread, spread)) / n / d or 1.0  # one row a class: the sphere alone
+    trace = float(np.einsum("ij,ij->", spread, spread)) / n / d or 1.0  # 0 if each class has one row
     # (1 - s) * spread' spread / n + s * trace * I, divided by (1 - s) / n
     strengths = [s * trace * n / (1 - s) for s in shrinkages]
     for shrinkage, inverse in zip(shrinkages, penalised_inverses(spread, strengths, means.T), strict=True):

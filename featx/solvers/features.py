@@ -1,4 +1,4 @@
-"""Rows as each fold scales them, and the products that fits share, without a copy for each fold."""
+"""Features as each fold scales them, and the products that fits share, without a copy for each fold."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ CHUNK_ROWS = 4096
 """Rows that are converted, scaled or compared at a time."""
 
 SAMPLE_ROWS = 1024
-"""Rows whose mean stands for that of all where only its size matters."""
+"""Rows from which the size of the mean is estimated."""
 
 DOUBLE_BELOW = 200_000
-"""Matrices of fewer values are solved in double precision: it costs nothing there."""
+"""Matrices with fewer values are solved in double precision, which costs little for them."""
 
 
 class Block:
-    """The rows of one block, centred on their common mean: the base of every scaling.
+    """The features of one block, centred on their common mean: the base of every scaling.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ class Block:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes in memory."""
         return sum(own.nbytes for own in (self._base, self._gram) if own is not None)
 
     def lengths(self) -> Floats:
@@ -91,7 +91,7 @@ class Block:
 
 
 class ScaledFeatures:
-    """The rows of one representation as each fold would scale them, without a copy for each fold.
+    """The features of one representation as each fold scales them, without a copy for each fold.
 
     A scaling fitted on a fold's training rows is affine in each block, up to a factor for each row:
     ``z = (x - shift) * scale * norm``. So one base matrix serves all scalings and folds: products with it
@@ -161,17 +161,17 @@ class ScaledFeatures:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the moments, and of the curvature found from them, that are held."""
+        """Bytes of the moments and of their curvature in memory."""
         return sum(own.nbytes for own in (self.moments, self.curvature) if own is not None)
 
     @property
     def by_gram(self) -> bool:
-        """Whether fits are cheaper by the rows' inner products than by their columns."""
+        """Whether fits are cheaper with inner products of rows than with columns."""
         return self.affords_gram and self.n <= 2 * self.d
 
     @property
     def by_moments(self) -> bool:
-        """Whether closed forms go by the moments of all folds at once: always where rows are streamed."""
+        """Whether closed forms use the moments of all folds at once; always if features are streamed."""
         if self.streamed:
             return True
         afforded = moment_bytes(self.folds, self.d) <= self.memory
@@ -234,7 +234,7 @@ class ScaledFeatures:
         return scores
 
     def prepare(self, weights: Floats, fold: Indices) -> list[tuple[Floats, Floats]]:
-        """What each block needs to score chunks by weights (d, k, b)."""
+        """Prepare the scoring of chunks by weights (d, k, b), block by block."""
         ends = np.cumsum([part.d for part in self.parts])
         return [
             part.prepare(weights[end - part.d : end].astype(self.dtype), fold)
@@ -256,7 +256,7 @@ class ScaledFeatures:
 
 
 class ScaledBlock:
-    """What each fold does to one block: the last axis counts folds, and has length 1 if all do the same.
+    """How each fold scales one block. The last axis counts folds; its length is 1 if all folds are alike.
 
     Parameters
     ----------
@@ -326,7 +326,7 @@ class ScaledBlock:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the Gram matrices that are held."""
+        """Bytes of the Gram matrices in memory."""
         return sum(own.nbytes for own in self._grams.values())
 
     def gram(self, fold: int) -> Floats:
@@ -427,7 +427,7 @@ class ScaledBlock:
 
 
 def as_block(rows: Any) -> Block:
-    """Rows as a block that is computed with in the precision that suits its size.
+    """Return features as a block, in the precision that suits its size.
 
     What is no array, but can be asked for some rows, is read chunk by chunk.
     """
@@ -439,7 +439,7 @@ def as_block(rows: Any) -> Block:
 
 
 def _dtype(rows: Floats) -> Any:
-    """Small problems in double precision are solved so; all others in single."""
+    """Double precision for small problems in double precision; single for all others."""
     return np.float64 if rows.dtype == np.float64 and rows.size < DOUBLE_BELOW else np.float32
 
 

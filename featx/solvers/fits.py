@@ -84,7 +84,7 @@ def _svm_fits(
 
 @functools.cache
 def svc_class() -> Any:
-    """The quickest SVC that is installed; what is kept of a search is fitted by scikit-learn's own."""
+    """The fastest SVC that is installed. The selected model is always fitted by scikit-learn's own."""
     try:
         return importlib.import_module(FASTER).SVC
     except ImportError:  # also where one of its libraries is missing
@@ -92,7 +92,7 @@ def svc_class() -> Any:
 
 
 def estimator(task: FitTask) -> Iterator[Answer]:
-    """Any scikit-learn classifier, fold by fold, so that hopeless configurations can be pruned."""
+    """Any scikit-learn classifier, fold by fold, so that configurations can be pruned between folds."""
     assert task.make is not None
     for fold in range(len(task.folds.splits)):
         rows = task.features.of_fold(fold)

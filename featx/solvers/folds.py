@@ -1,4 +1,4 @@
-"""What all fits of a search share apart from the rows: splits, targets, weights."""
+"""What all fits of a search share apart from the features: splits, targets, weights."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Split = tuple[Indices, Indices]
 ClassWeights = str | NDArray[np.float64] | None
 
 CLASS_WEIGHTS = ("balanced", "sqrt")
-"""Weights of classes that go by a name; see `class_weights`."""
+"""Named class weights; see `class_weights`."""
 
 
 @dataclass(frozen=True)
 class Folds:
-    """What all fits share apart from the rows: splits, targets, weights.
+    """What all fits share apart from the features: splits, targets, weights.
 
     Parameters
     ----------

@@ -79,7 +79,7 @@ def _linear(task: FitTask, solver: str) -> Iterator[Answer]:
 
 
 def _problems_at_once(task: FitTask, rows: LinearFeatures) -> int:
-    """Problems whose arrays are a few megabytes: with more, calls cost nothing, and pruning is worth more.
+    """Number of problems whose arrays take a few megabytes; with more, less could be pruned.
 
     At least all folds of a problem where the rows are shared by all folds; never more than fit the memory,
     with about 8 arrays of scores' size and 2 m + 6 of weights' size.
@@ -92,7 +92,7 @@ def _problems_at_once(task: FitTask, rows: LinearFeatures) -> int:
 
 
 class GramFeatures:
-    """Each fold's rows by their inner products alone, for wide rows: a linear model sees no difference.
+    """Each fold's features by their inner products alone, for more columns than rows.
 
     What a penalised linear model can reach is spanned by the rows, so a vector of weights is held as its
     coefficients (n) on the rows, and below them its image, the rows' scores (n), each with the intercept
@@ -132,7 +132,7 @@ class GramFeatures:
         for own in np.unique(fold):
             where, train = fold == own, self.folds.splits[own][0]
             part = residuals[:, :, where]
-            scores = np.zeros_like(part)  # of rows that do not train it is asked at the end
+            scores = np.zeros_like(part)  # those of test rows are computed at the end
             inner = part[train].reshape(len(train), -1)
             scores[train] = (self.products[own][0] @ inner).reshape(len(train), *part.shape[1:])
             image[:, :, where] = scores
@@ -196,7 +196,7 @@ def solve_linear(
     max_iterations : int
         Of L-BFGS.
     stop : callable
-        Asked in every iteration; None is returned when it says yes.
+        Called in every iteration; None is returned once it is True.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from featx.solvers.folds import Floats, Folds
 
 
 class Loss:
-    """A loss of scores (n, k, b), weighted by mass (n, b); `slope` is that of the last value asked."""
+    """A loss of scores (n, k, b), weighted by mass (n, b); `slope` is that of the last `value`."""
 
     def __init__(self, folds: Folds, mass: Floats, dtype: Any) -> None:
         self.mass = mass[:, None, :]
@@ -96,7 +96,7 @@ class _SquaredHinge(Loss):
 LOSSES: dict[str, type[Loss]] = {"softmax": _Softmax, "logistic": _Logistic, "squared_hinge": _SquaredHinge}
 
 LINEAR = {"softmax": "softmax", "logistic_ovr": "logistic", "squared_hinge": "squared_hinge"}
-"""Loss of each solver that iterates and stops when answers have settled."""
+"""Loss of each iterative solver."""
 
 
 def loss_of(solver: str, folds: Folds) -> str:

@@ -1,4 +1,4 @@
-"""What one pass over the rows keeps of them: class sums and second moments of every fold's training part.
+"""Class sums and second moments of every fold's training part, from one pass over the rows.
 
 Ridge regression, discriminant analysis and the nearest mean need no more than that, for all folds and
 penalties at once, however many rows there are. Parts that no fold tells apart are summed once: of k folds
@@ -21,7 +21,7 @@ WELL_CONDITIONED = 1e4
 leaves three digits of a solution in the worst direction and five in the others."""
 
 ROUNDING = 1e-6
-"""Share of a column's sum of squares that single precision may leave of a variance of nothing."""
+"""A variance below this share of the column's sum of squares is a rounding error of single precision."""
 
 SLAB = 256
 """Rows of a large matrix that are changed at a time."""
@@ -172,7 +172,7 @@ class FoldMoments:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes in memory."""
         return self.second.nbytes + self.sums.nbytes
 
     def _part(self, group: int, start: int, stop: int) -> Group:

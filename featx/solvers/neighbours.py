@@ -67,5 +67,5 @@ def _vote_weights(params: Mapping[str, Any], distance: Floats) -> Floats:
         return np.ones_like(distance)
     if params["weights"] == "temperature":
         return np.asarray(np.exp((distance[:, :1] - distance) / params["temperature"]))
-    same = distance == 0  # a twin decides alone, as in scikit-learn
+    same = distance == 0  # neighbours at distance 0 decide alone, as in scikit-learn
     return np.where(same.any(axis=1, keepdims=True), same, 1 / np.where(same, 1, distance))

@@ -1,4 +1,4 @@
-"""Linear models on rows that are not in memory: L-BFGS over chunks, every pass one step of all problems.
+"""Linear models on features that are not in memory: L-BFGS in which a pass is one step of all problems.
 
 A pass reads each chunk once and gives value and gradient of all folds and all values of C. Passes are what
 costs, so each problem starts from the curvature that the rows' second moments give (exactly the Hessian at
@@ -39,11 +39,11 @@ CHUNK_VALUES = 1 << 19
 """Scores of a chunk at most; more outputs, fewer rows."""
 
 NOISE = 1e-3
-"""Part of the tolerance by which the objective may move for nothing, as a part of its value."""
+"""A change of the objective below this part of the tolerance, relative to its value, counts as none."""
 
 REFIT: dict[str, Any] = {"tolerance": 1e-6, "max_iterations": 1000}
-"""Of the model that is kept: scores within a hundredth of their spread of scikit-learn's, where classes are
-separable and they would grow for long; far nearer elsewhere."""
+"""Limits for the final model. Its scores differ from scikit-learn's by at most a hundredth of their spread if
+the classes are separable, and by far less otherwise."""
 
 CURVATURE = {"logistic": 0.25, "squared_hinge": 2.0}
 """Second derivative of a loss at zero; of the softmax it is 1 / n_classes."""
@@ -61,13 +61,13 @@ class Curvature:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that are held."""
+        """Bytes in memory."""
         return self.vectors.nbytes
 
 
 @dataclass(frozen=True)
 class StreamedFit:
-    """A model of scaled rows.
+    """A fitted model of scaled features.
 
     Parameters
     ----------
@@ -203,7 +203,7 @@ def solve_streamed(
 
 
 def curvature_of(task: FitTask) -> Curvature | None:
-    """Of the first fold's training rows, which stand for those of all; kept with the rows."""
+    """Curvature of the first fold's training rows, used for all folds; cached with the features."""
     rows = task.features
     if rows.curvature is None:
         plain = replace(task, class_weight=None)

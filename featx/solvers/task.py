@@ -1,4 +1,4 @@
-"""What a solver is asked, and the threads it may use."""
+"""The task of a solver, and helpers that run it in threads."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from featx.solvers.folds import ClassWeights, Floats, Folds
 Answer = tuple[int, int, Floats]
 
 KERNEL_ROWS = 8_000
-"""Above as many training rows an SVM is screened on a stratified sample of this size (labelled so)."""
+"""With more training rows an SVM is scored on a stratified sample of this size; results say so."""
 
 
 STREAM_ROWS = 50_000
-"""Above as many rows they are read chunk by chunk, and only heads that need no more are tried unasked."""
+"""With more rows features are read in chunks, and by default only heads that can be fitted so are tried."""
 
 
 SHARE = 32
-"""Part of the memory that the weights, or the scores, of fits on streamed rows take: more of them at once
-would read the rows less often, but reading is a small part of the work."""
+"""Weights and scores of streamed fits take one part in so many of the memory. With more memory features would
+be read less often, but reading is a small part of the work."""
 
 
 @dataclass(frozen=True)
 class FitTask:
-    """What a solver is asked: configurations of one head on one scaling of one representation.
+    """Configurations of one head on one scaling of one representation, which a solver fits.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ class FitTask:
     memory : int
         Bytes that the task's own matrices may take.
     alive : callable
-        ``alive(i)`` tells whether configuration i is still wanted (not pruned).
+        ``alive(i)`` is False once configuration i is pruned.
     stop : callable
         Whether time is up; then the solver returns what it has.
     make : callable, optional
@@ -50,10 +50,10 @@ class FitTask:
     random_state : int
         Seed of samples.
     kernel_rows : int
-        Above as many training rows, SVMs are fitted on a stratified sample of this size.
+        With more training rows, SVMs are fitted on a stratified sample of this size.
     precise : bool
-        Whether linear models run until their scores, not only their answers, have settled: for the scores
-        that a calibration is fitted on.
+        Whether linear models run until their scores have converged, not only their predictions. A calibration
+        is fitted on such scores.
     """
 
     features: ScaledFeatures
@@ -89,7 +89,7 @@ def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
 
 
 def scores_of(scores: Floats) -> Floats:
-    """Scores (n, k) as they are, but (n,) where there is one output."""
+    """Return scores (n, k) as they are, but of shape (n,) if there is one output."""
     return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
@@ -97,7 +97,7 @@ FoldSolver = Callable[[FitTask, int], list[Floats]]
 
 
 def by_fold(task: FitTask, solve: FoldSolver) -> Iterator[Answer]:
-    """Folds side by side in threads; all configurations of a fold together."""
+    """Solve folds in parallel threads; all configurations of a fold together."""
     folds = range(len(task.folds.splits))
     for part in parts(list(folds), max(1, task.n_jobs)):
         if task.stop():
