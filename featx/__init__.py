@@ -1,13 +1,15 @@
-"""featx turns an image file into a row of numbers once, keeps the row, and learns from the rows.
+"""featx computes pretrained image features once, keeps them, and learns classifiers from them.
 
-Importing this package is instant: public names load when they are first used, so that the command line
-answers at once and a laptop that tunes from cached rows never imports torch.
+Importing this package is fast: public names are loaded when they are first used. A search on cached features
+never imports torch.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from featx.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from featx.classifier import ImageClassifier as ImageClassifier
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from featx.search import HeadSearchCV as HeadSearchCV
     from featx.spec import FeatureSpec as FeatureSpec
 
-__version__ = "0.1.0"
 
 _HOMES = {
     "Evaluation": "featx.evaluation",

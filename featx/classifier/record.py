@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx import __version__
 from featx.evaluation import Evaluation, evaluate
 from featx.finetune import Verdict
 from featx.images import Skipped
@@ -20,6 +19,7 @@ from featx.records import APART, Record
 from featx.selection.backbones import BackboneComparison
 from featx.selection.choice import Choice
 from featx.selection.tuning import Tried, TunedHead
+from featx.version import __version__
 
 PACKAGES = ("scikit-learn", "numpy", "timm", "torch")
 """Packages whose versions a record names."""
