@@ -1,8 +1,11 @@
-"""The number of threads that a process may use."""
+"""Threads: how many a process may use, and calls in them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from featx.exceptions import UsageError
 
@@ -31,3 +34,16 @@ def n_threads(n_jobs: int | None = None) -> int:
     cores, limit = int(cpu_count()), os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
     cores = min(cores, int(limit)) if limit.isdecimal() and int(limit) else cores
     return max(1, cores + 1 + (n_jobs or -1))
+
+
+def run_in_threads(n_jobs: int, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
+    """Return the results of (function, arguments) pairs, in order."""
+    if n_jobs == 1 or len(calls) == 1:
+        return [function(*arguments) for function, arguments in calls]
+    with ThreadPoolExecutor(min(n_jobs, len(calls))) as pool:  # joblib polls for results every 10 ms
+        return [future.result() for future in [pool.submit(f, *a) for f, a in calls]]
+
+
+def map_in_threads(n_jobs: int, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
+    """Return the function's result for each item, in order."""
+    return run_in_threads(n_jobs, [(function, (item,)) for item in items])

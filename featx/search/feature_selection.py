@@ -8,7 +8,7 @@ training rows of each fold alone.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from featx.features import FeatureBlocks
 from featx.search.screening import SCREENED_ROWS
 from featx.solvers import Folds, ScaledBlock
-from featx.solvers.task import threads
 from featx.splits import stratified_sample
+from featx.threads import map_in_threads
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -169,7 +169,7 @@ def _group_lasso(
         part.scale = part.scale * np.asarray(math.sqrt(part.d), part.scale.dtype)  # single features
         return part
 
-    scaled = _in_threads(n_jobs, standardise, list(blocks))
+    scaled = map_in_threads(n_jobs, standardise, list(blocks))
     members = inside[:, None]
 
     def fitted(weights: Sequence[Floats]) -> Floats:
@@ -179,10 +179,10 @@ def _group_lasso(
             return own
 
         both = list(zip(scaled, weights, strict=True))
-        return np.asarray(sum(_in_threads(n_jobs, scores, both)) * members)
+        return np.asarray(sum(map_in_threads(n_jobs, scores, both)) * members)
 
     def gradients(residual: Floats) -> list[Floats]:
-        return _in_threads(n_jobs, lambda part: part.gradient(residual, which), scaled)
+        return map_in_threads(n_jobs, lambda part: part.gradient(residual, which), scaled)
 
     mean = np.einsum("nk,nb->kb", targets, inside / inside.sum(axis=0))
     centered = ((targets[:, :, None] - mean) * members).astype(np.float32)
@@ -228,7 +228,3 @@ def _targets(y: Indices, n_classes: int, random_state: int) -> Floats:
     rng = np.random.default_rng(random_state)
     mixing = rng.standard_normal((n_classes, TARGETS)) / math.sqrt(TARGETS)
     return np.asarray(one_hot @ mixing.astype(np.float32))
-
-
-def _in_threads(n_jobs: int, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    return threads(n_jobs, [(function, (item,)) for item in items])

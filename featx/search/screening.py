@@ -20,8 +20,8 @@ from scipy.linalg import cho_factor, cho_solve, get_lapack_funcs
 
 from featx.features import FeatureBlocks
 from featx.representation import Representation, block_name, is_usual, layer_of
-from featx.solvers.task import threads
 from featx.splits import stratified_sample
+from featx.threads import map_in_threads
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -171,7 +171,7 @@ def screen_representations(
             best = ridge.fit_kernel(kernels[name], alphas[name])
         return Screened(Representation((name,)), width, *best, time.monotonic() - start)
 
-    found = _in_threads(n_jobs, score_block, names)
+    found = map_in_threads(n_jobs, score_block, names)
     found.sort(key=lambda one: one.rank, reverse=True)
     if not combine or len(found) < 2:
         return found
@@ -194,7 +194,7 @@ def screen_representations(
         if not new or time.monotonic() > deadline:
             break
         tried |= set(new)
-        more = _in_threads(n_jobs, partial(score_combination, alpha=base.alpha), new)
+        more = map_in_threads(n_jobs, partial(score_combination, alpha=base.alpha), new)
         found += more
         base = max(more, key=lambda one: one.rank)
     found.sort(key=lambda one: one.rank, reverse=True)
@@ -337,7 +337,3 @@ class _LeaveOneOutRidge:
 def _accuracy(decision: Floats, y: Indices) -> float:
     best = decision > 0 if decision.ndim == 1 else decision.argmax(axis=1)
     return float(np.mean(best == y))
-
-
-def _in_threads(n_jobs: int, function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    return threads(n_jobs, [(function, (item,)) for item in items])

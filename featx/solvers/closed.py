@@ -24,7 +24,8 @@ from featx.solvers.moments import (
     ridge_of_moments,
     solve_penalised,
 )
-from featx.solvers.task import SHARE, Answer, FitTask, by_fold, scores_of, threads
+from featx.solvers.task import SHARE, Answer, FitTask, by_fold, scores_of
+from featx.threads import run_in_threads
 
 
 def ridge(task: FitTask) -> Iterator[Answer]:
@@ -93,7 +94,7 @@ def _refuse_too_wide(task: FitTask) -> None:
 
 def sum_moments(task: FitTask, moments: FoldMoments) -> FoldMoments | None:
     """Pass over the task's rows; None if stopped."""
-    run = partial(threads, task.n_jobs)
+    run = partial(run_in_threads, task.n_jobs)
     done = moments.sum_up(task.features.base, task.features.d, chunk=CHUNK_ROWS, run=run, stop=task.stop)
     return moments if done else None
 

@@ -12,8 +12,9 @@ import sklearn
 from sklearn.svm import SVC
 
 from featx.solvers.folds import Floats, Folds, Indices, class_weights
-from featx.solvers.task import Answer, FitTask, parts, threads
+from featx.solvers.task import Answer, FitTask, parts
 from featx.splits import stratified_sample
+from featx.threads import run_in_threads
 
 FASTER = "sklearnex.svm"
 """scikit-learn-intelex, where it is installed (version 2026.2.0 gave the same scores)."""
@@ -42,7 +43,7 @@ def rbf_svm(task: FitTask) -> Iterator[Answer]:
         for part in parts(groups, workers):
             if task.stop():
                 return
-            solved = threads(workers, [(_svm_fits, (task, squares, train, group)) for group in part])
+            solved = run_in_threads(workers, [(_svm_fits, (task, squares, train, group)) for group in part])
             for answers in solved:
                 for i, scores in answers:
                     yield i, fold, scores
@@ -100,7 +101,7 @@ def estimator(task: FitTask) -> Iterator[Answer]:
         for part in parts(wanted, max(1, task.n_jobs)):
             if task.stop():
                 return
-            solved = threads(task.n_jobs, [(_estimator_fit, (task, rows, fold, i)) for i in part])
+            solved = run_in_threads(task.n_jobs, [(_estimator_fit, (task, rows, fold, i)) for i in part])
             for i, scores in zip(part, solved, strict=True):
                 yield i, fold, scores
 

@@ -23,7 +23,8 @@ from featx.solvers.descent import (
 from featx.solvers.features import ScaledFeatures, column_sums
 from featx.solvers.folds import Floats, Indices
 from featx.solvers.losses import LOSSES, loss_of
-from featx.solvers.task import Answer, FitTask, scores_of, threads
+from featx.solvers.task import Answer, FitTask, scores_of
+from featx.threads import run_in_threads
 
 SMALL_ARRAYS = 4 * 2**20
 """Bytes of an array over all problems of a batch: as much as stays in a processor's cache."""
@@ -71,7 +72,7 @@ def _linear(task: FitTask, solver: str) -> Iterator[Answer]:
     while left:
         size = min(most, math.ceil(len(left) / task.n_jobs))
         some = [left[k * size : (k + 1) * size] for k in range(task.n_jobs)]
-        for answers in threads(task.n_jobs, [(solve, (part,)) for part in some if part]):
+        for answers in run_in_threads(task.n_jobs, [(solve, (part,)) for part in some if part]):
             if answers is None:
                 return
             yield from answers
@@ -114,7 +115,7 @@ class GramFeatures:
         self.intercepts = [rows.n, -1]
         self.common = rows.gram(0) if rows.alike else None
         of_folds = [(rows.fold_products, (fold, *split)) for fold, split in enumerate(rows.folds.splits)]
-        self.products = [] if rows.alike else threads(n_jobs, of_folds)
+        self.products = [] if rows.alike else run_in_threads(n_jobs, of_folds)
 
     def times(self, weights: Floats, fold: Indices) -> Floats:
         """Scores (n, k, b) of weights (2 n + 2, k, b); `fold` (b,) is whose scaling."""

@@ -33,7 +33,8 @@ from featx.solvers.features import CHUNK_ROWS
 from featx.solvers.folds import Floats, Folds, Indices
 from featx.solvers.losses import LINEAR, LOSSES, loss_of
 from featx.solvers.moments import FoldMoments, lda_of_moments, moment_bytes, ridge_of_moments
-from featx.solvers.task import SHARE, Answer, FitTask, parts, scores_of, threads
+from featx.solvers.task import SHARE, Answer, FitTask, parts, scores_of
+from featx.threads import run_in_threads
 
 CHUNK_VALUES = 1 << 19
 """Scores of a chunk at most; more outputs, fewer rows."""
@@ -330,7 +331,7 @@ class _StreamedProblems(BatchedLBFGS):
         for some in parts(starts, self.task.n_jobs):
             if self.task.stop():
                 return None
-            for loss_value, of_parts, total in threads(
+            for loss_value, of_parts, total in run_in_threads(
                 self.task.n_jobs, [(of_chunk, (start,)) for start in some]
             ):
                 value = value + loss_value

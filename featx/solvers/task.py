@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from featx.solvers.features import DEFAULT_MEMORY, ScaledFeatures
 from featx.solvers.folds import ClassWeights, Floats, Folds
+from featx.threads import run_in_threads
 
 Answer = tuple[int, int, Floats]
 
@@ -74,14 +74,6 @@ class FitTask:
         return self.features.folds
 
 
-def threads(n_jobs: int, calls: Sequence[tuple[Callable[..., Any], tuple[Any, ...]]]) -> list[Any]:
-    """Results of (function, arguments) pairs, in order."""
-    if n_jobs == 1 or len(calls) == 1:
-        return [function(*arguments) for function, arguments in calls]
-    with ThreadPoolExecutor(min(n_jobs, len(calls))) as pool:  # joblib polls for results every 10 ms
-        return [future.result() for future in [pool.submit(f, *a) for f, a in calls]]
-
-
 def parts(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     """Successive slices of at most `size` items."""
     for start in range(0, len(items), size):
@@ -102,7 +94,7 @@ def by_fold(task: FitTask, solve: FoldSolver) -> Iterator[Answer]:
     for part in parts(list(folds), max(1, task.n_jobs)):
         if task.stop():
             return
-        solved = threads(task.n_jobs, [(solve, (task, fold)) for fold in part])
+        solved = run_in_threads(task.n_jobs, [(solve, (task, fold)) for fold in part])
         for fold, answers in zip(part, solved, strict=True):
             for i, scores in enumerate(answers):
                 yield i, fold, scores
