@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
 from classifiers import image_classifier
 from PIL import Image
 
 from featx.advice import sentences
+from featx.backbones.state import STATE
 from featx.classifier import load
 from featx.classifier.growth import grow
 from featx.cli import main
@@ -279,3 +282,45 @@ def test_groups_of_the_old_images_keep_new_ones_of_the_same_group_on_their_side(
     side = clf.assignment_[image_digest(images.sources[0]).hex()]
     new = [image_digest(source).hex() for source in fresh.sources]
     assert {grown.assignment_[digest] for digest in new if digest not in clf.assignment_} == {side}
+
+
+def test_a_fit_into_the_same_file_with_other_classes_compares_and_ends_well(
+    class_folders: Path,
+    tmp_path: Path,
+    picture: Callable[..., Image.Image],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fit = [
+        "fit", str(class_folders), "-o", str(tmp_path / "m.featx"), "--backbone", "test_resnet",
+        "--random-weights", "--runtime", "torch", "--cut", "last", "--pool", "avg", "--resize", "crop",
+        "--heads", "ridge", "--trials", "1", "--cv", "2",
+    ]  # fmt: skip
+    assert main(fit) == 0
+    (class_folders / "red").rename(class_folders / "pink")  # one class is gone, another is new
+    for number in range(10):
+        picture(900 + number, tint=(-60, 90, -60)).save(class_folders / "pink" / f"{number}.png")
+    code, found = _json(capsys, *fit)
+    assert code == 0
+    assert {change["label"] for change in found["refit"]["by_class"]} <= {"blue", "pink"}
+    assert load(tmp_path / "m.featx").classes_.tolist() == ["blue", "pink"]
+
+
+def test_a_comparison_that_fails_does_not_fail_the_fit(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fit = [
+        "fit", str(class_folders), "-o", str(tmp_path / "m.featx"), "--runtime", "torch", "--cut", "last",
+        "--pool", "avg", "--resize", "crop", "--heads", "ridge", "--trials", "1", "--cv", "2",
+    ]  # fmt: skip
+    weights = tmp_path / "weights.pth"
+    torch.save(timm.create_model("test_resnet.r160_in1k", pretrained=False).state_dict(), weights)
+    assert main([*fit, "--backbone", "test_resnet.r160_in1k", "--checkpoint", str(weights)]) == 0
+    weights.unlink()  # the network of the model before can no longer be opened
+    STATE.release_networks()
+    capsys.readouterr()
+    other = ["--backbone", "test_efficientnet.r160_in1k", "--random-weights", "--no-cache"]
+    assert main([*fit, *other]) == 0
+    err = capsys.readouterr().err
+    assert "the new model was not compared with the one before" in err
+    assert "saved and complete" in err
+    assert load(tmp_path / "m.featx").card_.name == "test_efficientnet.r160_in1k"

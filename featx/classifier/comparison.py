@@ -116,8 +116,8 @@ def compare_fits(
     after, before = (
         model.proba(model.extract(test.sources, machine, names=test.names).blocks) for model in (new, old)
     )
-    before = widened(before, old.classes, new.classes)
-    classes = new.classes.tolist()
+    classes = [*new.classes.tolist(), *(c for c in old.classes.tolist() if c not in new.classes.tolist())]
+    after, before = widened(after, new.classes, classes), widened(before, old.classes, classes)
     codes = np.array([classes.index(label) for label in np.asarray(test.labels).tolist()], dtype=np.intp)
     ids = as_ids([bytes.fromhex(names[index]) for index in chosen])
     return RefitComparison(
@@ -147,13 +147,10 @@ def changed_classes(changes: Sequence[ClassChange]) -> list[str]:
     return said
 
 
-def widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: NDArray[Any]) -> NDArray[np.float64]:
-    """Probabilities with a column of zeros for each class that the old model does not know."""
-    place = {label: index for index, label in enumerate(wider.tolist())}
+def widened(proba: NDArray[np.float64], classes: NDArray[Any], wider: Sequence[Any]) -> NDArray[np.float64]:
+    """Probabilities of `wider`, which contains `classes`; zeros for classes that the model does not know."""
     out = np.zeros((len(proba), len(wider)))
-    for column, label in enumerate(classes.tolist()):
-        if label in place:
-            out[:, place[label]] = proba[:, column]
+    out[:, [list(wider).index(label) for label in classes.tolist()]] = proba
     return out
 
 

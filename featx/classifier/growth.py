@@ -179,7 +179,7 @@ def grow(
         one.proba(one.augmentation.averaged_blocks(blocks.take(test), one.blocks))
         for one in (grown_model, model)
     )
-    before = widened(before, model.classes, grown_model.classes)
+    before = widened(before, model.classes, grown_model.classes.tolist())
     test_groups = _take(_names(data.groups), data.is_test)
     evaluation = evaluate(data.labels[test], after, grown_model.classes, groups=test_groups)
     units = image_groups(data.ids[~data.is_test], _take(_names(data.groups), ~data.is_test))

@@ -176,8 +176,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, test, save; say each."""
     arguments.check_writable(args.output)
     from featx.classifier import ImageClassifier
-    from featx.classifier.comparison import compare_fits
-    from featx.classifier.settings import machine_of
     from featx.cli import render
     from featx.finetune import FineTuner
     from featx.images import load_images
@@ -229,10 +227,27 @@ def run(args: argparse.Namespace, console: Console) -> int:
     render.fine_tuning(console, clf)
     render.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
     if before is not None:
-        render.refit(console, compare_fits(before, clf.model_, images, machine_of(clf)))
+        _compare(console, before, clf, images)
     render.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
     return render.skipped(console, list(clf.skipped_), skipped_csv, strict=args.strict)
+
+
+def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
+    """Say what changed since the model before. The new model is saved: a failure here is only reported."""
+    from featx.classifier.comparison import compare_fits
+    from featx.classifier.settings import machine_of
+    from featx.cli import render
+
+    try:
+        found = compare_fits(before, clf.model_, images, machine_of(clf))
+    except Exception as error:  # whatever goes wrong, the model is complete
+        console.warn(
+            f"the new model was not compared with the one before ({type(error).__name__}: {error}). The new "
+            "model is saved and complete."
+        )
+        return
+    render.refit(console, found)
 
 
 def _model_before(output: str) -> Any:
