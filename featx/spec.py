@@ -1,8 +1,8 @@
-"""FeatureSpec: everything that can move a feature, and nothing else.
+"""FeatureSpec: everything that can change a feature, and nothing else.
 
-The recipe is hashed, never source files: two runs that agree on every field here may share rows, and
-two that differ in one may not. What does not move a row beyond the stated tolerance (runtime, device,
-batch size, threads) is left out and recorded beside the rows instead.
+Two runs whose specs are equal share features, and two whose specs differ in one field do not. What changes no
+feature beyond the stated tolerance (runtime, device, batch size, threads) is not a field; it is recorded
+beside the features.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featx.exceptions import StoreFormatError, UsageError
 from featx.representation import BlockName
 
 SPEC_FORMAT = 1
-"""Raise it when the meaning of a field changes; older rows are then another space."""
+"""Raise it when the meaning of a field changes. Older features are then not used."""
 
 RESIZES = ("crop", "squash", "pad")
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -31,12 +31,12 @@ DECODE_FIELDS = ("decoder", "decode", "background", "bit_depth")
 """Fields of a spec that say how the bytes of a picture become pixels."""
 
 LAST = "last"
-"""The cut's name for the whole network without its classifier (timm's pre-logits features)."""
+"""Name of the cut that is the whole network without its classifier (timm's pre-logits features)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureSpec:
-    """The recipe of one row of features.
+    """All that determines one block of features.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ class FeatureSpec:
     weights : str
         Hex sha256 of the loaded tensors (names, dtypes, shapes and bytes).
     cut : str
-        ``"last"`` for the pre-logits features, else the name of a point of timm's ``feature_info``.
+        ``"last"`` for the pre-logits features, else a name in timm's ``feature_info``.
     pool : str
         ``avg``, ``max``, ``gem``, ``avg+max``, ``cls``, ``cls+avg``, ``grid2``, ``grid4`` or ``none``.
     final_norm : bool
@@ -53,7 +53,7 @@ class FeatureSpec:
     input_size : tuple of int
         Height and width fed to the network, in pixels.
     resize : {'crop', 'squash', 'pad'}
-        What happens to pictures that are not square: centre crop, change of aspect, or bars.
+        How pictures that are not square are resized: centre crop, change of aspect, or bars.
     crop_pct : float
         Fraction of the resized picture that the centre crop keeps (timm's meaning).
     interpolation : str
@@ -61,23 +61,23 @@ class FeatureSpec:
     mean, std : tuple of float
         Channel normalisation, on the scale 0 to 1.
     background : tuple of int
-        RGB, 0 to 255: what transparent pixels are laid on and what ``pad`` fills with.
+        RGB, 0 to 255: transparent pixels are blended with it, and ``pad`` fills with it.
     bit_depth : {'full', 'minmax'}
         How pictures of more than 8 bits are scaled: by the type's range or by the picture's own.
     decoder : str
-        Name of the JPEG decoder (rows of decoders that agree within tolerance still get own spaces).
+        Name of the JPEG decoder. Each has its own features, even if decoders agree within tolerance.
     decode : {'exact', 'fast'}
-        ``fast`` lets the JPEG decoder scale by powers of two before resizing.
+        With ``fast`` the JPEG decoder shrinks by powers of two before resizing.
     view : int
         0 is the plain picture, k the k-th deterministic augmentation.
     view_policy : str
         Name (or digest) of the augmentation policy; ``"none"`` for view 0.
     precision : {'fp32', 'bf16', 'fp16'}
-        The resolved compute precision.
+        Compute precision.
     dtype : {'float16', 'float32'}
-        How rows are kept. A row that overflows float16 is kept as float32.
+        How features are stored. Those that overflow float16 are stored as float32.
     format : int
-        Version of this recipe's meaning.
+        Version of the fields' meaning.
     """
 
     architecture: str
@@ -145,7 +145,7 @@ class FeatureSpec:
 
     @functools.cached_property
     def key(self) -> str:
-        """Hex sha256 of the canonical JSON: the name of the space of rows."""
+        """Hex sha256 of the canonical JSON. It names the space of features in a store."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     @property
@@ -154,7 +154,7 @@ class FeatureSpec:
         return BlockName(self.cut, self.pool, self.resize, view=self.view)
 
     def differing(self, other: FeatureSpec) -> Mapping[str, tuple[Any, Any]]:
-        """Fields that differ, with both values: what to tell a user about a miss."""
+        """Fields that differ, with both values."""
         mine, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         return {name: (mine[name], theirs[name]) for name in mine if mine[name] != theirs[name]}
 

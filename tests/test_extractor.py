@@ -281,7 +281,7 @@ def test_every_field_that_differs_alone_is_a_miss_that_names_it(
     result = extractor.extract(paths[:1])
     assert result.computed == 1
     assert (result.blocks["last:avg:crop"] != wrong).any()
-    assert any(f" {field} (kept: " in remark for remark in result.remarks)
+    assert any(f" {field} (cached: " in remark for remark in result.remarks)
 
 
 def test_a_warm_call_imports_no_network_library(paths: list[str], tmp_path: Path) -> None:

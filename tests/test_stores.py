@@ -328,7 +328,7 @@ def test_a_change_of_one_field_is_a_miss_that_names_it(store: FeatureStore, fiel
     assert nearest[0] == kept
     assert dict(nearest[1]) == {field: (CHANGED[field], getattr(kept, field))}
     message = explain_miss(asked, nearest[1])
-    assert f"differs in {field} (kept: {getattr(kept, field)}, now: {CHANGED[field]})" in message
+    assert f"differs in {field} (cached: {getattr(kept, field)}, now: {CHANGED[field]})" in message
 
 
 def test_without_another_space_there_is_no_nearest(store: FeatureStore) -> None:

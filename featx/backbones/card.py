@@ -1,13 +1,12 @@
-"""BackboneCard: what must be known of a network to name its features, without loading it.
+"""BackboneCard: what is needed of a network to make specs of its features, without loading it.
 
-Pure data, no torch: a warm run makes its specs from a card that the store remembers and never touches the
-network. Shapes are those of a dummy run, since timm's ``num_features`` and ``num_chs`` are not always the
-widths that come out.
+A card is plain data, without torch: a warm run makes its specs from a card in the store's notes and never
+loads the network. Shapes are measured in a dummy run, since timm's ``num_features`` and ``num_chs`` are not
+always the widths of the outputs.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -16,6 +15,7 @@ from typing import Any
 
 from featx.backbones.views import ViewPolicy, name_policy
 from featx.exceptions import UnknownTapError, UsageError
+from featx.records import Record
 from featx.spec import LAST, FeatureSpec
 
 POOL_WIDTHS: Mapping[str, int] = {
@@ -40,30 +40,30 @@ NATIVE_RESIZES = {"center": "crop", "squash": "squash", "border": "pad"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tap:
-    """A point of the network whose output can be taken.
+class Tap(Record):
+    """A layer whose output can be used as features.
 
     Parameters
     ----------
     name : str
-        Module's name in timm's ``feature_info``, e.g. ``"layer3"``; ``"last"`` for the final features.
+        Name of the module in timm's ``feature_info``, e.g. ``"layer3"``; ``"last"`` for the final features.
     index : int
         Position in ``feature_info``, from 0; ``"last"`` follows the deepest.
     channels : int
         Channels of the map, or width of a token.
     reduction : int
-        Input pixels per cell of the map, as timm states it; 0 where there is no map.
+        Input pixels per cell of the map, as timm states it; 0 without a map.
     shape : tuple of int
         Shape of the unpooled output of one picture at the default input size: ``(C, H, W)`` for a map,
         ``(L, C)`` for tokens (class and register tokens first), ``(d,)`` for a vector.
     grid : tuple of int
         Height and width of the map, or of the picture's tokens; ``()`` for a vector.
     kind : {'map', 'tokens', 'vector'}
-        ``tokens`` where there are tokens beside those of the map.
+        ``tokens`` if there are tokens beside those of the map.
     has_cls : bool
         Whether the first token is a class token.
     has_norm : bool
-        Whether the network's final norm can be applied here (and changes anything).
+        Whether the network's final norm can be applied here and changes the output.
     """
 
     name: str
@@ -83,19 +83,19 @@ class Tap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BackboneCard:
+class BackboneCard(Record):
     """A network's name, weights, preprocessing and taps.
 
     Parameters
     ----------
     name : str
-        timm's name as it was given, e.g. ``"resnet50.a1_in1k"``.
+        timm's name as given, e.g. ``"resnet50.a1_in1k"``.
     architecture : str
         The name without the tag.
     weights : str
         Hex sha256 of the loaded tensors.
     source : str
-        Where they came from: ``file:NAME``, ``package:NAME``, ``hub`` or ``random:SEED``.
+        Origin of the weights: ``file:NAME``, ``package:NAME``, ``hub`` or ``random:SEED``.
     licence : str or None
         Licence of the weights, as timm states it; None if unknown (or random).
     input_size : tuple of int
@@ -103,7 +103,7 @@ class BackboneCard:
     fixed_input_size : bool
         Whether the network must be built anew for another input size.
     resizable : bool
-        Whether another input size is possible at all.
+        Whether another input size is possible.
     multiple_of : int
         Input sizes must be multiples of this (the patch size of transformers, in pixels).
     crop_pct, crop_mode, interpolation, mean, std
@@ -113,7 +113,7 @@ class BackboneCard:
     num_features : int
         Measured width of the pre-logits features.
     one_pass : bool
-        Whether ``"last"`` and the other taps come out of one forward pass.
+        Whether one forward pass gives ``"last"`` and the other taps.
     parameters : int
         Number of parameters of the whole network.
     """
@@ -150,7 +150,7 @@ class BackboneCard:
         Raises
         ------
         UnknownTapError
-            If there is no such tap; the message lists those there are, with their shapes.
+            If there is no such tap. The message lists the taps with their shapes.
         """
         if cut is None:
             return LAST
@@ -172,11 +172,11 @@ class BackboneCard:
         return next(tap for tap in self.taps if tap.name == name)
 
     def pools(self, cut: str | int | None = None) -> tuple[str, ...]:
-        """Poolings that the cut allows.
+        """Poolings that a cut allows.
 
-        At ``"last"``, ``avg`` stands for the network's own way to its pre-logits features (global average for
-        most, the class token for many ViTs, hidden layers for VGG and MobileNetV3): what timm returns with
-        ``num_classes=0``. Every other pooling there reads the final features before that.
+        At ``"last"``, ``avg`` means the network's own pre-logits features, as timm returns them with
+        ``num_classes=0`` (the global average for most, the class token for many ViTs, hidden layers for VGG
+        and MobileNetV3). All other poolings there use the final features before that.
         """
         tap = self.tap(cut)
         if tap.kind == "vector":
@@ -189,13 +189,13 @@ class BackboneCard:
         )
 
     def width(self, spec: FeatureSpec) -> int:
-        """Number of columns of the spec's rows, flattened.
+        """Number of features of a spec, flattened.
 
         Raises
         ------
         UsageError
-            For ``pool="none"`` at another than the default input size where the map does not simply
-            shrink by the tap's reduction; ``Backbone.stem([spec]).shapes`` then knows.
+            For ``pool="none"`` at another than the default input size, if the size of the map is not the
+            input size divided by the tap's reduction. ``Backbone.stem([spec]).shapes`` measures it.
         """
         tap = self.tap(spec.cut)
         if tap.name == LAST and spec.pool == "avg":
@@ -231,14 +231,14 @@ class BackboneCard:
         cut, pool
             See `resolve_cut` and `pools`.
         resize : {'crop', 'squash', 'pad'}
-            ``crop`` is timm's own geometry for these weights (for nearly all a centre crop; some were
-            trained squashed, for those it is the same as ``squash``). ``squash`` and ``pad`` otherwise show
-            the whole picture.
+            ``crop`` is timm's own geometry for these weights: a centre crop for nearly all; some were trained
+            squashed, and for those it is the same as ``squash``. ``squash`` and ``pad`` show the whole
+            picture.
         input_size : int or tuple of int, optional
-            Height and width in pixels; the weights' own by default.
+            Height and width in pixels; default as the weights were trained.
         final_norm : bool
-            Whether a transformer's final norm is applied to an intermediate cut. It makes no difference
-            elsewhere, and the spec then says True, so that equal rows share a space.
+            Whether a transformer's final norm is applied to an intermediate cut. Elsewhere it makes no
+            difference, and the spec then has True, so that equal features share a space.
         view_policy : str or ViewPolicy
             A name (``light``, ``photo``, ``document``, ``medical``) or a custom policy or its text, for
             `view` from 1.
@@ -306,18 +306,18 @@ class BackboneCard:
 
     def to_json(self) -> str:
         """The card as JSON text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
+        return json.dumps(self.to_dict(), sort_keys=True)
 
     @classmethod
     def from_json(cls, text: str) -> BackboneCard:
-        """Read `to_json`'s text."""
-        fields: dict[str, Any] = json.loads(text)
-        taps = tuple(
-            Tap(**{**tap, "shape": tuple(tap["shape"]), "grid": tuple(tap["grid"])})
-            for tap in fields.pop("taps")
-        )
-        fields |= {name: tuple(fields[name]) for name in ("input_size", "mean", "std")}
-        return cls(taps=taps, **fields)
+        """Read `to_json`'s text.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If it is not the text of a card.
+        """
+        return cls.from_dict(json.loads(text))
 
 
 def _as_int(cut: str | int) -> int | None:

@@ -76,8 +76,6 @@ def read_members(path: str | os.PathLike[str]) -> tuple[BackboneCard, bytes]:
         if plain["format"] != FORMAT:
             raise ValueError(f"format {plain['format']}, and this featx reads {FORMAT}")
         card = BackboneCard.from_json(json.dumps(plain["card"]))
-        if not isinstance(card.name, str) or not isinstance(card.source, str):
-            raise TypeError("a name that is no text")
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ModelFileError(f"{archive.where}: {JSON_MEMBER} is not what featx writes ({error}).") from None
     return card, archive[TENSOR_MEMBER]

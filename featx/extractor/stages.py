@@ -1,9 +1,9 @@
 """A stage of the pipeline: some threads, a bounded look-ahead, results in order.
 
-The whole pipeline is a chain of generators that the calling thread pulls; each stage keeps a few items in
-work ahead of the one it hands on. So an exception or a Ctrl-C surfaces in one place, memory is bounded by
-the look-ahead, and the time spent waiting for a stage tells which one limits the run. Threads, not
-processes: decoding, hashing and the forward pass all release the GIL.
+The pipeline is a chain of generators that the calling thread reads; each stage works on a few items ahead of
+the one that it returns. So an exception or a Ctrl-C is raised in one place, the look-ahead bounds the memory,
+and the time spent waiting for a stage shows which one limits the run. Threads suffice: decoding, hashing and
+the forward pass all release the GIL.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ In = TypeVar("In")
 Out = TypeVar("Out")
 
 MAX_DEPTH = 256
-"""Items in work ahead, at most."""
+"""Largest look-ahead."""
 
 STAGE_BYTES = 96 << 20
-"""What the results that wait in one stage may take; fewer are held where they are larger."""
+"""Limit for the results that wait in one stage: the look-ahead is smaller for larger results."""
 
 
 FORGETTING = 0.99
-"""One huge picture narrows the look-ahead for some hundred pictures, not for the rest of the run."""
+"""Decay of the largest size seen: one huge picture reduces the look-ahead for some hundred pictures only."""
 
 
 class Stage(Generic[In, Out]):
@@ -46,15 +46,15 @@ class Stage(Generic[In, Out]):
     workers : int
         Threads.
     depth : int, optional
-        Look-ahead to begin with; it doubles when the workers ran dry while the caller was elsewhere.
+        Initial look-ahead; it doubles if the workers had nothing to do while the caller was busy.
     max_depth : int
         Largest look-ahead.
     size_of : callable, optional
-        Bytes of a result, to keep the look-ahead within `STAGE_BYTES`.
+        Bytes of a result; the look-ahead stays within `STAGE_BYTES`.
     patience_s : float
-        Seconds after which `on_stuck` is told what is being waited for.
+        Seconds after which `on_stuck` is called.
     on_stuck : callable, optional
-        Called with the item and the seconds waited so far.
+        Called with the item that is waited for and the seconds so far.
     """
 
     def __init__(
@@ -82,7 +82,7 @@ class Stage(Generic[In, Out]):
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix=f"featx-{name}")
 
     def run(self, items: Iterable[In]) -> Iterator[Out]:
-        """Results in the order of the items, with as many more in work as there is room for."""
+        """Yield results in the order of the items."""
         pending: deque[tuple[In, Future[Out]]] = deque()
         source, exhausted, pull_s = iter(items), False, 0.0
         while True:
@@ -100,12 +100,18 @@ class Stage(Generic[In, Out]):
             left = time.monotonic()
             yield result
             ran_dry = bool(pending) and pending[-1][1].done()
-            if ran_dry and time.monotonic() - left > pull_s:  # not for want of items
+            if ran_dry and time.monotonic() - left > pull_s:  # and items were available
                 self.depth = min(2 * self.depth, self._max_depth)
 
     def close(self, *, drop: bool = True, wait: bool = True) -> None:
-        """End the workers: what has not begun is dropped or done; what has begun (a read may be stuck for
-        ever) is waited for or not.
+        """End the workers.
+
+        Parameters
+        ----------
+        drop : bool
+            Whether to drop items that have not begun; otherwise they are done.
+        wait : bool
+            Whether to wait for items that have begun (a read may be stuck for ever).
         """
         self._pool.shutdown(wait=wait, cancel_futures=drop)
 
@@ -136,11 +142,11 @@ class Stage(Generic[In, Out]):
 
 
 class TorchThreads:
-    """Torch on one thread inside every worker, and as it was for everybody else afterwards.
+    """Makes torch use one thread in every worker, and restores its setting afterwards.
 
-    Its threads inside ours would fight for the same cores (6 images/s instead of 100 were seen). The setting
-    belongs to a thread but its default to the process, so it is put back when the last user leaves. Torch is
-    never imported for this.
+    torch's threads inside our threads compete for the same cores (6 images/s instead of 100 were measured).
+    The setting belongs to a thread but its default to the process, so it is restored when the last user
+    leaves. torch is never imported for this.
     """
 
     def __init__(self) -> None:
@@ -155,7 +161,7 @@ class TorchThreads:
 
     @contextlib.contextmanager
     def in_use(self) -> Iterator[None]:
-        """Around the life of some workers."""
+        """Use around the life of some workers."""
         with self._lock:
             self._users += 1
         try:
@@ -168,7 +174,7 @@ class TorchThreads:
                     self._before = None
 
     def limit(self) -> None:
-        """Make the calling thread's torch single-threaded, if torch is there."""
+        """Make torch single-threaded in the calling thread, if torch is imported."""
         torch: Any = sys.modules.get("torch")
         if getattr(self._local, "limited", False) or not hasattr(torch, "set_num_threads"):
             return

@@ -1,7 +1,4 @@
-"""Append-only rows named by (spec, image digest), in HDF5 on disk or in memory.
-
-Where the cache lies and how a store is named are decided here and nowhere else.
-"""
+"""Stores of features by spec and image digest, in HDF5 on disk or in memory; the default cache folder."""
 
 from __future__ import annotations
 
@@ -24,8 +21,7 @@ def open_store(store: str | os.PathLike[str] | FeatureStore | None = None) -> Fe
     Parameters
     ----------
     store : path-like, 'memory', FeatureStore or None
-        A folder; rows that are gone with the process; a store that is open already; or the default
-        folder (`default_cache`).
+        A folder; a store in memory; a store that is already open; or the default folder (`default_cache`).
 
     Raises
     ------
@@ -42,12 +38,12 @@ def open_store(store: str | os.PathLike[str] | FeatureStore | None = None) -> Fe
 
 
 def default_cache() -> Path:
-    """The cache folder where none is named: ``FEATX_CACHE``, else the platform's place for caches.
+    """The default cache folder: ``FEATX_CACHE``, else the platform's folder for caches.
 
     Raises
     ------
     StoreError
-        If neither can be told, as for a service without ``HOME``.
+        If neither is known, as for a service without ``HOME``.
     """
     places = ((CACHE_VARIABLE, ""), *PLATFORM_CACHES.get(sys.platform, PLATFORM_CACHES["linux"]))
     for variable, below in places:
@@ -55,12 +51,12 @@ def default_cache() -> Path:
             return Path(os.environ[variable], below)
     raise StoreError(
         f"no cache folder: none of {', '.join(name for name, _ in places)} is set. "
-        "Name one (--cache-dir, FEATX_CACHE), or keep nothing (--no-cache)."
+        "Name one (--cache-dir, FEATX_CACHE), or store nothing (--no-cache)."
     )
 
 
 def _hdf5(path: Path) -> FeatureStore:
-    from featx.stores.hdf5 import HDF5Store  # h5py is loaded when rows are on disk
+    from featx.stores.hdf5 import HDF5Store  # h5py is loaded only for a store on disk
 
     return HDF5Store(path)
 

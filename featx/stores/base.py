@@ -1,7 +1,7 @@
-"""The contract of a store: append-only rows named by (spec, image digest).
+"""FeatureStore: the interface of stores, which hold append-only features by spec and image digest.
 
-A store never returns a row that was not appended under exactly that key and digest, and returns every
-row whose append was committed. It knows nothing of images and networks.
+A store never returns features that were not appended under exactly that key and digest, and returns all that
+were committed. It knows nothing of images and networks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def as_ids(digests: Iterable[bytes]) -> Ids:
 
 
 def as_stored(features: NDArray[Any], dtype: str) -> list[NDArray[Any]]:
-    """Rows as they are kept: each rounded to float16 where it fits, else float32, whatever its batch-mates.
+    """Features as they are stored: float16 if all values of an image fit, else float32.
 
     Parameters
     ----------
@@ -93,17 +93,19 @@ def find_nearest(
 
 
 def explain_miss(spec: FeatureSpec, differing: Mapping[str, tuple[Any, Any]]) -> str:
-    """Why the nearest space cannot serve: the fields that differ, the kept value first.
+    """Message: why the nearest space cannot be used; the stored value of each field comes first.
 
     Parameters
     ----------
     spec : FeatureSpec
-        The recipe that is asked for.
+        The requested spec.
     differing : mapping
         As `FeatureStore.nearest` gives it.
     """
-    fields = ", ".join(f"{name} (kept: {theirs}, now: {mine})" for name, (mine, theirs) in differing.items())
-    return f"no kept rows for {spec.architecture} {spec.block}: the nearest space differs in {fields}."
+    fields = ", ".join(
+        f"{name} (cached: {theirs}, now: {mine})" for name, (mine, theirs) in differing.items()
+    )
+    return f"no cached features of {spec.architecture} {spec.block}: the nearest space differs in {fields}."
 
 
 def _finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
@@ -114,7 +116,7 @@ def _finite(rows: NDArray[Any]) -> NDArray[np.bool_]:
 
 @runtime_checkable
 class FeatureStore(Protocol):
-    """What the extractor needs of a store. Safe to call from several threads."""
+    """Interface of a store. Its methods may be called from several threads."""
 
     def missing(self, key: str, ids: Ids) -> NDArray[np.bool_]:
         """Mask of the ids, shape (n,), that have no row in the space `key`."""
@@ -132,10 +134,10 @@ class FeatureStore(Protocol):
         ...
 
     def read(self, key: str, ids: Ids) -> NDArray[Any]:
-        """Rows of the ids in the caller's order, float32, shape (n, ...); buffered rows count.
+        """Read the features of ids in the caller's order, float32, shape (n, ...), also those in the buffer.
 
-        KeyError if one is missing. A row that `missing` did not name can be missing here, when its digest
-        turns out wrong as it is read or another process pruned it: ask `missing` again and compute it.
+        KeyError if one is missing. That can happen although `missing` did not report it: it is damaged, or
+        another process pruned it. Then call `missing` again and compute it.
         """
         ...
 
@@ -148,11 +150,11 @@ class FeatureStore(Protocol):
         ...
 
     def nearest(self, spec: FeatureSpec) -> tuple[FeatureSpec, Mapping[str, tuple[Any, Any]]] | None:
-        """The other space that differs in the fewest fields, with ``{field: (asked, kept)}``, or None."""
+        """The other space that differs in the fewest fields, with ``{field: (spec's, its)}``, or None."""
         ...
 
     def remember(self, kind: str, name: str, value: Mapping[str, Any]) -> None:
-        """Keep a small JSON note (e.g. kind 'backbones': a weights digest by file stamp)."""
+        """Store a small JSON note (e.g. kind 'backbones': a card and the stamp of its file)."""
         ...
 
     def recall(self, kind: str, name: str) -> dict[str, Any] | None:
@@ -167,5 +169,5 @@ class FeatureStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Commit and let go of files."""
+        """Commit and close files."""
         ...

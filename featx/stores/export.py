@@ -1,6 +1,6 @@
 """One space as one file for other tools: NumPy, CSV, parquet, HDF5.
 
-Rows are written slab by slab, so a space may be larger than the memory.
+Features are written in slabs, so a space may be larger than memory.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Slabs = Iterator[tuple[Ids, NDArray[np.float32]]]
 
 @dataclass(frozen=True)
 class Table:
-    """A space's rows on the way out."""
+    """The features of a space, to be exported."""
 
     spec: str
     n_rows: int
     row_shape: tuple[int, ...]
     slabs: Callable[[], Slabs]
-    """Gives ids (k, 32) and rows (k, ...) until all are out; may be called again."""
+    """Yields ids (k, 32) and features (k, ...); may be called again."""
 
 
 def export_table(table: Table, path: Path) -> None:
@@ -42,7 +42,7 @@ def export_table(table: Table, path: Path) -> None:
     Raises
     ------
     UsageError
-        If the suffix is none of `WRITERS`.
+        If the suffix is not in `WRITERS`.
     OSError
         As the operating system says.
     """
@@ -61,7 +61,7 @@ def export_table(table: Table, path: Path) -> None:
 
 
 def write_npz(table: Table, path: Path) -> None:
-    """``ids`` (n, 32) uint8, ``features`` (n, ...) float32 and the recipe's JSON as ``spec``."""
+    """``ids`` (n, 32) uint8, ``features`` (n, ...) float32 and the spec's JSON as ``spec``."""
     with zipfile.ZipFile(path, "w") as archive:
         _npy(archive, "ids", (table.n_rows, DIGEST_BYTES), np.uint8, (ids for ids, _ in table.slabs()))
         shape = (table.n_rows, *table.row_shape)
@@ -80,7 +80,7 @@ def write_csv(table: Table, path: Path) -> None:
 
 
 def write_parquet(table: Table, path: Path) -> None:
-    """The columns of `write_csv`, float32; the recipe's JSON is the schema's ``featx.spec``."""
+    """The columns of `write_csv`, float32; the spec's JSON is the schema's ``featx.spec``."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -94,7 +94,7 @@ def write_parquet(table: Table, path: Path) -> None:
 
 
 def write_hdf5(table: Table, path: Path) -> None:
-    """``/id`` and ``/x`` as in a segment, all rows in one file; the recipe is the attribute ``spec``."""
+    """``/id`` and ``/x`` as in a segment, all rows in one file; the spec is the attribute ``spec``."""
     import h5py
 
     with h5py.File(path, "w") as file:

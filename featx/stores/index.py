@@ -1,9 +1,9 @@
-"""DigestIndex: where each digest's row is, in 36 bytes a row, without a file of its own.
+"""DigestIndex: the row number of each digest, in 36 bytes a row, in memory only.
 
-Runs of digests; a run is merged into its neighbour when they are of similar size, so that adding is cheap
-while a long extraction commits and there are never more than about log2(n) runs to search. A run that is
-asked again and again is sorted by the first 8 bytes; the first few questions are answered by a scan, since
-sorting a million digests takes as long as ten of those. A dictionary takes ten times the time and memory.
+The index is a list of runs of digests. A run is merged with its neighbour if they are of similar size, so
+adding is cheap during a long extraction, and there are never more than about log2(n) runs to search. A run is
+sorted by the first 8 bytes of its digests after some queries; the first queries scan it, since sorting a
+million digests takes as long as ten scans. A dictionary takes ten times the time and memory.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from featx.stores.base import DIGEST_BYTES, Ids
 WORDS = DIGEST_BYTES // 8
 
 SCANS = 8
-"""Questions that a run answers by a scan before it is sorted."""
+"""Queries that scan a run before it is sorted."""
 
 SCANNED_SHARE = 16
-"""A scan pays where at most one digest is asked for in so many that are there."""
+"""A run is scanned only if it has at least so many digests for each one of the query."""
 
 SIEVE_BITS = 16
-"""A scan looks up these bits of every digest in a table of those asked for: few others pass."""
+"""A scan looks up these bits of every digest in a table of the queried ones; few others pass."""
 
 
 @dataclass
@@ -34,15 +34,15 @@ class _Run:
     words: NDArray[np.uint64]  # (n, 4)
     place: NDArray[np.uint32]  # (n,)
     is_sorted: bool = False
-    asked: int = 0
+    queries: int = 0
 
     def __len__(self) -> int:
         return len(self.place)
 
     def find(self, words: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Row number of each digest, -1 where there is none."""
-        self.asked += 1
-        scan = self.asked <= SCANS and SCANNED_SHARE * len(words) <= len(self)
+        self.queries += 1
+        scan = self.queries <= SCANS and SCANNED_SHARE * len(words) <= len(self)
         if not self.is_sorted and scan:
             return _find(_sifted(self, words), words)
         if not self.is_sorted:
@@ -63,7 +63,7 @@ class DigestIndex:
         return sum(map(len, self._runs))
 
     def add(self, ids: Ids, first_place: int) -> None:
-        """Note that the rows of `ids` are numbered from `first_place` on (below 2**32)."""
+        """Add ids whose rows are numbered from `first_place` (below 2**32)."""
         if not len(ids):
             return
         place = np.arange(first_place, first_place + len(ids), dtype=np.uint32)
@@ -72,7 +72,7 @@ class DigestIndex:
             self._runs[-2:] = [_merge(self._runs[-2:])]
 
     def drop(self, first_place: int, last_place: int) -> None:
-        """Forget the rows numbered from `first_place` to before `last_place`."""
+        """Drop the rows numbered from `first_place` to `last_place` - 1."""
         kept = []
         for run in self._runs:
             mask = (run.place < first_place) | (run.place >= last_place)
@@ -108,7 +108,7 @@ def _find(run: _Run, words: NDArray[np.uint64]) -> NDArray[np.int64]:
 
 
 def _sifted(run: _Run, words: NDArray[np.uint64]) -> _Run:
-    """The sorted part of a run whose digests may be among those asked for."""
+    """The part of a run whose digests may be among the queried ones, sorted."""
     asked_for = np.zeros(1 << SIEVE_BITS, bool)
     asked_for[words.view(np.uint16).reshape(len(words), -1)[:, 0]] = True
     passed = np.flatnonzero(asked_for[run.words.view(np.uint16).reshape(len(run), -1)[:, 0]])

@@ -1,4 +1,4 @@
-"""A store in memory: for tests, for ``--no-cache`` and for predicting in a service."""
+"""MemoryStore: features in memory, for ``--no-cache``, for predictions in a service, and for tests."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from featx.stores.base import Ids, as_stored, check_append, check_shape, find_ne
 
 
 class MemoryStore:
-    """Rows in dictionaries; gone with the process. A copy (`sklearn.base.clone`) is the store itself."""
+    """Features in dictionaries. A copy (`sklearn.base.clone`) is the store itself."""
 
     def __init__(self) -> None:
         self._rows: dict[str, dict[bytes, NDArray[Any]]] = {}
@@ -42,7 +42,7 @@ class MemoryStore:
                 space.setdefault(digest.tobytes(), row)
 
     def commit(self) -> None:
-        """Nothing to do: rows are visible as soon as they are appended."""
+        """Nothing to do: features are visible as soon as they are appended."""
 
     def read(self, key: str, ids: Ids) -> NDArray[Any]:
         """See `FeatureStore.read`."""
@@ -75,7 +75,7 @@ class MemoryStore:
         """See `FeatureStore.folder`."""
 
     def close(self) -> None:
-        """Nothing to let go of."""
+        """Nothing to close."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> MemoryStore:
         return self

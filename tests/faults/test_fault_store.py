@@ -282,7 +282,7 @@ def test_row_31_after_an_upgrade_a_drift_is_reported_with_numbers_and_the_way_ou
     made_by_others(filled, tmp_path / "drifted")
     said = featx("extract", tmp_path / "photos", *TINY, "--cache-dir", tmp_path / "drifted")
     assert (said.code, said.document["computed"]) == (0, 0)
-    assert "kept rows of test_resnet" in said.err
+    assert "cached features of test_resnet" in said.err
     assert "0.33" in said.err  # a third of the row's largest value
     assert "torch 0.9 -> " in said.err
     assert "--cache-dir" in said.err
