@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
@@ -351,34 +351,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         sources = as_sources(sources)
         if not hasattr(self, "specs_"):
             self.fit(sources)
-        store = self.store_
-        ids, positions, unreadable = distinct_digests(sources)
-        missing = {name: np.asarray(store.missing(spec.key, ids)) for name, spec in self.specs_.items()}
-        lacking = (
-            np.flatnonzero(np.logical_or.reduce(list(missing.values()))) if len(ids) else np.array([], int)
-        )
-        speed = seconds = 0.0
-        if len(lacking):
-            trial = [sources[positions[lacking[index]]] for index in spread(len(lacking), SPEED_PICTURES)]
-            first, rest = self._try_out(trial[:1]), self._try_out(trial)
-            speed = rest.computed / max(rest.seconds, 1e-9)
-            seconds = first.seconds + (len(lacking) / speed if speed else 0.0)
-        return Plan(
-            total=len(ids),
-            cached=len(ids) - len(lacking),
-            to_compute=len(lacking),
-            missing={name: int(mask.sum()) for name, mask in missing.items()},
-            unreadable=unreadable,
-            images_per_s=speed,
-            seconds=seconds,
-        )
-
-    def _try_out(self, sources: Sequence[ImageSource]) -> Extraction:
-        """Compute features to measure the time; they are not stored."""
-        began = time.monotonic()
-        call = self._call(MemoryStore(), sources, name_sources(sources))
-        call.compute()
-        return call.extraction(began)
+        return _plan(self.specs_, self.store_, sources, self._call)
 
     def get_feature_names_out(self, input_features: Any = None) -> NDArray[np.object_]:
         """Return the names of `transform`'s columns, ``cut:pool:resize:number``.
@@ -508,6 +481,40 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
             machine, self.card_, self.specs_, store, sources, names,
             strict=strict, callback=callback, remarks=self._remarks,
         )  # fmt: skip
+
+
+def _plan(
+    specs: Mapping[Any, FeatureSpec],
+    store: FeatureStore,
+    sources: Sequence[ImageSource],
+    make_call: Callable[..., ExtractionCall],
+) -> Plan:
+    """See `FeatureExtractor.plan`."""
+
+    def compute(some: Sequence[ImageSource]) -> Extraction:
+        began = time.monotonic()
+        call = make_call(MemoryStore(), some, name_sources(some))
+        call.compute()
+        return call.extraction(began)
+
+    ids, positions, unreadable = distinct_digests(sources)
+    missing = {name: np.asarray(store.missing(spec.key, ids)) for name, spec in specs.items()}
+    lacking = np.flatnonzero(np.logical_or.reduce(list(missing.values()))) if len(ids) else np.array([], int)
+    speed = seconds = 0.0
+    if len(lacking):
+        trial = [sources[positions[lacking[index]]] for index in spread(len(lacking), SPEED_PICTURES)]
+        first, rest = compute(trial[:1]), compute(trial)
+        speed = rest.computed / max(rest.seconds, 1e-9)
+        seconds = first.seconds + (len(lacking) / speed if speed else 0.0)
+    return Plan(
+        total=len(ids),
+        cached=len(ids) - len(lacking),
+        to_compute=len(lacking),
+        missing={name: int(mask.sum()) for name, mask in missing.items()},
+        unreadable=unreadable,
+        images_per_s=speed,
+        seconds=seconds,
+    )
 
 
 def _is_int(value: object) -> bool:
