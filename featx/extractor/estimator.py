@@ -391,9 +391,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         return other
 
     def __getstate__(self) -> dict[str, Any]:
-        state: dict[str, Any] = dict(super().__getstate__())
-        state.pop("_opened", None)
-        return state
+        return {name: value for name, value in super().__getstate__().items() if name != "_opened"}
 
     # --- what the parameters mean ---
 
@@ -438,9 +436,8 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         device, precision = self._hardware()
         resolve_runtime(self.runtime, device)  # refuse what cannot be used before anything is read
         specs = self._combine(precision)
-        if self.precision != "auto":
-            return specs
-        stored = stored_precision(self.store_, specs.values(), precision, sources)
+        fixed = self.precision != "auto"
+        stored = precision if fixed else stored_precision(self.store_, specs.values(), precision, sources)
         if stored == precision:
             return specs
         self._remarks.append(
