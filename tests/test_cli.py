@@ -114,7 +114,7 @@ def test_fit_tells_disk_and_phases_of_fine_tuning_and_what_came_of_it(
 
 def test_options_of_fine_tuning_need_it(class_folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["fit", str(class_folders), *FAST, "--unfreeze", "all"]) == 2
-    assert "ask for it: --fine-tune yes" in capsys.readouterr().err
+    assert "request it with --fine-tune yes" in capsys.readouterr().err
 
 
 def test_a_second_fit_computes_nothing(
@@ -150,7 +150,7 @@ def test_predict_prints_csv_where_no_file_is_named(
 def test_min_confidence_leaves_the_label_empty(
     model: Path, class_folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _, document = _json(capsys, "predict", str(model), str(class_folders / "red"), "--min-confidence", "1.1")
+    _, document = _json(capsys, "predict", str(model), str(class_folders / "red"), "--min-confidence", "1")
     assert [prediction["label"] for prediction in document["predictions"]] == [None] * 12
 
 

@@ -1,10 +1,10 @@
-"""The command line: one row per verb; it parses, calls and prints, and nothing else in featx prints.
+"""The command line. `VERBS` is the table of its verbs; no other package of featx prints.
 
-Results go to stdout, logs and progress to stderr; with ``--json`` stdout is one JSON document. A verb's
-module is imported when the verb is used, so ``featx --help`` answers at once.
+Results go to stdout, messages and progress to stderr. With ``--json``, stdout is one JSON document. The
+module of a verb is imported when the verb is used, so ``featx --help`` is fast.
 
-Exit codes: 0 done, 1 the data or the run failed, 2 wrong usage, 3 finished but pictures were skipped,
-130 and 143 stopped by Ctrl-C and SIGTERM after committing what was ready.
+Exit codes: 0 success; 1 the data or the run failed; 2 wrong usage; 3 finished, but images were skipped;
+130 and 143 stopped by Ctrl-C and SIGTERM, after computed features were committed.
 """
 
 from __future__ import annotations
@@ -31,34 +31,42 @@ from featx.tables import escape_name
 
 @dataclass(frozen=True)
 class Verb:
-    """A row of the table of verbs: where its code is, and one line of help."""
+    """A row of `VERBS`: the module of a verb, and one line of help.
+
+    The module has a function ``add_arguments(parser)``, and a function ``run(args, console)`` that returns
+    the exit code.
+    """
 
     module: str
     summary: str
 
 
 VERBS: dict[str, Verb] = {
-    "fit": Verb("featx.cli.fit", "learn a classifier from labelled images and save it"),
+    "fit": Verb("featx.cli.fit", "learn a classifier from labelled images, evaluate it and save it"),
     "predict": Verb("featx.cli.predict", "label images with a saved classifier"),
-    "evaluate": Verb("featx.cli.evaluate", "score a saved classifier on labelled images"),
+    "evaluate": Verb("featx.cli.evaluate", "evaluate a saved classifier on labelled images"),
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
-    "add": Verb("featx.cli.add", "take new labelled images into a model, and say what changed"),
-    "curve": Verb("featx.cli.curve", "score k images a class, and foretell what more labels bring"),
-    "show": Verb("featx.cli.show", "look at pictures as the network sees them"),
-    "extract": Verb("featx.cli.extract", "turn images into rows of features in the cache"),
-    "cache": Verb("featx.cli.cache", "list, verify, pack, prune or export the cached rows"),
-    "models": Verb("featx.cli.models", "list backbones and where their weights would come from"),
-    "taps": Verb("featx.cli.taps", "list the layers of a backbone that can be tapped"),
-    "download": Verb("featx.cli.download", "fetch a backbone's weights for offline use"),
+    "add": Verb("featx.cli.add", "add new labelled images to a model, and say what changed"),
+    "curve": Verb("featx.cli.curve", "measure accuracy by number of labels, and forecast the gain of more"),
+    "show": Verb("featx.cli.show", "draw images as the network gets them"),
+    "extract": Verb("featx.cli.extract", "compute features of images into the cache"),
+    "cache": Verb("featx.cli.cache", "list, check, merge, delete or export cached features"),
+    "models": Verb("featx.cli.models", "list backbones, and where their weights come from"),
+    "taps": Verb("featx.cli.taps", "list the layers of a backbone whose output can be used"),
+    "download": Verb(
+        "featx.cli.download", "download the weights of a backbone, for later use without a network"
+    ),
     "doctor": Verb("featx.cli.doctor", "check this machine: packages, devices, cache, weights"),
-    "demo": Verb("featx.cli.demo", "run the main job on scikit-learn's handwritten digits, offline"),
+    "demo": Verb(
+        "featx.cli.demo", "check, fit, evaluate and predict on handwritten digits, without a network"
+    ),
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; never raises for an expected failure."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # locale C must not break a file name
+        if hasattr(stream, "reconfigure"):  # file names that the locale cannot encode
             stream.reconfigure(encoding="utf-8", errors="backslashreplace")
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
@@ -66,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     console = Console(json=args.json, quiet=args.quiet)
-    with _stopped_by_signals(), _warnings_shown_by(console):
+    with _stop_at_signals(), _print_warnings(console):
         try:
             code: int = args.run(args, console)
         except KeyboardInterrupt as stop:
@@ -87,29 +95,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def console() -> None:
-    """Run as the ``featx`` script."""
+    """Run the ``featx`` script."""
     sys.exit(main())
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="featx",
-        description="Pretrained image features, computed once; classifiers tuned on them in seconds.",
-        epilog="`featx VERB --help` tells a verb's options. Environment: FEATX_CACHE (cache folder), "
-        "HF_HUB_OFFLINE=1 (never ask the hub), NO_COLOR.",
+        description="Pretrained image features, stored once computed; classifiers tuned on them in seconds.",
+        epilog="`featx VERB --help` lists the options of a verb. Environment variables: FEATX_CACHE (cache "
+        "folder), HF_HUB_OFFLINE=1 (download nothing from the hub), NO_COLOR.",
     )
     parser.add_argument("--version", action="version", version=f"featx {featx.__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     used = next((word for word in arguments if word in VERBS), None)
     for name, verb in VERBS.items():
         child = verbs.add_parser(name, help=verb.summary, description=verb.summary.capitalize() + ".")
-        if name != used:  # the other verbs are only named
+        if name != used:  # only its name and summary are needed
             continue
         module = importlib.import_module(verb.module)
         module.add_arguments(child)
         for leaf in _leaves(child):
             leaf.add_argument("--json", action="store_true", help="print one JSON document on stdout")
-            leaf.add_argument("--quiet", action="store_true", help="no progress and no remarks on stderr")
+            leaf.add_argument(
+                "--quiet", action="store_true", help="print no progress and no messages on stderr"
+            )
             if leaf.get_default("run") is None:
                 leaf.set_defaults(run=module.run)
     return parser
@@ -117,7 +127,7 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Echo without its escapes what a shell may have made of a stranger's file names."""
+        """Escape control characters: the message may quote a file name that a shell expanded."""
         super().error(escape_name(message))
 
 
@@ -130,14 +140,14 @@ def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
 
 
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, raised where SIGINT would be, so that both unwind the same way."""
+    """Raised at SIGTERM, as KeyboardInterrupt is at SIGINT."""
 
     signal_number = signal.SIGTERM
 
 
 @contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """First SIGINT or SIGTERM unwinds (what is ready is committed); the second ends the process at once."""
+def _stop_at_signals() -> Iterator[None]:
+    """At the first SIGINT or SIGTERM, commit and stop; at the second, end the process at once."""
     seen: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
@@ -151,7 +161,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 @contextmanager
-def _warnings_shown_by(console: Console) -> Iterator[None]:
+def _print_warnings(console: Console) -> Iterator[None]:
     def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
         if issubclass(category, FeatxWarning):
             console.warn(str(message))
@@ -172,6 +182,6 @@ def _how_to_resume(arguments: Sequence[str]) -> str:
     import shlex
 
     return (
-        "stopped; every row that was ready is kept. The same command goes on from there:\n"
+        "stopped; all features computed so far are stored. The same command resumes:\n"
         f"  featx {shlex.join(arguments)}"
     )

@@ -1,10 +1,10 @@
-"""``featx add``: take new labelled images into a model; only they are computed, and test stays test."""
+"""``featx add``: add new labelled images to a model; only new images are computed."""
 
 from __future__ import annotations
 
 import argparse
+import math
 import time
-from pathlib import Path
 from typing import Any
 
 from featx.cli import arguments
@@ -12,58 +12,30 @@ from featx.cli.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
-    parser.add_argument("model", help="a .featx file")
+    """Declare the options of the verb."""
+    arguments.add_model(parser)
     parser.add_argument("data", nargs="+", help="new labelled images: folders of class folders or manifests")
     parser.add_argument(
-        "-o", "--output", metavar="FILE", help="where to save the grown model (default: over the old one)"
+        "-o", "--output", metavar="FILE", help="file to write (default: replace the given model)"
     )
     parser.add_argument(
-        "--old", metavar="DIR", help="images it was fitted on, where this cache does not know them"
+        "--old", metavar="DIR", help="images of the first fit, if the cache does not have their features"
     )
-    parser.add_argument(
-        "--trials",
-        type=int,
-        default=0,
-        metavar="N",
-        help="search anew with N trials (default 0: refit what won before)",
-    )
-    parser.add_argument(
-        "--test-size",
-        type=float,
-        default=0.2,
-        metavar="F",
-        help="held-out fraction of the new images (default 0.2); old ones stay where they were",
-    )
-    parser.add_argument("--split-salt", default="", metavar="TEXT", help="as the model was fitted with")
-    parser.add_argument("--jobs", type=int, metavar="N", help="threads of the search")
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", help="weights of the backbone, where they cannot be found by name"
-    )
-    arguments.add_compute(parser)
-    arguments.add_skipping(parser)
-    arguments.add_cache(parser)
+    arguments.add_trials(parser, 0, "of a new search (0: refit the selected configuration)")
+    arguments.add_jobs(parser)
+    arguments.add_test_part(parser, "of the new images", "as the model was fitted with")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Grow, save, say what changed."""
+    """Grow, save, and say what changed."""
     output = args.output or args.model
     arguments.check_writable(output)
-    from featx.classifier import load
     from featx.classifier.growth import grow
     from featx.cli import render
     from featx.images import load_images, load_paths
 
     began = time.monotonic()
-    clf = load(args.model, store=arguments.store_of(args), checkpoint=args.checkpoint)
-    clf.set_params(
-        device=args.device,
-        extractor__runtime=args.runtime,
-        extractor__batch_size=args.batch_size,
-        n_jobs=args.jobs,
-        callback=console.progress,
-        max_bad=0.0 if args.strict else args.max_bad,
-    )
+    clf = arguments.load_classifier(args, console.progress).set_params(n_jobs=args.jobs)
     images = render.data_set(console, load_paths(args.data, follow_links=args.follow_links))
     old = None if args.old is None else load_images(args.old, follow_links=args.follow_links)
     grown, growth = grow(
@@ -75,17 +47,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _print(console, growth)
     render.saved(console, path, time.monotonic() - began)
     console.data(growth=growth.to_dict(), computed=growth.computed)
-    return render.skipped(
-        console,
-        list(grown.skipped_),
-        Path(output).with_suffix(".skipped.csv"),
-        strict=args.strict,
-        total=len(images) + len(images.skipped),
-        max_bad=args.max_bad,
-    )
+    total = len(images) + len(images.skipped)
+    return render.skipped(console, args, grown.skipped_, output, total=total)
 
 
 def _print(console: Console, growth: Any) -> None:
+    from featx.cli import render
+
     console.text()
     console.text(f"classes on the test part, {growth.n_test} images")
     console.table(
@@ -93,14 +61,14 @@ def _print(console: Console, growth: Any) -> None:
         [
             [
                 change.label,
-                "new" if change.before != change.before else f"{change.before:.2f}",
+                "new" if math.isnan(change.before) else f"{change.before:.2f}",
                 f"{change.after:.2f}",
                 f"{change.difference.value:+.2f}",
-                f"[{change.difference.low:+.2f}, {change.difference.high:+.2f}]",
+                render.interval(change.difference, "+.2f"),
                 change.n,
                 change.verdict,
             ]
-            for change in growth.by_class[:12]
+            for change in growth.by_class[: render.MAX_CLASSES_SHOWN]
         ],
         right=(1, 2, 3, 5),
     )

@@ -1,4 +1,4 @@
-"""Options that several verbs share, each spelt once."""
+"""Options that several verbs share, and what is made from them: stores, extractors, classifiers."""
 
 from __future__ import annotations
 
@@ -9,97 +9,249 @@ from typing import Any
 
 from featx.exceptions import UsageError
 
+DEFAULT_BACKBONE = "tf_efficientnet_lite0.in1k"
+"""As in `featx.extractor`, which is slow to import."""
+
 EXTRACTOR_OPTIONS = (
     "input_size", "checkpoint", "runtime", "precision", "dtype", "batch_size", "decode", "background",
     "bit_depth", "max_pixels", "isolate",
 )  # fmt: skip
-"""Options that are parameters of `FeatureExtractor` of the same name, and no parameters of the classifier."""
+"""Options with the names of parameters of `FeatureExtractor` that `ImageClassifier` does not have."""
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
-    """``--cache-dir`` and ``--no-cache``."""
+    """Add ``--cache-dir`` and ``--no-cache``."""
     group = parser.add_argument_group("cache")
-    group.add_argument("--cache-dir", metavar="DIR", help="folder of cached rows (default: FEATX_CACHE)")
-    group.add_argument("--no-cache", action="store_true", help="keep no rows on disk")
+    group.add_argument("--cache-dir", metavar="DIR", help="folder of cached features (default: FEATX_CACHE)")
+    group.add_argument("--no-cache", action="store_true", help="do not store features on disk")
 
 
 def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> None:
-    """What network turns pictures into rows, and how; `several` lets candidates compete."""
+    """Add the options of the network and of its input; with `several`, backbones can be compared."""
     group = parser.add_argument_group("backbone")
-    default = "tf_efficientnet_lite0.in1k"
+    one = "timm model (see `featx models`), or a fine-tuned .featx file"
+    group.add_argument(
+        "--backbone",
+        default=DEFAULT_BACKBONE,
+        metavar="NAME[,NAME...]|auto" if several else "NAME",
+        help=f"{one}. Several, or all whose weights are here (auto), are compared on at most 500 training "
+        "images. The best is used, or the best two side by side"
+        if several
+        else one,
+    )
     if several:
-        group.add_argument(
-            "--backbone",
-            default=default,
-            metavar="NAME[,NAME...]|auto",
-            help="timm model (see `featx models`) or a fine-tuned .featx file; of several, or of all that "
-            "are here (auto), the best on at most 500 training images is taken, or the best two side by side",
-        )
         group.add_argument(
             "--backbone-budget",
             type=number(0, 1e9),
             default=600.0,
             metavar="S",
-            help="seconds for the choice between several (default 600)",
+            help="seconds for the comparison of backbones (default 600)",
         )
-    else:
-        group.add_argument(
-            "--backbone",
-            default=default,
-            metavar="NAME",
-            help="timm model (see `featx models`), or a fine-tuned .featx file",
-        )
-    group.add_argument(
-        "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
-    )
-    group.add_argument("--random-weights", action="store_true", help="no pretrained weights: a baseline")
+    add_weights(group)
     group.add_argument(
         "--pool", metavar="P[,P...]", help="avg, max, gem, avg+max, cls, cls+avg, grid2, grid4"
     )
     group.add_argument("--resize", metavar="R[,R...]", help="crop (as trained), squash or pad")
-    group.add_argument("--input-size", type=_size, metavar="N|HxW", help="pixels fed to the network")
+    group.add_argument("--input-size", type=_size, metavar="N|HxW", help="input size of the network, pixels")
     add_compute(parser)
 
 
+def add_weights(group: argparse._ActionsContainer) -> None:
+    """Add ``--checkpoint`` and ``--random-weights``."""
+    group.add_argument(
+        "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
+    )
+    group.add_argument("--random-weights", action="store_true", help="load no weights (for comparison)")
+
+
 def add_compute(parser: argparse.ArgumentParser) -> None:
-    """Where and how pictures are computed: nothing that changes a row beyond the stated tolerance."""
+    """Add the options of the hardware; they change features only within the documented tolerance."""
     group = parser.add_argument_group("compute")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu")
-    group.add_argument("--runtime", default="auto", help="auto, torch or openvino")
+    group.add_argument("--runtime", default="auto", help="auto, torch, torch-compile or openvino")
     group.add_argument("--batch-size", type=_auto_or_int, default="auto", metavar="N|auto")
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
-    """Fields of the recipe that trade accuracy for speed."""
+    """Add the options of decoding and of numerical precision; they change features."""
     group = parser.add_argument_group("precision")
     group.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16", "fp16"])
     group.add_argument(
-        "--decode", default="exact", choices=["exact", "fast"], help="fast: let JPEG decoders scale down"
+        "--decode", default="exact", choices=["exact", "fast"], help="fast: decode large JPEGs scaled down"
     )
     group.add_argument(
         "--max-pixels",
-        type=_positive,
+        type=whole(1),
         default=178_956_970,
         metavar="N",
-        help="refuse larger pictures (default %(default)s)",
+        help="refuse larger images (default %(default)s)",
     )
     group.add_argument(
-        "--bit-depth", default="full", choices=["full", "minmax"], help="how 16-bit pictures are scaled"
+        "--bit-depth",
+        default="full",
+        choices=["full", "minmax"],
+        help="scale 16-bit images by their full range, or by their own minimum and maximum",
     )
     group.add_argument(
         "--background",
         type=_color,
         default=(255, 255, 255),
         metavar="R,G,B",
-        help="behind transparent pixels",
+        help="colour behind transparent pixels (default white)",
     )
     group.add_argument(
-        "--isolate", action="store_true", help="decode in a subprocess, for files that crash decoders"
+        "--isolate", action="store_true", help="decode in a subprocess, which may crash without harm"
+    )
+
+
+def add_skipping(parser: argparse.ArgumentParser) -> None:
+    """Add the options of images that cannot be read."""
+    group = parser.add_argument_group("unreadable images")
+    group.add_argument("--strict", action="store_true", help="stop at the first image that cannot be read")
+    group.add_argument(
+        "--max-bad",
+        type=fraction,
+        default=0.05,
+        metavar="F",
+        help="largest fraction of unreadable images, such as 0.05 or 5%% (default 0.05)",
+    )
+    group.add_argument("--follow-links", action="store_true", help="follow symbolic links out of the folder")
+
+
+def add_test_part(parser: argparse.ArgumentParser, of: str = "of each class", salt: str = "") -> None:
+    """Add the options of the held-out test part."""
+    group = parser.add_argument_group("test part")
+    group.add_argument(
+        "--test-size",
+        type=fraction,
+        default=0.2,
+        metavar="F",
+        help=f"held-out fraction {of} (default 0.2)",
+    )
+    group.add_argument(
+        "--split-salt", default="", metavar="TEXT", help=salt or "another text draws another test part"
+    )
+
+
+def add_search(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
+    """Add the options of the search; return their group, for more of them."""
+    group = parser.add_argument_group("search")
+    group.add_argument("--heads", metavar="A,B,...", help="heads to try (default: the fast ones)")
+    add_trials(group)
+    add_seed(group)
+    add_jobs(group)
+    return group
+
+
+def add_trials(group: argparse._ActionsContainer, default: int = 30, of: str = "beyond the grid") -> None:
+    """Add ``--trials``."""
+    group.add_argument(
+        "--trials",
+        type=whole(0),
+        default=default,
+        metavar="N",
+        help=f"Optuna trials {of} (default {default})",
+    )
+
+
+def add_seed(group: argparse._ActionsContainer) -> None:
+    """Add ``--seed``."""
+    group.add_argument("--seed", type=whole(0), default=0, metavar="N", help="random seed (default 0)")
+
+
+def add_jobs(group: argparse._ActionsContainer) -> None:
+    """Add ``--jobs``."""
+    group.add_argument("--jobs", type=whole(1), metavar="N", help="threads (default: all cores)")
+
+
+def add_dry_run(parser: argparse.ArgumentParser) -> None:
+    """Add ``--dry-run``."""
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what would be computed, and how long it takes here"
+    )
+
+
+def add_plot(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--plot``."""
+    parser.add_argument("--plot", metavar="FILE", help=f"draw {what}, as PNG")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add the options of verbs that use a saved classifier, which `load_classifier` reads."""
+    parser.add_argument("model", help="a .featx file")
+    parser.add_argument(
+        "--checkpoint", metavar="PATH", help="weights of the backbone, if they are not found by name"
+    )
+    add_compute(parser)
+    add_skipping(parser)
+    add_cache(parser)
+
+
+def add_min_confidence(parser: argparse.ArgumentParser, text: str) -> None:
+    """Add ``--min-confidence``."""
+    parser.add_argument("--min-confidence", type=fraction, metavar="P", help=text)
+
+
+def load_classifier(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
+    """Load the `ImageClassifier` that the options of `add_model` describe."""
+    from featx.classifier import load
+
+    return load(args.model, store=store_of(args), checkpoint=args.checkpoint).set_params(
+        device=args.device,
+        extractor__runtime=args.runtime,
+        extractor__batch_size=args.batch_size,
+        callback=callback,
+        max_bad=0.0 if args.strict else args.max_bad,
+    )
+
+
+def classifier(args: argparse.Namespace, callback: Callable[[Any], None], **given: Any) -> Any:
+    """Make the `ImageClassifier` that the options of a verb describe.
+
+    Parameters
+    ----------
+    args : argparse.Namespace
+        Options of `add_backbone`, `add_search`, `add_skipping` and `add_cache`.
+    callback : callable
+        Called with every `featx.extractor.Progress` event.
+    **given
+        Parameters that the verb sets itself.
+    """
+    from featx.classifier import ImageClassifier
+
+    return ImageClassifier(
+        one_or_list(args.backbone, "auto"),
+        cut=one_or_list(args.cut, "auto"),
+        pool=one_or_list(args.pool, "auto"),
+        resize=one_or_list(args.resize, "auto"),
+        heads=listed(args.heads),
+        n_trials=args.trials,
+        max_bad=0.0 if args.strict else args.max_bad,
+        device=args.device,
+        n_jobs=args.jobs,
+        random_state=args.seed,
+        callback=callback,
+        extractor=extractor(args),
+        **given,
+    )
+
+
+def feature_extractor(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
+    """Make the `FeatureExtractor` of a verb that has no classifier."""
+    return extractor(
+        args,
+        backbone=args.backbone,
+        cut="all" if args.cut == "all" else one_or_list(args.cut, "last"),
+        pool=one_or_list(args.pool, "avg"),
+        resize=one_or_list(args.resize, "crop"),
+        store=store_of(args),
+        device=args.device,
+        callback=callback,
     )
 
 
 def extractor(args: argparse.Namespace, **given: Any) -> Any:
-    """Return the `FeatureExtractor` that the options of a verb describe.
+    """Make a `FeatureExtractor` from `EXTRACTOR_OPTIONS`, from ``--views``, and from `given`.
 
     Parameters
     ----------
@@ -119,18 +271,8 @@ def extractor(args: argparse.Namespace, **given: Any) -> Any:
     return FeatureExtractor(**{**params, **given})
 
 
-def add_skipping(parser: argparse.ArgumentParser) -> None:
-    """What happens to pictures that cannot be read."""
-    group = parser.add_argument_group("unreadable pictures")
-    group.add_argument("--strict", action="store_true", help="stop at the first picture that cannot be read")
-    group.add_argument(
-        "--max-bad", type=_percent, default=0.05, metavar="FRACTION", help="stop above this (default 0.05)"
-    )
-    group.add_argument("--follow-links", action="store_true", help="follow symbolic links out of the folder")
-
-
 def store_of(args: argparse.Namespace) -> Any:
-    """The ``store`` parameter that the cache options ask for."""
+    """Return the parameter ``store`` that the options of the cache describe."""
     if args.no_cache and args.cache_dir:
         raise UsageError("--no-cache and --cache-dir exclude each other; give one of them.")
     return "memory" if args.no_cache else args.cache_dir
@@ -144,13 +286,21 @@ def listed(text: str | None) -> list[str] | None:
 
 
 def one_or_list(text: str | None, default: str) -> str | list[str]:
-    """A single name stays a string: one representation, nothing to choose."""
+    """Split ``"a,b"``; a single name stays a string."""
     parts = listed(text) or [default]
     return parts[0] if len(parts) == 1 else parts
 
 
-def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuse an output path before the work, not after it."""
+def check_writable(path: str | os.PathLike[str] | None) -> None:
+    """Refuse an output path before the work, not after it; None is no output.
+
+    Raises
+    ------
+    UsageError
+        If no file can be written there.
+    """
+    if path is None:
+        return
     if not os.path.basename(path):
         raise UsageError(f"{str(path)!r} names no file; give the name of a file to write.")
     folder = os.path.dirname(os.path.abspath(path))
@@ -163,22 +313,22 @@ def check_writable(path: str | os.PathLike[str]) -> None:
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
-    """Argument type: a whole number from `low` to `high`."""
+    """Return the type of an option: an integer from `low` to `high`."""
 
     def read(text: str) -> int:
         try:
-            number = int(text)
+            value = int(text)
         except ValueError:
-            number = low - 1
-        if not low <= number <= high:
+            value = low - 1
+        if not low <= value <= high:
             raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return number
+        return value
 
     return read
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
-    """Argument type: a number from `low` to `high`."""
+    """Return the type of an option: a number from `low` to `high`."""
 
     def read(text: str) -> float:
         try:
@@ -192,35 +342,26 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
+def fraction(text: str) -> float:
+    """Read an option: a fraction (``0.05``) or a percentage (``5%``)."""
+    try:
+        value = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a fraction (0.05) nor a percentage (5%)")
+    return value
+
+
 def _size(text: str) -> int | tuple[int, int]:
-    sides = [_positive(side) for side in text.lower().split("x")]
+    sides = [whole(1)(side) for side in text.lower().split("x")]
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r}: write one side (224) or height and width (224x320)")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
 
 
-def _positive(text: str) -> int:
-    try:
-        number = int(text)
-    except ValueError:
-        number = 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return number
-
-
 def _auto_or_int(text: str) -> int | str:
-    return text if text == "auto" else _positive(text)
-
-
-def _percent(text: str) -> float:
-    try:
-        fraction = float(text.rstrip("%")) / (100 if text.endswith("%") else 1)
-    except ValueError:
-        fraction = -1.0
-    if not 0 <= fraction <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is neither a fraction (0.05) nor a percentage (5%)")
-    return fraction
+    return text if text == "auto" else whole(1)(text)
 
 
 def _color(text: str) -> tuple[int, ...]:
@@ -230,6 +371,6 @@ def _color(text: str) -> tuple[int, ...]:
         channels = ()
     if len(channels) != 3 or not all(0 <= channel <= 255 for channel in channels):
         raise argparse.ArgumentTypeError(
-            f"{text!r}: write red, green and blue from 0 to 255, e.g. 255,255,255"
+            f"{text!r}: write red, green and blue from 0 to 255, such as 255,255,255"
         )
     return channels

@@ -1,4 +1,4 @@
-"""``featx cache``: what is kept, whether it is sound, and making it smaller."""
+"""``featx cache``: list, check, merge, delete and export cached features."""
 
 from __future__ import annotations
 
@@ -20,28 +20,33 @@ SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare one sub-verb per action."""
+    """Declare the actions of the verb and their options."""
     actions = parser.add_subparsers(metavar="ACTION", required=True)
     for name, summary, run_action in (
-        ("ls", "list the spaces of rows", _ls),
-        ("verify", "read everything and check every digest", _verify),
+        ("ls", "list the spaces: features of one spec each", _ls),
+        ("verify", "read all features and check their digests", _verify),
         ("pack", "merge small segments", _pack),
-        ("prune", "delete the spaces that were not used for longest", _prune),
-        ("export", "write one space to a .npz file", _export),
+        ("prune", "delete the least recently used spaces", _prune),
+        ("export", "write one space to an .npz file", _export),
     ):
         action = actions.add_parser(name, help=summary, description=summary.capitalize() + ".")
         action.set_defaults(run=run_action)
         arguments.add_cache(action)
         if name == "prune":
-            action.add_argument("--max-size", type=_size, metavar="SIZE", help="keep at most this, e.g. 20GB")
             action.add_argument(
-                "--older-than", type=_age, metavar="AGE", help="delete what was not used for, e.g. 90d"
+                "--max-size", type=_size, metavar="SIZE", help="most disk space to keep, such as 20GB"
+            )
+            action.add_argument(
+                "--older-than",
+                type=_age,
+                metavar="AGE",
+                help="delete spaces not used for this long, such as 90d",
             )
         if name == "export":
             action.add_argument(
-                "space", help="the key of a space, or its beginning, as `featx cache ls` shows it"
+                "space", help="key of a space, or its first characters (see `featx cache ls`)"
             )
-            action.add_argument("-o", "--output", required=True, metavar="FILE", help=".npz to write")
+            action.add_argument("-o", "--output", required=True, metavar="FILE", help=".npz file to write")
 
 
 def _ls(args: argparse.Namespace, console: Console) -> int:
@@ -51,10 +56,10 @@ def _ls(args: argparse.Namespace, console: Console) -> int:
     usage = store.usage()
     rows = []
     for space in usage:
-        what = f"{space.spec.architecture} {space.spec.block}" if space.spec else "(of a newer featx)"
+        what = f"{space.spec.architecture} {space.spec.block}" if space.spec else "(made by a newer featx)"
         age = f"{duration(max(time.time() - space.last_used, 0))} ago"
         rows.append([space.key[:16], what, f"{space.rows:,}", space.segments, size_text(space.n_bytes), age])
-    console.table(["space", "recipe", "rows", "segments", "size", "used"], rows, right=(2, 3, 4, 5))
+    console.table(["space", "spec", "images", "segments", "size", "used"], rows, right=(2, 3, 4, 5))
     console.text(f"{size_text(sum(space.n_bytes for space in usage))} in {store.path}")
     console.data(
         path=str(store.path),
@@ -76,9 +81,11 @@ def _ls(args: argparse.Namespace, console: Console) -> int:
 
 def _verify(args: argparse.Namespace, console: Console) -> int:
     found = _store(args).verify()
-    console.text(f"{found.rows:,} rows in {found.segments:,} segments of {found.spaces} spaces are sound")
+    console.text(
+        f"features of {found.rows:,} images in {found.segments:,} segments of {found.spaces} spaces are valid"
+    )
     for path, reason in found.bad:
-        console.text(f"set aside: {path}: {reason}; its rows are computed again when they are needed")
+        console.text(f"set aside: {path}: {reason}; its features are computed again when they are needed")
     console.data(
         rows=found.rows,
         segments=found.segments,
@@ -92,9 +99,7 @@ def _pack(args: argparse.Namespace, console: Console) -> int:
     from featx.cli.render import size_text
 
     freed = _store(args).pack()
-    console.text(
-        f"{freed.segments:,} small segments ({size_text(freed.n_bytes)}) were merged into larger ones"
-    )
+    console.text(f"{freed.segments:,} small segments ({size_text(freed.n_bytes)}) merged into larger ones")
     console.data(merged_segments=freed.segments, bytes=freed.n_bytes)
     return 0
 
@@ -103,7 +108,7 @@ def _prune(args: argparse.Namespace, console: Console) -> int:
     from featx.cli.render import size_text
 
     if args.max_size is None and args.older_than is None:
-        raise UsageError("say what may stay: --max-size 20GB, --older-than 90d, or both.")
+        raise UsageError("give --max-size 20GB, --older-than 90d, or both.")
     freed = _store(args).prune(max_bytes=args.max_size, older_than_s=args.older_than)
     console.text(f"{freed.segments:,} segments deleted, {size_text(freed.n_bytes)} freed")
     console.data(deleted_segments=freed.segments, bytes=freed.n_bytes)
@@ -117,9 +122,9 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     keys = [key for key in known if key.startswith(args.space)]
     if len(keys) != 1:
         listed = ", ".join(key[:16] for key in known) or "none"
-        raise UsageError(f"{len(keys)} spaces begin with {args.space!r}; the cache holds {listed}.")
+        raise UsageError(f"{len(keys)} spaces begin with {args.space!r}; the cache has {listed}.")
     rows = store.export(keys[0], args.output)
-    console.text(f"{rows:,} rows in {args.output}")
+    console.text(f"features of {rows:,} images in {args.output}")
     console.data(rows=rows, output=args.output)
     return 0
 
@@ -129,14 +134,14 @@ def _store(args: argparse.Namespace) -> HDF5Store:
     from featx.stores.hdf5 import HDF5Store
 
     if args.no_cache:
-        raise UsageError("--no-cache leaves nothing to look at; name a folder with --cache-dir.")
+        raise UsageError("`featx cache` needs a cache; give --cache-dir instead of --no-cache.")
     return HDF5Store(args.cache_dir or default_cache())
 
 
 def _size(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?B?)", text.upper())
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r}: write a size like 500MB or 20GB")
+        raise argparse.ArgumentTypeError(f"{text!r}: write a size such as 500MB or 20GB")
     unit = match[2] if match[2].endswith("B") or not match[2] else match[2] + "B"
     return int(float(match[1]) * UNITS["" if unit == "B" else unit])
 
@@ -144,5 +149,5 @@ def _size(text: str) -> int:
 def _age(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", text)
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r}: write an age like 12h, 90d or 8w")
+        raise argparse.ArgumentTypeError(f"{text!r}: write an age such as 12h, 90d or 8w")
     return float(match[1]) * SECONDS[match[2]]

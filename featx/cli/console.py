@@ -1,4 +1,4 @@
-"""What a person sees: text and tables on stdout, remarks and progress on stderr, or one JSON document."""
+"""Output of the verbs: results on stdout, as text or one JSON document; messages and progress on stderr."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from typing import Any
 from featx.tables import escape_name
 
 LINE_EVERY_S = 10.0
-"""Without a terminal progress is a plain line now and then instead of a bar."""
+"""Seconds between lines of progress where stderr is not a terminal, so that there is no bar."""
 
 
 class Console:
-    """Where the verbs print.
+    """Print results, messages and progress.
 
     Parameters
     ----------
     json : bool
         Print only one JSON document on stdout, at the end.
     quiet : bool
-        No remarks and no progress on stderr; warnings and errors are still shown.
+        Print no messages and no progress on stderr; warnings and errors are still printed.
     """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
@@ -33,13 +33,13 @@ class Console:
         self._bar: Any = None
         self._stage = ""
         self._last_line = 0.0
-        self._said: set[str] = set()
+        self._printed: set[str] = set()
         terminal = sys.stderr.isatty()
         self._bars = terminal and not quiet
         self._color = terminal and "NO_COLOR" not in os.environ
 
     def text(self, text: str = "") -> None:
-        """Print a result for people."""
+        """Print a line of a result, unless the output is JSON."""
         if not self.json:
             self._end_bar()
             print(_printable(text), flush=True)
@@ -47,7 +47,7 @@ class Console:
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Iterable[int] = ()
     ) -> None:
-        """Print aligned columns; `right` names the columns that hold numbers."""
+        """Print aligned columns; those in `right` are aligned to the right."""
         cells = [[str(cell) for cell in row] for row in rows]
         widths = [max(len(row[i]) for row in [list(header), *cells]) for i in range(len(header))]
         numbers = set(right)
@@ -68,17 +68,17 @@ class Console:
         self._document.update(fields)
 
     def log(self, text: str) -> None:
-        """Say on stderr what is being done; the same words once."""
+        """Print a message on stderr; repetitions are left out."""
         if not self.quiet and self._is_new(text):
             self._to_stderr(_printable(text))
 
     def warn(self, text: str) -> None:
-        """Say on stderr what deserves attention; the same words once."""
+        """Print a warning on stderr; repetitions are left out."""
         if self._is_new(text):
             self._to_stderr(f"{self._paint('warning:', 33)} {_printable(text)}")
 
     def error(self, error: BaseException, code: int) -> None:
-        """Say on stderr why the run ends, and in the JSON document too."""
+        """Print on stderr why the run ends; add it to the JSON document and print that."""
         text = str(error) or type(error).__name__
         shown = _printable(text)
         self._to_stderr(f"{self._paint('error:', 31)} {shown}" if code < 128 else shown)
@@ -87,14 +87,14 @@ class Console:
             self.flush()
 
     def flush(self) -> None:
-        """Print the JSON document, if that is what was asked for."""
+        """Print the JSON document if it was requested."""
         self._end_bar()
         if self.json:
             print(json.dumps(self._document, indent=2, ensure_ascii=False, default=_plain), flush=True)
             self._document = {}
 
     def progress(self, event: Any) -> None:
-        """Draw a `featx.extractor.Progress`, or anything with its fields, as a bar or a line."""
+        """Show a `featx.extractor.Progress` event as a bar, or as a line from time to time."""
         if event.message:
             self.log(event.message)
             return
@@ -111,13 +111,13 @@ class Console:
         elif time.monotonic() - self._last_line > LINE_EVERY_S and not done:
             self._last_line = time.monotonic()
             eta = f"{event.eta_s:.0f} s left" if event.eta_s is not None else ""
-            remarks = ", ".join(filter(None, (rate, limit, eta)))
-            line = f"{event.stage} {event.done:,}/{event.total:,}  {remarks}"
+            notes = ", ".join(filter(None, (rate, limit, eta)))
+            line = f"{event.stage} {event.done:,}/{event.total:,}  {notes}"
             print(line.rstrip(), file=sys.stderr, flush=True)
         if done:
             self._end_bar()
 
-    def _draw(self, event: Any, remark: str) -> None:
+    def _draw(self, event: Any, note: str) -> None:
         if self._bar is None:
             from tqdm import tqdm
 
@@ -125,7 +125,7 @@ class Console:
                 total=event.total, desc=event.stage, leave=False, dynamic_ncols=True, unit="", file=sys.stderr
             )
         self._bar.total = event.total
-        self._bar.set_postfix_str(remark, refresh=False)
+        self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(event.done - self._bar.n)
 
     def _end_bar(self) -> None:
@@ -139,8 +139,8 @@ class Console:
         print(text, file=sys.stderr, flush=True)
 
     def _is_new(self, text: str) -> bool:
-        new = text not in self._said
-        self._said.add(text)
+        new = text not in self._printed
+        self._printed.add(text)
         return new
 
     def _paint(self, text: str, color: int) -> str:
@@ -148,12 +148,12 @@ class Console:
 
 
 def _printable(text: str) -> str:
-    """Names come from strangers, and a terminal obeys escape sequences: only line breaks pass."""
+    """Escape control characters except line breaks: file names may contain terminal escape sequences."""
     return "\n".join(map(escape_name, text.split("\n")))
 
 
 def _plain(value: Any) -> Any:
-    """NumPy's numbers and arrays, and paths, as JSON knows them."""
+    """Convert NumPy values and paths to values that JSON has."""
     if hasattr(value, "tolist"):
         return value.tolist()
     return str(value)

@@ -1,10 +1,9 @@
-"""``featx curve``: how the score grows with the labels, from k images a class to twice what there is."""
+"""``featx curve``: how the score grows with the number of labels, from k images a class to twice the set."""
 
 from __future__ import annotations
 
 import argparse
 import os
-from pathlib import Path
 from typing import Any
 
 from featx.cli import arguments
@@ -13,18 +12,25 @@ from featx.exceptions import DataError, UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the options of the verb."""
     parser.add_argument("data", help="labelled images: folder of class folders or manifest")
     parser.add_argument(
-        "--shots", default="1,2,5,10,20", metavar="K,K,...", help="images of each class to learn from"
+        "--shots",
+        default="1,2,5,10,20",
+        metavar="K,K,...",
+        help="images of each class to learn from (default %(default)s)",
     )
     parser.add_argument(
-        "--draws", type=int, default=100, metavar="N", help="drawings for each k (default 100)"
+        "--draws",
+        type=arguments.whole(1),
+        default=100,
+        metavar="N",
+        help="random samples for each k (default 100)",
     )
     parser.add_argument("--head", default="ridge", metavar="NAME", help="head to fit (default ridge)")
-    parser.add_argument("--plot", metavar="FILE", help="draw the learning curve with its band, as PNG")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--jobs", type=int, metavar="N", help="threads")
+    arguments.add_plot(parser, "the learning curve with its band")
+    arguments.add_seed(parser)
+    arguments.add_jobs(parser)
     arguments.add_backbone(parser)
     parser.add_argument("--cut", default="last", metavar="TAP", help="layer (default: the last)")
     arguments.add_precision(parser)
@@ -33,77 +39,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Extract, draw, score."""
-    if args.plot:
-        arguments.check_writable(args.plot)
+    """Extract features, fit on samples of the images, and report the scores."""
+    arguments.check_writable(args.plot)
     shots = _numbers(args.shots)
     import numpy as np
 
     from featx.cli import render
     from featx.curves import curve_head, few_shot, forecast, learning_curve
-    from featx.files import atomic_write
     from featx.images import load_images
+    from featx.search.plan import n_threads
     from featx.splits import check_labels, image_groups
 
     images = render.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
     if images.labels is None:
-        raise DataError(f"{args.data}: no labels here; give class folders or a manifest with labels.")
+        raise DataError(f"{args.data}: there are no labels; give class folders or a manifest with labels.")
     check_labels(images.labels)
-    rows = arguments.extractor(
-        args,
-        backbone=args.backbone,
-        cut=args.cut,
-        pool=args.pool or "avg",
-        resize=args.resize or "crop",
-        store=arguments.store_of(args),
-        device=args.device,
-        callback=console.progress,
-    ).extract(images.sources, names=images.names, on_error="raise" if args.strict else "skip")
-    images = images.select(rows.kept)
-    labels, groups = np.asarray(images.labels), image_groups(rows.ids, images.groups)
-    jobs = args.jobs or 1
-    protocol = few_shot(
-        rows.blocks, labels, shots=shots, n_draws=args.draws, head=args.head, groups=groups, n_jobs=jobs,
-        random_state=args.seed,
-    )  # fmt: skip
-    curve = learning_curve(
-        rows.blocks, labels, head=curve_head(args.head), groups=groups, n_jobs=jobs, random_state=args.seed
+    found = arguments.feature_extractor(args, console.progress).extract(
+        images.sources, names=images.names, on_error="raise" if args.strict else "skip"
     )
+    read = images.select(found.kept)
+    labels = np.asarray(read.labels)
+    options: dict[str, Any] = {
+        "groups": image_groups(found.ids, read.groups),
+        "n_jobs": n_threads(args.jobs),
+        "random_state": args.seed,
+    }
+    protocol = few_shot(found.blocks, labels, shots=shots, n_draws=args.draws, head=args.head, **options)
+    curve = learning_curve(found.blocks, labels, head=curve_head(args.head), **options)
     more = forecast(curve)
     _print(console, protocol, curve, more)
     if args.plot:
         from featx.report.figures import plot_curve, to_png
 
-        atomic_write(args.plot, to_png(plot_curve(curve)))
-        console.text(f"figure    {args.plot}")
+        render.figure(console, args.plot, to_png(plot_curve(curve)))
     console.data(
         few_shot=protocol.to_dict(),
         curve=curve.to_dict(),
         forecast=more.to_dict(),
-        blocks=list(rows.blocks),
-        computed=rows.computed,
+        blocks=list(found.blocks),
+        computed=found.computed,
         data=os.fspath(args.data),
     )
-    return render.skipped(
-        console,
-        [*images.skipped, *rows.skipped],
-        Path("curve.skipped.csv"),
-        strict=args.strict,
-        total=len(images) + len(images.skipped) + len(rows.skipped),
-        max_bad=args.max_bad,
-    )
+    skipped = [*images.skipped, *found.skipped]
+    return render.skipped(console, args, skipped, "curve", total=len(read) + len(skipped))
 
 
 def _print(console: Console, protocol: Any, curve: Any, more: Any) -> None:
+    from featx.cli import render
+
     draws = protocol.scores[0].draws
-    console.text(f"k images of each of {protocol.n_classes} classes, {draws} drawings, {protocol.head}")
+    console.text(f"k images of each of {protocol.n_classes} classes, {draws} samples, {protocol.head}")
     console.table(
-        ["k", "mean recall", "95 % interval", "a single drawing"],
+        ["k", "mean recall", "95 % interval", "a single sample"],
         [
             [
                 score.k,
                 f"{score.accuracy.value:.3f}",
-                f"[{score.accuracy.low:.3f}, {score.accuracy.high:.3f}]",
+                render.interval(score.accuracy),
                 f"{score.spread[0]:.3f} to {score.spread[1]:.3f}",
             ]
             for score in protocol.scores
@@ -114,23 +106,15 @@ def _print(console: Console, protocol: Any, curve: Any, more: Any) -> None:
         console.log(f"k = {', '.join(map(str, protocol.left_out))} left out: the smallest class is too small")
     console.text()
     console.text(f"learning curve, {curve.head}, out of fold ({curve.n_fits} fits)")
-    console.table(
-        ["training images", "accuracy", "95 % interval"],
-        [
-            [f"{size:.0f}", f"{accuracy.value:.3f}", f"[{accuracy.low:.3f}, {accuracy.high:.3f}]"]
-            for size, accuracy in zip(curve.sizes, curve.accuracy, strict=True)
-        ],
-        right=(0, 1),
-    )
-    gain = more.gain
+    render.scores(console, ["training images", "accuracy"], map(round, curve.sizes), curve.accuracy)
     console.text(
-        f"{more.n_then:,} labels instead of {more.n:,} are expected to bring {100 * gain.value:+.1f} points "
-        f"[{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] (90 % band)"
+        f"expected gain from {more.n_then:,} labels instead of {more.n:,}: {more.gain.as_points()} "
+        "(90 % interval)"
     )
     wins = [c for c in more.by_class if c.gain.value > 0][:3]
     if wins:
         named = ", ".join(f"{c.label} ({100 * c.gain.value:+.1f} points of recall)" for c in wins)
-        console.text(f"most of it for {named}")
+        console.text(f"largest gains: {named}")
 
 
 def _numbers(text: str) -> list[int]:

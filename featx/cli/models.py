@@ -1,4 +1,4 @@
-"""``featx models``: backbones by name, and where their weights would come from."""
+"""``featx models``: list backbones, and where their weights come from."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ from featx.cli.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
+    """Declare the options of the verb."""
     parser.add_argument(
-        "pattern", nargs="?", help="shell pattern, e.g. 'resnet*' (default: those whose weights are here)"
+        "pattern", nargs="?", help="shell pattern, such as 'resnet*' (default: those whose weights are here)"
     )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
-    """List matching models."""
+    """List the models that match."""
     from featx.backbones import list_models
 
-    rows = list_models(args.pattern)
+    models = list_models(args.pattern)
     if args.pattern is None:
-        rows = [row for row in rows if row.available]
+        models = [model for model in models if model.available]
     console.table(
         ["model", "weights", "input"],
-        [[row.name, row.source, f"{row.input_size[0]}x{row.input_size[1]}"] for row in rows],
+        [[model.name, model.source, f"{model.input_size[0]}x{model.input_size[1]}"] for model in models],
     )
     if args.pattern is None:
-        console.log("these have their weights on this machine; `featx models 'resnet*'` searches all of timm")
+        console.log("the weights of these are on this machine; `featx models 'resnet*'` searches all of timm")
     console.data(
         models=[
-            {"name": r.name, "source": r.source, "available": r.available, "input_size": list(r.input_size)}
-            for r in rows
+            {"name": m.name, "source": m.source, "available": m.available, "input_size": list(m.input_size)}
+            for m in models
         ]
     )
-    return 0 if rows else 1
+    return 0 if models else 1

@@ -1,8 +1,10 @@
-"""How results look on a terminal: short tables, intervals in brackets, paths of what was made."""
+"""How results look on a terminal: tables, intervals, and paths of written files."""
 
 from __future__ import annotations
 
+import argparse
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,22 @@ import numpy as np
 
 from featx.cli.console import Console
 from featx.exceptions import TooManyBadImagesError
+from featx.files import atomic_write
 from featx.images import ImageSet, Skipped
 from featx.tables import escape_name, write_csv
 
 MAX_CLASSES_SHOWN = 12
-"""A confusion matrix of more classes is not legible on a terminal; the JSON has it whole."""
+"""Most classes of a table on a terminal; JSON output has all."""
 
 SKIPPED_SHOWN = 10
+"""Most skipped images that are printed; the CSV file has all."""
 
 BLOCKS_SHOWN = 3
-"""Features picked over all layers come from dozens of blocks; the JSON names them all."""
+"""Most blocks that are printed by name; JSON output has all."""
 
 
 def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> ImageSet:
-    """Say what was found; drop classes that are too small, by name."""
+    """Print the number of images and classes; leave out classes that are too small, with a warning."""
     counts = Counter(str(label) for label in images.labels) if images.labels is not None else Counter()
     small = {label: n for label, n in counts.items() if n < min_per_class}
     if small:
@@ -42,12 +46,12 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
 
 
 def _metric(scoring: Any) -> str:
-    """The metric's name before its value; accuracy is what people expect and needs none."""
+    """Return the name of the metric, to stand before its value; accuracy is not named."""
     return "" if scoring == "accuracy" or not isinstance(scoring, str) else f"{scoring.replace('_', ' ')} "
 
 
 def search(console: Console, clf: Any) -> None:
-    """Which representation and head won, and by what."""
+    """Print the selected configuration and its cross-validation score."""
     origins = clf.record_.n_configurations
     n_configurations = sum(origins.values())
     tried = " + ".join(f"{count} {origin}" for origin, count in sorted(origins.items()))
@@ -62,13 +66,13 @@ def search(console: Console, clf: Any) -> None:
         console.data(backbones=clf.backbone_comparison_.to_dict())
     used = {clf.specs_[name].weights for name in blocks}
     networks = " and ".join(card.name for card in clf.cards_ if card.weights in used)
-    console.text(f"chosen    {head} ({listed}) on {where} of {networks}")
+    console.text(f"selected  {head} ({listed}) on {where} of {networks}")
     console.text(
         f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {n_configurations} "
         f"configurations ({tried});"
     )
     console.text(
-        "          it is the score that was selected by, so it is optimistic: trust the held-out part"
+        "          this score is optimistic, since it was used to select; use the score on the held-out part"
     )
     if clf.choice_ is not None:
         console.text(f"          {' '.join(clf.choice_.sentences())}")
@@ -93,20 +97,20 @@ def search(console: Console, clf: Any) -> None:
 
 
 def fine_tuning(console: Console, clf: Any) -> None:
-    """Whether a fine-tuned network predicts, and why."""
+    """Print whether the fine-tuned network is used, and why."""
     report = clf.fine_tune_
     console.data(fine_tuning=None if report is None else report.to_dict())
     if report is None:
         return
     console.text()
-    title = "fine-tuned" if report.kept else "probe kept" if report.tried else "fine-tuning"
+    title = "fine-tuned" if report.kept else "not used" if report.tried else "fine-tuning"
     console.text(f"{title.ljust(9)} {report.reason}")
     for line in report.phases:
         console.text(f"          {line}")
 
 
 def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
-    """What fine-tuning would keep on the disk, and what each phase would train."""
+    """Print the disk space that fine-tuning would use, and what each phase would train."""
     from featx.classifier.finetuning import tuner_of
     from featx.classifier.settings import settings_of
     from featx.finetune import describe_phases
@@ -123,10 +127,10 @@ def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
 
 
 def refit(console: Console, found: Any) -> None:
-    """What changed since the model that was at the same place."""
+    """Print the comparison with the model that was replaced."""
     console.text()
     if found is None:
-        console.text("the model before was fitted on every test image: the two are not compared")
+        console.text("the replaced model was fitted on all test images, so the two cannot be compared")
         return
     for sentence in found.sentences():
         console.text(sentence)
@@ -134,13 +138,13 @@ def refit(console: Console, found: Any) -> None:
 
 
 def evaluation(console: Console, result: Any, *, title: str) -> None:
-    """Metrics with intervals, then per class, then the confusion matrix."""
+    """Print metrics with intervals, then the confusion matrix, or the classes with the lowest F1."""
     console.text()
     console.text(title)
     console.table(
         ["metric", "value", "95 % interval"],
         [
-            [name.replace("_", " "), f"{m.value:.4f}", f"[{m.low:.4f}, {m.high:.4f}]"]
+            [name.replace("_", " "), f"{m.value:.4f}", interval(m, ".4f")]
             for name, m in result.metrics.items()
         ],
         right=(1,),
@@ -153,7 +157,7 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
     else:
         worst = sorted(result.per_class, key=lambda c: c.f1)[:5]
         console.text()
-        console.text("classes told apart worst")
+        console.text("classes with the lowest F1")
         console.table(
             ["class", "precision", "recall", "F1", "images"],
             [
@@ -164,59 +168,69 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
         )
     if result.accuracy_answered is not None:
         console.text(
-            f"  answered {result.coverage:.1%} of the images (probability at least "
-            f"{result.abstain_below:g}); "
-            f"accuracy there {result.accuracy_answered.value:.4f} "
-            f"[{result.accuracy_answered.low:.4f}, {result.accuracy_answered.high:.4f}]"
+            f"  {result.coverage:.1%} of the images have a probability of at least {result.abstain_below:g}; "
+            f"accuracy on them {result.accuracy_answered}"
         )
     console.data(evaluation=result.to_dict())
 
 
 def saved(console: Console, path: Path, seconds: float) -> None:
-    """Where the model is, how large, after how long."""
+    """Print path and size of the model, and the time."""
     size = path.stat().st_size
     console.text()
-    console.text(f"model     {path} ({size_text(size)}), {seconds:.1f} s in all")
+    console.text(f"model     {path} ({size_text(size)}), {seconds:.1f} s in total")
     console.data(output=str(path), output_bytes=size)
 
 
 def skipped(
     console: Console,
-    pictures: list[Skipped],
-    path: Path,
+    args: argparse.Namespace,
+    images: Sequence[Skipped],
+    output: str,
     *,
-    strict: bool = False,
-    total: int = 0,
-    max_bad: float = 1.0,
+    total: int | None = None,
 ) -> int:
-    """List what was set aside on stderr and in a CSV file; the exit code that follows from it.
+    """Print skipped images on stderr, and write them to a CSV file beside the output.
+
+    Parameters
+    ----------
+    console : Console
+    args : argparse.Namespace
+        With the options of `featx.cli.arguments.add_skipping`.
+    images : sequence of Skipped
+    output : str
+        Path of the output; its suffix is replaced by ``.skipped.csv``.
+    total : int, optional
+        Number of all images, to check ``--max-bad``; by default it is not checked.
+
+    Returns
+    -------
+    int
+        The exit code: 0 if no image was skipped, 1 with ``--strict``, else 3.
 
     Raises
     ------
     TooManyBadImagesError
-        If more than `max_bad` of `total` pictures were set aside.
+        If the fraction of skipped images is above ``--max-bad``.
     """
-    console.data(skipped=[{"path": s.name, "reason": s.reason, "label": s.label} for s in pictures])
-    if not pictures:
+    console.data(skipped=[{"path": s.name, "reason": s.reason, "label": s.label} for s in images])
+    if not images:
         return 0
-    console.warn(f"{len(pictures)} pictures were skipped; all are listed in {path}")
-    for picture in pictures[:SKIPPED_SHOWN]:
-        console.log(f"  {escape_name(picture.name)}: {picture.reason}")
-    write_csv(
-        path,
-        ["path", "label", "reason"],
-        [[s.name, "" if s.label is None else s.label, s.reason] for s in pictures],
-    )
-    if len(pictures) > max_bad * max(total, len(pictures)):
+    path = Path(output).with_suffix(".skipped.csv")
+    console.warn(f"{len(images)} images were skipped; all are listed in {path}")
+    for image in images[:SKIPPED_SHOWN]:
+        console.log(f"  {escape_name(image.name)}: {image.reason}")
+    write_csv(path, ["path", "label", "reason"], [[s.name, s.label, s.reason] for s in images])
+    if total is not None and len(images) > args.max_bad * max(total, len(images)):
         raise TooManyBadImagesError(
-            f"{len(pictures):,} of {total:,} pictures cannot be used, more than the {max_bad:.0%} that "
-            "--max-bad allows; mend or remove them, or raise it. The others are done and kept."
+            f"{len(images):,} of {total:,} images cannot be used, more than the {args.max_bad:.0%} that "
+            "--max-bad allows. Repair or remove them, or raise --max-bad. The other images are done."
         )
-    return 1 if strict else 3
+    return 1 if args.strict else 3
 
 
 def plans(console: Console, plans: dict[str, Any]) -> None:
-    """What a run would compute, for each backbone that may be chosen."""
+    """Print what a run would compute with each backbone."""
     if len(plans) == 1:
         plan(console, next(iter(plans.values())))
         return
@@ -229,11 +243,28 @@ def plans(console: Console, plans: dict[str, Any]) -> None:
 
 
 def plan(console: Console, plan: Any) -> None:
-    """What a run would compute."""
+    """Print what a run would compute."""
     console.text(f"images    {plan.total:,}")
     console.text(f"cached    {plan.cached:,}")
     console.text(f"to compute {plan.to_compute:,}, about {duration(plan.seconds)} here")
     console.data(total=plan.total, cached=plan.cached, to_compute=plan.to_compute, seconds=plan.seconds)
+
+
+def scores(console: Console, header: Sequence[str], sizes: Iterable[int], metrics: Iterable[Any]) -> None:
+    """Print a metric for each number of training images; `header` names both."""
+    rows = [[n, f"{m.value:.3f}", interval(m)] for n, m in zip(sizes, metrics, strict=True)]
+    console.table([*header, "95 % interval"], rows, right=(0, 1))
+
+
+def interval(metric: Any, number: str = ".3f", *, scale: float = 1) -> str:
+    """Return the interval of a metric as text, with both bounds in the format `number`."""
+    return f"[{scale * metric.low:{number}}, {scale * metric.high:{number}}]"
+
+
+def figure(console: Console, path: str, png: bytes) -> None:
+    """Write a figure, and print its path."""
+    atomic_write(path, png)
+    console.text(f"figure    {path}")
 
 
 def duration(seconds: float) -> str:

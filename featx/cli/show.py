@@ -1,4 +1,4 @@
-"""``featx show augment``: some pictures beside their views, as the network would see them."""
+"""``featx show augment``: draw some images beside their augmented views, as the network gets them."""
 
 from __future__ import annotations
 
@@ -14,46 +14,55 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 GAP = 4
-"""Pixels between pictures."""
+"""Pixels between images."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the one thing that is shown so far."""
+    """Declare the actions of the verb and their options."""
     shown = parser.add_subparsers(metavar="WHAT", required=True)
     augment = shown.add_parser(
         "augment",
-        help="pictures beside their augmented views",
-        description="Pictures (left) beside their augmented views, as the network would see them.",
+        help="draw images beside their augmented views",
+        description="Draw images (left) beside their augmented views, as the network gets them.",
     )
     augment.set_defaults(run=_augment)
     augment.add_argument("data", nargs="+", help="images, folders or a manifest")
     augment.add_argument(
-        "-o", "--output", default="augment.png", metavar="FILE", help="PNG to write (default augment.png)"
+        "-o",
+        "--output",
+        default="augment.png",
+        metavar="FILE",
+        help="PNG file to write (default %(default)s)",
     )
     augment.add_argument(
         "--policy",
         default="photo",
         metavar="NAME",
-        help="none, light, photo, document, medical, or such as flip=0.5,rotate=10 (default photo)",
+        help="none, light, photo, document, medical, or values such as flip=0.5,rotate=10 (default photo)",
     )
-    augment.add_argument("--views", type=int, default=6, metavar="K", help="views of each (default 6)")
     augment.add_argument(
-        "--images", type=int, default=4, metavar="N", help="pictures, spread over the set (default 4)"
+        "--views", type=arguments.whole(1), default=6, metavar="K", help="views of each image (default 6)"
+    )
+    augment.add_argument(
+        "--images", type=arguments.whole(1), default=4, metavar="N", help="images to draw (default 4)"
     )
     augment.add_argument("--resize", default="crop", choices=["crop", "squash", "pad"])
-    augment.add_argument("--backbone", default="tf_efficientnet_lite0.in1k", metavar="NAME")
-    augment.add_argument("--random-weights", action="store_true", help="no pretrained weights are needed")
-    augment.add_argument("--follow-links", action="store_true")
+    augment.add_argument(
+        "--backbone",
+        default=arguments.DEFAULT_BACKBONE,
+        metavar="NAME",
+        help="timm model, for its input size",
+    )
+    arguments.add_weights(augment)
+    augment.add_argument(
+        "--follow-links", action="store_true", help="follow symbolic links out of the folder"
+    )
     arguments.add_cache(augment)
 
 
 def _augment(args: argparse.Namespace, console: Console) -> int:
-    """Draw the grid."""
+    """Draw the images and their views in a grid."""
     arguments.check_writable(args.output)
-    if args.views < 1 or args.images < 1:
-        from featx.exceptions import UsageError
-
-        raise UsageError(f"--views {args.views} and --images {args.images} must be 1 or more.")
     import numpy as np
     from PIL import Image
 
@@ -67,12 +76,13 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
 
     policy = name_policy(args.policy)
     images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
+    store = open_store(arguments.store_of(args))
     card = open_card(
-        args.backbone, pretrained=not args.random_weights, store=open_store(arguments.store_of(args))
+        args.backbone, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store
     )
-    recipe = {"resize": args.resize, "decoder": resolve_decoder()}
-    specs = [card.spec(**recipe)]
-    specs += [card.spec(**recipe, view=k, view_policy=policy) for k in range(1, args.views + 1)]
+    fields = {"resize": args.resize, "decoder": resolve_decoder()}
+    specs = [card.spec(**fields)]
+    specs += [card.spec(**fields, view=k, view_policy=policy) for k in range(1, args.views + 1)]
     chosen = np.unique(np.linspace(0, len(images) - 1, min(args.images, len(images))).round().astype(int))
     rows: list[list[NDArray[np.uint8]]] = []
     names = []
@@ -86,18 +96,18 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
         rows.append([prepare(pixels, spec, digest=picture.digest) for spec in specs])
         names.append(images.names[index])
     if not rows:
-        raise DataError("none of the pictures could be read; name others.")
+        raise DataError("none of the images can be read; give others.")
     buffer = io.BytesIO()
     Image.fromarray(_grid(rows)).save(buffer, "PNG")
     atomic_write(args.output, buffer.getvalue())
-    shown = f"{len(rows)} picture{'' if len(rows) == 1 else 's'} (left)"
+    shown = f"{len(rows)} image{'' if len(rows) == 1 else 's'} (left)"
     console.text(f"{shown} and {args.views} views of each under {policy!r}: {args.output}")
-    console.data(output=args.output, policy=policy, views=args.views, pictures=names)
+    console.data(output=args.output, policy=policy, views=args.views, images=names)
     return 0
 
 
 def _grid(rows: list[list[NDArray[np.uint8]]]) -> Any:
-    """Pictures of one size in rows and columns, on white."""
+    """Put images of one size in rows and columns, on white."""
     import numpy as np
 
     height, width = rows[0][0].shape[:2]
@@ -105,7 +115,7 @@ def _grid(rows: list[list[NDArray[np.uint8]]]) -> Any:
         (len(rows) * (height + GAP) - GAP, len(rows[0]) * (width + GAP) - GAP, 3), 255, dtype=np.uint8
     )
     for i, row in enumerate(rows):
-        for j, picture in enumerate(row):
+        for j, image in enumerate(row):
             top, left = i * (height + GAP), j * (width + GAP)
-            canvas[top : top + height, left : left + width] = picture
+            canvas[top : top + height, left : left + width] = image
     return canvas

@@ -1,4 +1,4 @@
-"""``featx taps``: the layers of a backbone that can be tapped, with their shapes."""
+"""``featx taps``: list the layers of a backbone whose output can be used, with their shapes."""
 
 from __future__ import annotations
 
@@ -10,14 +10,9 @@ from featx.cli.console import Console
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's options."""
-    parser.add_argument("name", nargs="?", default="tf_efficientnet_lite0.in1k", help="timm model")
-    parser.add_argument(
-        "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
-    )
-    parser.add_argument(
-        "--random-weights", action="store_true", help="no pretrained weights: the shapes are the same"
-    )
+    """Declare the options of the verb."""
+    parser.add_argument("name", nargs="?", default=arguments.DEFAULT_BACKBONE, help="timm model")
+    arguments.add_weights(parser)
     arguments.add_cache(parser)
 
 
@@ -29,10 +24,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     store = open_store(arguments.store_of(args))
     card = open_card(args.name, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store)
     height, width = card.input_size
-    parameters = f"{card.parameters / 1e6:.1f} M parameters"
-    licence = card.licence or "unknown"
     console.text(
-        f"{card.name}: {parameters}, input {height}x{width}, weights {card.source}, licence {licence}"
+        f"{card.name}: {card.parameters / 1e6:.1f} M parameters, input {height}x{width}, "
+        f"weights {card.source}, licence {card.licence or 'unknown'}"
     )
     console.table(
         ["tap", "number", "shape", "stride", "pools"],

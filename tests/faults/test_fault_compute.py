@@ -199,7 +199,7 @@ def test_row_24_a_signal_during_extraction_keeps_what_is_ready(sent: int, code: 
     Interrupting("0600.png", 1, sent)
     said = featx(*command)
     assert said.code == code
-    assert "The same command goes on from there:\n  featx extract" in said.err
+    assert "The same command resumes:\n  featx extract" in said.err
     assert f"--cache-dir {tmp_path / 'cache'}" in said.err
     assert said.document["error"]["exit_code"] == code
     kept = rows(tmp_path / "cache")
@@ -226,7 +226,7 @@ def test_row_24_a_signal_during_the_search_keeps_rows_and_trials(
     process.send_signal(sent)
     _, error = process.communicate(timeout=60)
     assert process.returncode == code, error
-    assert "goes on from there" in error
+    assert "The same command resumes" in error
     assert "Traceback" not in error
     assert not Path("m.featx").exists()
     assert rows(tmp_path / "cache") == 24
@@ -266,7 +266,7 @@ def test_row_34_rows_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
     said = featx(*command, "--cache-dir", tmp_path / "cache")
     assert said.code == 1
     assert set(said.reasons.values()) == {"the network gives NaN or Inf for it, in fp32 too"}
-    assert "4 of 4 pictures cannot be used" in said.error
+    assert "4 of 4 images cannot be used" in said.error
     assert rows(tmp_path / "cache") == 0
 
 

@@ -355,7 +355,7 @@ def test_row_20_more_than_5_percent_bad_is_an_error_after_the_first_ten(
     }
     said = featx(verb, *argv[verb])
     assert said.code == 1
-    assert "12 of 36 pictures cannot be used" in said.error
+    assert "12 of 36 images cannot be used" in said.error
     assert "--max-bad" in said.error
     assert "bad_09.jpg: empty file" in said.err
     assert "bad_10.jpg" not in said.err
@@ -371,4 +371,4 @@ def test_row_20_nothing_but_bad_pictures_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "p" / f"{number}.jpg").write_bytes(io.BytesIO(b"\0" * 9).getvalue())
     said = featx("extract", tmp_path / "p", *TINY)
     assert said.code == 1
-    assert "3 of 3 pictures cannot be used" in said.error
+    assert "3 of 3 images cannot be used" in said.error
