@@ -11,7 +11,6 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.model_selection import cross_val_predict
 
 from featx.audit import (
-    CHECKS,
     AuditData,
     Finding,
     audit,
@@ -125,21 +124,3 @@ def test_findings_survive_json_in_the_order_of_the_table() -> None:
     found = audit(data)
     assert [one.check for one in found] == ["leaks", "conflicts", "copies"]
     assert [Finding.from_dict(json.loads(json.dumps(one.to_dict()))) for one in found] == list(found)
-
-
-def test_a_check_is_one_function_and_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CONTRIBUTING's recipe: a function from `AuditData` to a `Finding` or None, and a line in `CHECKS`."""
-
-    def find_single_images(data: AuditData) -> Finding | None:
-        """Find classes with a single image; `value` is their number."""
-        if data.labels is None:
-            return None
-        classes, counts = np.unique(data.labels, return_counts=True)
-        rare = np.flatnonzero(np.isin(data.labels, classes[counts == 1]))
-        if not len(rare):
-            return None
-        return Finding.of(data, "single_images", "warning", f"{len(rare)} classes.", rare, len(rare))
-
-    monkeypatch.setitem(CHECKS, "single_images", find_single_images)
-    [found] = audit(AuditData(list("abc"), digests(1, 2, 3), np.array(["cat", "dog", "cat"])))
-    assert (found.check, found.names, found.value) == ("single_images", ("b",), 1)

@@ -169,7 +169,7 @@ def refuse_too_many(skipped: Sequence[Skipped], total: int, max_bad: float) -> N
         return
     listed = "; ".join(f"{escape_name(s.name)}: {s.reason}" for s in skipped[:LISTED])
     more = f"; and {len(skipped) - LISTED} more" if len(skipped) > LISTED else ""
-    summary = f"{len(skipped)} of {total} pictures cannot be used: {listed}{more}"
+    summary = f"{len(skipped)} of {total} images cannot be used: {listed}{more}"
     if len(skipped) > max_bad * total:
         raise TooManyBadImagesError(
             f"{summary}. That is more than the {max_bad:.0%} that max_bad allows; repair or remove them, or "

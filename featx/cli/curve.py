@@ -47,8 +47,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from featx.cli import render
     from featx.curves import curve_head, few_shot, forecast, learning_curve
     from featx.images import load_images
-    from featx.search.plan import n_threads
     from featx.splits import check_labels, image_groups
+    from featx.threads import n_threads
 
     images = render.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
     if images.labels is None:

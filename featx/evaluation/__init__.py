@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from featx.evaluation.calibration import Calibration, fit_calibration
-from featx.evaluation.metrics import CONFIDENCE, METRICS, NORMAL, Metric
+from featx.evaluation.metrics import CONFIDENCE, METRICS, NORMAL, Metric, MetricEntry, has_equal_classes
 from featx.evaluation.results import ClassScore, Comparison, Evaluation, class_indices, compare, evaluate
 
 __all__ = [
@@ -15,8 +15,10 @@ __all__ = [
     "Comparison",
     "Evaluation",
     "Metric",
+    "MetricEntry",
     "class_indices",
     "compare",
     "evaluate",
     "fit_calibration",
+    "has_equal_classes",
 ]

@@ -55,6 +55,37 @@ class MetricFunction(Protocol):
         """Return a number, or an array of shape (B,) where `weight` has shape (B, n)."""
 
 
+@dataclass(frozen=True)
+class MetricEntry:
+    """A row of `METRICS`: a function and what is known of it.
+
+    Parameters
+    ----------
+    function : MetricFunction
+        The metric.
+    lower_is_better : bool
+        Whether a lower value is better.
+    of_probabilities : bool
+        Whether it depends on calibrated probabilities, not only on the predicted class.
+    equal_classes : bool
+        Whether every class counts the same, however rare it is.
+    """
+
+    function: MetricFunction
+    lower_is_better: bool = False
+    of_probabilities: bool = False
+    equal_classes: bool = False
+
+    def __call__(self, y_true: Indices, y_proba: Floats, weight: Floats | None = None) -> Any:
+        """Return the value of `function`."""
+        return self.function(y_true, y_proba, weight)
+
+    @property
+    def sign(self) -> float:
+        """Factor that makes higher values better."""
+        return -1.0 if self.lower_is_better else 1.0
+
+
 def accuracy(y_true: Indices, y_proba: Floats, weight: Floats | None = None) -> Any:
     """Share of images whose most probable class is the true one."""
     weight = np.ones(len(y_true)) if weight is None else weight
@@ -113,13 +144,16 @@ def _mean_ratio(part: Floats, whole: Floats) -> Any:
     return ratio.sum(axis=-1) / present.sum(axis=-1)
 
 
-METRICS: dict[str, MetricFunction] = {
-    "accuracy": accuracy,
-    "balanced_accuracy": balanced_accuracy,
-    "macro_f1": macro_f1,
-    "log_loss": log_loss,
-    "ece": ece,
+METRICS: dict[str, MetricEntry] = {
+    "accuracy": MetricEntry(accuracy),
+    "balanced_accuracy": MetricEntry(balanced_accuracy, equal_classes=True),
+    "macro_f1": MetricEntry(macro_f1, equal_classes=True),
+    "log_loss": MetricEntry(log_loss, lower_is_better=True, of_probabilities=True),
+    "ece": MetricEntry(ece, lower_is_better=True, of_probabilities=True),
 }
 """Each metric by its name."""
 
-LOWER_IS_BETTER = ("log_loss", "ece")
+
+def has_equal_classes(scoring: Any) -> bool:
+    """Whether `scoring` is the name of a metric in which every class counts the same."""
+    return isinstance(scoring, str) and scoring in METRICS and METRICS[scoring].equal_classes

@@ -13,7 +13,6 @@ from scipy.stats import binomtest
 from featx.evaluation.bootstrap import clip_share, interval, resamples, unit_indices
 from featx.evaluation.metrics import (
     CONFIDENCE,
-    LOWER_IS_BETTER,
     METRICS,
     Floats,
     Indices,
@@ -241,7 +240,7 @@ def compare(
     b = _checked_proba(proba_b, len(truth), len(labels))
     units = unit_indices(groups, len(truth))
     n_units = int(units.max()) + 1
-    function, sign = METRICS[metric], -1.0 if metric in LOWER_IS_BETTER else 1.0
+    function, sign = METRICS[metric], METRICS[metric].sign
 
     draws = [
         sign * (function(truth, a, weight) - function(truth, b, weight))

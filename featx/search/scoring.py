@@ -11,19 +11,11 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.metrics import get_scorer, get_scorer_names
 
-from featx.evaluation import METRICS, Calibration, fit_calibration
+from featx.evaluation import METRICS, Calibration, fit_calibration, has_equal_classes
 from featx.exceptions import UsageError
 from featx.solvers import ClassWeights, Folds, class_weights
 
 Floats = NDArray[Any]
-
-LOWER_IS_BETTER = ("log_loss", "ece")
-"""Metrics that are negated, so that higher is better."""
-
-OF_PROBABILITIES = ("log_loss", "ece")
-
-OF_CLASSES = ("balanced_accuracy", "macro_f1")
-"""Metrics in which every class counts the same, however rare it is."""
 
 ROUNDING = 1e-12
 """Scores that differ by less are equal."""
@@ -52,11 +44,11 @@ class Scorer:
         self.scoring, self.classes = scoring, classes
         self.metric: Any = None
         self.scorer: Any = None
-        self.weighting = "balanced" if scoring in OF_CLASSES else None
+        self.weighting = "balanced" if has_equal_classes(scoring) else None
         if isinstance(scoring, str) and scoring in METRICS:
             self.metric = METRICS[scoring]
-            self.sign = -1.0 if scoring in LOWER_IS_BETTER else 1.0
-            self.of_probabilities = scoring in OF_PROBABILITIES
+            self.sign = METRICS[scoring].sign
+            self.of_probabilities = METRICS[scoring].of_probabilities
             return
         if isinstance(scoring, str) and scoring not in get_scorer_names():
             raise UsageError(

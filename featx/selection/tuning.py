@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from featx.evaluation import METRICS, Calibration
+from featx.evaluation import METRICS, Calibration, has_equal_classes
 from featx.exceptions import SearchWarning
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
@@ -32,7 +32,7 @@ from featx.search.loop import run
 from featx.search.outcome import Results, best_of_each, table, winner
 from featx.search.plan import SearchPlan, SearchSettings, make_plan
 from featx.search.refit import Selected, refit, select
-from featx.search.scoring import OF_CLASSES, distances, standard_error
+from featx.search.scoring import distances, standard_error
 from featx.search.space import Params
 from featx.selection.augmentation import PLAIN, Augmentation, augment, kinds_to_try
 from featx.selection.choice import Candidate, Choice, choose
@@ -238,7 +238,7 @@ def tune(
     best = _Fitted(plan, selected, selected.params)
     tried: list[Tried] = []
     is_weighed = settings["class_weight"] == AUTO and imbalance_ratio(y) >= IMBALANCED_FROM
-    is_weighed = is_weighed and plain.scoring in OF_CLASSES
+    is_weighed = is_weighed and has_equal_classes(plain.scoring)
     if is_weighed:
         best = _try_class_weights(best, found, data, plain, tried)
     best, augmentation = _try_augmentation(best, data, plain, views or Views(), seconds, tried)
@@ -327,7 +327,9 @@ def choose_representation(results: Results, data: _Data) -> tuple[Selected, Choi
     codes = plan.folds.y
     for own in sorted(cheaper, key=width.__getitem__):
         candidate = selected.get(own) or select(results, of_each[own])
-        if _has_as_good_probabilities(candidate, first, codes, data.groups, weighed=scoring in OF_CLASSES):
+        if _has_as_good_probabilities(
+            candidate, first, codes, data.groups, weighed=has_equal_classes(scoring)
+        ):
             selected[own], costs[own] = candidate, float(width[own])
             break
     scored = np.isfinite(first.oof_proba).all(axis=1)
