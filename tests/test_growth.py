@@ -245,7 +245,7 @@ def test_featx_show_augment_draws_pictures_beside_their_views(
         "--backbone", "test_resnet", "--random-weights", "--policy", "flip=0.5,rotate=10",
     )  # fmt: skip
     assert code == 0
-    assert len(found["pictures"]) == 2
+    assert len(found["images"]) == 2
     with Image.open(out) as drawn:
         side = (drawn.height - 4) // 2  # two rows with one gap
         assert drawn.width == 4 * side + 3 * 4
@@ -321,6 +321,6 @@ def test_a_comparison_that_fails_does_not_fail_the_fit(
     other = ["--backbone", "test_efficientnet.r160_in1k", "--random-weights", "--no-cache"]
     assert main([*fit, *other]) == 0
     err = capsys.readouterr().err
-    assert "the new model was not compared with the one before" in err
+    assert "the new model was not compared with the replaced one" in err
     assert "saved and complete" in err
     assert load(tmp_path / "m.featx").card_.name == "test_efficientnet.r160_in1k"

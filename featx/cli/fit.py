@@ -215,7 +215,7 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
         found = compare_fits(before, clf.model_, images, machine_of(clf))
     except Exception as error:
         console.warn(
-            f"the new model was not compared with the one before ({type(error).__name__}: {error}). The new "
+            f"the new model was not compared with the replaced one ({type(error).__name__}: {error}). The new "
             "model is saved and complete."
         )
         return
