@@ -215,8 +215,8 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
         found = compare_fits(before, clf.model_, images, machine_of(clf))
     except Exception as error:
         console.warn(
-            f"the new model was not compared with the replaced one ({type(error).__name__}: {error}). The new "
-            "model is saved and complete."
+            f"the new model was not compared with the replaced one ({type(error).__name__}: {error}). "
+            "It is saved and complete."
         )
         return
     render.refit(console, found)
