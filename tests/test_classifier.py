@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 import threading
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,3 +274,20 @@ def test_sample_weights_reach_the_heads(paths: list[str], labels: list[str]) -> 
     weights = np.ones(24)
     clf = image_classifier(**TINY).fit(paths, labels, sample_weight=weights)
     assert clf.classes_.tolist() == ["blue", "red"]
+
+
+def test_evaluating_training_images_is_said(class_folders: Path) -> None:
+    clf = image_classifier(**TINY).fit_with_test(class_folders, test_size=0.25)
+    paths = sorted(class_folders.rglob("*.png"))
+    of_part = {part: [p for p in paths if clf.assignment_[digest(p)] == part] for part in ("train", "test")}
+    with pytest.warns(
+        ImageWarning, match=rf"trained on {len(of_part['train'])} of these {len(paths)} images"
+    ):
+        clf.evaluate(class_folders)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        clf.evaluate([str(p) for p in of_part["test"]], [p.parent.name for p in of_part["test"]])
+
+
+def digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
