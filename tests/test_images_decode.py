@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 import warnings
 import zlib
 from collections.abc import Callable
@@ -20,6 +21,8 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 
 from featx.exceptions import ImageError, UsageError
 from featx.images import DECODERS, DecodePolicy, Picture, decode_picture, read_picture, resolve_decoder
+from featx.images.budget import MemoryBudget
+from featx.images.pixels import rgb_from_pillow
 
 Make = Callable[..., Image.Image]
 
@@ -550,25 +553,80 @@ def test_a_raised_limit_goes_beyond_pillows_own() -> None:
     assert decode(data, max_pixels=200_000_000)[0].shape == (10_000, 20_000, 3)
 
 
-def test_large_pictures_are_decoded_one_at_a_time() -> None:
-    """Six threads with a 36-megapixel picture each need the memory of about one."""
+def test_threads_share_the_memory_for_pictures() -> None:
+    """A PNG of 31.4 megapixels and about 124 kB, decoded and resized by 8 threads within 600 MB."""
     code = """
-import io, resource, threading
+import io, resource
+from concurrent.futures import ThreadPoolExecutor
 from PIL import Image
-from featx.images import DecodePolicy, decode_picture, read_picture
+from featx.images import budget, decode_picture, read_picture
+budget.DECODING.total = 600_000_000
 buffer = io.BytesIO()
-Image.new("1", (6000, 6000), 1).save(buffer, "PNG")
+Image.new("RGBA", (5600, 5600), (10, 20, 30, 40)).save(buffer, "PNG")
 picture = read_picture(buffer.getvalue())
-def work():
-    decode_picture(picture)
-work()
-one = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-threads = [threading.Thread(target=work) for _ in range(6)]
-[t.start() for t in threads]; [t.join() for t in threads]
-many = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-assert many < 1.6 * one, (one, many)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+with ThreadPoolExecutor(8) as pool:
+    assert list(pool.map(lambda _: decode_picture(picture).shape, range(8))) == [(5600, 5600, 3)] * 8
+used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+assert used < 1_400_000_000, used  # the 8 results alone are 0.75 GB, where none is dropped
+assert budget.DECODING.used == 0
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_picture_with_transparency_takes_little_more_than_its_pixels() -> None:
+    """40 megapixels: 160 MB as RGBA and 120 MB as RGB; six copies took 880 MB."""
+    code = """
+import io, resource
+from PIL import Image
+from featx.images import decode_picture, read_picture
+buffer = io.BytesIO()
+Image.new("RGBA", (8000, 5000), (10, 20, 30, 40)).save(buffer, "PNG")
+data = buffer.getvalue()
+buffer = None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+decode_picture(read_picture(data))
+used = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+assert used < 300_000_000, used
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_picture_larger_than_the_budget_is_decoded_alone() -> None:
+    shared = MemoryBudget(100)
+    used = []
+
+    def work(n_bytes: int) -> None:
+        with shared.take(n_bytes):
+            used.append((n_bytes, shared.used))
+            time.sleep(0.01)
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(work, [40, 40, 500, 40, 60, 300]))
+    assert all(total <= 100 or total == n_bytes for n_bytes, total in used)
+    assert shared.used == 0
+
+
+def test_a_thread_that_holds_memory_never_waits_for_more() -> None:
+    shared = MemoryBudget(100)
+    with shared.held():
+        for _ in range(3):
+            with shared.take(80):
+                pass
+        assert shared.used == 240
+    assert shared.used == 0
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "YCbCr"])
+def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (97, 61, 4), np.uint8)
+    image = Image.fromarray(noise).convert("RGB" if mode in ("P", "YCbCr") else "RGBA").convert(mode)
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = rgb_from_pillow(image, DecodePolicy(background=(9, 8, 7)), lambda remark: None)
+    monkeypatch.setattr("featx.images.pixels.BAND_PIXELS", 61 * 10)
+    bands = rgb_from_pillow(image, DecodePolicy(background=(9, 8, 7)), lambda remark: None)
+    np.testing.assert_array_equal(bands, whole)
 
 
 def test_a_photo_with_a_film_behind_it_is_decoded(picture: Make) -> None:
@@ -583,6 +641,16 @@ def test_a_jpeg_of_thousands_of_scans_is_refused(picture: Make) -> None:
     scan = data[start:-2]
     with pytest.raises(ImageError, match=r"2,0\d\d scans"):
         decode(data[:-2] + scan * 2000 + data[-2:])
+
+
+def test_scans_times_pixels_of_a_jpeg_are_limited() -> None:
+    """90 scans of 49 megapixels take many seconds; the message names the limit."""
+    data = encode(Image.new("L", (7000, 7000)), "JPEG", progressive=True)
+    scan = data[data.rindex(b"\xff\xda") : -2]
+    began = time.monotonic()
+    with pytest.raises(ImageError, match=r"9\d scans .*2,500,000,000 scans x pixels.*51 scans"):
+        decode(data[:-2] + scan * 85 + data[-2:])
+    assert time.monotonic() - began < 1
 
 
 # Remarks

@@ -23,6 +23,7 @@ from featx.exceptions import ImageError, ImageWarning
 from featx.extractor.forward import BatchSize, Forward, finite_rows
 from featx.extractor.stages import TORCH_THREADS, Stage
 from featx.images import DecodePolicy, ImageSource, Picture, decode_picture, read_picture
+from featx.images.budget import DECODING
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids, as_ids
 
@@ -144,12 +145,13 @@ class ExtractionSettings:
         """
         decoded: dict[DecodePolicy, NDArray[np.uint8]] = {}
         made = []
-        for number in np.unique(self.input_of[wanted]):
-            policy, spec = self.policies[number], self.inputs[number]
-            if policy not in decoded:
-                decoded[policy] = decode_picture(picture, policy, warn=None if decoded else warn)
-            pixels = prepare(decoded[policy], spec, digest=picture.digest)
-            made.append(Input(picture.digest, picture.name, pixels, wanted & (self.input_of == number)))
+        with DECODING.held():  # until the picture has been resized
+            for number in np.unique(self.input_of[wanted]):
+                policy, spec = self.policies[number], self.inputs[number]
+                if policy not in decoded:
+                    decoded[policy] = decode_picture(picture, policy, warn=None if decoded else warn)
+                pixels = prepare(decoded[policy], spec, digest=picture.digest)
+                made.append(Input(picture.digest, picture.name, pixels, wanted & (self.input_of == number)))
         made[-1].last = True
         return made
 

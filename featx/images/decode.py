@@ -9,30 +9,37 @@ can count them; nothing is printed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import io
 import os
 import struct
-import threading
-from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from featx.exceptions import ImageError
+from featx.images.budget import DECODING
 from featx.images.decoders import load_decoder
 from featx.images.picture import Picture, reason_of
 from featx.images.pixels import Pixels, Warn, orientation, rgb_from_pillow, rgb_from_pixels, upright
 from featx.images.policy import DecodePolicy
 from featx.tables import escape_name
 
-LARGE_PIXELS = 32_000_000
-"""Pictures above this are decoded one at a time, so that threads do not multiply their memory."""
+BYTES_PER_PIXEL = {"1": 8, "L": 8, "P": 8, "RGB": 12, "RGBA": 12, "LA": 12, "PA": 12, "YCbCr": 12, "CMYK": 16}
+"""Most bytes that a pixel takes while Pillow decodes it, by mode: Pillow's image, RGB and a turned copy."""
+
+OTHER_BYTES_PER_PIXEL = 28
+"""For deep modes, which are scaled as float32, and for WebP, whose decoder keeps two canvases."""
+
+NATIVE_BYTES_PER_PIXEL, COEFFICIENT_BYTES = 8, 2
+"""For JPEG by a native decoder: RGB and a copy. A progressive JPEG keeps all coefficients of all channels."""
 
 MAX_JPEG_SCANS = 100
 """A progressive JPEG has about ten; thousands of empty ones take minutes (libjpeg-turbo, LJT-01-004)."""
+
+MAX_SCAN_PIXELS = 2_500_000_000
+"""Limit for scans x pixels of a JPEG: about 8 s. 179 megapixels may have 13 scans."""
 
 SCAN = 0xDAFF
 """Start of scan (ITU T.81, table B.1), read as a little-endian number; none occurs inside a scan's data."""
@@ -110,7 +117,9 @@ def decode_picture(
             pixels = _decode_file(picture.data, picture.name, policy, warn)
         else:
             _check_size((picture.data.shape[1], picture.data.shape[0]), policy)
-            pixels = rgb_from_pixels(picture.data, policy, warn)
+            height, width = picture.data.shape[:2]
+            with DECODING.take(height * width * OTHER_BYTES_PER_PIXEL):
+                pixels = rgb_from_pixels(picture.data, policy, warn)
     except Exception as error:  # a damaged file makes decoders raise anything
         raise ImageError(picture.name, escape_name(reason_of(error))) from error
     short, long = sorted(pixels.shape[:2])
@@ -139,20 +148,31 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 
 
 def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
-    image, kind = _open(data, policy)
-    _check_size(image.size, policy)
-    _remark_extension(name, kind, warn)
-    with _turn(image.size):
-        if kind == "JPEG":
-            _check_scans(data)
-            pixels = _decode_jpeg(data, image, policy, warn)
-            if pixels is not None:
-                return upright(pixels, orientation(image))
-        elif getattr(image, "is_animated", False):
-            warn(REMARK_FRAMES)
-        image.load()
-        pixels = rgb_from_pillow(image, policy, warn)
-        return upright(pixels, orientation(image))  # after load: TIFF turns itself, PNG may say it last
+    with DECODING.held():
+        image, kind = _open(data, policy)
+        _check_size(image.size, policy)
+        _remark_extension(name, kind, warn)
+        with DECODING.take(0 if kind == "WEBP" else _working_bytes(image, kind)):
+            if kind == "JPEG":
+                _check_scans(data, image.size)
+                pixels = _decode_jpeg(data, image, policy, warn)
+                if pixels is not None:
+                    return upright(pixels, orientation(image))
+            elif getattr(image, "is_animated", False):
+                warn(REMARK_FRAMES)
+            image.load()
+            pixels = rgb_from_pillow(image, policy, warn)
+            return upright(pixels, orientation(image))  # after load: TIFF turns itself, PNG may say it last
+
+
+def _working_bytes(image: Image.Image, kind: str) -> int:
+    """Bytes that a picture takes while it is decoded and prepared, from its header."""
+    per_pixel = BYTES_PER_PIXEL.get(image.mode, OTHER_BYTES_PER_PIXEL)
+    if kind == "JPEG" and image.mode in ("L", "RGB"):
+        per_pixel = NATIVE_BYTES_PER_PIXEL
+    if kind == "JPEG" and image.info.get("progressive"):
+        per_pixel += COEFFICIENT_BYTES * len(image.getbands())
+    return image.width * image.height * per_pixel
 
 
 def _decode_jpeg(data: bytes, image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pixels | None:
@@ -187,7 +207,10 @@ def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
         if factory is None or accept is None or accept(prefix) in (False, None):
             continue
         if kind == "WEBP":
-            _check_size(_webp_size(data), policy)  # its decoder allocates the picture when it is opened
+            width, height = _webp_size(data)  # its decoder allocates the picture when it is opened
+            _check_size((width, height), policy)
+            with DECODING.take(width * height * OTHER_BYTES_PER_PIXEL):
+                pass  # held until the caller's block ends
         try:
             return factory(io.BytesIO(data), ""), kind
         except MemoryError:
@@ -236,13 +259,18 @@ def _check_size(size: tuple[int, int], policy: DecodePolicy) -> None:
         )
 
 
-def _check_scans(data: bytes) -> None:
+def _check_scans(data: bytes, size: tuple[int, int]) -> None:
+    limit = min(MAX_JPEG_SCANS, MAX_SCAN_PIXELS // max(1, size[0] * size[1]))
     pairs = [np.frombuffer(data, "<u2", (len(data) - start) // 2, start) for start in (0, 1)]
     scans = sum(int(np.count_nonzero(some == SCAN)) for some in pairs)  # 5 times as fast as `bytes.count`
-    if scans > MAX_JPEG_SCANS:  # a film behind the photo has the two bytes by chance, but seldom a zero next
+    if scans > limit:  # a film behind the photo has the two bytes by chance, but seldom a zero next
         scans = data.count(b"\xff\xda\x00")
-    if scans > MAX_JPEG_SCANS:
-        raise ValueError(f"a JPEG of {scans:,} scans (at most {MAX_JPEG_SCANS}); save it anew")
+    if scans > limit:
+        raise ValueError(
+            f"a JPEG of {scans:,} scans (at most {MAX_JPEG_SCANS}, and at most {MAX_SCAN_PIXELS:,} scans x "
+            f"pixels, which is {limit:,} scans for {size[0]:,} x {size[1]:,} pixels); save it again as a "
+            "baseline JPEG"
+        )
 
 
 def _remark_extension(name: str, kind: str, warn: Warn) -> None:
@@ -250,18 +278,6 @@ def _remark_extension(name: str, kind: str, warn: Warn) -> None:
     claimed = next((each for each, known in EXTENSIONS.items() if extension in known), kind)
     if claimed != kind:
         warn(f"named {extension} but holds {kind}")
-
-
-@contextlib.contextmanager
-def _turn(size: tuple[int, int]) -> Iterator[None]:
-    if size[0] * size[1] <= LARGE_PIXELS:
-        yield
-        return
-    with _one_at_a_time:
-        yield
-
-
-_one_at_a_time = threading.Lock()
 
 
 def _drop(remark: str) -> None:

@@ -25,6 +25,9 @@ ORIENTATION = 0x0112  # the EXIF tag
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
 """Pillow's modes of more than 8 bits."""
 
+BAND_PIXELS = 1 << 20
+"""Pixels that are converted to RGB at a time."""
+
 MANAGED_MODES = ("CMYK", "LAB")
 """Modes whose colours mean little without a profile."""
 
@@ -49,7 +52,14 @@ def from_pillow(image: Image.Image) -> Pixels:
 
 def rgb_from_pillow(image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pixels:
     """Pixels of a loaded PIL image as uint8, shape (H, W, 3), not yet turned upright."""
-    return rgb_from_pixels(_plain(image, warn=warn), policy, warn)
+    if image.mode in (*DEEP_MODES, *MANAGED_MODES):  # scaled, or converted by a profile, as a whole
+        return rgb_from_pixels(_plain(image, warn=warn), policy, warn)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    rows = max(1, BAND_PIXELS // max(1, image.width))
+    for top in range(0, image.height, rows):  # in bands: a copy in each mode on the way would take memory
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = rgb_from_pixels(_plain(band, warn=warn), policy, warn)
+    return pixels
 
 
 def rgb_from_pixels(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> Pixels:
