@@ -196,7 +196,7 @@ def choose(job: Job, seed: int, cache: Path, rows: Extraction, search: Results) 
     seconds = time.perf_counter() - began
     y = np.asarray(images.labels)[rows.kept]
     is_test = np.array([clf.assignment_[row.tobytes().hex()] == "test" for row in rows.ids])
-    proba = clf.proba_of_rows(rows.blocks.only(clf.best_blocks_).take(is_test))
+    proba = clf.proba_of_features(rows.blocks.only(clf.best_blocks_).take(is_test))
     common = rows.blocks[COMMON]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

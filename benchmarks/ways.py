@@ -135,7 +135,7 @@ class Decode:
     def __init__(self, **settings: Any) -> None:
         from featx import FeatureExtractor
         from featx.extractor.pipeline import ExtractionSettings
-        from featx.images.decode import MAX_PIXELS
+        from featx.images.policy import MAX_PIXELS
 
         self.extractor = FeatureExtractor(store=MODELS, **settings).fit()
         self.specs = list(self.extractor.specs_.values())
