@@ -1,4 +1,4 @@
-"""Held-out accuracy of `featx fit`'s own path on the real image sets; writes docs/results.md.
+"""Held-out accuracy of `ImageClassifier` on the real image sets; writes docs/results.md.
 
 ``python benchmarks/results.py [--sets catdog,...]``; the sets are looked for in FEATX_TEST_DATA
 (default ../shared/data).
@@ -97,13 +97,13 @@ def render(rows: list[list[str]]) -> str:
     """The page."""
     header = [
         "set", "images", "test part", "splits", "accuracy (mean ± sd)", "95 % interval (first split)",
-        "balanced accuracy", "cold fit, s", "warm fit, s", "chosen (first split)",
+        "balanced accuracy", "cold fit, s", "warm fit, s", "selected (first split)",
     ]  # fmt: skip
     lines = [
         "# Results",
         "",
         "Held-out accuracy of `ImageClassifier().fit_with_test(...)` with its defaults: the backbone",
-        "`tf_efficientnet_lite0.in1k` with its ImageNet weights; all is chosen on the training part alone.",
+        "`tf_efficientnet_lite0.in1k` with its ImageNet weights; the training part selects everything.",
         "Written by `python benchmarks/results.py`.",
         "",
         describe(SEED),
@@ -112,19 +112,19 @@ def render(rows: list[list[str]]) -> str:
         "|" + "---|" * len(header),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "The deviation is over splits (salts), the interval a bootstrap over the images of one test part.",
-        "Cold: from `fit` to the evaluated model with an empty cache; the first row includes imports and the",
-        "conversion of the network. Where other work ran on the machine, seconds are upper bounds.",
+        "Deviations are over splits (salts). Intervals are bootstraps over the images of one test part. Cold:",
+        "from `fit` to the evaluated model, with an empty cache; the first line includes imports and the",
+        "conversion of the network. Other work may have run on the machine, so seconds are upper bounds.",
         "",
-        "No network is fine-tuned here. On which of the far sets fine-tuning beats these heads, with the",
-        "interval of the difference, and where it does not, is told in [finetuning.md](finetuning.md).",
+        "No network is fine-tuned here. [finetuning.md](finetuning.md) has the sets unlike ImageNet on which",
+        "fine-tuning is better than these heads, and on which it is not, with intervals of the difference.",
         "",
-        "Where the choice of a representation is better or worse than the last features and than an oracle",
-        "is in [representation.md](representation.md). On shape_silhouettes16 (112 training images, 16",
-        "classes) it stays below `LogisticRegression()` on the last features, within chance. Tried were the",
-        "best accuracy, log loss and Brier score of out-of-fold answers among what the corrected standard",
-        "error cannot tell apart (the last is used), the simplest of these, fewer heads, and more repeats",
-        "of the folds: over tiny sets they differ by less than their errors.",
+        "[representation.md](representation.md) compares the selected representation with the last features",
+        "and with an oracle. On shape_silhouettes16 (112 training images, 16 classes) it is worse than",
+        "`LogisticRegression()` on the last features, but not significantly. These selections were tried:",
+        "best accuracy, log loss or Brier score of out-of-fold predictions among configurations that do not",
+        "differ by the corrected standard error (the Brier score is used), the simplest of these, fewer heads,",
+        "and more repeats of the folds. On small sets they differ by less than their errors.",
     ]
     return "\n".join(lines) + "\n"
 

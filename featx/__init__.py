@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from featx.evaluation import Evaluation as Evaluation
     from featx.extractor import FeatureExtractor as FeatureExtractor
     from featx.features import FeatureBlocks as FeatureBlocks
+    from featx.finetune import FineTuner as FineTuner
     from featx.search import HeadSearchCV as HeadSearchCV
     from featx.spec import FeatureSpec as FeatureSpec
 
@@ -25,6 +26,7 @@ _HOMES = {
     "Evaluation": "featx.evaluation",
     "FeatureExtractor": "featx.extractor",
     "FeatureSpec": "featx.spec",
+    "FineTuner": "featx.finetune",
     "HeadSearchCV": "featx.search",
     "ImageClassifier": "featx.classifier",
     "FeatureBlocks": "featx.features",

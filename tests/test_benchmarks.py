@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import inspect
 import sys
 from pathlib import Path
 from typing import Any
@@ -53,3 +55,26 @@ def test_the_page_says_what_is_not_reached_and_why(module: Any) -> None:
     assert "| at least 5.00 × | 3.00 × | 2.90 × | **no** | equal |" in text
     assert "| at most 4.00 s | 3.00 s | 3.20 s | yes | equal |" in text
     assert slow.why in text
+
+
+@pytest.mark.parametrize("path", sorted(BENCHMARKS.glob("*.py")), ids=lambda path: path.stem)
+def test_names_and_keywords_of_featx_that_a_script_uses_exist(path: Path) -> None:
+    tree = ast.parse(path.read_text("utf-8"))
+    found: dict[str, Any] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").partition(".")[0] == "featx":
+            home = importlib.import_module(node.module or "")
+            for name in node.names:
+                if not hasattr(home, name.name):
+                    importlib.import_module(f"{node.module}.{name.name}")
+                found[name.asname or name.name] = getattr(home, name.name)
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Name)
+            and callable(found.get(node.func.id))
+        ):
+            parameters = inspect.signature(found[node.func.id]).parameters
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
+                given = {keyword.arg for keyword in node.keywords if keyword.arg}
+                assert given <= set(parameters), f"line {node.lineno}: {node.func.id}"

@@ -102,7 +102,7 @@ def console() -> None:
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     parser = _Parser(
         prog="featx",
-        description="Pretrained image features, stored once computed; classifiers tuned on them in seconds.",
+        description="Pretrained image features, computed once and stored; classifiers tuned in seconds.",
         epilog="`featx VERB --help` lists the options of a verb. Environment variables: FEATX_CACHE (cache "
         "folder), HF_HUB_OFFLINE=1 (download nothing from the hub), NO_COLOR.",
     )
