@@ -112,9 +112,9 @@ def render(rows: list[list[str]]) -> str:
         "|" + "---|" * len(header),
         *("| " + " | ".join(row) + " |" for row in rows),
         "",
-        "Deviations are over splits (salts). Intervals are bootstraps over the images of one test part. Cold:",
-        "from `fit` to the evaluated model, with an empty cache; the first line includes imports and the",
-        "conversion of the network. Other work may have run on the machine, so seconds are upper bounds.",
+        "Deviations are over splits (salts). Intervals are bootstraps over the images of one test part.",
+        "Cold: from `fit` to the evaluated model, with an empty cache; the first line includes imports and",
+        "the conversion of the network. Other work may have run on the machine, so seconds are upper bounds.",
         "",
         "No network is fine-tuned here. [finetuning.md](finetuning.md) has the sets unlike ImageNet on which",
         "fine-tuning is better than these heads, and on which it is not, with intervals of the difference.",
@@ -123,8 +123,8 @@ def render(rows: list[list[str]]) -> str:
         "and with an oracle. On shape_silhouettes16 (112 training images, 16 classes) it is worse than",
         "`LogisticRegression()` on the last features, but not significantly. These selections were tried:",
         "best accuracy, log loss or Brier score of out-of-fold predictions among configurations that do not",
-        "differ by the corrected standard error (the Brier score is used), the simplest of these, fewer heads,",
-        "and more repeats of the folds. On small sets they differ by less than their errors.",
+        "differ by the corrected standard error (the Brier score is used), the simplest of these, fewer",
+        "heads, and more repeats of the folds. On small sets they differ by less than their errors.",
     ]
     return "\n".join(lines) + "\n"
 
