@@ -30,7 +30,7 @@ PRECISIONS = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class Network:
-    """A network, and how featx is asked for what timm calls its features."""
+    """A network, and the parameters with which featx computes what timm calls its features."""
 
     name: str
     pool: str = "avg"
@@ -81,7 +81,7 @@ CASES = (
     Case("vit", "catdog, ViT-S/14 of DINOv2 at 224 pixels (random weights)", VIT, photos.small, 80, 24, 3),
 )
 """Sized so that all of it takes about six minutes on two cores, a round of a peer one to three seconds.
-Rounds are at most so many; the two networks without an asked figure get fewer."""
+Rounds are at most so many; the two networks without a target get fewer."""
 
 PEER_OF = {"timm-loop": "", "timm-loader": "", "embetter": "embetter", "img2vec": "img2vec_pytorch"}
 """Ways of the peers, and the package that each needs besides timm."""

@@ -132,7 +132,7 @@ FAR = (
 
 
 def main() -> None:
-    """Run the part asked for."""
+    """Run the requested part."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
     parser.add_argument("part", choices=[*PARTS, "page", "all"])
     parser.add_argument("--sets", help="of the far sets only these")
@@ -300,7 +300,7 @@ def far_row(job: Job, folds: int, n: int, verdict: Any, minutes: list[float]) ->
         job.how,
         f"{n:,} ({folds} of {job.folds} folds)"
         if folds <= job.folds
-        else f"{n:,} ({folds} folds, {job.folds} a deal)",
+        else f"{n:,} ({folds} folds, {job.folds} in each draw)",
         f"{verdict.value_b:.3f}",
         f"{verdict.value_a:.3f}",
         f"{100 * verdict.difference:+.1f} [{100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}]",
@@ -344,7 +344,7 @@ EPOCH_IMAGES, EPOCH_IMAGES_ALL, EPOCH_BATCH, REPEATS = 256, 64, 32, 2
 """Photos of an epoch; fewer where all layers train, which takes a fifth of a second for each."""
 STAGES = ("blocks.5", "blocks.6")
 WAYS = {
-    "cached": "featx: rows of the store, last two stages",
+    "cached": "featx: cached features, last two stages",
     "single": "the same in float32",
     "two": "PyTorch loop: decode, augment, frozen layers, last two stages",
     "mixed": "the same in bfloat16 by autocast",
@@ -546,7 +546,7 @@ def write_page() -> str:
 
 INTRODUCTION = (
     "Figures of `featx.finetune`; written by `python benchmarks/bench_finetune.py page` from what the parts "
-    "of that benchmark kept. Several ran side by side, or beside other work: minutes are upper bounds."
+    "of that benchmark stored. Other work ran at the same time, so minutes are upper bounds."
 )
 
 
@@ -601,7 +601,8 @@ def epoch_table(found: dict[str, Any], device: str) -> list[str]:
         "",
         *table(head, rows),
         "",
-        "Against the loop as it is commonly written, an epoch on cached rows of the same two stages costs "
+        "Against the loop as it is commonly written, an epoch on cached features of the same two stages "
+        "costs "
         f"{two:.1f} times less, and {whole:.1f} times less than training all layers; with both in float32 it "
         f"is {two / single:.1f} times, with both in {precision} {mixed:.1f} times.",
     ]
@@ -656,8 +657,8 @@ def tryout_lines() -> list[str]:
             rows.append([name, f"{np.mean(played):.3f}", f"{len(played)} of {job.folds}"])
     if not rows:
         return []
-    head = ["recipe", "held-out accuracy", "folds"]
-    about = "Recipes for 128 images, tried on a deal of shape_edges16 that does not count above:"
+    head = ["settings", "held-out accuracy", "folds"]
+    about = "Settings for 128 images, tried on folds of shape_edges16 that are not in the table above:"
     return ["", about, "", *table(head, rows)]
 
 
@@ -667,7 +668,7 @@ def far_part() -> list[str]:
     if not results:
         return []
     head = [
-        "set", "what is trained", "answers on held-out images", "probe", "fine-tuned",
+        "set", "what is trained", "predictions for held-out images", "probe", "fine-tuned",
         "difference, points [95 %]", "McNemar p", "minutes a fold: probe, fine-tuning",
     ]  # fmt: skip
     won, lost, even = (
@@ -677,22 +678,22 @@ def far_part() -> list[str]:
     lines = [
         "Probe: `HeadSearchCV` over the layers blocks.4, blocks.6 and last with three poolings at 224 "
         "pixels. The fine-tuner starts from a logistic one on the last layer and trains on all training "
-        "folds for a fixed number of epochs; the comparison on the held-out folds is the verdict. Intervals "
-        "are bootstraps over images, each with all its answers where the folds are dealt more than once "
+        "folds for a fixed number of epochs. The two are compared on the held-out folds. Intervals are "
+        "bootstraps over images, each with all its predictions if folds are drawn more than once "
         "(over speakers where they are groups). " + RECIPES,
         "",
         *table(head, [far_row(*result) for result in results]),
         "",
     ]
     if won:
-        lines.append(f"Beyond chance the fine-tuned network is better on {listed(won)}.")
+        lines.append(f"The fine-tuned network is significantly better on {listed(won)}.")
     if lost:
-        lines.append(f"Beyond chance the probe is better on {listed(lost)}.")
+        lines.append(f"The probe is significantly better on {listed(lost)}.")
     if even:
-        lines.append(f"The two cannot be told apart on {listed(even)}: what differs is within chance.")
+        lines.append(f"They do not differ significantly on {listed(even)}.")
     missing = [job.words for job in FAR if job.key not in {found[0].key for found in results}]
     if missing:
-        lines.append(f"Not played to the end yet: {listed(missing)}.")
+        lines.append(f"Not complete yet: {listed(missing)}.")
     return [*lines, *tryout_lines()]
 
 
@@ -743,10 +744,10 @@ def scratch_part() -> list[str]:
         "test", "minutes",
     ]  # fmt: skip
     about = (
-        "1,119 photos to learn from (a fifth of them for validation), 280 to test on; the last epoch stands. "
+        "1,119 training photos (a fifth of them for validation), 280 test photos; the last epoch is used. "
         "Four blocks: F. Chollet's net, at five times its learning rate; three blocks: that of \"Small data "
         'strikes back". The nets without augmentation ran on the processor alone, the others beside each '
-        "other on the machine with the GPU."
+        "time on the machine with the GPU."
     )
     lines = [about, "", *table(head, rows), "", *scratch_words()]
     curve = [(size, found) for size in SIZES if (found := read(f"curve-{size}"))]

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, made of what the parts left in benchmarks/out; and the table of what was asked for."""
+"""Write docs/benchmarks.md from the results in benchmarks/out; `TARGETS` is the table of targets."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PAGE = ROOT / "docs" / "benchmarks.md"
 
 @dataclass(frozen=True)
 class Target:
-    """A figure that was asked for.
+    """A target for a figure.
 
     Parameters
     ----------
@@ -23,7 +23,7 @@ class Target:
         Its name among the parts' figures.
     what : str
         In words.
-    asked : float
+    bound : float
         In `unit`.
     unit : {'×', '%', 's', ''}
         Percentages are given as fractions.
@@ -37,15 +37,15 @@ class Target:
 
     figure: str
     what: str
-    asked: float
+    bound: float
     unit: str = "×"
     at_most: bool = False
     flag: str = ""
     why: str = ""
 
     def reached(self, value: float) -> bool:
-        """Whether a value is what was asked for."""
-        return value <= self.asked if self.at_most else value >= self.asked
+        """Whether a value reaches the target."""
+        return value <= self.bound if self.at_most else value >= self.bound
 
     def text(self, value: float) -> str:
         """A value in its unit."""
@@ -54,7 +54,7 @@ class Target:
         return f"{number(value, 3 if self.unit else 4)} {self.unit}".strip()
 
 
-AMX = "without AMX bf16 gains half of what was asked for: only the fp32 ratios bind."
+AMX = "without AMX, bf16 gains half of the target; then only the fp32 ratios count."
 KERNELS = (
     "in fp32 nearly all of the time is the forward pass; the ratio is that of OpenVINO's kernels on two "
     "cores to torch's on two threads."
@@ -69,13 +69,13 @@ SEARCH = (
 )
 
 TARGETS = (
-    Target("lite0.timm-loop.fp32", "catdog against timm's documented loop, same rows", 4, why=KERNELS),
-    Target("lite0.embetter.fp32", "catdog against embetter, same rows", 4, why=KERNELS),
+    Target("lite0.timm-loop.fp32", "catdog against timm's documented loop, same features", 4, why=KERNELS),
+    Target("lite0.embetter.fp32", "catdog against embetter, same features", 4, why=KERNELS),
     Target("lite0.timm-loop.bf16", "catdog against timm's loop, bf16", 8, flag="amx_bf16", why=AMX),
     Target("lite0.embetter.bf16", "catdog against embetter, bf16", 8, flag="amx_bf16", why=AMX),
     Target(
         "large.timm-loop.fp32",
-        "photos of 2,000×1,500 against timm's loop, same rows",
+        "photos of 2,000×1,500 against timm's loop, same features",
         5,
         why="full decoding of a large JPEG is libjpeg-turbo's work for everybody; only the resize, the "
         "network and the second core can be won. `--decode fast` decodes scaled.",
@@ -99,8 +99,8 @@ TARGETS = (
         why="one photo of 1,399 is 0.0007.",
     ),
     Target("search.5000x10", "the same at 5,000×10 (*calculated*)", 30, why=SEARCH),
-    Target("store.million", "a million rows: open the store, find and serve 1,400", 0.5, "s", at_most=True,
-           why="reading 1,400 scattered rows is the larger part."),
+    Target("store.million", "features of a million images: open the store, find 1,400", 0.5, "s", at_most=True,
+           why="reading 1,400 scattered features is the larger part."),
     Target("job.cold", "`featx fit` on catdog, cold, 200 and more configurations", 20, "s", at_most=True,
            why="imports of PyTorch and scikit-learn, opening and converting the network, and the passes of "
                "1,399 photos and of 400 more for other resizings follow one another; the search "
@@ -112,7 +112,7 @@ TARGETS = (
     Target("job.predict", "`featx predict` on one new photo, converted network kept", 3, "s", at_most=True,
            why="imports of scikit-learn and OpenVINO are most of it."),
 )  # fmt: skip
-"""Median against what was asked; the lower quartile stands beside it."""
+"""All targets; the median is compared with the bound."""
 
 
 def write(parts: Sequence[str]) -> None:
@@ -128,13 +128,13 @@ def render(parts: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# Benchmarks",
         "",
-        "Side by side with the peers, in alternation (A, B, A, B, ...), each side in a warmed-up process of "
-        "its own, equal work, results compared. A ratio is the median of the rounds' own ratios; in brackets "
-        "its quartiles. Written by `make bench`; the scripts are in `benchmarks/`.",
+        "featx and other tools in alternation (A, B, A, B, ...), each in a warmed-up process of its own, "
+        "with equal work and compared results. A ratio is the median of the ratios of the rounds; its "
+        "quartiles are in brackets. Written by `make bench`; the scripts are in `benchmarks/`.",
         "",
         *machines(parts),
         "",
-        "## What was asked, and what was reached",
+        "## Targets",
         "",
         *summary(figures),
     ]
@@ -151,7 +151,7 @@ def render(parts: dict[str, dict[str, Any]]) -> str:
 
 
 def machines(parts: dict[str, dict[str, Any]]) -> list[str]:
-    """Where and when; parts that were run elsewhere are told apart."""
+    """Machines and dates, with the parts that ran there."""
     places: dict[str, list[str]] = {}
     for name, part in parts.items():
         places.setdefault(part["machine"], []).append(f"{name} ({part['seconds']:.0f} s)")
@@ -159,30 +159,30 @@ def machines(parts: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def summary(figures: dict[str, dict[str, Any]]) -> list[str]:
-    """Every target with what was measured, and why one was not reached."""
+    """Table of targets and measured values, and why a target was not reached."""
     rows, reasons = [], []
     for target in TARGETS:
         figure = figures.get(target.figure)
         if figure is None:
-            rows.append([target.what, asked(target), "not run", "", "", ""])
+            rows.append([target.what, bound_text(target), "not run", "", "", ""])
             continue
         good = target.reached(figure["value"])
         binds = not target.flag or target.flag in cpu()
-        verdict = "yes" if good else ("**no**" if binds else f"no ({target.flag} is missing: does not bind)")
+        verdict = "yes" if good else ("**no**" if binds else f"no ({target.flag} is missing: does not count)")
         worse = figure["high"] if target.at_most else figure["low"]
         spread = target.text(worse) if figure["n"] > 1 else "one run"
         value = target.text(figure["value"])
-        rows.append([target.what, asked(target), value, spread, verdict, figure["check"]])
+        rows.append([target.what, bound_text(target), value, spread, verdict, figure["check"]])
         if not good:
             reasons.append(f"* {target.what}: {target.why or 'not yet explained.'}")
-    header = ["what", "asked", "median", "quartile on the worse side", "reached", "equal results"]
+    header = ["what", "target", "median", "quartile on the worse side", "reached", "equal results"]
     lines = table(header, rows)
-    return [*lines, "", "Where a figure is not reached:", "", *dict.fromkeys(reasons)] if reasons else lines
+    return [*lines, "", "Targets that are not reached:", "", *dict.fromkeys(reasons)] if reasons else lines
 
 
-def asked(target: Target) -> str:
+def bound_text(target: Target) -> str:
     """The bound in words."""
-    return f"{'at most' if target.at_most else 'at least'} {target.text(target.asked)}"
+    return f"{'at most' if target.at_most else 'at least'} {target.text(target.bound)}"
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

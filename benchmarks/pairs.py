@@ -253,7 +253,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A number that was asked for."""
+    """A requested number."""
 
     value: float
     low: float

@@ -28,7 +28,7 @@ def small(n: int | None = None) -> list[str]:
 
 
 def large(n: int) -> list[str]:
-    """Paths of n photos of 2,000×1,500 pixels, made when first asked for."""
+    """Paths of n photos of 2,000×1,500 pixels, made at the first request."""
     folder = OUT / "large"
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{number:03}.jpg" for number in range(n)]

@@ -33,7 +33,7 @@ PARTS: dict[str, Callable[[int, bool], Section]] = {
 
 
 def main() -> int:
-    """Run what is asked for; the exit code says how many parts failed."""
+    """Run the requested parts; the exit code says how many parts failed."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -33,7 +33,7 @@ CONVERTED = MODELS / "v1" / "models"
 
 
 def serve(ways: Mapping[str, Callable[..., Way]]) -> None:
-    """Make the way that the arguments name, say so, and do what is asked until the input ends."""
+    """Make the way that the arguments name, say so, and answer requests until the input ends."""
     way = ways[sys.argv[1]](**json.loads(sys.argv[2]))
     print(json.dumps({"way": sys.argv[1]}), flush=True)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""The benchmarks' statistics, and the verdicts of their page."""
+"""The benchmarks' statistics, and the targets of their page."""
 
 from __future__ import annotations
 
