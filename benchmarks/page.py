@@ -99,7 +99,7 @@ TARGETS = (
         why="one photo of 1,399 is 0.0007.",
     ),
     Target("search.5000x10", "the same at 5,000×10 (*calculated*)", 30, why=SEARCH),
-    Target("store.million", "features of a million images: open the store, find 1,400", 0.5, "s", at_most=True,
+    Target("store.million", "store of a million images: open, find and serve 1,400", 0.5, "s", at_most=True,
            why="reading 1,400 scattered features is the larger part."),
     Target("job.cold", "`featx fit` on catdog, cold, 200 and more configurations", 20, "s", at_most=True,
            why="imports of PyTorch and scikit-learn, opening and converting the network, and the passes of "
