@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import stat
 import struct
 import time
 import uuid
@@ -62,10 +63,13 @@ _CENTRAL_BYTES = 46  # of a central directory entry without its name: APPNOTE.TX
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time of the format; a real one would change the bytes
 
 
-def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None:
+def atomic_write(
+    path: str | os.PathLike[str], data: bytes | memoryview, *, follow_links: bool = True
+) -> None:
     """Write `data` to `path` so that a crash at any moment leaves the old file or the new one.
 
-    A link is followed. What is there and is no file (a device, a pipe) is written to, never replaced.
+    A link is followed. What is there and is no file (a device, a pipe) is written to, never replaced. With
+    ``follow_links=False`` a link, device or pipe is replaced instead: others may have planted it.
 
     Raises
     ------
@@ -73,13 +77,13 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         As the operating system says (disk full, read-only, ...); the target is then untouched and the
         temporary file removed.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
+    target = Path(os.path.realpath(path)) if follow_links else Path(path)
+    if follow_links and target.exists() and not target.is_file():
         target.write_bytes(data)
         return
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}")
     try:
-        with open(temporary, "wb", buffering=0) as file:
+        with open(temporary, "xb", buffering=0) as file:
             view = memoryview(data).cast("B")
             while len(view):  # a raw write may be short, e.g. at 2 GB
                 view = view[file.write(view) :]
@@ -92,19 +96,84 @@ def atomic_write(path: str | os.PathLike[str], data: bytes | memoryview) -> None
         raise
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, *, mode: int = 0o777, follow_links: bool = True) -> None:
     """Make `folder` and its missing parents durably (they survive a power cut).
+
+    Parameters
+    ----------
+    folder : Path
+        The folder; it may exist.
+    mode : int
+        Permissions of `folder` if it is made, less the umask; the parents have the default.
+    follow_links : bool
+        Whether `folder` itself may be a link.
 
     Raises
     ------
     OSError
-        As the operating system says.
+        As the operating system says; ELOOP for a link that is not followed.
     """
+    if not follow_links and folder.is_symlink():
+        raise OSError(errno.ELOOP, "it is a link, which is not followed", os.fspath(folder))
     if folder.is_dir():
         return
     make_folder(folder.parent)
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(mode=mode, exist_ok=True)
     sync_folder(folder.parent)
+
+
+def open_plain(path: str | os.PathLike[str], flags: int = os.O_RDONLY, mode: int = 0o666) -> int:
+    """Open a regular file and return its descriptor; a link is not followed, and a pipe is not waited for.
+
+    Raises
+    ------
+    OSError
+        As the operating system says; ELOOP for a link, EINVAL for what is no regular file.
+    """
+    descriptor = os.open(path, flags | _PLAIN, mode)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "it is not a regular file", os.fspath(path))
+    return descriptor
+
+
+def read_plain(path: str | os.PathLike[str], *, limit: int = 1 << 24) -> bytes | None:
+    """Read a small file, opened by `open_plain`; None if there is none, or it is larger than `limit`.
+
+    Raises
+    ------
+    OSError
+        If a regular file cannot be read.
+    """
+    try:
+        with open(open_plain(path), "rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        if error.errno in NO_PLAIN_FILE:
+            return None
+        raise
+    return data if len(data) <= limit else None
+
+
+def read_plain_json(path: str | os.PathLike[str], *, limit: int = 1 << 24) -> Any:
+    """Parse a small JSON file; None if it is absent or does not parse."""
+    data = read_plain(path, limit=limit)
+    try:
+        return None if data is None else json.loads(data)
+    except (ValueError, RecursionError):
+        return None
+
+
+_PLAIN = (
+    getattr(os, "O_NOFOLLOW", 0)
+    | getattr(os, "O_NONBLOCK", 0)
+    | getattr(os, "O_CLOEXEC", 0)
+    | getattr(os, "O_BINARY", 0)
+)
+NO_PLAIN_FILE = (
+    errno.ENOENT, errno.ELOOP, errno.EINVAL, errno.ENXIO, errno.EISDIR, errno.ENOTDIR, errno.ESTALE
+)  # fmt: skip
+"""What opening says of a path that is absent, a link, a folder or another special file."""
 
 
 def sweep_temporaries(folder: Path, *, older_than_s: float = LEFTOVER_S) -> None:

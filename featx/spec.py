@@ -134,14 +134,19 @@ class FeatureSpec:
         StoreFormatError
             If a newer featx wrote it, or it has fields that this version does not know.
         """
-        fields: dict[str, Any] = json.loads(text)
+        fields: Any = json.loads(text)
+        if not isinstance(fields, dict) or not isinstance(fields.get("format", 0), int):
+            raise StoreFormatError("a feature spec is damaged: it is not what featx writes.")
         known = {field.name for field in dataclasses.fields(cls)}
         if fields.get("format", 0) > SPEC_FORMAT or not set(fields) <= known:
             raise StoreFormatError(
                 f"a feature spec of format {fields.get('format')} was written by a newer featx "
                 f"(this one reads up to {SPEC_FORMAT}); upgrade featx or use another cache directory."
             )
-        return cls(**fields)
+        try:
+            return cls(**fields)
+        except (TypeError, ValueError, AttributeError, UsageError) as error:
+            raise StoreFormatError("a feature spec is damaged: it is not what featx writes.") from error
 
     @functools.cached_property
     def key(self) -> str:

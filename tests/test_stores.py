@@ -603,7 +603,7 @@ def test_a_damaged_segment_stays_where_its_intact_rows_cannot_be_saved(
     (path,) = segments(cache)
     _flip(path, path.read_bytes().index(rows_of(70).astype("<f2").tobytes()))
 
-    def full(path: Path, data: bytes) -> None:
+    def full(path: Path, data: bytes, **options: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     store = HDF5Store(cache)

@@ -84,11 +84,14 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
     console.text(
         f"features of {found.rows:,} images in {found.segments:,} segments of {found.spaces} spaces are valid"
     )
+    if found.restored:
+        console.text(f"{found.restored:,} segments in quarantine are intact; they are used again")
     for path, reason in found.bad:
         console.text(f"set aside: {path}: {reason}; its features are computed again when they are needed")
     console.data(
         rows=found.rows,
         segments=found.segments,
+        restored_segments=found.restored,
         bad_segments=len(found.bad),
         bad=[{"path": str(path), "reason": reason} for path, reason in found.bad],
     )

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from featx.exceptions import FeatxError, ImageError
 from featx.extractor.pipeline import ExtractionSettings, Input
+from featx.files import make_folder, read_plain
 from featx.images import Picture, read_picture
 from featx.stores.base import FeatureStore
 
@@ -51,6 +52,9 @@ START_LIMIT_S = 120.0
 
 SLOT_BYTES = 1024
 """Bytes of the journal for the digest and name of one picture."""
+
+JOURNAL_BYTES = 1 << 20
+"""A larger file is no journal."""
 
 FOREIGN_S = 86_400.0
 """A journal of another machine is abandoned if it was not written to for a day."""
@@ -144,7 +148,8 @@ class CarefulDecoder:
         suspects: dict[str, str] = self._store.recall(*NOTE) or {}
         if self._folder is None:
             return suspects
-        abandoned = [path for path in self._folder.glob("*.journal") if _is_abandoned(path)]
+        journals = () if self._folder.is_symlink() else self._folder.glob("*.journal")
+        abandoned = [path for path in journals if _is_abandoned(path)]
         found = {digest: name for path in abandoned for digest, name in _entries(path)}
         if set(found) - set(suspects):
             suspects |= found
@@ -161,9 +166,9 @@ class Journal:
     """
 
     def __init__(self, folder: Path, slots: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder, follow_links=False)
         self._path = folder / f"{uuid.uuid4().hex}.journal"
-        self._file = open(self._path, "wb", buffering=0)  # noqa: SIM115
+        self._file = open(self._path, "xb", buffering=0)  # noqa: SIM115
         self._file.write(_padded(_whoami()))
         self._lock = threading.Lock()
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -202,8 +207,8 @@ def _padded(entry: dict[str, Any]) -> bytes:
 def _entries(path: Path) -> list[tuple[str, str]]:
     found = []
     with contextlib.suppress(OSError):
-        for line in path.read_bytes().split(b"\n")[1:]:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
+        for line in (read_plain(path, limit=JOURNAL_BYTES) or b"").split(b"\n")[1:]:
+            with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                 entry = json.loads(line)
                 found.append((str(entry["digest"]), str(entry["name"])))
     return found
@@ -212,19 +217,27 @@ def _entries(path: Path) -> list[tuple[str, str]]:
 def _is_abandoned(path: Path) -> bool:
     """Whether the process that wrote a journal has ended."""
     try:
-        owner = json.loads(path.read_bytes()[:SLOT_BYTES])
-        age = time.time() - path.stat().st_mtime
-    except (OSError, ValueError):
+        owner = json.loads((read_plain(path, limit=JOURNAL_BYTES) or b"")[:SLOT_BYTES])
+        age = time.time() - path.lstat().st_mtime
+        pid = int(owner["pid"])
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+    ):  # no journal, or a damaged one
         return False
     if owner.get("host") != socket.gethostname() or os.name == "nt":
         return age > FOREIGN_S
     try:
-        os.kill(int(owner["pid"]), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return True
-    except (OSError, ValueError, KeyError):
+    except (OSError, OverflowError):
         return False
-    return bool(owner["born"] != _birth(int(owner["pid"])))
+    return bool(owner.get("born") != _birth(pid))
 
 
 def _whoami() -> dict[str, Any]:

@@ -31,6 +31,7 @@ from featx.stores.layout import (
     Freed,
     SpaceUsage,
     open_root,
+    plain_folders,
     prune,
     space_folders,
     spec_text_of,
@@ -40,7 +41,7 @@ from featx.stores.layout import (
 from featx.stores.notes import read_note, write_note
 from featx.stores.packing import PACK_BYTES, exclusive_lock, n_small, pack_space
 from featx.stores.segments import BadSegmentError
-from featx.stores.space import KEY_CHARACTERS, StoredSpace
+from featx.stores.space import KEY_CHARACTERS, StoredSpace, quarantined
 
 COMMIT_ROWS = 1024
 COMMIT_BYTES = 64 << 20
@@ -85,6 +86,8 @@ class Verification:
     segments: int
     rows: int
     bad: tuple[tuple[Path, str], ...]
+    restored: int = 0
+    """Intact segments that were taken back from quarantine."""
 
 
 class HDF5Store:
@@ -241,13 +244,15 @@ class HDF5Store:
         self._pack_where(CLOSE_SEGMENTS)
 
     def verify(self) -> Verification:
-        """Read and check every row of every space; damaged segments are quarantined.
+        """Read and check every row of every space.
+
+        Damaged segments are quarantined, and intact ones are taken back from quarantine.
 
         Returns
         -------
         Verification
         """
-        segments = rows = 0
+        segments = rows = restored = 0
         bad: list[tuple[Path, str]] = []
         folders = space_folders(self._root)
         for folder in folders:
@@ -256,6 +261,7 @@ class HDF5Store:
                 continue
             before = len(space.bad)
             space.refresh(force=True)
+            restored += space.restore()
             for segment in space.segments:
                 # A segment that is gone was packed or pruned by another process.
                 with contextlib.suppress(FileNotFoundError):
@@ -265,7 +271,7 @@ class HDF5Store:
                     except BadSegmentError as error:
                         space.quarantine(segment.path.name, str(error))
             bad += space.bad[before:]
-        return Verification(len(folders), segments, rows, tuple(bad))
+        return Verification(len(folders), segments, rows, tuple(bad), restored)
 
     def pack(self, *, keys: Collection[str] | None = None, max_bytes: int = PACK_BYTES) -> Freed:
         """Write small segments together into larger ones, then remove them.
@@ -286,7 +292,7 @@ class HDF5Store:
             The small segments that were removed.
         """
         self._commit()
-        for folder in (self._root, *(self._root / NOTES).glob("*")):
+        for folder in (self._root, *plain_folders((self._root / NOTES).glob("*"))):
             sweep_temporaries(folder)
         freed = []
         with exclusive_lock(self._root / "pack.lock") as alone:
@@ -312,6 +318,10 @@ class HDF5Store:
         Freed
         """
         self.commit()
+        for folder in space_folders(self._root):  # what is intact is not deleted before older segments
+            space = self._space_at(folder) if quarantined(folder) else None
+            if space is not None:
+                space.restore()
         freed = prune(self._root, max_bytes=max_bytes, older_than_s=older_than_s)
         for buffer in list(self._buffers.values()):
             buffer.space.refresh(force=True)
@@ -435,7 +445,9 @@ class HDF5Store:
             digests = digests[:limit]
             rows = np.stack([buffer.writing[digest] for digest in digests])  # float32 if one of them is
             with write_errors(buffer.space.folder, rows.nbytes):
+                buffer.space.touch()  # writing is a use: nobody prunes the space now
                 buffer.space.write(as_ids(digests), rows, buffer.spec)
+                buffer.space.touch()
             with self._lock:
                 for digest in digests:
                     del buffer.writing[digest]

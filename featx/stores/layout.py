@@ -20,18 +20,21 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from featx.exceptions import StoreError, StoreFormatError, StoreWriteError
-from featx.files import atomic_write, make_folder, sweep_temporaries
+from featx.exceptions import StoreError, StoreFormatError, StoreWarning, StoreWriteError
+from featx.files import atomic_write, make_folder, read_plain_json, sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.segments import FORMAT, BadSegmentError, newer_format, open_segment, versions
 from featx.stores.space import (
     KEY_CHARACTERS,
     QUARANTINE,
     SPEC_FILE,
+    quarantined,
     read_spec_text,
     rows_of,
     segment_names,
@@ -78,13 +81,19 @@ def open_root(path: Path) -> Path:
     root = path / f"v{FORMAT}"
     try:
         _refuse_newer(path)
-        make_folder(root)
+        make_folder(path, mode=0o700)
+        make_folder(root, follow_links=False)
         if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it is not writable")
-        if not (root / FORMAT_FILE).exists():
-            atomic_write(
-                root / FORMAT_FILE, json.dumps({"format": FORMAT, **json.loads(versions())}).encode()
-            )
+        if _written_format(root) is None:
+            if os.path.lexists(root / FORMAT_FILE):
+                warnings.warn(
+                    StoreWarning(f"{root / FORMAT_FILE}: it is damaged or no file; written again."),
+                    stacklevel=2,
+                )
+            text = json.dumps({"format": FORMAT, **json.loads(versions())})
+            with contextlib.suppress(IsADirectoryError):
+                atomic_write(root / FORMAT_FILE, text.encode(), follow_links=False)
     except OSError as error:
         raise StoreError(
             f"the cache folder {path} cannot be used: {error.strerror or error}. "
@@ -95,7 +104,12 @@ def open_root(path: Path) -> Path:
 
 def space_folders(root: Path) -> list[Path]:
     """Folders of spaces, sorted by name."""
-    return sorted(path for path in root.iterdir() if SPACE_NAME.fullmatch(path.name) and path.is_dir())
+    return plain_folders(path for path in root.iterdir() if SPACE_NAME.fullmatch(path.name))
+
+
+def plain_folders(paths: Iterable[Path]) -> list[Path]:
+    """Those of the paths that are folders and no links, sorted."""
+    return sorted(path for path in paths if path.is_dir() and not path.is_symlink())
 
 
 def spec_text_of(folder: Path) -> str | None:
@@ -115,15 +129,14 @@ def usage_of(folder: Path) -> SpaceUsage:
     sizes = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):
-            sizes.append((folder / name).stat().st_size)
+            sizes.append((folder / name).lstat().st_size)
     text = spec_text_of(folder)
     key = hashlib.sha256(text.encode()).hexdigest() if text else folder.name
     spec = None
     with contextlib.suppress(StoreFormatError):
         spec = FeatureSpec.from_json(text) if text else None
-    quarantined = len(list((folder / QUARANTINE).glob("*")))
     rows = sum(map(rows_of, names))
-    return SpaceUsage(key, spec, rows, len(names), sum(sizes), quarantined, _last_used(folder))
+    return SpaceUsage(key, spec, rows, len(names), sum(sizes), len(quarantined(folder)), _last_used(folder))
 
 
 def prune(root: Path, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
@@ -131,9 +144,9 @@ def prune(root: Path, *, max_bytes: int | None = None, older_than_s: float | Non
     candidates = []
     for folder in space_folders(root):
         used = _last_used(folder)
-        for path in [*(folder / QUARANTINE).glob("*"), *map(folder.joinpath, segment_names(folder))]:
+        for path in [*quarantined(folder), *map(folder.joinpath, segment_names(folder))]:
             with contextlib.suppress(FileNotFoundError):
-                stat = path.stat()
+                stat = path.lstat()
                 candidates.append((path.parent == folder, used, stat.st_mtime, stat.st_size, path))
     candidates.sort(key=lambda candidate: candidate[:3])
     total = sum(size for *_, size, _ in candidates)
@@ -172,33 +185,34 @@ def write_errors(path: Path, needed: int = 0) -> Iterator[None]:
 
 def _refuse_newer(path: Path) -> None:
     """Raise StoreFormatError if a newer featx keeps its features in `path`."""
-    for folder in sorted(path.glob("v*")):
-        if not folder.name[1:].isdecimal():
-            continue
-        try:
-            text = (folder / FORMAT_FILE).read_text()
-            written = int(json.loads(text)["format"])
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            text, written = "{}", int(folder.name[1:])
-        if written > FORMAT:
-            raise StoreFormatError(newer_format(folder, written, text))
+    for folder in sorted(path.glob("v[0-9]*")):
+        written = _written_format(folder)
+        if written is not None and written["format"] > FORMAT:
+            raise StoreFormatError(newer_format(folder, written["format"], json.dumps(written)))
+
+
+def _written_format(folder: Path) -> dict[str, Any] | None:
+    """What format.json states; None if featx did not write it, or it is damaged."""
+    written = read_plain_json(folder / FORMAT_FILE)
+    ours = isinstance(written, dict) and type(written.get("format")) is int and "featx" in written
+    return written if ours else None
 
 
 def _last_used(folder: Path) -> float:
     for path in (folder / SPEC_FILE, folder):
         with contextlib.suppress(OSError):
-            return path.stat().st_mtime
+            return path.lstat().st_mtime
     return 0.0
 
 
 def _remove_if_empty(folder: Path) -> None:
     """Remove a space without segments. A process that writes to it at this moment makes it again."""
-    if segment_names(folder) or any((folder / QUARANTINE).glob("*")):
+    if segment_names(folder) or quarantined(folder):
         return
     sweep_temporaries(folder)
     with contextlib.suppress(OSError):
         (folder / SPEC_FILE).unlink(missing_ok=True)
-        if (folder / QUARANTINE).is_dir():
+        if (folder / QUARANTINE).is_dir() and not (folder / QUARANTINE).is_symlink():
             (folder / QUARANTINE).rmdir()
         folder.rmdir()
 

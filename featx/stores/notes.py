@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from featx.files import atomic_write, make_folder
+from featx.files import atomic_write, make_folder, read_plain_json
 
 
 def write_note(folder: Path, kind: str, name: str, value: Mapping[str, Any]) -> None:
@@ -23,21 +23,22 @@ def write_note(folder: Path, kind: str, name: str, value: Mapping[str, Any]) -> 
     body = json.dumps({"name": name, "value": value}, sort_keys=True)
     note = {"sha256": _digest(body), "note": json.loads(body)}
     path = _path(folder, kind, name)
-    make_folder(path.parent)
-    atomic_write(path, json.dumps(note, sort_keys=True, indent=1).encode())
+    for each in (folder, path.parent):
+        make_folder(each, follow_links=False)
+    atomic_write(path, json.dumps(note, sort_keys=True, indent=1).encode(), follow_links=False)
 
 
 def read_note(folder: Path, kind: str, name: str) -> dict[str, Any] | None:
     """Read a note; None if it is absent or damaged."""
     try:
-        note = json.loads(_path(folder, kind, name).read_bytes())
+        note = read_plain_json(_path(folder, kind, name))
         body = json.dumps(note["note"], sort_keys=True)
         if note["sha256"] != _digest(body) or note["note"]["name"] != name:
             return None
         value: dict[str, Any] = note["note"]["value"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
-    return value
+    return value if isinstance(value, dict) else None
 
 
 def _path(folder: Path, kind: str, name: str) -> Path:

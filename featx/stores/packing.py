@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from featx.exceptions import StoreFormatError
-from featx.files import sweep_temporaries
+from featx.files import NO_PLAIN_FILE, open_plain, sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids
 from featx.stores.index import DigestIndex
@@ -51,7 +52,14 @@ def exclusive_lock(path: Path) -> Iterator[bool]:
     except ImportError:
         yield True
         return
-    with open(path, "ab") as file:
+    try:
+        descriptor = open_plain(path, os.O_WRONLY | os.O_CREAT)
+    except OSError as error:
+        if error.errno not in NO_PLAIN_FILE:
+            raise
+        yield True  # a stray folder, link or pipe has the lock's name
+        return
+    with open(descriptor, "ab") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -12,11 +12,15 @@ fail (MemoryError, EMFILE, EIO, ...), the error is raised as it is: the segment 
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import importlib.metadata
 import io
 import json
+import math
+import os
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +31,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import StoreFormatError
+from featx.files import open_plain
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids
 
@@ -123,6 +128,8 @@ def open_segment(path: Path, key: str | None = None) -> tuple[Segment, Ids]:
         If the file cannot be read for a reason that is not its content (gone, no permission, EMFILE, EIO,
         no memory, ...).
     """
+    if not stat.S_ISREG(os.lstat(path).st_mode):  # HDF5 would follow a link and wait for a pipe
+        raise FileNotFoundError(errno.ENOENT, "it is not a regular file", os.fspath(path))
     try:
         return _open(path, path, key)
     except (BadSegmentError, StoreFormatError):
@@ -132,7 +139,8 @@ def open_segment(path: Path, key: str | None = None) -> tuple[Segment, Ids]:
             raise
         # A damaged file may fail in any call of HDF5, and so may a lack of memory or a failing disk. So read
         # the file without HDF5, which raises what the system says, and try again on its bytes.
-        content = io.BytesIO(path.read_bytes())
+        with open(open_plain(path), "rb") as file:
+            content = io.BytesIO(file.read())
     try:
         return _open(path, content, key)
     except (BadSegmentError, StoreFormatError, MemoryError):
@@ -141,6 +149,27 @@ def open_segment(path: Path, key: str | None = None) -> tuple[Segment, Ids]:
         if "alloc" in str(error).lower():  # HDF5 has no error class for it
             raise MemoryError(f"{path}: {_first_line(error)}") from error
         raise BadSegmentError(f"cannot be read: {type(error).__name__}: {_first_line(error)}") from error
+
+
+def is_intact(path: Path, key: str) -> bool:
+    """Whether every digest of a segment of the space `key` is right.
+
+    Raises
+    ------
+    OSError, MemoryError
+        If it cannot be read for a reason that is not its content.
+    """
+    try:
+        segment, _ = open_segment(path, key)
+        for _ in read_rows(segment, np.arange(segment.n_rows)):
+            pass
+    except (BadSegmentError, StoreFormatError):
+        return False
+    return True
+
+
+def _open_plain(path: str, _flags: int) -> int:
+    return open_plain(path)
 
 
 def _open(path: Path, source: Path | io.BytesIO, key: str | None) -> tuple[Segment, Ids]:
@@ -157,8 +186,9 @@ def _open(path: Path, source: Path | io.BytesIO, key: str | None) -> tuple[Segme
             "versions": _text(_attribute(file, "versions")),
         }
         digest = _attribute(file, "digest")
-        ids, sums = _dataset(file, "id"), _dataset(file, "sum")
-        x = h5py.h5d.open(file, b"x")
+        room = path.lstat().st_size
+        ids, sums = _dataset(file, "id", room), _dataset(file, "sum", room)
+        x = _plain_dataset(file, "x", room)
         shape, dtype, offset = x.shape, x.dtype, x.get_offset()
     if not np.array_equal(digest, head_sum(head, ids, sums, shape, dtype)):
         raise BadSegmentError("its ids, sums or header do not have the digest that was written")
@@ -199,7 +229,7 @@ def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArr
     blocks = np.unique(block_of)
     per_read = max(1, READ_BYTES // max(1, segment.block_rows * segment.row_bytes))
     breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    with io.FileIO(segment.path) as file:
+    with io.FileIO(segment.path, opener=_open_plain) as file:
         for run in np.split(blocks, breaks):
             for first in range(int(run[0]), int(run[-1]) + 1, per_read):
                 last = min(first + per_read, int(run[-1]) + 1)
@@ -280,8 +310,20 @@ def _attribute(file: Any, name: str) -> NDArray[Any]:
     return value
 
 
-def _dataset(file: Any, name: str) -> NDArray[Any]:
+def _plain_dataset(file: Any, name: str, room: int) -> Any:
+    """Open a dataset that lies in this file as it is: no link, no other file, no compression."""
+    if file.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise BadSegmentError(f"its {name} is a link")
     dataset = h5py.h5d.open(file, name.encode())
+    plan = dataset.get_create_plist()
+    n_bytes = math.prod(dataset.shape) * dataset.dtype.itemsize
+    if plan.get_layout() != h5py.h5d.CONTIGUOUS or plan.get_external_count() or n_bytes > room:
+        raise BadSegmentError(f"its {name} is not stored as featx stores it")
+    return dataset
+
+
+def _dataset(file: Any, name: str, room: int) -> NDArray[Any]:
+    dataset = _plain_dataset(file, name, room)
     values = np.empty(dataset.shape, dataset.dtype)
     dataset.read(h5py.h5s.ALL, h5py.h5s.ALL, values)
     return values

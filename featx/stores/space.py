@@ -26,16 +26,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import StoreError, StoreFormatError, StoreWarning
-from featx.files import atomic_write, make_folder, sweep_temporaries, sync_folder
+from featx.files import atomic_write, make_folder, read_plain, sweep_temporaries, sync_folder
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES, Ids
 from featx.stores.index import DigestIndex
-from featx.stores.segments import BadSegmentError, Segment, build_segment, open_segment, read_rows
+from featx.stores.segments import BadSegmentError, Segment, build_segment, is_intact, open_segment, read_rows
 
 KEY_CHARACTERS = 16
 SPEC_FILE = "spec.json"
 QUARANTINE = "quarantine"
-SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]+)\.h5")
+SEGMENT_NAME = re.compile(r"seg-[0-9a-f]{32}-([0-9]{1,12})\.h5")
 
 SETTLED_S = 2.0
 """A folder's time stamp is trusted if it is older than this. Stamps can be as coarse as 2 s (FAT)."""
@@ -100,7 +100,16 @@ class StoredSpace:
             stamp = _stamp(self.folder)
             if stamp == self._stamp and not force:
                 return
-            listed = set(_names(self.folder))
+            names, strays = _listed(self.folder)
+            listed = set(names)
+            for name in set(strays) - self._ignored:
+                self._ignored.add(name)
+                warnings.warn(
+                    StoreWarning(
+                        f"{self.folder / name}: it is a folder, link or pipe, not a segment; ignored."
+                    ),
+                    stacklevel=2,
+                )
             for name in self._segments.keys() - listed:
                 self._forget(name)
             self._take(_oldest_first(self.folder, listed - self._segments.keys() - self._ignored))
@@ -170,11 +179,11 @@ class StoredSpace:
         image = build_segment(ids, rows, spec)
         self._prepare(spec)
         try:
-            atomic_write(self.folder / name, image)
+            atomic_write(self.folder / name, image, follow_links=False)
         except FileNotFoundError:  # another process pruned the folder or the temporary file
             self._prepared = False
             self._prepare(spec)
-            atomic_write(self.folder / name, image)
+            atomic_write(self.folder / name, image, follow_links=False)
         with self._lock:
             self._take([name])
 
@@ -207,7 +216,7 @@ class StoredSpace:
                 self._ignored.add(name)
                 outcome = f"Moved to {QUARANTINE}/; {saved} of its {n_rows} rows were saved, {n_rows - saved}"
                 try:
-                    make_folder(shelf)
+                    make_folder(shelf, follow_links=False)
                     os.replace(source, shelf / name)
                     sync_folder(self.folder)
                     sync_folder(shelf)
@@ -217,10 +226,28 @@ class StoredSpace:
                     reason += f" (and cannot be moved: {error.strerror})"
         warnings.warn(StoreWarning(f"{source}: {reason}. {outcome} will be computed again."), stacklevel=2)
 
+    def restore(self) -> int:
+        """Take intact segments of this space back from quarantine; return their number."""
+        restored = 0
+        for path in quarantined(self.folder):
+            with contextlib.suppress(FileNotFoundError):
+                if not SEGMENT_NAME.fullmatch(path.name) or not is_intact(path, self.key):
+                    continue
+                segment, _ = open_segment(path, self.key)
+                if segment.n_rows != rows_of(path.name) or self.row_shape not in (None, segment.row_shape):
+                    continue
+                os.replace(path, self.folder / path.name)
+                sync_folder(self.folder)
+                with self._lock:
+                    self._ignored.discard(path.name)
+                    self._take([path.name])
+                restored += 1
+        return restored
+
     def touch(self) -> None:
         """Record that the space is used now, in the time stamp of its spec.json."""
         with contextlib.suppress(OSError):
-            os.utime(self.folder / SPEC_FILE)
+            os.utime(self.folder / SPEC_FILE, follow_symlinks=False)
 
     def _locate(self, ids: Ids) -> list[_Part]:
         """For each segment that is needed: which of the ids lie in it, and at which rows."""
@@ -248,7 +275,7 @@ class StoredSpace:
     def _take(self, names: list[str]) -> None:
         """Open segments and index their ids; damaged ones are quarantined afterwards."""
         first, bad = self._next, []
-        found = np.empty((sum(map(rows_of, names)), DIGEST_BYTES), np.uint8)
+        found = np.empty((sum(self._most_rows(name) for name in names), DIGEST_BYTES), np.uint8)
         try:
             for name in names:
                 if name in self._segments:
@@ -271,6 +298,12 @@ class StoredSpace:
             self._index.add(found[: self._next - first], first)
         for name, reason in bad:
             self.quarantine(name, reason)
+
+    def _most_rows(self, name: str) -> int:
+        """Rows that the segment can have: as many as its name states, if the file is large enough."""
+        with contextlib.suppress(OSError):
+            return min(rows_of(name), (self.folder / name).lstat().st_size // DIGEST_BYTES)
+        return 0
 
     def _open(self, name: str) -> tuple[Segment, Ids]:
         segment, ids = open_segment(self.folder / name, self.key)
@@ -331,10 +364,11 @@ class StoredSpace:
         """Make the folder and its spec.json, durably; refuse a folder of another spec."""
         if self._prepared:
             return
-        make_folder(self.folder)
+        make_folder(self.folder, follow_links=False)
         found = read_spec_text(self.folder)
         if found is None:
-            atomic_write(self.folder / SPEC_FILE, spec.to_json().encode())
+            with contextlib.suppress(IsADirectoryError):  # the segments state the spec, too
+                atomic_write(self.folder / SPEC_FILE, spec.to_json().encode(), follow_links=False)
         elif hashlib.sha256(found.encode()).hexdigest() != self.key:
             raise StoreError(
                 f"{self.folder} holds features of another spec whose key begins alike; "
@@ -370,29 +404,48 @@ def rows_of(name: str) -> int:
 def read_spec_text(folder: Path) -> str | None:
     """Text of the space's spec.json; None if it is missing or damaged (its hash is the folder's name)."""
     try:
-        text = (folder / SPEC_FILE).read_bytes().decode()
-    except (FileNotFoundError, UnicodeDecodeError):
+        text = (read_plain(folder / SPEC_FILE) or b"").decode()
+    except UnicodeDecodeError:
         return None
     return text if hashlib.sha256(text.encode()).hexdigest().startswith(folder.name) else None
 
 
 def _names(folder: Path) -> list[str]:
-    try:
-        return [name for name in os.listdir(folder) if SEGMENT_NAME.fullmatch(name)]
-    except FileNotFoundError:
+    return _listed(folder)[0]
+
+
+def quarantined(folder: Path) -> list[Path]:
+    """Files in the quarantine of a space; a link in its place is not followed."""
+    if (folder / QUARANTINE).is_symlink():
         return []
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder / QUARANTINE) as found:
+        return sorted(Path(entry.path) for entry in found if entry.is_file(follow_symlinks=False))
+    return []
+
+
+def _listed(folder: Path) -> tuple[list[str], list[str]]:
+    """Names of the segments in a folder: regular files, and others. A link to a folder has none."""
+    plain: list[str] = []
+    strays: list[str] = []
+    if folder.is_symlink():
+        return plain, strays
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as found:
+        for entry in found:
+            if SEGMENT_NAME.fullmatch(entry.name):
+                (plain if entry.is_file(follow_symlinks=False) else strays).append(entry.name)
+    return plain, strays
 
 
 def _oldest_first(folder: Path, names: Iterable[str]) -> list[str]:
     found = []
     for name in names:
         with contextlib.suppress(FileNotFoundError):
-            found.append(((folder / name).stat().st_mtime_ns, name))
+            found.append(((folder / name).lstat().st_mtime_ns, name))
     return [name for _, name in sorted(found)]
 
 
 def _stamp(folder: Path) -> int:
     try:
-        return folder.stat().st_mtime_ns
+        return folder.lstat().st_mtime_ns
     except FileNotFoundError:
         return _NO_FOLDER

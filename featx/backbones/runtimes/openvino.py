@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from featx.backbones.runtimes.base import Batch, ConversionError, Request, agree
 from featx.backbones.runtimes.hardware import cpu_model, installed_version
 from featx.backbones.state import STATE
-from featx.files import atomic_write
+from featx.files import atomic_write, make_folder, read_plain
 from featx.spec import FeatureSpec
 
 MODEL_FORMAT = 2
@@ -201,8 +201,8 @@ def _keep(path: Path | None, weights: str, content: bytes) -> None:
     if path is None:
         return
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, _checksum(weights, content) + content)
+        make_folder(path.parent, follow_links=False)
+        atomic_write(path, _checksum(weights, content) + content, follow_links=False)
         _prune(path.parent)
 
 
@@ -210,8 +210,8 @@ def _prune(folder: Path) -> None:
     """Remove the least recently used models until `KEPT_MODEL_BYTES` are left."""
     kept = 0
     models = [path for path in folder.iterdir() if path.suffix in (MODEL_SUFFIX, COMPILED_SUFFIX)]
-    for path in sorted(models, key=lambda path: -path.stat().st_mtime):
-        kept += path.stat().st_size
+    for path in sorted(models, key=lambda path: -path.lstat().st_mtime):
+        kept += path.lstat().st_size
         if kept > KEPT_MODEL_BYTES:
             path.unlink(missing_ok=True)
 
@@ -261,8 +261,10 @@ def _read(path: Path | None, weights: str) -> bytes | None:
     if path is None:
         return None
     try:
-        content = path.read_bytes()
+        content = read_plain(path, limit=KEPT_MODEL_BYTES)
     except OSError:
+        return None
+    if content is None:
         return None
     return content[32:] if _checksum(weights, memoryview(content)[32:]) == content[:32] else None
 
@@ -272,7 +274,7 @@ def _touch(*paths: Path | None) -> None:
     for path in paths:
         if path is not None:
             with contextlib.suppress(OSError):
-                os.utime(path)
+                os.utime(path, follow_symlinks=False)
 
 
 def _serialise(model: Any) -> bytes:
