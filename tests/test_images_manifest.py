@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +248,51 @@ def test_a_manifest_written_by_the_csv_module_is_read_back(tmp_path_factory, row
     assert found.names == [name for name, _ in rows]
     fits = all(abs(label) < 10**18 for _, label in rows)
     assert found.labels.tolist() == [label if fits else str(label) for _, label in rows]
+
+
+# Manifests that ask for memory
+
+
+@pytest.mark.parametrize("column", ["path", "label"])
+def test_a_small_parquet_file_of_many_rows_is_refused_before_it_is_read(tmp_path: Path, column: str) -> None:
+    """A file of some kB that would take gigabytes, under a limit of memory."""
+    code = """
+import resource, sys
+import pyarrow, pyarrow.parquet
+from featx.exceptions import DataError
+from featx.images.manifest import read_manifest
+path, column = sys.argv[1:]
+if column == "path":  # many rows
+    schema = pyarrow.schema([("path", pyarrow.string()), ("label", pyarrow.string())])
+    with pyarrow.parquet.ParquetWriter(path, schema, compression="zstd") as writer:
+        for _ in range(11):
+            indices = pyarrow.repeat(pyarrow.scalar(0, pyarrow.int32()), 1_000_000)
+            one = pyarrow.DictionaryArray.from_arrays(indices, ["a.png"])
+            writer.write_table(pyarrow.table({"path": one, "label": one}).cast(schema))
+else:  # one long text, a thousand times
+    indices = pyarrow.repeat(pyarrow.scalar(0, pyarrow.int32()), 2_000)
+    text = pyarrow.DictionaryArray.from_arrays(indices, ["a" * 500_000])
+    name = pyarrow.DictionaryArray.from_arrays(indices, ["a.png"])
+    pyarrow.parquet.write_table(pyarrow.table({"path": name, "label": text}), path, compression="zstd")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+try:
+    read_manifest(path)
+except DataError as error:
+    print(error)
+grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+assert grown < 100_000_000, grown
+"""
+    path = tmp_path / "m.parquet"
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(path), column], capture_output=True, text=True, check=False
+    )
+    assert said.returncode == 0, said.stderr[-1000:]
+    assert path.stat().st_size < 1_000_000
+    message = "11,000,000 rows; at most 10,000,000" if column == "path" else "2,000 texts of up to 500,000"
+    assert message in said.stdout
+
+
+def test_a_csv_label_that_would_take_gigabytes_is_an_error(manifest) -> None:
+    rows = "".join(f"{number}.png,c\n" for number in range(3000))
+    with pytest.raises(DataError, match="column label: 3,001 texts of up to 100,000 characters"):
+        manifest(f"path,label\n{rows}x.png,{'c' * 100_000}\n")

@@ -177,6 +177,30 @@ def test_a_damaged_converted_model_is_made_again(tmp_path: Path, batch: np.ndarr
     np.testing.assert_array_equal(made(batch)[0], right[0])
 
 
+def test_random_damage_to_converted_models_is_never_fatal(tmp_path: Path, batch: np.ndarray) -> None:
+    right = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        for path in tmp_path.iterdir():
+            content = bytearray(path.read_bytes())
+            content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
+            path.write_bytes(content[: rng.integers(len(content))] if number % 3 == 0 else content)
+        made = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)
+        np.testing.assert_array_equal(made(batch)[0], right[0])
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff" * 40, b"\x05" + bytes(7) + b"<net>" + bytes(99)])
+def test_a_converted_model_that_openvino_cannot_read_is_made_again(
+    tmp_path: Path, batch: np.ndarray, content: bytes
+) -> None:
+    """Its digest is right, as a program with the same rules would write it."""
+    right = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
+    for path in tmp_path.iterdir():
+        path.write_bytes(hashlib.sha256(SPEC.weights.encode() + content).digest() + content)
+    made = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)
+    np.testing.assert_array_equal(made(batch)[0], right[0])
+
+
 def test_what_another_build_compiled_is_compiled_again(tmp_path: Path, batch: np.ndarray) -> None:
     right = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
     (kept,) = tmp_path.glob("*.compiled")

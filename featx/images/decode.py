@@ -233,7 +233,8 @@ def _not_an_image(data: bytes) -> str:
             return words
     if data[4:12] in HEIF_BRANDS:
         return "a HEIC photo; `pip install pillow-heif` and register its opener, or convert it to JPEG"
-    return f"not an image (starts with {data[:16]!r})"
+    printable = all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:256])
+    return "text, not an image" if printable else "not an image of a kind that is known"
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

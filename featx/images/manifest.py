@@ -22,6 +22,15 @@ from featx.tables import escape_name, read_csv
 
 MANIFEST_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
 
+MAX_ROWS = 10_000_000
+"""Rows of a manifest. A parquet file of some kB can state thousands of millions."""
+
+MAX_TEXT_BYTES = 1 << 30
+"""Limit for one column of a manifest in memory, where each text takes as much as the longest."""
+
+PARQUET_ROWS = 4096
+"""Rows that are read from a parquet file at a time."""
+
 COLUMNS = ("path", "label", "split", "group", "weight")
 
 SPLITS = {
@@ -138,14 +147,45 @@ def _read_parquet(path: str) -> _Table:
             f"{_shown(path)}: parquet needs pyarrow; `pip install 'featx[parquet]'`, or save it as CSV."
         ) from error
     try:
-        table = pyarrow.parquet.ParquetFile(path).read()
+        schema = pyarrow.parquet.read_schema(path)
+        header = schema.names
+        _check_parquet(path, pyarrow.parquet.read_metadata(path))
+        names = _checked_names(path, header)
+        known = [written for written, name in zip(header, names, strict=True) if name in COLUMNS]
+        # As dictionaries: a text that occurs a million times is one object.
+        texts = [written for written in known if pyarrow.types.is_string(schema.field(written).type)]
+        file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
+        found: dict[str, list[Any]] = {name: [] for name in names if name in COLUMNS}
+        for batch in file.iter_batches(PARQUET_ROWS, columns=known):
+            for written, column in zip(batch.schema.names, batch.columns, strict=True):
+                found[written.strip().lower()] += _plain_values(column)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{_shown(path)}: not a readable parquet file ({error}).") from error
-    names = _checked_names(path, table.column_names)
-    columns = {
-        name: table.column(position).to_pylist() for position, name in enumerate(names) if name in COLUMNS
-    }
-    return _Table(path, columns, range(1, table.num_rows + 1))
+    return _Table(path, found, range(1, file.metadata.num_rows + 1))
+
+
+def _check_parquet(path: str, metadata: Any) -> None:
+    """Refuse a file whose metadata states more rows or bytes than a manifest may have."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    n_rows = max(metadata.num_rows, sum(group.num_rows for group in groups))
+    if n_rows > MAX_ROWS:
+        raise DataError(
+            f"{_shown(path)}: {n_rows:,} rows; at most {MAX_ROWS:,} are read. Split the manifest."
+        )
+    n_bytes = sum(group.total_byte_size for group in groups)
+    if n_bytes > MAX_TEXT_BYTES:
+        raise DataError(
+            f"{_shown(path)}: {n_bytes:,} bytes when unpacked; at most {MAX_TEXT_BYTES:,} are read. "
+            "Leave out the columns that featx does not need, or split the manifest."
+        )
+
+
+def _plain_values(column: Any) -> list[Any]:
+    if not hasattr(column, "dictionary"):
+        values: list[Any] = column.to_pylist()
+        return values
+    words = column.dictionary.to_pylist()
+    return [None if index is None else words[index] for index in column.indices.to_pylist()]
 
 
 def _checked_names(path: str, header: Sequence[str]) -> list[str]:
@@ -173,7 +213,17 @@ def _column(table: _Table, name: str, convert: Callable[[Any], Any]) -> list[Any
 
 
 def _array(table: _Table, name: str, convert: Callable[[Any], Any]) -> NDArray[Any] | None:
-    return np.array(_column(table, name, convert)) if name in table.columns else None
+    return _made_array(table, name, _column(table, name, convert)) if name in table.columns else None
+
+
+def _made_array(table: _Table, name: str, values: list[Any]) -> NDArray[Any]:
+    longest = max((len(value) for value in values if isinstance(value, str | bytes)), default=0)
+    if 4 * longest * len(values) > MAX_TEXT_BYTES:
+        raise DataError(
+            f"{_shown(table.path)}, column {name}: {len(values):,} texts of up to {longest:,} characters; "
+            f"at most {MAX_TEXT_BYTES // 4:,} characters in all are read. Write shorter texts."
+        )
+    return np.array(values)
 
 
 def _labels(table: _Table) -> NDArray[Any] | None:
@@ -182,12 +232,12 @@ def _labels(table: _Table) -> NDArray[Any] | None:
         return None
     values = _column(table, "label", _as_label)
     if not all(isinstance(value, str) for value in values):
-        return np.array(values)
+        return _made_array(table, "label", values)
     for convert, dtype in ((_whole_number, np.int64), (_decimal_number, np.float64)):
         numbers = [convert(value) for value in values]
         if all(number is not None for number in numbers):
             return np.array(numbers, dtype=dtype)
-    return np.array(values)
+    return _made_array(table, "label", values)
 
 
 def _as_path(value: Any) -> str:

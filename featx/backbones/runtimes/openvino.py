@@ -43,6 +43,9 @@ MODEL_FORMAT = 2
 MODEL_SUFFIX, COMPILED_SUFFIX = ".openvino", ".compiled"
 """Suffixes of converted models, and of compiled ones."""
 
+MAX_MODEL_BYTES = 16 << 30
+"""A larger file is no model."""
+
 KEPT_MODEL_BYTES = 2 << 30
 """Limit for all models on disk. There is one for each set of outputs of a network."""
 
@@ -128,11 +131,22 @@ def _compile(request: Request, options: dict[str, Any]) -> Any:
             compiled = openvino.Core().import_model(kept, "CPU", options)
             _touch(source, path)
             return compiled
-    content = _read(source, weights) or _cut(request) or _convert(request)
+    model = _stored_model(source, weights)
+    if model is None:
+        model = _read_model(_cut(request) or _convert(request))
     _touch(source)
-    compiled = openvino.Core().compile_model(_read_model(content), "CPU", options)
+    compiled = openvino.Core().compile_model(model, "CPU", options)
     _keep(path, weights, compiled.export_model().getvalue())
     return compiled
+
+
+def _stored_model(path: Path | None, weights: str) -> Any | None:
+    """A converted model from disk; None if there is none that OpenVINO can read."""
+    content = _read(path, weights)
+    try:
+        return None if content is None else _read_model(content)
+    except (RuntimeError, ValueError, OverflowError):
+        return None
 
 
 def _cut(request: Request) -> bytes | None:
@@ -142,10 +156,9 @@ def _cut(request: Request) -> bytes | None:
         return None
     openvino = import_openvino()
     for wider in path.parent.glob(f"{_network_name(request)}-*{MODEL_SUFFIX}"):
-        content = _read(wider, request.specs[0].weights)
-        if content is None:
+        model = _stored_model(wider, request.specs[0].weights)
+        if model is None:
             continue
-        model = _read_model(content)
         try:
             outputs = [model.output(_output_name(spec)).get_node() for spec in request.specs]
         except RuntimeError:  # an output is missing
@@ -261,7 +274,7 @@ def _read(path: Path | None, weights: str) -> bytes | None:
     if path is None:
         return None
     try:
-        content = read_plain(path, limit=KEPT_MODEL_BYTES)
+        content = read_plain(path, limit=MAX_MODEL_BYTES)
     except OSError:
         return None
     if content is None:
