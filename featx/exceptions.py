@@ -58,7 +58,7 @@ class ImageError(DataError):
     Parameters
     ----------
     name : str
-        The picture's path, or its position for a picture given in memory.
+        The image's path, or its position for an image given in memory.
     reason : str
         Why, in the decoder's or the operating system's words.
     """

@@ -28,7 +28,7 @@ DECODES = ("exact", "fast")
 BIT_DEPTHS = ("full", "minmax")
 
 DECODE_FIELDS = ("decoder", "decode", "background", "bit_depth")
-"""Fields of a spec that say how the bytes of a picture become pixels."""
+"""Fields of a spec that say how the bytes of an image become pixels."""
 
 LAST = "last"
 """Name of the cut that is the whole network without its classifier (timm's pre-logits features)."""
@@ -53,9 +53,9 @@ class FeatureSpec:
     input_size : tuple of int
         Height and width fed to the network, in pixels.
     resize : {'crop', 'squash', 'pad'}
-        How pictures that are not square are resized: centre crop, change of aspect, or bars.
+        How images that are not square are resized: centre crop, change of aspect, or bars.
     crop_pct : float
-        Fraction of the resized picture that the centre crop keeps (timm's meaning).
+        Fraction of the resized image that the centre crop keeps (timm's meaning).
     interpolation : str
         timm's name: ``bicubic``, ``bilinear``, ...
     mean, std : tuple of float
@@ -63,13 +63,13 @@ class FeatureSpec:
     background : tuple of int
         RGB, 0 to 255: transparent pixels are blended with it, and ``pad`` fills with it.
     bit_depth : {'full', 'minmax'}
-        How pictures of more than 8 bits are scaled: by the type's range or by the picture's own.
+        How images of more than 8 bits are scaled: by the type's range or by the image's own.
     decoder : str
         Name of the JPEG decoder. Each has its own features, even if decoders agree within tolerance.
     decode : {'exact', 'fast'}
         With ``fast`` the JPEG decoder shrinks by powers of two before resizing.
     view : int
-        0 is the plain picture, k the k-th deterministic augmentation.
+        0 is the plain image, k the k-th deterministic augmentation.
     view_policy : str
         Name (or digest) of the augmentation policy; ``"none"`` for view 0.
     precision : {'fp32', 'bf16', 'fp16'}
@@ -117,7 +117,7 @@ class FeatureSpec:
                 )
         if self.view < 0 or (self.view == 0) != (self.view_policy == "none"):
             raise UsageError(
-                f"view {self.view} with policy {self.view_policy!r}: view 0 is the plain picture "
+                f"view {self.view} with policy {self.view_policy!r}: view 0 is the plain image "
                 "(policy 'none'), views from 1 need a policy."
             )
 

@@ -486,7 +486,7 @@ def test_a_network_is_loaded_by_its_card_only_with_the_cards_weights(tmp_path: P
     card = open_card("test_resnet", checkpoint=path)
     assert load_backbone(card, checkpoint=path).card == card
     save_checkpoint(path, seed=2)
-    with pytest.raises(BackboneError, match=f"{card.weights[:12]}.* is wanted"):
+    with pytest.raises(BackboneError, match=f"{card.weights[:12]}.* was expected"):
         load_backbone(card, checkpoint=path)
 
 

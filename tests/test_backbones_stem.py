@@ -304,7 +304,7 @@ def test_an_unpooled_width_that_no_rule_gives_is_measured_by_the_stem() -> None:
 def test_a_size_that_leaves_nothing_is_refused_with_the_default() -> None:
     net = backbone("inception_v3")
     with pytest.raises(
-        UsageError, match=r"cannot run on pictures of \(16, 16\) pixels .* default is \(299, 299\)"
+        UsageError, match=r"cannot run on images of \(16, 16\) pixels .* default is \(299, 299\)"
     ):
         net.stem([net.card.spec(decoder="pillow", input_size=16)])
 

@@ -145,5 +145,5 @@ def test_a_card_takes_policies_in_any_form_and_refuses_unknown_ones() -> None:
 
 
 def test_a_view_needs_the_pictures_digest(photo: NDArray[np.uint8]) -> None:
-    with pytest.raises(UsageError, match="drawn by its digest"):
+    with pytest.raises(UsageError, match="needs the digest of the image"):
         prepare(photo, make_spec(1, "light"))

@@ -347,7 +347,7 @@ def test_it_exports_to_one_graph_that_onnxruntime_agrees_with(fitted: FineTuner,
     planes = np.stack(x).transpose(0, 3, 1, 2).astype(np.float32)
     spec = network.spec.replace(crop_pct=1.0)  # pictures of the input's own size pass unchanged
     same = FineTunedNetwork(**(calibrated | {"spec": spec}))
-    assert np.allclose(session.run(None, {"pictures": planes})[0], same.predict_proba(x), atol=1e-4)
+    assert np.allclose(session.run(None, {"images": planes})[0], same.predict_proba(x), atol=1e-4)
 
 
 def _parts(network: FineTunedNetwork) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def test_new_images_are_taken_in_and_test_stays_test(class_folders: Path, more: 
     assert json.loads(json.dumps(growth.to_dict()))["n_added"] == 24
     text = " ".join(growth.sentences())
     assert "24 new images beside 24; 24 went through the network" in text
-    assert "Two labels for one picture" in text
+    assert "Two labels for one image" in text
     # and again: nothing is new
     with pytest.raises(DataError, match="nothing to add"):
         grow(grown, load_images(more))

@@ -46,6 +46,9 @@ def test_a_metric_is_evaluated_with_its_interval_and_compared() -> None:
     assert 0.2 < found.low < found.value < found.high < 0.5
     right = np.eye(5)[y]
     assert compare(y, right, proba, metric="top2").difference == pytest.approx(1 - found.value)
+    perfect = evaluate(y, right, range(5)).metrics["top2"]
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert 0.97 < perfect.low < 1  # 0.025 ** (1 / 200) = 0.982
 
 
 @pytest.mark.usefixtures("top2")

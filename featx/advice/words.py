@@ -62,9 +62,9 @@ def _domain(domain: Domain) -> Iterator[str]:
     if domain.over_random is not None:
         yield f"The pretraining is {_against(domain.over_random)} random weights."
     yield {
-        "similar": "So the pictures are similar to those that the network was trained on.",
-        "between": "So the pictures are neither clearly similar to the network's own nor clearly different.",
-        "different": "So the pictures are different from those that the network was trained on.",
+        "similar": "So the images are similar to those that the network was trained on.",
+        "between": "So the images are neither clearly similar to the network's own nor clearly different.",
+        "different": "So the images are different from those that the network was trained on.",
     }[domain.verdict]
 
 

@@ -1,4 +1,4 @@
-"""BackboneCard: what is needed of a network to make specs of its features, without loading it.
+"""BackboneCard: what makes specs of a network's features without loading the network.
 
 A card is plain data, without torch: a warm run makes its specs from a card in the store's notes and never
 loads the network. Shapes are measured in a dummy run, since timm's ``num_features`` and ``num_chs`` are not
@@ -54,10 +54,10 @@ class Tap(Record):
     reduction : int
         Input pixels per cell of the map, as timm states it; 0 without a map.
     shape : tuple of int
-        Shape of the unpooled output of one picture at the default input size: ``(C, H, W)`` for a map,
+        Shape of the unpooled output of one image at the default input size: ``(C, H, W)`` for a map,
         ``(L, C)`` for tokens (class and register tokens first), ``(d,)`` for a vector.
     grid : tuple of int
-        Height and width of the map, or of the picture's tokens; ``()`` for a vector.
+        Height and width of the map, or of the image's tokens; ``()`` for a vector.
     kind : {'map', 'tokens', 'vector'}
         ``tokens`` if there are tokens beside those of the map.
     has_cls : bool
@@ -233,7 +233,7 @@ class BackboneCard(Record):
         resize : {'crop', 'squash', 'pad'}
             ``crop`` is timm's own geometry for these weights: a centre crop for nearly all; some were trained
             squashed, and for those it is the same as ``squash``. ``squash`` and ``pad`` show the whole
-            picture.
+            image.
         input_size : int or tuple of int, optional
             Height and width in pixels; default as the weights were trained.
         final_norm : bool
@@ -293,7 +293,7 @@ class BackboneCard(Record):
         if pair == self.input_size:
             return self.input_size
         if not self.resizable:
-            raise UsageError(f"{self.name} takes pictures of {self.input_size} pixels only, not {pair}.")
+            raise UsageError(f"{self.name} takes images of {self.input_size} pixels only, not {pair}.")
         if any(side % self.multiple_of for side in pair):
             nearest = [
                 max(self.multiple_of, self.multiple_of * round(side / self.multiple_of)) for side in pair

@@ -181,7 +181,7 @@ def _load(
     if found != card.weights:
         raise BackboneError(
             f"the weights of {name} from {source} have digest {found[:12]}…, but {card.weights[:12]}… (from "
-            f"{card.source}) is wanted: the file has changed, or another checkpoint is meant."
+            f"{card.source}) was expected: the file has changed, or it is another checkpoint."
         )
     return Backbone(card, module), stamp
 
@@ -224,7 +224,7 @@ def _load_finetuned(name: str, path: Path) -> Any:
 
     card, data = read_members(path)
     if card.name != name:
-        raise BackboneError(f"{path} holds a fine-tuned {card.name}, and {name} is wanted.")
+        raise BackboneError(f"{path} holds a fine-tuned {card.name}, and {name} was requested.")
     try:
         tensors = load(data)
         module = open_base(card, tensors)

@@ -29,7 +29,7 @@ Network = Any
 """A timm network: a torch.nn.Module whose timm methods have no types."""
 
 Output = tuple[Tensor, Tensor | None]
-"""A map (N, C, H, W) and the tokens beside it (N, P, C), if any; both float32."""
+"""A map (N, C, H, W) and the other tokens (N, P, C), if any; both float32."""
 
 
 class Backbone:
@@ -105,7 +105,7 @@ class Backbone:
 
 
 class Stem(nn.Module):
-    """uint8 pictures in, one pooled float32 output for each spec, in one pass.
+    """uint8 images in, one pooled float32 output for each spec, in one pass.
 
     Takes a batch of shape (N, H, W, 3), uint8; returns a tuple of tensors, in the order of `specs`: (N, d),
     or unpooled (N, C, H, W) for maps and (N, L, C) for tokens.
@@ -116,7 +116,7 @@ class Stem(nn.Module):
     input_size : tuple of int
         Height and width.
     shapes : tuple of tuple of int
-        Measured shape of each output for one picture.
+        Measured shape of each output for one image.
     network : torch.nn.Module
         The cut network alone, with parameters of its own that share the backbone's storage. A runtime may
         cast it (``stem.network.bfloat16()``): normalisation and pooling stay in float32.
@@ -191,7 +191,7 @@ class Stem(nn.Module):
         except (RuntimeError, AssertionError, ValueError) as error:
             raise _impossible_size(card, self.input_size, error) from error
         if not all(output.numel() for output in outputs):
-            raise _impossible_size(card, self.input_size, "nothing is left of the picture at the cut")
+            raise _impossible_size(card, self.input_size, "the output at the cut is empty")
         return tuple(tuple(output.shape[1:]) for output in outputs)
 
 
@@ -310,12 +310,12 @@ def _intermediate_options(module: Network, indices: list[int]) -> dict[str, Any]
 
 
 def _prefix_tokens(module: Network) -> int:
-    """How many class, register and other tokens stand before those of the picture."""
+    """Number of class, register and other tokens before those of the image."""
     return int(getattr(module, "num_prefix_tokens", 0) or 0)
 
 
 def _as_output(intermediate: Tensor | tuple[Tensor, Tensor]) -> Output:
-    """A map, or a pair of map and prefix tokens where timm gives such."""
+    """Read a map, or timm's pair of map and prefix tokens."""
     if isinstance(intermediate, Tensor):
         return intermediate.to(torch.float32), None
     map_, extra = intermediate
@@ -323,7 +323,7 @@ def _as_output(intermediate: Tensor | tuple[Tensor, Tensor]) -> Output:
 
 
 def _final_layout(module: Network, grid: tuple[int, ...]) -> Callable[[Tensor], Output]:
-    """How to read ``forward_features`` as a map and the tokens beside it."""
+    """Return a function that reads ``forward_features`` as a map and the other tokens."""
     n_extra = _prefix_tokens(module)
     channels_last = str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC")
 
@@ -348,7 +348,7 @@ def _scaled_grid(card: BackboneCard, input_size: tuple[int, int]) -> tuple[int, 
 
 
 def borrow_tensors(module: Network) -> Network:
-    """Copy of the structure with own parameters on the same storage: pruning and casting stay in it."""
+    """Copy the modules and share the tensors' storage. Pruning or casting the copy keeps the original."""
     tensors = itertools.chain(module.parameters(), module.buffers())
     memo: dict[int, Any] = {
         id(tensor): nn.Parameter(tensor.detach(), requires_grad=False)
@@ -374,10 +374,10 @@ def _impossible_size(
     words = str(reason).lower()
     if isinstance(reason, MemoryError) or "allocate memory" in words or "out of memory" in words:
         return BackboneError(
-            f"{card.name}: not enough memory for one picture of {input_size} pixels; choose a smaller "
+            f"{card.name}: not enough memory for one image of {input_size} pixels; choose a smaller "
             "input_size or backbone, or free memory."
         )
     return UsageError(
-        f"{card.name} cannot run on pictures of {input_size} pixels ({str(reason).splitlines()[0]}); "
+        f"{card.name} cannot run on images of {input_size} pixels ({str(reason).splitlines()[0]}); "
         f"its default is {card.input_size}."
     )

@@ -1,6 +1,6 @@
-"""From an unpooled output to one vector a picture: a table of poolings.
+"""From an unpooled output to one vector per image: a table of poolings.
 
-Every pooling takes a map of shape (N, C, H, W) and, where a network has them, the tokens beside it, of
+Every pooling takes a map of shape (N, C, H, W) and, where a network has them, the other tokens, of
 shape (N, P, C). All are plain tensor operations in float32, so that any stem can be traced and converted.
 """
 
@@ -17,7 +17,7 @@ GEM_POWER = 3.0
 """Exponent of generalised-mean pooling (Radenović et al. 2018 start from 3)."""
 
 GEM_FLOOR = 1e-6
-"""Smaller activations count as this much: a fractional power needs positive numbers."""
+"""Smaller activations are set to this value, since a fractional power needs positive numbers."""
 
 
 def pool_average(map_: Tensor, extra: Tensor | None = None) -> Tensor:
@@ -47,12 +47,12 @@ def pool_class_token(map_: Tensor, extra: Tensor | None) -> Tensor:
 
 
 def pool_class_token_average(map_: Tensor, extra: Tensor | None) -> Tensor:
-    """Class token, then the average of the picture's tokens, (N, 2 C)."""
+    """Class token, then the average of the image's tokens, (N, 2 C)."""
     return torch.cat([pool_class_token(map_, extra), pool_average(map_)], 1)
 
 
 def pool_grid(side: int) -> Callable[[Tensor, Tensor | None], Tensor]:
-    """Averages over a grid of cells, (N, C side²): channels outermost, then the grid's rows, then columns.
+    """Averages over a grid of cells, (N, C side²): ordered by channel, then row, then column.
 
     The cells are those of torch's ``adaptive_avg_pool2d``, which OpenVINO computes several times slower than
     an average pool with a fixed window, or than averages of slices.
@@ -69,12 +69,12 @@ def pool_grid(side: int) -> Callable[[Tensor, Tensor | None], Tensor]:
 
 
 def _cells(size: int, side: int) -> list[tuple[int, int]]:
-    """First pixel of each cell, and the one after its last; they overlap where `side` does not divide."""
+    """Start and stop of each cell; cells overlap if `size` is not a multiple of `side`."""
     return [(i * size // side, -(-(i + 1) * size // side)) for i in range(side)]
 
 
 def _window(cells: list[tuple[int, int]]) -> tuple[int, int] | None:
-    """Length and stride of the cells; None where these are not all the same."""
+    """Length and stride of the cells; None if they differ between cells."""
     lengths = {stop - start for start, stop in cells}
     strides = {second[0] - first[0] for first, second in itertools.pairwise(cells)}
     return (lengths.pop(), strides.pop()) if len(lengths) == len(strides) == 1 and strides != {0} else None
@@ -86,7 +86,7 @@ def _average(map_: Tensor, side: int, dim: int) -> Tensor:
 
 
 def keep_all(map_: Tensor, extra: Tensor | None = None) -> Tensor:
-    """The map itself, (N, C, H, W); with tokens beside it all tokens, these first, (N, P + H W, C)."""
+    """The map itself, (N, C, H, W), or all tokens, those beside the map first, (N, P + H W, C)."""
     if extra is None:
         return map_.contiguous()
     return torch.cat([extra, map_.flatten(2).transpose(1, 2)], 1)

@@ -1,9 +1,9 @@
-"""torch's antialiased resize of uint8 pictures in NumPy, to the bit.
+"""torch's antialiased resize of uint8 images in NumPy, with the same bits.
 
-Importing torch takes longer than resizing a few pictures without it, and one picture is what `featx predict`
-is mostly asked for. The method is that of torch's CPU kernel (`aten/src/ATen/native/cpu/UpSampleKernel.cpp`,
-`_compute_index_ranges_int16_weights`): Pillow's two passes, first along rows, with weights rounded to 16 bits
-and the result between the passes to 8. About 15 times slower than torch's own.
+Importing torch takes longer than resizing a few images without it, and `featx predict` often gets a single
+image. The method is that of torch's CPU kernel (`aten/src/ATen/native/cpu/UpSampleKernel.cpp`,
+`_compute_index_ranges_int16_weights`): Pillow's two passes, first horizontally, with weights rounded to 16
+bits and the result between the passes to 8. About 15 times slower than torch's own.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from numpy.typing import NDArray
 Pixels = NDArray[np.uint8]
 Weights = NDArray[np.float64]
 
-MOST_BITS = 22
-"""Fraction bits of a weight, at most; fewer where the largest weight would not fit into 16 bits."""
+MAX_BITS = 22
+"""Largest number of fraction bits of a weight; fewer if the largest weight does not fit into 16 bits."""
 
 
-def resize(picture: Pixels, size: tuple[int, int], mode: str) -> Pixels:
+def resize(pixels: Pixels, size: tuple[int, int], mode: str) -> Pixels:
     """Resize as ``torch.nn.functional.interpolate(..., antialias=True)`` does.
 
     Parameters
     ----------
-    picture : array of shape (H, W, 3), uint8
+    pixels : array of shape (H, W, 3), uint8
     size : tuple of int
         Height and width.
     mode : {'bilinear', 'bicubic'}
@@ -36,24 +36,24 @@ def resize(picture: Pixels, size: tuple[int, int], mode: str) -> Pixels:
     array of shape (height, width, 3), uint8
     """
     height, width = size
-    narrow = _along_first(picture.swapaxes(0, 1), width, mode).swapaxes(0, 1)
+    narrow = _along_first(pixels.swapaxes(0, 1), width, mode).swapaxes(0, 1)
     return _along_first(narrow, height, mode)
 
 
-def _along_first(picture: Pixels, size: int, mode: str) -> Pixels:
-    length = len(picture)
+def _along_first(pixels: Pixels, size: int, mode: str) -> Pixels:
+    length = len(pixels)
     if length == size:
-        return picture
+        return pixels
     first, weights, bits = _weights(length, size, mode)
-    total = np.full((size, *picture.shape[1:]), 1 << (bits - 1), np.int32)  # rounds to nearest
+    total = np.full((size, *pixels.shape[1:]), 1 << (bits - 1), np.int32)  # rounds to nearest
     for tap in range(weights.shape[1]):
-        total += weights[:, tap, None, None] * picture[np.minimum(first + tap, length - 1)]
+        total += weights[:, tap, None, None] * pixels[np.minimum(first + tap, length - 1)]
     resized: Pixels = np.clip(total >> bits, 0, 255).astype(np.uint8)
     return resized
 
 
 def _weights(length: int, size: int, mode: str) -> tuple[NDArray[np.int64], NDArray[np.int32], int]:
-    """For each new pixel the first old one, (size,), and the weights from there, (size, taps); their bits."""
+    """First input pixel of each output pixel, (size,); the weights from there, (size, taps); their bits."""
     kernel, reach = KERNELS[mode]
     scale = length / size
     stretch = max(scale, 1.0)
@@ -67,7 +67,7 @@ def _weights(length: int, size: int, mode: str) -> tuple[NDArray[np.int64], NDAr
     weights /= weights.sum(axis=1, keepdims=True)
     largest = float(weights.max())
     bits = next(
-        (bits for bits in range(MOST_BITS) if int(0.5 + largest * (1 << (bits + 1))) >= 1 << 15), MOST_BITS
+        (bits for bits in range(MAX_BITS) if int(0.5 + largest * (1 << (bits + 1))) >= 1 << 15), MAX_BITS
     )
     scaled = weights * (1 << bits)
     return first, np.trunc(scaled + np.copysign(0.5, scaled)).astype(np.int32), bits
@@ -88,4 +88,4 @@ KERNELS: dict[str, tuple[Callable[[Weights], Weights], int]] = {
     "bilinear": (_triangle, 1),
     "bicubic": (_cubic, 2),
 }
-"""By mode, the kernel on distances and how far it reaches, in pixels of the smaller picture."""
+"""The kernel of each mode as a function of distance, and its reach, in pixels of the smaller image."""

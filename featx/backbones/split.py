@@ -1,9 +1,9 @@
-"""A network in two parts, ``tail(stem(x)) == network(x)``, proven for the very network at hand.
+"""Split a network into two parts, ``tail(stem(x)) == network(x)``, and check this for each network.
 
-The tail is the network itself with every module that has run by the cut replaced by one that passes its
-input on. So nothing of timm's forward code is repeated here, parameters keep timm's names, and
-whatever the network does after the cut, it does. Where that cannot work (a cut inside a residual block,
-arithmetic between modules before the cut) the outputs differ, and the proof at creation says so.
+The tail is the network itself, in which every module that has run before the cut is replaced by one that
+returns its input. So no forward code of timm is repeated here, and parameters keep timm's names. Some cuts do
+not work (inside a residual block; arithmetic between modules before the cut). Then the outputs differ, and
+the check at creation reports it.
 """
 
 from __future__ import annotations
@@ -19,35 +19,36 @@ from featx.backbones.network import Backbone, Network, Stem, borrow_tensors
 from featx.exceptions import UnsupportedCutError
 from featx.spec import LAST
 
-PROBE_PICTURES = 2
-"""Batch of the proof: the least that batch normalisation can train on."""
+CHECK_IMAGES = 2
+"""Batch size of the check: the smallest with which batch normalisation can be trained."""
 
 TOLERANCE = 1e-4
-"""Largest difference that the proof allows, as a fraction of the largest value: float32 kernels may add in
+"""Largest difference that the check allows, as a fraction of the largest value. float32 kernels may add in
 another order for another memory layout. A wrong tail differs by far more."""
 
 SUGGESTIONS = 2
-"""Cuts that work, named when one does not."""
+"""Number of working cuts that the error message names."""
 
 POSITION_PARAMETERS = {"cls_token", "dist_token", "reg_token", "pos_embed"}
-"""What a transformer's ``_pos_embed`` adds; a tail has no use for it."""
+"""Parameters that a transformer's ``_pos_embed`` adds; a tail does not need them."""
 
 LAYOUTS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "as is": lambda rows: rows,
-    "channels last": lambda rows: rows.permute(0, 2, 3, 1),
-    "tokens": lambda rows: rows.flatten(2).transpose(1, 2),
+    "as is": lambda x: x,
+    "channels last": lambda x: x.permute(0, 2, 3, 1),
+    "tokens": lambda x: x.flatten(2).transpose(1, 2),
 }
-"""From a stem's unpooled rows to what the network has at the cut; the first that passes is taken."""
+"""From the unpooled output of a stem to the tensor inside the network. The first layout that passes is
+used."""
 
 
 class Tail(nn.Module):
-    """The layers above a cut: from a stem's unpooled rows to pre-logits features, (N, d).
+    """The layers above a cut: from the unpooled output of a stem to pre-logits features, (N, d).
 
     Attributes
     ----------
     network : torch.nn.Module
-        The timm network, its tensors its own and trainable, without those up to the cut and without its
-        classifier. Names of modules and parameters are timm's.
+        The timm network without the layers up to the cut and without its classifier. Its tensors are copies
+        and trainable. Names of modules and parameters are timm's.
     cut : str
     """
 
@@ -57,9 +58,9 @@ class Tail(nn.Module):
         self.cut = cut
         self.layout = layout
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows of shape (N, C, H, W) or (N, L, C), as ``pool="none"`` gives them, to features."""
-        x = rows.clone(memory_format=torch.channels_last if rows.ndim == 4 else torch.contiguous_format)
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Maps (N, C, H, W) or tokens (N, L, C), as ``pool="none"`` returns them, to features."""
+        x = inputs.clone(memory_format=torch.channels_last if inputs.ndim == 4 else torch.contiguous_format)
         x = LAYOUTS[self.layout](x)  # a clone, since activations in place may follow
         if self.cut != LAST:
             x = self.network.forward_features(x)
@@ -70,13 +71,13 @@ class Tail(nn.Module):
 def split_backbone(
     backbone: Backbone, cut: str | int | None, *, input_size: int | tuple[int, int] | None = None
 ) -> tuple[Stem, Tail]:
-    """Stem and tail of a network at a cut.
+    """Split a network into stem and tail at a cut.
 
     Parameters
     ----------
     backbone : Backbone
     cut : str, int or None
-        As for `BackboneCard.resolve_cut`. At ``"last"`` the tail is the way from the final features to the
+        As for `BackboneCard.resolve_cut`. At ``"last"`` the tail leads from the final features to the
         pre-logits ones (pooling; hidden layers for VGG and MobileNetV3).
     input_size : int or tuple of int, optional
         Height and width; the network's own by default.
@@ -84,8 +85,8 @@ def split_backbone(
     Returns
     -------
     stem, tail
-        The stem gives one unpooled output. The tail's tensors are copies, free to be trained; in evaluation
-        and in training mode it gives what the whole network gives, and updates its batch statistics alike.
+        The stem has one unpooled output. The tail's tensors are copies and can be trained. In evaluation and
+        in training mode, its outputs and its batch statistics are those of the whole network.
 
     Raises
     ------
@@ -112,59 +113,59 @@ def split_backbone(
 
 
 def _try_split(backbone: Backbone, cut: str, size: tuple[int, int]) -> tuple[tuple[Stem, Tail] | None, str]:
-    """Both parts if a layout passes the proof, else why none did."""
+    """Return both parts if a layout passes the check, else the reason."""
     card = backbone.card
     if "none" not in card.pools(cut):
         return None, "its output there is a vector"
     stem = backbone.stem([card.spec(cut, "none", final_norm=False, input_size=size, decoder="none")])
-    proof = _Proof(backbone.sized(size), cut, stem)
+    check = _Check(backbone.sized(size), cut, stem)
     reason = ""
     for layout in LAYOUTS:
-        tail = Tail(proof.cut_network(), cut, layout)
-        reason = proof.fault(tail)
+        tail = Tail(check.cut_network(), cut, layout)
+        reason = check.fault(tail)
         if not reason:
             return (stem, tail), ""
     return None, reason
 
 
 class Pass(nn.Module):
-    """In place of a module that has run: gives its first input back."""
+    """Replaces a module that has run: returns its first input."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The input."""
+        """Return the input."""
         return x
 
 
 class PassPositions:
-    """In place of a transformer's ``_pos_embed``: the tokens have their positions already.
+    """Replaces a transformer's ``_pos_embed``: the tokens already have their positions.
 
     Parameters
     ----------
     rest : tuple
-        What the method returns beside the tokens (rotary embeddings, which depend on the input size alone).
+        What the method returns besides the tokens (rotary embeddings, which depend on the input size only).
     """
 
     def __init__(self, rest: tuple[Any, ...] | None) -> None:
         self.rest = rest
 
     def __call__(self, x: Tensor, *args: Any) -> Any:
-        """Tokens of shape (N, L, C), with what belongs to them."""
+        """Return tokens, shape (N, L, C), and `rest`."""
         if self.rest is None:
             return x
         return (x, *(one.to(x.device) if isinstance(one, Tensor) else one for one in self.rest))
 
 
-class _Proof:
-    """The whole network's answers to a noise batch, and what has run by the cut, to hold tails against."""
+class _Check:
+    """Outputs of the whole network for a noise batch, and the modules that ran before the cut."""
 
     def __init__(self, network: Network, cut: str, stem: Stem) -> None:
         self.network = network
         generator = torch.Generator().manual_seed(0)
-        shape = (PROBE_PICTURES, *stem.input_size, 3)
-        pictures = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(stem.mean.device)
+        shape = (CHECK_IMAGES, *stem.input_size, 3)
+        images = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8).to(stem.mean.device)
         with torch.no_grad():
-            self.rows = stem(pictures)[0]
-            x = stem.normalise(pictures)
+            self.input = stem(images)[0]
+            x = stem.normalise(images)
             self.finished, self.positions = _find_finished(_with_own_buffers(network), cut, x)
             self.evaluated = _features(_with_own_buffers(network).eval(), x)
             trained = _with_own_buffers(network).train()
@@ -174,7 +175,7 @@ class _Proof:
             self.buffers = dict(trained.named_buffers())
 
     def cut_network(self) -> Network:
-        """A copy of the network without what has run by the cut, its tensors its own."""
+        """Copy the network, with its tensors, without the modules that ran before the cut."""
         network = borrow_tensors(self.network)
         for name in self.finished:
             network.set_submodule(name, Pass())
@@ -190,28 +191,28 @@ class _Proof:
         return copy.deepcopy(network).requires_grad_(True)
 
     def fault(self, tail: Tail) -> str:
-        """Empty if the tail does what the network does; else what is wrong with it."""
-        rows = self.rows.clone()
+        """Return an empty text if the tail computes what the network does, else the reason."""
+        x = self.input.clone()
         trained = copy.deepcopy(tail).train()
         try:
             with torch.no_grad():
-                evaluated = tail.eval()(rows)
-                in_training = _seeded(lambda: trained(rows))
-        except Exception as error:  # whatever a network raises on rows that it does not expect
+                evaluated = tail.eval()(x)
+                in_training = _seeded(lambda: trained(x))
+        except Exception as error:  # a network may raise anything for an unexpected input
             first = (str(error).splitlines() or [type(error).__name__])[0]
-            return f"its layers above do not run alone ({first})"
+            return f"its upper layers do not run alone ({first})"
         if not _same(evaluated, self.evaluated):
-            return "its layers above alone give other features than the whole"
+            return "its upper layers alone give other features than the whole network"
         if not _same(in_training, self.trained):
-            return "its layers above alone give other features in training than the whole"
+            return "its upper layers alone give other features than the whole network in training"
         for name, buffer in trained.network.named_buffers():
             if not _same(buffer, self.buffers[name]):
-                return f"its layers above alone keep other statistics in training ({name})"
-        return "" if torch.equal(rows, self.rows) else "its layers above write into their input"
+                return f"its upper layers alone update other statistics in training ({name})"
+        return "" if torch.equal(x, self.input) else "its upper layers write into their input"
 
 
 def _find_finished(network: Network, cut: str, x: Tensor) -> tuple[list[str], tuple[Any, ...] | None]:
-    """Names of the outermost modules that have run for good by the cut, and what ``_pos_embed`` adds."""
+    """Names of the outermost modules that only run before the cut, and further outputs of ``_pos_embed``."""
     before: set[str] = set()
     after: set[str] = set()
     passed = False
@@ -254,7 +255,7 @@ def _features(network: Network, x: Tensor) -> Tensor:
 
 
 def _with_own_buffers(network: Network) -> Network:
-    """The same parameters, but batch statistics that may change."""
+    """Share the parameters, and copy the batch statistics, which may change."""
     own = borrow_tensors(network)
     for module in own.modules():
         module._buffers |= {name: one.clone() for name, one in module._buffers.items() if one is not None}
@@ -262,14 +263,14 @@ def _with_own_buffers(network: Network) -> Network:
 
 
 def _seeded(run: Callable[[], Tensor]) -> Tensor:
-    """Run with a fixed random state, so that dropout drops the same, and leave the caller's alone."""
+    """Run with a fixed random state, so that dropout is the same, and keep the caller's state."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return run()
 
 
-def _same(found: Tensor, wanted: Tensor) -> bool:
-    if found.shape != wanted.shape:
+def _same(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
         return False
-    difference = (found.to(torch.float32) - wanted.to(torch.float32)).abs().max()
-    return bool(difference <= TOLERANCE * wanted.to(torch.float32).abs().max())
+    difference = (found.to(torch.float32) - expected.to(torch.float32)).abs().max()
+    return bool(difference <= TOLERANCE * expected.to(torch.float32).abs().max())

@@ -1,10 +1,10 @@
-"""From a decoded picture to the network's input, on timm's own grid, in uint8.
+"""From a decoded image to the network's input, with timm's geometry, in uint8.
 
-A crop that is half a pixel off costs more than bfloat16 does, so sizes and offsets are those of timm's
-evaluation transform (torchvision's Resize and CenterCrop) to the pixel. The resize is torch's antialiased
-one on channels-last uint8, which is several times faster than Pillow's and within a grey level of it. It
-releases the GIL and runs on the calling thread alone; where torch is not loaded, the first few pictures are
-resized without it, to the same bits. Normalisation is the stem's.
+A crop that is half a pixel off costs more accuracy than bfloat16 does. So sizes and offsets are exactly those
+of timm's evaluation transform (torchvision's Resize and CenterCrop). The resize is torch's antialiased one on
+channels-last uint8, which is several times faster than Pillow's and differs by at most one grey level. It
+releases the GIL and runs on the calling thread only. If torch is not loaded, the first few images are resized
+without it, with the same bits. The stem normalises.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featx.backbones.resample import resize
 from featx.exceptions import UsageError
 from featx.spec import FeatureSpec
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 """RGB, shape (H, W, 3)."""
 
 TORCH_MODES = ("bilinear", "bicubic")
@@ -28,26 +28,27 @@ TORCH_MODES = ("bilinear", "bicubic")
 PILLOW_MODES = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
 PIXELS_WITHOUT_TORCH = 6_000_000
-"""So many are resized in the time that importing torch takes (0.07 s for a million, 2 cores of an EPYC)."""
+"""Resizing this many pixels without torch takes as long as importing torch (0.07 s per million on a 2-core
+EPYC)."""
 
-WASTE_LIMIT = 16
-"""A resize that makes this many times the pixels that are kept is restricted to those (by Pillow): a line of
-1×5,000 pixels would grow to 256×1,280,000 on the way to its crop."""
+MAX_RESIZED_RATIO = 16
+"""If a resize makes more than this many times the pixels that the crop keeps, Pillow computes only the kept
+ones: an image of 1×5,000 pixels would grow to 256×1,280,000 before its crop."""
 
 
-def prepare(picture: Picture, spec: FeatureSpec, *, digest: bytes | None = None) -> Picture:
-    """Resize and crop (or pad) a picture as its spec says.
+def prepare(pixels: Pixels, spec: FeatureSpec, *, digest: bytes | None = None) -> Pixels:
+    """Resize and crop (or pad) an image as its spec says.
 
     Parameters
     ----------
-    picture : array of shape (H, W, 3), uint8
+    pixels : array of shape (H, W, 3), uint8
         Upright, RGB.
     spec : FeatureSpec
         ``crop``: the shorter side to ``floor(size / crop_pct)``, then the centre. ``squash``: both sides to
-        ``floor(size / crop_pct)``, then the centre (the whole picture where ``crop_pct`` is 1). ``pad``: the
-        longer side likewise, then bars in `spec.background` (or the centre).
+        ``floor(size / crop_pct)``, then the centre (the whole image if ``crop_pct`` is 1). ``pad``: the
+        longer side likewise, then bars of `spec.background` (or the centre).
     digest : bytes, optional
-        The picture's sha256, which seeds its views; needed where ``spec.view`` is not 0.
+        The sha256 of the image, which seeds its views; needed if ``spec.view`` is not 0.
 
     Returns
     -------
@@ -57,25 +58,25 @@ def prepare(picture: Picture, spec: FeatureSpec, *, digest: bytes | None = None)
     Raises
     ------
     UsageError
-        If the spec names an interpolation that there is not, or a view without a digest.
+        If the interpolation of the spec is not known, or a view is requested without a digest.
     """
     if spec.view == 0:
-        return _fit(picture, spec)
+        return _fit(pixels, spec)
     if digest is None:
-        raise UsageError(f"view {spec.view} of a picture is drawn by its digest; none was given.")
+        raise UsageError(f"view {spec.view} of an image needs the digest of the image; give `digest`.")
     from featx.backbones.views import draw_view
 
     view = draw_view(spec.view_policy, spec.view, digest)
-    return view.finish(_fit(view.crop(picture), spec), spec.background)
+    return view.finish(_fit(view.crop(pixels), spec), spec.background)
 
 
-def _fit(picture: Picture, spec: FeatureSpec) -> Picture:
-    """The plain picture on the network's grid."""
+def _fit(pixels: Pixels, spec: FeatureSpec) -> Pixels:
+    """Resize and crop to the network's input size, without a view."""
     height, width = spec.input_size
-    size = _resized(picture.shape[:2], spec)
+    size = _resized(pixels.shape[:2], spec)
     top, left = _centre(size[0], height), _centre(size[1], width)
     kept = (max(top, 0), max(left, 0), min(top + height, size[0]), min(left + width, size[1]))
-    resized = _resize(picture, size, kept, spec.interpolation)
+    resized = _resize(pixels, size, kept, spec.interpolation)
     if resized.shape[:2] == (height, width):
         return resized
     canvas = np.empty((height, width, 3), np.uint8)
@@ -86,7 +87,7 @@ def _fit(picture: Picture, spec: FeatureSpec) -> Picture:
 
 
 def _resized(shape: tuple[int, ...], spec: FeatureSpec) -> tuple[int, int]:
-    """Height and width of the resized picture before the crop."""
+    """Height and width after the resize, before the crop."""
     target = [math.floor(side / spec.crop_pct) for side in spec.input_size]
     if spec.resize == "squash":
         return target[0], target[1]
@@ -100,72 +101,72 @@ def _resized(shape: tuple[int, ...], spec: FeatureSpec) -> tuple[int, int]:
     return max(round(shape[0] / ratio), 1), max(round(shape[1] / ratio), 1)
 
 
-def _centre(size: int, wanted: int) -> int:
-    """First pixel of the centre crop, rounded as torchvision does; negative where pixels are wanting."""
-    if size >= wanted:
-        return round((size - wanted) / 2.0)
-    return -((wanted - size) // 2)
+def _centre(size: int, target: int) -> int:
+    """First pixel of the centre crop, rounded as torchvision does; negative if the image is too small."""
+    if size >= target:
+        return round((size - target) / 2.0)
+    return -((target - size) // 2)
 
 
 def _resize(
-    picture: Picture, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
-) -> Picture:
-    """The part `kept` (top, left, bottom, right) of the picture resized to `size`."""
+    pixels: Pixels, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
+) -> Pixels:
+    """The part `kept` (top, left, bottom, right) of the image resized to `size`."""
     if interpolation not in PILLOW_MODES:
         raise UsageError(f"interpolation {interpolation!r} is not one of {', '.join(PILLOW_MODES)}.")
     top, left, bottom, right = kept
-    if size[0] * size[1] > WASTE_LIMIT * (bottom - top) * (right - left):
-        return _resize_part(picture, size, kept, interpolation)
-    if picture.shape[:2] == size:
-        resized = picture
+    if size[0] * size[1] > MAX_RESIZED_RATIO * (bottom - top) * (right - left):
+        return _resize_part(pixels, size, kept, interpolation)
+    if pixels.shape[:2] == size:
+        resized = pixels
     elif interpolation in TORCH_MODES:
-        by_torch = "torch" in sys.modules or _is_worth_torch(picture)
-        resized = (_resize_by_torch if by_torch else resize)(picture, size, interpolation)
+        by_torch = "torch" in sys.modules or _is_worth_torch(pixels)
+        resized = (_resize_by_torch if by_torch else resize)(pixels, size, interpolation)
     else:
-        resized = _resize_by_pillow(picture, size, interpolation)
+        resized = _resize_by_pillow(pixels, size, interpolation)
     return np.ascontiguousarray(resized[top:bottom, left:right])
 
 
 _without_torch = 0
 
 
-def _is_worth_torch(picture: Picture) -> bool:
-    """Whether importing torch takes less time than what was resized without it, this picture included."""
+def _is_worth_torch(pixels: Pixels) -> bool:
+    """Whether all pixels resized without torch, with these, took longer than importing torch would."""
     global _without_torch
-    _without_torch += int(picture.shape[0]) * int(picture.shape[1])
+    _without_torch += int(pixels.shape[0]) * int(pixels.shape[1])
     return _without_torch > PIXELS_WITHOUT_TORCH
 
 
-def _resize_by_torch(picture: Picture, size: tuple[int, int], interpolation: str) -> Picture:
+def _resize_by_torch(pixels: Pixels, size: tuple[int, int], interpolation: str) -> Pixels:
     import torch
     from torch.nn.functional import interpolate
 
-    pixels = np.require(picture, requirements=["C", "W"])  # torch refuses read-only arrays
-    batch = torch.from_numpy(pixels).permute(2, 0, 1).unsqueeze(0)  # a view, channels last
+    writable = np.require(pixels, requirements=["C", "W"])  # torch refuses read-only arrays
+    batch = torch.from_numpy(writable).permute(2, 0, 1).unsqueeze(0)  # a view, channels last
     with torch.inference_mode():
         resized = interpolate(batch, size=size, mode=interpolation, antialias=True)
-    result: Picture = resized[0].permute(1, 2, 0).numpy()
+    result: Pixels = resized[0].permute(1, 2, 0).numpy()
     return result
 
 
 def _resize_by_pillow(
-    picture: Picture,
+    pixels: Pixels,
     size: tuple[int, int],
     interpolation: str,
     box: tuple[float, float, float, float] | None = None,
-) -> Picture:
+) -> Pixels:
     from PIL import Image
 
     filter_ = Image.Resampling[interpolation.upper()]
-    return np.asarray(Image.fromarray(picture).resize((size[1], size[0]), filter_, box=box))
+    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), filter_, box=box))
 
 
 def _resize_part(
-    picture: Picture, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
-) -> Picture:
-    """The same grid, but only its kept pixels, from the part of the picture that lies under them."""
+    pixels: Pixels, size: tuple[int, int], kept: tuple[int, int, int, int], interpolation: str
+) -> Pixels:
+    """Compute only the kept pixels of the same resize, from the part of the image under them."""
     top, left, bottom, right = kept
-    height, width = picture.shape[:2]
+    height, width = pixels.shape[:2]
     step_y, step_x = height / size[0], width / size[1]
     box = (left * step_x, top * step_y, min(right * step_x, width), min(bottom * step_y, height))
-    return _resize_by_pillow(picture, (bottom - top, right - left), interpolation, box)
+    return _resize_by_pillow(pixels, (bottom - top, right - left), interpolation, box)

@@ -1,9 +1,9 @@
-"""Deterministic augmentations: view k of a picture is always the same picture.
+"""Deterministic augmentations: view k of an image is always the same.
 
-The view's number, the policy and the picture's digest seed the draw, so a view is a recipe like any other and
-its row is kept like any other: fresh augmentation each epoch and cached augmentation are the same code. A
-custom policy is its own text (``"flip=0.5,rotate=10"``), so that a spec says all there is to know. The
-pictures are changed by torchvision's v2 transforms; nothing is imported before a view is made.
+The number of the view, the policy and the digest of the image seed the random numbers. So the features of a
+view can be cached like those of the plain image. A custom policy is stored as text
+(``"flip=0.5,rotate=10"``), so that a spec describes the view completely. torchvision's v2 transforms change
+the pixels; torchvision is imported only when a view is made.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from featx.exceptions import UsageError
 if TYPE_CHECKING:
     from torch import Tensor
 
-Picture = NDArray[np.uint8]
+Pixels = NDArray[np.uint8]
 """RGB, shape (H, W, 3)."""
 
 BORDERS = ("reflect", "edge", "background")
@@ -31,26 +31,26 @@ BORDERS = ("reflect", "edge", "background")
 
 @dataclass(frozen=True, kw_only=True)
 class ViewPolicy:
-    """How far views may go; every draw is uniform within its bounds.
+    """Bounds of the random changes; every change is drawn uniformly within its bounds.
 
     Parameters
     ----------
     flip : float
         Probability of a horizontal flip.
     crop : float
-        Smallest share of the picture's area that is kept before resizing; 1 keeps all.
+        Smallest share of the area of the image that is kept before resizing; 1 keeps all.
     rotate, shear : float
         Largest angle to either side, in degrees.
     shift : float
-        Largest move to either side, as a fraction of the side, horizontally and vertically.
+        Largest shift to either side, horizontally and vertically, as a fraction of width and height.
     zoom : float
         Largest change of scale: 0.1 draws from 0.9 to 1.1.
     brightness, contrast, saturation : float
         Largest change of the factor: 0.2 draws from 0.8 to 1.2.
     hue : float
-        Largest turn of the colour circle to either side, as a fraction of it (at most 0.5).
+        Largest change of the hue to either side, as a fraction of the colour circle (at most 0.5).
     border : {'reflect', 'edge', 'background'}
-        What comes in where the picture is moved away.
+        What fills the area that the shifted image leaves empty.
     """
 
     flip: float = 0.0
@@ -75,7 +75,7 @@ class ViewPolicy:
             raise UsageError(f"border={self.border} of a view policy is not one of {', '.join(BORDERS)}.")
 
     def __str__(self) -> str:
-        """Canonical text: what differs from no change, by name; `parse_policy` reads it."""
+        """Canonical text: the fields that differ from their defaults. `parse_policy` reads it."""
         changed = (
             f"{field.name}={value:g}" if isinstance(value, float) else f"{field.name}={value}"
             for field in dataclasses.fields(self)
@@ -121,18 +121,19 @@ POLICIES: Mapping[str, ViewPolicy] = {
         flip=0.5, rotate=10.0, shift=0.05, zoom=0.1, brightness=0.1, contrast=0.1, border="edge"
     ),
 }
-"""``photo`` spans what tutorials of transfer learning use (rotation 10 to 40 degrees, shifts 0.1 to 0.2, zoom
-0.2, flip) at its gentler end; ``document`` never mirrors, since writing has a direction; ``medical`` leaves
-colour alone. Rows are kept under these names: to change a number, add a name."""
+"""Policies by name. Tutorials of transfer learning use rotations of 10 to 40 degrees, shifts of 0.1 to 0.2, a
+zoom of 0.2, and flips; ``photo`` has values near the lower ends. ``document`` does not mirror, since text has
+a direction. ``medical`` does not change colours. Features are cached under these names: to change a number,
+add a new name."""
 
 
 def parse_policy(policy: str) -> ViewPolicy:
-    """A named policy, or a custom one from its text, e.g. ``"flip=0.5,rotate=10,border=edge"``.
+    """Return a named policy, or read a custom one from its text, e.g. ``"flip=0.5,rotate=10,border=edge"``.
 
     Raises
     ------
     UsageError
-        If it is neither; the message lists the names and the fields.
+        If the text is neither. The message lists the names and the fields.
     """
     if policy in POLICIES:
         return POLICIES[policy]
@@ -156,7 +157,7 @@ def parse_policy(policy: str) -> ViewPolicy:
 
 
 def name_policy(policy: str | ViewPolicy) -> str:
-    """What a spec says of a policy: its name, or its canonical text.
+    """Return the text that a spec stores for a policy: its name, or its canonical text.
 
     Raises
     ------
@@ -171,7 +172,7 @@ def name_policy(policy: str | ViewPolicy) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One draw from a policy: what is done to the picture, before and after it is resized.
+    """One draw from a policy: the changes of an image before and after it is resized.
 
     Parameters
     ----------
@@ -203,20 +204,20 @@ class View:
     hue: float
     border: str
 
-    def crop(self, picture: Picture) -> Picture:
-        """The part of the picture that is kept, before resizing, so that no detail is lost."""
-        height, width = picture.shape[:2]
+    def crop(self, pixels: Pixels) -> Pixels:
+        """Crop before resizing, so that no detail is lost."""
+        height, width = pixels.shape[:2]
         top, left = int(self.top * height), int(self.left * width)
-        return picture[
+        return pixels[
             top : top + max(round(self.side * height), 1), left : left + max(round(self.side * width), 1)
         ]
 
-    def finish(self, picture: Picture, background: tuple[int, int, int]) -> Picture:
-        """Colour and move the resized picture, shape (h, w, 3)."""
+    def finish(self, pixels: Pixels, background: tuple[int, int, int]) -> Pixels:
+        """Change colours and geometry of the resized image, shape (h, w, 3)."""
         import torch
         from torchvision.transforms.v2 import functional
 
-        image = torch.from_numpy(np.require(picture, requirements="W")).permute(2, 0, 1)
+        image = torch.from_numpy(np.require(pixels, requirements="W")).permute(2, 0, 1)
         with torch.inference_mode():
             for name, unchanged in UNCHANGED.items():
                 amount = getattr(self, name)
@@ -229,7 +230,7 @@ class View:
 
     @property
     def moves(self) -> bool:
-        """Whether pixels change their places (beyond flip and crop)."""
+        """Whether there is a geometric change besides flip and crop."""
         return (self.angle, self.shear, *self.shift, self.scale) != (0, 0, 0, 0, 1)
 
     def _move(self, image: Tensor, background: tuple[int, int, int]) -> Tensor:
@@ -237,9 +238,7 @@ class View:
 
         height, width = image.shape[1:]
         margin = [width // 2, height // 2] if self.border != "background" else [0, 0]
-        if (
-            self.border != "background"
-        ):  # bring the surroundings in by padding; an affine map fills with a colour
+        if self.border != "background":  # pad first: the affine map itself can only fill with a colour
             image = functional.pad(image, margin, padding_mode=self.border)
         image = functional.affine(
             image,
@@ -255,9 +254,10 @@ class View:
 
 
 def draw_view(policy: str, number: int, digest: bytes) -> View:
-    """View `number` (from 1) of the picture with that digest.
+    """Draw view `number` (from 1) of the image with this digest.
 
-    Every bound takes its draw, used or not, so that a policy with one more change keeps the others.
+    Every field uses one random number, also if its bound is 0. So the other changes stay the same if a policy
+    gets one more change.
     """
     limits = parse_policy(policy)
     seed = hashlib.sha256(b"%s/%s/%d" % (digest, policy.encode(), number)).digest()
@@ -299,4 +299,4 @@ DRAWS = (
     "saturation",
     "hue",
 )
-"""In this order for good: rows of views depend on it."""
+"""Order of the random numbers. Do not change it: cached features of views depend on it."""

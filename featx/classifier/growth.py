@@ -61,7 +61,7 @@ class Growth(Record):
     computed : int
         Images that went through the network.
     duplicates : tuple of str
-        New pictures that the model knew already (same bytes), or that came twice.
+        New images that the model knew already (same bytes), or that came twice.
     conflicts : tuple of str
         Those of them with another label than before, as words; the older label was kept.
     new_classes : tuple
@@ -98,7 +98,7 @@ class Growth(Record):
         ]
         if self.duplicates:
             said.append(f"{len(self.duplicates)} were known already (same bytes) and change nothing.")
-        said += [f"Two labels for one picture: {conflict}." for conflict in self.conflicts[:CLASSES_NAMED]]
+        said += [f"Two labels for one image: {conflict}." for conflict in self.conflicts[:CLASSES_NAMED]]
         if self.new_classes:
             said.append(f"New classes: {', '.join(map(str, self.new_classes))}.")
         for what, found in (("whole test part", self.change), ("old test part", self.change_on_old_test)):

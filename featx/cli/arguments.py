@@ -68,7 +68,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     """Add the options of the hardware; they change features only within the documented tolerance."""
     group = parser.add_argument_group("compute")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu")
-    group.add_argument("--runtime", default="auto", help="auto, torch, torch-compile or openvino")
+    group.add_argument("--runtime", default="auto", help="auto, or a runtime that `featx doctor` lists")
     group.add_argument("--batch-size", type=_auto_or_int, default="auto", metavar="N|auto")
 
 

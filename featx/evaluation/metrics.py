@@ -69,12 +69,16 @@ class MetricEntry:
         Whether it depends on calibrated probabilities, not only on the predicted class.
     equal_classes : bool
         Whether every class counts the same, however rare it is.
+    is_share : bool
+        Whether it is a share of right answers: its interval then ends at 1, and has an exact bound where all
+        or none are right.
     """
 
     function: MetricFunction
     lower_is_better: bool = False
     of_probabilities: bool = False
     equal_classes: bool = False
+    is_share: bool = False
 
     def __call__(self, y_true: Indices, y_proba: Floats, weight: Floats | None = None) -> Any:
         """Return the value of `function`."""
@@ -145,9 +149,9 @@ def _mean_ratio(part: Floats, whole: Floats) -> Any:
 
 
 METRICS: dict[str, MetricEntry] = {
-    "accuracy": MetricEntry(accuracy),
-    "balanced_accuracy": MetricEntry(balanced_accuracy, equal_classes=True),
-    "macro_f1": MetricEntry(macro_f1, equal_classes=True),
+    "accuracy": MetricEntry(accuracy, is_share=True),
+    "balanced_accuracy": MetricEntry(balanced_accuracy, is_share=True, equal_classes=True),
+    "macro_f1": MetricEntry(macro_f1, is_share=True, equal_classes=True),
     "log_loss": MetricEntry(log_loss, lower_is_better=True, of_probabilities=True),
     "ece": MetricEntry(ece, lower_is_better=True, of_probabilities=True),
 }

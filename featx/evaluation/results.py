@@ -172,8 +172,9 @@ def evaluate(
         metrics[name] = interval(float(function(y, proba)), np.concatenate(draws[name]), n_units, floor=0.0)
     smallest = np.bincount(np.unique(np.column_stack([y, units]), axis=0)[:, 0])
     evenly = int(smallest[smallest > 0].min() * (smallest > 0).sum())  # a macro metric depends on the rarest
-    for name, support in (("accuracy", n_units), ("balanced_accuracy", evenly), ("macro_f1", evenly)):
-        metrics[name] = clip_share(metrics[name], support)
+    for name, entry in METRICS.items():
+        if entry.is_share:
+            metrics[name] = clip_share(metrics[name], evenly if entry.equal_classes else n_units)
     confusion = np.zeros((len(labels), len(labels)), np.int64)
     np.add.at(confusion, (y, proba.argmax(axis=1)), 1)
     accuracy_answered = None

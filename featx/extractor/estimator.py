@@ -94,7 +94,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         How a layer's map becomes a vector: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4, none. With
         several cuts, combinations that a cut does not allow are left out.
     resize : {"crop", "squash", "pad"} or list, default "crop"
-        How pictures that are not square are resized.
+        How images that are not square are resized.
     input_size : int or tuple of int, optional
         Side, or height and width, in pixels; by default as the weights were trained.
     final_norm : bool, default True
@@ -127,9 +127,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     background : tuple of int, default (255, 255, 255)
         RGB. Transparent pixels are blended with it.
     bit_depth : {"full", "minmax"}, default "full"
-        How pictures of more than 8 bits are scaled.
+        How images of more than 8 bits are scaled.
     max_pixels : int
-        Larger pictures are refused.
+        Larger images are refused.
     view : int or list, default 0
         0 is the plain image, k the k-th deterministic augmentation.
     view_policy : str, default "none"

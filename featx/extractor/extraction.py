@@ -88,7 +88,7 @@ class Extraction:
     canaries : int
         Images that were computed again to check cached features.
     remarks : tuple of str
-        Remarks for the user: why features are computed again, accepted pictures with a remark, a precision
+        Remarks for the user: why features are computed again, accepted images with a remark, a precision
         that was taken from the store.
     seconds, loading_s : float
         Wall-clock time, and the part in which the network was loaded or converted.

@@ -43,7 +43,7 @@ WORTH = 1.03
 FIRST_BATCH = {"cpu": 2}
 """First batch size that is tried. On CPUs, the maps of small batches fit into the cache."""
 FIRST_BATCH_ELSEWHERE = 128
-"""Launching a pass takes tens of milliseconds for any number of pictures."""
+"""Launching a pass takes tens of milliseconds for any number of images."""
 MAX_BATCH = 512
 
 
@@ -96,7 +96,7 @@ class Engine:
 
 
 class BatchSize:
-    """Number of pictures in one forward pass: given, or found in the first seconds.
+    """Number of images in one forward pass: given, or found in the first seconds.
 
     The size is doubled as long as that is measurably faster. If memory runs out, it never grows beyond that
     again.
@@ -176,16 +176,16 @@ class Forward:
         Parameters
         ----------
         batch : array of shape (n, height, width, 3), uint8
-            Prepared pictures.
+            Prepared images.
         wanted : sequence of FeatureSpec
-            Outputs that are missing for some picture of the batch.
+            Outputs that are missing for some image of the batch.
         names : sequence of str
-            Names of the pictures, for errors.
+            Names of the images, for errors.
 
         Raises
         ------
         BackboneError
-            If memory does not suffice for a single picture.
+            If memory does not suffice for a single image.
         """
         outputs = self._cover(wanted)
         compiled = self._open(outputs, self._precision)
@@ -227,7 +227,7 @@ class Forward:
                 if size == 1:
                     height, width = batch.shape[1:3]
                     raise BackboneError(
-                        f"{names[part.start]}: not enough memory for this one picture at {height}×{width} "
+                        f"{names[part.start]}: not enough memory for this one image at {height}×{width} "
                         "pixels; choose a smaller backbone or input_size, or free memory. "
                         "Finished features are stored."
                     )
@@ -249,7 +249,7 @@ class Forward:
     def _mend(
         self, rows: Outputs, outputs: Sequence[FeatureSpec], batch: Batch, names: Sequence[str]
     ) -> None:
-        """Compute pictures whose features are not finite again in fp32, in place."""
+        """Compute images whose features are not finite again in fp32, in place."""
         bad = np.flatnonzero(~finite_rows(rows))
         if not len(bad) or self._precision == "fp32":
             return
@@ -259,7 +259,7 @@ class Forward:
 
 
 def finite_rows(rows: Outputs) -> NDArray[np.bool_]:
-    """Mask of the pictures, shape (n,), whose features are finite in every output."""
+    """Mask of the images, shape (n,), whose features are finite in every output."""
     finite: NDArray[np.bool_] = np.logical_and.reduce(
         [np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in rows]
     )

@@ -28,16 +28,16 @@ from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids, as_ids
 
 LOOK_UP = 256
-"""Largest number of pictures that are looked up in one call."""
+"""Largest number of images that are looked up in one call."""
 
 LOOK_UP_BYTES = 32 << 20
-"""Largest size of the pictures that wait to be looked up."""
+"""Largest size of the images that wait to be looked up."""
 
 APPEND_ROWS = 64
-"""Pictures whose features are appended in one call: the store then takes little time beside the network."""
+"""Images whose features are appended in one call: the store then takes little time beside the network."""
 
 APPEND_BYTES = 16 << 20
-"""Unpooled features are large: fewer pictures are appended in one call."""
+"""Unpooled features are large: fewer images are appended in one call."""
 
 READERS = 4
 """Threads that read and hash: enough to keep the queue of a disk filled."""
@@ -98,7 +98,7 @@ class ExtractionSettings:
     specs : sequence of FeatureSpec
         Of one network, input size and precision; they differ in cut, pool, resize and view.
     max_pixels : int
-        Larger pictures are refused.
+        Larger images are refused.
     """
 
     specs: Sequence[FeatureSpec]
@@ -127,7 +127,7 @@ class ExtractionSettings:
     def prepare(
         self, picture: Picture, wanted: NDArray[np.bool_], warn: Callable[[str], None] | None = None
     ) -> list[Input]:
-        """Decode a picture once for each policy, and make the inputs of the wanted specs.
+        """Decode an image once for each policy, and make the inputs of the wanted specs.
 
         Parameters
         ----------
@@ -145,7 +145,7 @@ class ExtractionSettings:
         """
         decoded: dict[DecodePolicy, NDArray[np.uint8]] = {}
         made = []
-        with DECODING.held():  # until the picture has been resized
+        with DECODING.held():  # until the image has been resized
             for number in np.unique(self.input_of[wanted]):
                 policy, spec = self.policies[number], self.inputs[number]
                 if policy not in decoded:
@@ -165,12 +165,12 @@ class Input:
     pixels: NDArray[np.uint8]
     wanted: NDArray[np.bool_]
     last: bool = False
-    """Whether it is the last input of its picture."""
+    """Whether it is the last input of its image."""
 
 
 @dataclass(frozen=True)
 class Read:
-    """A picture that was read, or the reason why it cannot be read."""
+    """An image that was read, or the reason why it cannot be read."""
 
     index: int
     picture: Picture | None
@@ -179,7 +179,7 @@ class Read:
 
 @dataclass(frozen=True)
 class Decoded:
-    """The inputs of a picture, or the reason why it cannot be decoded."""
+    """The inputs of an image, or the reason why it cannot be decoded."""
 
     picture: Picture
     inputs: list[Input]
@@ -220,7 +220,7 @@ class ExtractionRun:
     streams : int
         Forward passes at a time.
     strict : bool
-        Whether an unreadable picture ends the run.
+        Whether an unreadable image ends the run.
     decode : callable, optional
         Instead of `ExtractionSettings.prepare`.
     callback : callable, optional
@@ -233,13 +233,13 @@ class ExtractionRun:
     unread : dict of int to str
         Sources that cannot be read, with the reason.
     bad : dict of bytes to str
-        Digests of pictures that cannot be decoded or computed, with the reason.
+        Digests of images that cannot be decoded or computed, with the reason.
     computed : int
-        Pictures that went through the network.
+        Images that went through the network.
     remarks : Counter of str
-        Remarks about pictures that were accepted.
+        Remarks about images that were accepted.
     remarked : dict of str to str
-        First picture of each remark.
+        First image of each remark.
     """
 
     def __init__(
@@ -303,7 +303,7 @@ class ExtractionRun:
         Raises
         ------
         ImageError
-            For the first unreadable picture, if `strict`.
+            For the first unreadable image, if `strict`.
         """
         self._sources, self._names = sources, names
         self.ids: Ids = np.zeros((len(sources), 32), np.uint8)
@@ -349,7 +349,7 @@ class ExtractionRun:
         except ImageError as error:
             return Decoded(_without_data(picture), [], _n_bytes(picture), error.reason)
         except MemoryError:
-            reason = "not enough memory to decode it; shrink the picture"
+            reason = "not enough memory to decode it; shrink the image"
             return Decoded(_without_data(picture), [], _n_bytes(picture), reason)
         for remark in remarks:
             self.remarks[remark] += 1
@@ -367,7 +367,7 @@ class ExtractionRun:
         return Computed(inputs, rows, finite_rows(list(rows.values())))
 
     def _keep(self, portion: list[Computed]) -> int:
-        """Append features to the store, and return the number of finished pictures."""
+        """Append features to the store, and return the number of finished images."""
         if not portion:
             return 0
         inputs = [one for computed in portion for one in computed.inputs]
@@ -399,7 +399,7 @@ class ExtractionRun:
         return found
 
     def _missing(self, read: Iterable[Read]) -> Iterator[tuple[Picture, NDArray[np.bool_]]]:
-        """Yield pictures with missing features, each once, with a mask of the specs."""
+        """Yield images with missing features, each once, with a mask of the specs."""
         for chunk in _chunks(self._readable(read)):
             ids = as_ids([picture.digest for picture in chunk])
             missing = np.stack([self.store.missing(key, ids) for key in self._keys], axis=1)
@@ -517,7 +517,7 @@ _NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 
 
 def _chunks(pictures: Iterable[Picture]) -> Iterator[list[Picture]]:
-    """Yield pictures in growing chunks, bounded in bytes: small ones first, so that decoding begins early."""
+    """Yield images in growing chunks, bounded in bytes: small ones first, so that decoding begins early."""
     chunk: list[Picture] = []
     limit, n_bytes = 8, 0
     for picture in pictures:

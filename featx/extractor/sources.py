@@ -19,7 +19,7 @@ def as_sources(X: Any) -> Sequence[ImageSource]:
     Parameters
     ----------
     X : list, array, series, data frame of one column, ImageSet, or path of a folder or manifest
-        An array of shape (n, H, W, 3) or (n, H, W) is a batch of n pictures.
+        An array of shape (n, H, W, 3) or (n, H, W) is a batch of n images.
 
     Raises
     ------

@@ -31,7 +31,7 @@ STAGE_BYTES = 96 << 20
 
 
 FORGETTING = 0.99
-"""Decay of the largest size seen: one huge picture reduces the look-ahead for some hundred pictures only."""
+"""Decay of the largest size seen: one huge image reduces the look-ahead for some hundred images only."""
 
 
 class Stage(Generic[In, Out]):

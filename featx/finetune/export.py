@@ -43,9 +43,9 @@ class ExportedNetwork(nn.Module):
         self.binary = calibration.kind == "sigmoid"
         self.cpu().eval().requires_grad_(False)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """Calibrated probabilities of images."""
-        logits = self.head(self.network(pictures))
+        logits = self.head(self.network(images))
         if self.binary:
             score = self.slope * (logits[:, 1:] - logits[:, :1]) + self.shift
             return torch.cat([torch.sigmoid(-score), torch.sigmoid(score)], 1)
@@ -100,9 +100,9 @@ def export_onnx(
         program: Any = torch.onnx.export(
             model,
             (torch.from_numpy(images),),
-            input_names=["pictures"],
+            input_names=["images"],
             output_names=["probabilities"],
-            dynamic_shapes={"pictures": {0: torch.export.Dim("n", min=1)}},
+            dynamic_shapes={"images": {0: torch.export.Dim("n", min=1)}},
             opset_version=OPSET,
             dynamo=True,
             verbose=False,
@@ -112,10 +112,10 @@ def export_onnx(
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for pictures in (images, images[:1]):
-        found = session.run(None, {"pictures": pictures})[0]
+    for batch in (images, images[:1]):
+        found = session.run(None, {"images": batch})[0]
         with torch.inference_mode():
-            expected = model(torch.from_numpy(pictures)).numpy()
+            expected = model(torch.from_numpy(batch)).numpy()
         worst = max(worst, float(np.abs(found - expected).max()))
     if not worst <= TOLERANCE:
         raise FeatxError(
@@ -128,8 +128,8 @@ def export_onnx(
 
 def _test_images(spec: FeatureSpec) -> NDArray[np.float32]:
     """Return the test images as input of the graph, shape (n, 3, H, W), 0 to 255."""
-    pictures = [prepare(picture, spec) for picture in golden_pictures()]
-    return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2), np.float32)
+    images = [prepare(image, spec) for image in golden_pictures()]
+    return np.ascontiguousarray(np.stack(images).transpose(0, 3, 1, 2), np.float32)
 
 
 def _metadata(card: BackboneCard, spec: FeatureSpec, classes: NDArray[Any]) -> dict[str, str]:
@@ -138,7 +138,7 @@ def _metadata(card: BackboneCard, spec: FeatureSpec, classes: NDArray[Any]) -> d
     steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "bit_depth")
     return {
         "classes": json.dumps(classes.tolist()),
-        "input": "upright RGB pictures, resized as 'preprocessing' says: float32, 0 to 255, (n, 3, H, W)",
+        "input": "upright RGB images, resized as 'preprocessing' says: float32, 0 to 255, (n, 3, H, W)",
         "output": "calibrated probabilities, (n, classes); normalisation is inside the graph",
         "preprocessing": json.dumps({name: plain[name] for name in steps}),
         "backbone": card.name,

@@ -173,7 +173,7 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
             last_epochs=None if self.keep_best else (self.epochs,),
         )
         data = TrainingData(
-            features=self._pictures(as_images(X)),
+            features=self._stream_images(as_images(X)),
             y=codes,
             n_classes=len(self.classes_),
             train=parts.train,
@@ -195,8 +195,8 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         from featx.finetune.training import predict_logits
 
         check_is_fitted(self, "module_")
-        pictures = self._stream(as_images(X))
-        logits = predict_logits(self.module_, pictures, np.arange(len(pictures)), self._settings)
+        images = self._stream(as_images(X))
+        logits = predict_logits(self.module_, images, np.arange(len(images)), self._settings)
         return np.asarray(softmax(logits.astype(np.float64), axis=1))
 
     def _convnet(self) -> Convnet:
@@ -206,7 +206,7 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
             raise UsageError(f"net {self.net!r} is not known; choose one of {', '.join(CONVNETS)}.")
         return CONVNETS[self.net]
 
-    def _pictures(self, images: ImageSet) -> FeatureSource:
+    def _stream_images(self, images: ImageSet) -> FeatureSource:
         """Decoded images, in memory if they fit and are the same in each epoch."""
         stream = self._stream(images)
         if stream.varies or len(stream) * feature_bytes(stream.shape, 1) > MEMORY:
@@ -290,8 +290,8 @@ def build(net: Convnet) -> tuple[nn.Module, int]:
     class Scale(nn.Module):
         """From 0..255 to 0..1."""
 
-        def forward(self, pictures: torch.Tensor) -> torch.Tensor:
-            return pictures / 255
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images / 255
 
     layers: list[nn.Module] = [Scale()]
     channels, side = 3, net.side

@@ -42,13 +42,13 @@ class StemFunction:
         self._stem = backbone.stem([spec])
         self.shape: tuple[int, ...] = self._stem.shapes[0]
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def __call__(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Features of one batch."""
         import torch
 
         device = next(self._stem.parameters()).device
         with torch.inference_mode():
-            features = self._stem(torch.from_numpy(pictures).to(device))[0]
+            features = self._stem(torch.from_numpy(images).to(device))[0]
             return np.asarray(features.float().cpu().numpy())
 
 
@@ -97,11 +97,11 @@ class StreamedFeatures:
         if epoch is not None and self.varies:
             spec = spec.replace(view=epoch + 1, view_policy=self._view_policy)
         with ThreadPoolExecutor(n_threads()) as threads:
-            pictures = np.stack(list(threads.map(lambda number: self._picture(int(number), spec), index)))
+            images = np.stack(list(threads.map(lambda number: self._picture(int(number), spec), index)))
         if self._stem is None:
-            return np.ascontiguousarray(pictures.transpose(0, 3, 1, 2))
-        starts = range(0, len(pictures), STEM_BATCH)
-        return np.concatenate([self._stem(pictures[start : start + STEM_BATCH]) for start in starts])
+            return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+        starts = range(0, len(images), STEM_BATCH)
+        return np.concatenate([self._stem(images[start : start + STEM_BATCH]) for start in starts])
 
     def _picture(self, number: int, spec: FeatureSpec) -> NDArray[np.uint8]:
         LAUNCHES.wait()

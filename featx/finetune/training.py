@@ -495,7 +495,7 @@ def _make_mix(phase: Phase, data: TrainingData) -> Any:
 
     if len(data.features.shape) != 3 or data.features.shape[0] != 3:
         raise UsageError(
-            "mixup and cutmix mix pictures, not features of a layer; unfreeze='all' streams pictures."
+            "mixup and cutmix mix images, not features of a layer; unfreeze='all' streams images."
         )
     kinds = ((v2.MixUp, phase.mixup), (v2.CutMix, phase.cutmix))
     mixes = [kind(alpha=alpha, num_classes=data.n_classes) for kind, alpha in kinds if alpha > 0]

@@ -1,7 +1,7 @@
 """The verdict: whether fine-tuning is better than the probe on images that neither was trained on.
 
 The training set (never the test part) is split into three parts: for training, for validation, and for the
-comparison. Images of one group (a speaker, a patient, copies of one picture) are in one part.
+comparison. Images of one group (a speaker, a patient, copies of one image) are in one part.
 """
 
 from __future__ import annotations

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     import torch
 
 Batch = NDArray[np.uint8]
-"""Prepared pictures, shape (n, height, width, 3)."""
+"""Prepared images, shape (n, height, width, 3)."""
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 6e-2, "fp16": 1e-2}
-"""Largest difference between the features of two runtimes, relative to the largest value of a picture."""
+"""Largest difference between the features of two runtimes, relative to the largest value of an image."""
 
 
 class Compiled(Protocol):

@@ -53,7 +53,7 @@ KEPT_MODEL_BYTES = 2 << 30
 class OpenVINORuntime:
     """OpenVINO on the CPU: one single-threaded stream for each thread, any batch size, no padding.
 
-    fp32 features are bit-equal for any batch size and any other pictures in the batch (OpenVINO 2026.4).
+    fp32 features are bit-equal for any batch size and any other images in the batch (OpenVINO 2026.4).
     """
 
     name = "openvino"
