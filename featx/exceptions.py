@@ -21,7 +21,7 @@ exits with the ``exit_code`` of the error.
     │   └── StoreWriteError         full or read-only disk (also an OSError)
     ├── SearchError                 no head could be fitted
     ├── ModelFileError              a .featx file that is damaged, hostile or of another format
-    └── Interrupted                 130 or 143: stopped by the user; finished work is kept
+    └── Interrupted                 129, 130 or 143: stopped by the user; finished work is kept
 
     FeatxWarning (UserWarning)
     ├── ImageWarning                an image was accepted with a remark
@@ -133,14 +133,14 @@ class ModelFileError(FeatxError):
 
 
 class Interrupted(FeatxError):
-    """Stopped by SIGINT or SIGTERM; finished work is kept.
+    """Stopped by SIGINT, SIGTERM or SIGHUP; finished work is kept.
 
     Parameters
     ----------
     message : str
         What was kept and how to go on.
     signal_number : int
-        2 for SIGINT, 15 for SIGTERM.
+        2 for SIGINT, 15 for SIGTERM, 1 for SIGHUP.
     """
 
     def __init__(self, message: str, signal_number: int = 2) -> None:

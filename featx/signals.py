@@ -1,4 +1,4 @@
-"""Handle SIGINT and SIGTERM for the duration of a block."""
+"""Handle the signals that stop a program for the duration of a block."""
 
 from __future__ import annotations
 
@@ -7,14 +7,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+HANG_UP: signal.Signals | None = getattr(signal, "SIGHUP", None)
+"""Sent when a terminal or a connection is closed; Windows has none."""
+
 
 @contextmanager
 def answered_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    """Handle both signals with `handler` inside the block, and restore the previous handlers.
+    """Handle SIGINT, SIGTERM and SIGHUP with `handler` inside the block; then restore the previous handlers.
 
-    Outside the main thread handlers cannot be set; there this does nothing.
+    SIGHUP stays ignored where it is (``nohup``). Outside the main thread handlers cannot be set; there this
+    does nothing.
     """
-    numbers = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) is not None]
+    numbers = [number for number in STOPPING if signal.getsignal(number) is not None]
+    if HANG_UP is not None and signal.getsignal(HANG_UP) not in (None, signal.SIG_IGN):
+        numbers.append(HANG_UP)
     try:
         before = {number: signal.signal(number, handler) for number in numbers}
     except ValueError:

@@ -12,6 +12,7 @@ import csv
 import io
 import numbers
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
@@ -19,6 +20,11 @@ from featx.files import atomic_write
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 """First characters of formulas in spreadsheets (OWASP, CSV Injection), and their full-width forms."""
+
+PASSWORD = re.compile(
+    r"(://[^/@:\s]*:)\S*(?=@)|(?<=[?&])(\w*(?:passw|pwd|secret|token)\w*=)[^&\s'\"]*", re.IGNORECASE
+)
+"""What stands before a password in a URL, and the password."""
 
 
 def write_csv(
@@ -94,6 +100,17 @@ def escape_name(text: str) -> str:
     with contextlib.suppress(UnicodeError):  # where the locale is not UTF-8, names were decoded as bytes
         text = text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
     return "".join(character if character.isprintable() else _escape(character) for character in text)
+
+
+def hide_password(text: str) -> str:
+    """Replace passwords of the URLs in a text by ``***``.
+
+    Examples
+    --------
+    >>> hide_password("mysql://ann:secret@host/db?ssl_password=x cannot be opened")
+    'mysql://ann:***@host/db?ssl_password=*** cannot be opened'
+    """
+    return PASSWORD.sub(r"\1\2***", text)
 
 
 def _escape(character: str) -> str:

@@ -276,7 +276,9 @@ def test_the_doctor_finds_the_default_weights(capsys: pytest.CaptureFixture[str]
     assert states["weights"] == states["packages"] == "ok"
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+)
 def test_a_signal_keeps_what_was_ready_and_says_how_to_go_on(
     number: int, code: int, tmp_path: Path, picture: Callable[..., Any], own_cache: Path
 ) -> None:

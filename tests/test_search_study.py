@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,8 @@ import pytest
 from sklearn.datasets import load_digits
 
 from featx import HeadSearchCV
-from featx.exceptions import SearchError
+from featx.exceptions import SearchError, SearchWarning, UsageError
+from featx.search import study
 
 X, Y = load_digits(return_X_y=True)
 X, Y = X[:120] / 16, Y[:120] % 3
@@ -104,6 +106,36 @@ def test_a_killed_search_is_continued(tmp_path: Path) -> None:
     assert len(kept) == 25
     grid = [trial for trial in found.study_.trials if trial.user_attrs.get("origin") == "grid"]
     assert len({str(sorted(trial.params.items())) for trial in grid}) == len(grid)
+
+
+def test_a_lock_that_a_killed_process_left_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(study, "REPORT_LOCK_S", 0.5)
+    path = tmp_path / "study.journal"
+    search(path, n_trials=1).fit(X, Y)
+    lock = tmp_path / "study.journal.lock"
+    lock.symlink_to(path)
+    remover = threading.Timer(2, lock.unlink)
+    remover.start()
+    with pytest.warns(SearchWarning, match=r"study\.journal\.lock has locked the journal for 0\.5 s"):
+        search(path, n_trials=1).fit(X, Y)
+    remover.join()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "mysql://ann:geheim@127.0.0.1:1/studies",
+        "nosuch://ann:ge/heim@host/x",
+        "postgresql://127.0.0.1:1/x?user=ann&password=geheim",
+    ],
+)
+def test_an_error_about_a_storage_shows_no_password(url: str) -> None:
+    with pytest.raises(UsageError, match="cannot be opened") as caught:
+        search(url, n_trials=1).fit(X, Y)
+    assert "heim" not in str(caught.value)
+    assert "ann" in str(caught.value)
 
 
 def test_the_study_holds_scores_of_folds_and_parameters(tmp_path: Path) -> None:

@@ -3,8 +3,9 @@
 Results go to stdout, messages and progress to stderr. With ``--json``, stdout is one JSON document. The
 module of a verb is imported when the verb is used, so ``featx --help`` is fast.
 
-Exit codes: 0 success; 1 the data or the run failed; 2 wrong usage; 3 finished, but images were skipped;
-130 and 143 stopped by Ctrl-C and SIGTERM, after computed features were committed.
+Exit codes: 0 success; 1 the data or the run failed, or results could not be printed; 2 wrong usage; 3
+finished, but images were skipped; 129, 130 and 143 stopped by SIGHUP, Ctrl-C and SIGTERM, after computed
+features were committed; 141 finished, but the reader of stdout had ended.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from typing import Any, NoReturn
 
 import featx
 from featx.cli.console import Console
+from featx.cli.streams import open_closed_streams, tolerant_streams
 from featx.exceptions import FeatxError, FeatxWarning, Interrupted
 from featx.signals import answered_by
 from featx.tables import escape_name
@@ -65,10 +67,18 @@ VERBS: dict[str, Verb] = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; never raises for an expected failure."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # file names that the locale cannot encode
-            stream.reconfigure(encoding="utf-8", errors="backslashreplace")
-    arguments = sys.argv[1:] if argv is None else list(argv)
+    with tolerant_streams() as stdout:
+        code = _run(sys.argv[1:] if argv is None else list(argv))
+    return stdout.exit_code(code)
+
+
+def console() -> None:
+    """Run the ``featx`` script."""
+    open_closed_streams()
+    sys.exit(main())
+
+
+def _run(arguments: list[str]) -> int:
     try:
         args = _parser(arguments).parse_args(arguments)
     except SystemExit as stop:
@@ -78,13 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             code: int = args.run(args, console)
         except KeyboardInterrupt as stop:
-            number = getattr(stop, "signal_number", signal.SIGINT)
-            return _fail(console, Interrupted(_how_to_resume(arguments), int(number)))
+            number = stop.number if isinstance(stop, _Stopped) else signal.SIGINT
+            return _fail(console, Interrupted(_how_to_resume(arguments), number))
         except FeatxError as error:
             return _fail(console, error)
-        except BrokenPipeError:  # `featx models | head`
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
         except OSError as error:
             return _fail(console, error)
         except Exception as error:
@@ -92,11 +99,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(console, error)
     console.flush()
     return code
-
-
-def console() -> None:
-    """Run the ``featx`` script."""
-    sys.exit(main())
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
@@ -139,22 +141,24 @@ def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser
         yield from dict.fromkeys(action.choices.values())
 
 
-class _Terminated(KeyboardInterrupt):
-    """Raised at SIGTERM, as KeyboardInterrupt is at SIGINT."""
+class _Stopped(KeyboardInterrupt):
+    """Raised at SIGINT, SIGTERM and SIGHUP."""
 
-    signal_number = signal.SIGTERM
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.number = number
 
 
 @contextmanager
 def _stop_at_signals() -> Iterator[None]:
-    """At the first SIGINT or SIGTERM, commit and stop; at the second, end the process at once."""
+    """At the first signal, commit and stop; at the second, end the process at once."""
     seen: list[int] = []
 
     def stop(number: int, frame: FrameType | None) -> None:
         if seen:
             os._exit(128 + number)
         seen.append(number)
-        raise _Terminated if number == signal.SIGTERM else KeyboardInterrupt
+        raise _Stopped(number)
 
     with answered_by(stop):
         yield

@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from featx.tables import escape_name
+from featx.tables import escape_name, hide_password
 
 LINE_EVERY_S = 10.0
 """Seconds between lines of progress where stderr is not a terminal, so that there is no bar."""
@@ -70,16 +70,16 @@ class Console:
     def log(self, text: str) -> None:
         """Print a message on stderr; repetitions are left out."""
         if not self.quiet and self._is_new(text):
-            self._to_stderr(_printable(text))
+            self._to_stderr(_printable(hide_password(text)))
 
     def warn(self, text: str) -> None:
         """Print a warning on stderr; repetitions are left out."""
         if self._is_new(text):
-            self._to_stderr(f"{self._paint('warning:', 33)} {_printable(text)}")
+            self._to_stderr(f"{self._paint('warning:', 33)} {_printable(hide_password(text))}")
 
     def error(self, error: BaseException, code: int) -> None:
         """Print on stderr why the run ends; add it to the JSON document and print that."""
-        text = str(error) or type(error).__name__
+        text = hide_password(str(error) or type(error).__name__)
         shown = _printable(text)
         self._to_stderr(f"{self._paint('error:', 31)} {shown}" if code < 128 else shown)
         if self.json:

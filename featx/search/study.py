@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 import signal
+import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from featx.exceptions import SearchError, UsageError
+from featx.exceptions import SearchError, SearchWarning, UsageError
 from featx.search.evaluator import COMPLETE, FAILED, PRUNED, Result
 from featx.search.plan import SearchPlan
 from featx.search.space import SearchSpace, identity
 from featx.signals import answered_by
+from featx.tables import hide_password
 
 JOURNAL = re.compile(r"^journal://(?P<path>.+)$")
-
+REPORT_LOCK_S, REMOVE_LOCK_S = 10, 30
+"""Seconds after which a journal's lock that is not released is reported, and removed."""
 
 PRUNE_AFTER = 8
 """Completed configurations before the score of a fold can prune another."""
@@ -54,8 +58,8 @@ def open_study(plan: SearchPlan) -> Any:
     except Exception as error:  # database drivers raise exceptions of their own
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UsageError(
-            f"storage {storage!r} cannot be opened ({reason}); "
-            "give the path of a .journal file or a database URL such as sqlite:///study.db."
+            hide_password(f"storage {storage!r} cannot be opened ({reason}); ")
+            + "give the path of a .journal file or a database URL such as sqlite:///study.db."
         ) from error
     known = study.user_attrs
     for attribute, key, what in (("data", data_key, "other data"), ("space", space_key, "another space")):
@@ -85,18 +89,62 @@ def open_storage(storage: Any) -> Any:
 
     path = Path(match["path"] if match else text).absolute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = _journal_lock(path)
+    lock = JournalLock(path)
     _trim_journal(path, lock)
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
 
 
-def _journal_lock(path: Path) -> Any:
-    from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
+class JournalLock:
+    """Optuna's lock of a journal file; a lock that nobody releases is reported.
 
-    return (JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock)(str(path))
+    A killed process leaves the lock file behind. Optuna waits for it, and removes it after some time.
+
+    Parameters
+    ----------
+    path : Path
+        The journal.
+    """
+
+    def __init__(self, path: Path) -> None:
+        from optuna.storages.journal import JournalFileOpenLock, JournalFileSymlinkLock
+
+        kind = JournalFileOpenLock if os.name == "nt" else JournalFileSymlinkLock
+        self._lock = kind(str(path), grace_period=REMOVE_LOCK_S - REPORT_LOCK_S)
+        self._file = Path(f"{path}.lock")
+
+    def acquire(self) -> bool:
+        """Wait for the lock and take it."""
+        began, holder = time.monotonic(), self._holder()
+        while holder is not None:
+            if time.monotonic() - began > REPORT_LOCK_S:
+                warnings.warn(
+                    f"{self._file} has locked the journal for {REPORT_LOCK_S} s: a killed process left it or "
+                    f"a process that is stopped holds it. It is removed after {REMOVE_LOCK_S} s; if no other "
+                    "search uses this journal, delete it now.",
+                    SearchWarning,
+                    stacklevel=2,
+                )
+                break
+            time.sleep(0.01)
+            before, holder = holder, self._holder()
+            if holder != before:
+                began = time.monotonic()
+        return bool(self._lock.acquire())
+
+    def release(self) -> None:
+        """Release the lock."""
+        self._lock.release()
+
+    def _holder(self) -> tuple[int, int] | None:
+        """What tells one lock file from the next of the same name; None if there is none."""
+        try:
+            status = self._file.lstat()
+        except FileNotFoundError:
+            return None
+        return status.st_ino, status.st_mtime_ns
 
 
-def _trim_journal(path: Path, lock: Any) -> None:
+def _trim_journal(path: Path, lock: JournalLock) -> None:
     """Remove an incomplete last line, which a killed process has left: Optuna cannot read past it."""
     if not path.exists():
         return
@@ -133,7 +181,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def signals_delayed() -> Iterator[None]:
-    """Delay SIGINT and SIGTERM while trials are written.
+    """Delay signals that stop the program while trials are written.
 
     Optuna's journal locks and unlocks by renaming a file. An exception between the two would leave errors
     about missing files.
