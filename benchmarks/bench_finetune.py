@@ -558,7 +558,7 @@ def machines(files: str) -> Iterable[str]:
 
 
 def epoch_part() -> list[str]:
-    """A table for each device."""
+    """Return a table for each device."""
     lines = []
     for device in ("cpu", "cuda"):
         if found := read(f"epoch-{device}"):
@@ -567,7 +567,7 @@ def epoch_part() -> list[str]:
 
 
 def epoch_table(found: dict[str, Any], device: str) -> list[str]:
-    """The ways on one device; what the clock says, and on a processor what it was busy."""
+    """Return the table of one device: clock time, and processor time on a CPU."""
     best = {name: np.array(runs).min(0) for name, runs in found["seconds"].items()}
     clocks = {"clock": 0, "processor": 1} if device == "cpu" else {"clock": 0}
     rows = [
@@ -593,11 +593,11 @@ def epoch_table(found: dict[str, Any], device: str) -> list[str]:
     }[device]
     precision = {"bf16": "bfloat16", "fp32": "float32", "fp16": "float16"}[found["precision"]]
     lines = [
-        f"{where}: an epoch of {photos}, {BACKBONE}, batches of {EPOCH_BATCH}, AdamW; least of {REPEATS} "
-        f"runs taken in turns. The last two stages are {' and '.join(STAGES)}, with what lies above. featx "
-        f"trains in the precision that the device is good at, here {precision}"
-        f"{' but for depthwise convolutions' if device == 'cpu' else ''}; the loops are as they are commonly "
-        "written, in float32, and once under autocast.",
+        f"{where}: an epoch of {photos}, {BACKBONE}, batches of {EPOCH_BATCH}, AdamW; minimum of {REPEATS} "
+        f"runs taken in turns. The last two stages are {' and '.join(STAGES)}, with the layers above them. "
+        f"featx trains in the fastest precision of the device, here {precision}"
+        f"{' but for depthwise convolutions' if device == 'cpu' else ''}; the loops use float32, as is "
+        "common, and once autocast.",
         "",
         *table(head, rows),
         "",
@@ -608,20 +608,21 @@ def epoch_table(found: dict[str, Any], device: str) -> list[str]:
     ]
     if device == "cpu":
         lines[-1] += (
-            " bfloat16 helps the frozen layers, which only run forward, more than training. What is left of "
-            "an epoch on cached rows is the two stages themselves, forward and backward, which all ways pay. "
-            "The clock includes the waiting for other work on the machine."
+            " bfloat16 helps the frozen layers, which only run forward, more than training. The rest "
+            "of an epoch on cached features is the forward and backward pass of the two stages, which all "
+            "ways "
+            "need. The clock includes waiting for other work on the machine."
         )
     else:
         lines[-1] += (
-            " Here the loops wait for pictures, whatever they train, and featx for the launching of kernels: "
-            "batches of 32 are small for this device."
+            " Here the loops wait for images to be decoded, and featx waits for the launch of kernels, since "
+            "batches of 32 are small for this GPU."
         )
     return lines
 
 
 def catdog_part() -> list[str]:
-    """What the front door says."""
+    """Return what `ImageClassifier` reports on catdog."""
     found = read("catdog")
     if not found:
         return []
@@ -640,16 +641,17 @@ def catdog_part() -> list[str]:
 
 
 RECIPES = (
-    "Settings were not chosen fold by fold: that of the shapes is the best of those below, that of "
-    "omniglot_small1 was tried on its first fold without augmentation, and serves sign_digits untried; that "
-    "of fsdd_spectrograms by speakers was tried on one speaker, with other speakers it is untried. The first "
+    "The settings are the same for all folds of a set. Those of the shapes are the best of the table "
+    "below. Those of omniglot_small1 were chosen on its first fold without augmentation, and are used for "
+    "sign_digits without a test. Those of fsdd_spectrograms by speakers were chosen on one speaker. The "
+    "first "
     "fold of omniglot_small1 also showed that the head must be fitted on the batch statistics that training "
-    "moves to, which `FineTuner` does since."
+    "leads to; `FineTuner` does this."
 )
 
 
 def tryout_lines() -> list[str]:
-    """What was tried for the shapes."""
+    """Return the table of settings that were tried for the shapes."""
     rows = []
     for number, (name, job) in enumerate(TRYOUTS.items()):
         right = [read(f"tryout-{number}-{fold}").get("accuracy") for fold in range(job.folds)]
@@ -663,7 +665,7 @@ def tryout_lines() -> list[str]:
 
 
 def far_part() -> list[str]:
-    """The table of the far sets, and on which of them the network wins."""
+    """Return the table of the far sets, and the sets on which fine-tuning is better."""
     results = list(far_results())
     if not results:
         return []
@@ -698,7 +700,7 @@ def far_part() -> list[str]:
 
 
 def scratch_words() -> list[str]:
-    """What the nets' gaps say."""
+    """Return a sentence about training and test accuracy of the nets."""
     found = {augmented: [] for augmented in (False, True)}  # type: dict[bool, list[dict[str, Any]]]
     for number, (_, settings) in enumerate(SCRATCH):
         if one := read(f"scratch-{number}"):
@@ -715,20 +717,21 @@ def scratch_words() -> list[str]:
     )
     return [
         f"Without augmentation the nets end at {plain['training']} % in training and at "
-        f"{plain['validation']} % in validation ({plain['test']} % of the test photos): what they learn is "
-        f"their photos. With it they end at {augmented['training']} % in training, where photos are turned "
-        f"and dropout is on, and at {augmented['validation']} % in validation ({augmented['test']} % of the "
+        f"{plain['validation']} % in validation ({plain['test']} % of the test photos): they learn the "
+        f"training photos by heart. With it they end at {augmented['training']} % in training, with "
+        f"augmented photos and dropout, and at {augmented['validation']} % in validation "
+        f"({augmented['test']} % of the "
         "test photos).",
     ]
 
 
 def listed(names: list[str]) -> str:
-    """Names in a sentence."""
+    """Join names for a sentence."""
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def scratch_part() -> list[str]:
-    """The tables of the nets from scratch."""
+    """Return the tables of the nets from scratch."""
     rows = []
     for number, (name, _) in enumerate(SCRATCH):
         if found := read(f"scratch-{number}"):

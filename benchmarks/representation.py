@@ -422,7 +422,7 @@ def _choice_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iterat
         known = "oracle not measured"
         if oracle is not None:
             known = f"oracle {oracle['name']} (C = {oracle['C']:g}) of {oracle['candidates']} representations"
-        notes.append(f"* {job.title}: {known}; featx took {chosen}.")
+        notes.append(f"* {job.title}: {known}; featx chose {chosen}.")
     far = [gains[job.title] for job in measured if job.far and not job.groups]
     if far:
         yield from (
@@ -446,11 +446,13 @@ def _doubling_table(results: Results, jobs: list[Job] | tuple[Job, ...]) -> Iter
         "",
         *textwrap.wrap(
             f"{len(cases)} cases: {len(by_job)} sets, two layers, {len(DOUBLING_SEEDS)} drawings, several n. "
-            f"A band aims at {BAND:.0%}. The interval score is the width plus {2 / (1 - BAND):.0f} times the "
-            "distance by which a band is missed, in points: less is better. The first band is that of the "
-            "expected gain; the second adds the chance of the held-back images on which the gain is measured "
-            "(96 for the shapes). The baselines' bands are the error of the last doubling; the last column "
-            "gives their guess the constant band that fits best in hindsight, which nobody could have known.",
+            f"A band should contain {BAND:.0%}. The interval score is the width plus {2 / (1 - BAND):.0f} "
+            "times the "
+            "distance by which a band is missed, in points: lower is better. The first band is for the "
+            "expected gain. The second also includes the random error of the held-back images on which the "
+            "gain is measured "
+            "(96 for the shapes). The bands of the two baselines are the error of the last doubling. The "
+            "last column uses the constant band that fits these cases best, which is not known in advance.",
             WIDTH,
         ),
         "",
