@@ -1,4 +1,4 @@
-"""Write CSV that is safe to open: no cell runs as a formula, and control characters are escaped.
+"""Tables that are safe to open, as CSV and parquet: no cell is a formula, control characters are escaped.
 
 Names of files and classes are not trusted. A spreadsheet runs a cell that starts with ``=``, a terminal
 interprets escape sequences, and a name may not be valid Unicode. All tables of featx are written here. JSON
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import importlib.util
 import io
 import numbers
 import os
@@ -16,6 +17,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
+from featx.exceptions import UsageError
 from featx.files import atomic_write
 
 FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
@@ -52,6 +54,55 @@ def write_csv(
         atomic_write(target, buffer.getvalue().encode())
     else:
         _write_rows(target, header, rows)
+
+
+def write_parquet(path: str | os.PathLike[str], header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Write a table as parquet: numbers stay numbers, None is null, all else is text that is safe to show.
+
+    Parameters
+    ----------
+    path : path
+        The file, written atomically.
+    header : sequence of str
+        Names of the columns.
+    rows : sequence of sequences
+        Values. A column of numbers and texts becomes text.
+
+    Raises
+    ------
+    UsageError
+        If pyarrow is not installed.
+    OSError
+        If the file cannot be written.
+    """
+    require_pyarrow(path)
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = {}
+    for number, name in enumerate(header):
+        values = [row[number] for row in rows]
+        if not all(value is None or isinstance(value, numbers.Real) for value in values):
+            values = [None if value is None else escape_name(str(value)) for value in values]
+        columns[name] = pyarrow.array(values, None if rows else pyarrow.string())
+    buffer = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), buffer)
+    atomic_write(path, buffer.getvalue())
+
+
+def require_pyarrow(path: str | os.PathLike[str]) -> None:
+    """Refuse a parquet file where pyarrow, which reads and writes it, is not installed.
+
+    Raises
+    ------
+    UsageError
+        Naming the file and the package.
+    """
+    if importlib.util.find_spec("pyarrow") is None:
+        raise UsageError(
+            f"{escape_name(os.fsdecode(path))}: parquet needs pyarrow; `pip install 'featx[parquet]'`, or "
+            "write CSV."
+        )
 
 
 def read_csv(text: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:

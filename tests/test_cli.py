@@ -175,7 +175,7 @@ def test_extract_fills_the_cache_and_the_npz(
     assert document["computed"] == 24
     assert len(document["spaces"]) > 2
     with np.load(tmp_path / "x.npz") as arrays:
-        assert arrays["ids"].shape == (24, 32)
+        assert arrays["id"].shape == (24, 32)
         assert all(arrays[name].shape == (24, space["columns"]) for name, space in document["spaces"].items())
 
 

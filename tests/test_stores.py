@@ -58,6 +58,7 @@ def make_spec(**changes: Any) -> FeatureSpec:
 
 SPEC = make_spec()
 KEY = SPEC.key
+BLOCK = str(SPEC.block)
 
 
 def ids_of(*numbers: int) -> np.ndarray:
@@ -814,13 +815,13 @@ def test_export_writes_every_row_once(cache: Path, tmp_path: Path, suffix: str) 
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
     with np.load(path) as file:
         assert str(file["spec"]) == SPEC.to_json()
-        return [row.tobytes().hex() for row in file["ids"]], file["features"]
+        return [row.tobytes().hex() for row in file["id"]], file[BLOCK]
 
 
 def _read_csv(path: Path) -> tuple[list[str], np.ndarray]:
     with open(path, newline="") as file:
         header, *lines = csv.reader(file)
-    assert header == ["id", *(f"f{column}" for column in range(8))]
+    assert header == ["id", *(f"{BLOCK}:{column}" for column in range(8))]
     return [line[0] for line in lines], np.array([line[1:] for line in lines], np.float32)
 
 
@@ -835,7 +836,8 @@ def _read_parquet(path: Path) -> tuple[list[str], np.ndarray]:
 
 def _read_hdf5(path: Path) -> tuple[list[str], np.ndarray]:
     with h5py.File(path) as file:
-        return [row.tobytes().hex() for row in file["id"]], file["x"][:]
+        assert file.attrs["spec"] == SPEC.to_json()
+        return [row.tobytes().hex() for row in file["id"]], file[BLOCK][:]
 
 
 READ_EXPORT: dict[str, Callable[[Path], tuple[list[str], np.ndarray]]] = {
@@ -846,10 +848,17 @@ READ_EXPORT: dict[str, Callable[[Path], tuple[list[str], np.ndarray]]] = {
 }
 
 
+def test_export_as_npy_is_the_features_alone(cache: Path, tmp_path: Path) -> None:
+    with HDF5Store(cache) as store:
+        fill(store, range(5))
+        assert store.export(KEY, tmp_path / "rows.npy") == 5
+    assert np.array_equal(np.load(tmp_path / "rows.npy"), np.concatenate([rows_of(n) for n in range(5)]))
+
+
 def test_export_to_an_unknown_suffix_or_space_says_what_there_is(cache: Path, tmp_path: Path) -> None:
     with HDF5Store(cache) as store:
         fill(store, range(3))
-        with pytest.raises(UsageError, match=r"\.npz, \.csv, \.parquet, \.h5"):
+        with pytest.raises(UsageError, match=r"\.npz, \.npy, \.csv, \.parquet, \.h5"):
             store.export(KEY, tmp_path / "rows.xlsx")
         with pytest.raises(UsageError, match=f"there are: {KEY[:16]}"):
             store.export("zz", tmp_path / "rows.npz")

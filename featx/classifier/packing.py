@@ -22,13 +22,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.card import BackboneCard
-from featx.backbones.finetuned import JSON_MEMBER, TENSOR_MEMBER
+from featx.backbones.finetuned import JSON_MEMBER, SUFFIX, TENSOR_MEMBER, is_model_file
 from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import parse_policy
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel
 from featx.classifier.record import FitRecord
 from featx.evaluation import Calibration
-from featx.exceptions import DriftWarning, FeatxError, FeatxWarning, ModelFileError
+from featx.exceptions import DriftWarning, FeatxError, FeatxWarning, ModelFileError, UsageError
 from featx.extractor import Extraction
 from featx.files import (
     MODEL_FORMAT,
@@ -103,8 +103,15 @@ def save_model(
     machine : mapping
         Parameters of `FeatureExtractor` that do not change features: the synthetic images are extracted.
     path : path-like
-        The file.
+        The file; its name ends in ``.featx``.
+
+    Raises
+    ------
+    UsageError
+        If its name does not.
     """
+    if not is_model_file(path):
+        raise UsageError(f"{os.fspath(path)}: a model file is named with the ending {SUFFIX}.")
     pictures = golden_pictures()
     features = model.extract_for_head(pictures, machine).blocks.stack(model.blocks)
     arrays: dict[str, NDArray[Any]] = {"features": features, "proba": _head_proba(model, features)}

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Grow, save, and say what changed."""
     output = args.output or args.model
-    arguments.check_writable(output)
+    arguments.check_writable(output, arguments.MODEL_ENDINGS)
     from featx.classifier.growth import grow
     from featx.cli import render
     from featx.images import load_images, load_paths

@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fit on the training part, measure, and say what to do."""
-    arguments.check_writable(args.plot)
+    arguments.check_writable(args.plot, arguments.FIGURE_ENDINGS)
     from featx.advice import sentences
     from featx.cli import render
     from featx.images import load_images

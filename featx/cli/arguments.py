@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from featx.exceptions import UsageError
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0.in1k"
 """As in `featx.extractor`, which is slow to import."""
+
+MODEL_ENDINGS = (".featx",)
+"""Endings of model files."""
+
+FIGURE_ENDINGS = (".png",)
+"""Endings of figures."""
 
 EXTRACTOR_OPTIONS = (
     "input_size", "checkpoint", "runtime", "precision", "dtype", "batch_size", "decode", "background",
@@ -173,7 +179,7 @@ def add_dry_run(parser: argparse.ArgumentParser) -> None:
 
 def add_plot(parser: argparse.ArgumentParser, what: str) -> None:
     """Add ``--plot``."""
-    parser.add_argument("--plot", metavar="FILE", help=f"draw {what}, as PNG")
+    parser.add_argument("--plot", metavar="FILE", help=f"draw {what}; a name ending in .png")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -291,13 +297,20 @@ def one_or_list(text: str | None, default: str) -> str | list[str]:
     return parts[0] if len(parts) == 1 else parts
 
 
-def check_writable(path: str | os.PathLike[str] | None) -> None:
+def check_writable(path: str | os.PathLike[str] | None, endings: Sequence[str] = ()) -> None:
     """Refuse an output path before the work, not after it; None is no output.
+
+    Parameters
+    ----------
+    path : path
+        File to write. A device or a pipe may have any name.
+    endings : sequence of str
+        Endings of the formats that can be written; the ending of a file is its format.
 
     Raises
     ------
     UsageError
-        If no file can be written there.
+        If no file can be written there, or not in the format that its ending names.
     """
     if path is None:
         return
@@ -310,6 +323,17 @@ def check_writable(path: str | os.PathLike[str] | None) -> None:
         raise UsageError(f"{path} is a folder; give the name of a file to write.")
     if not os.access(folder, os.W_OK):
         raise UsageError(f"{path}: the folder {folder} cannot be written; choose another output.")
+    is_stream = os.path.exists(path) and not os.path.isfile(path)
+    if endings and not is_stream and ending_of(path) not in endings:
+        raise UsageError(
+            f"{path}: this output is not written to files with this ending; choose a name that ends in "
+            f"{', '.join(endings)}."
+        )
+
+
+def ending_of(path: str | os.PathLike[str]) -> str:
+    """Return the ending of a file name, in lower case: ``".csv"``."""
+    return os.path.splitext(path)[1].lower()
 
 
 def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:

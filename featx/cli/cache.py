@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("verify", "read all features and check their digests", _verify),
         ("pack", "merge small segments", _pack),
         ("prune", "delete the least recently used spaces", _prune),
-        ("export", "write one space to an .npz file", _export),
+        ("export", "write one space to a file", _export),
     ):
         action = actions.add_parser(name, help=summary, description=summary.capitalize() + ".")
         action.set_defaults(run=run_action)
@@ -46,7 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             action.add_argument(
                 "space", help="key of a space, or its first characters (see `featx cache ls`)"
             )
-            action.add_argument("-o", "--output", required=True, metavar="FILE", help=".npz file to write")
+            action.add_argument(
+                "-o",
+                "--output",
+                required=True,
+                metavar="FILE",
+                help="file to write: .npz, .csv, .parquet, .h5, or .npy (features only)",
+            )
 
 
 def _ls(args: argparse.Namespace, console: Console) -> int:
@@ -120,6 +126,9 @@ def _prune(args: argparse.Namespace, console: Console) -> int:
 
 def _export(args: argparse.Namespace, console: Console) -> int:
     arguments.check_writable(args.output)
+    from featx.stores.export import check_format
+
+    check_format(args.output)
     store = _store(args)
     known = store.keys()
     keys = [key for key in known if key.startswith(args.space)]

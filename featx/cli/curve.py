@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Extract features, fit on samples of the images, and report the scores."""
-    arguments.check_writable(args.plot)
+    arguments.check_writable(args.plot, arguments.FIGURE_ENDINGS)
     shots = _numbers(args.shots)
     import numpy as np
 

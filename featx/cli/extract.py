@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import io
+import json
 import time
+import warnings
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
 
+SLAB = 4096
+"""Images whose features are written at once."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     parser.add_argument("data", nargs="+", help="images, folders or a manifest")
-    parser.add_argument("-o", "--output", metavar="FILE", help="also write the features to this .npz file")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="FILE",
+        help="also write the features, with paths and labels, to this file: .npz, .csv, .parquet, .h5, or "
+        ".npy (features only)",
+    )
     parser.add_argument(
         "--cut", "--taps", dest="cut", metavar="TAP[,TAP...]|all", help="layers (default: the last)"
     )
@@ -33,6 +44,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_writable(args.output)
     from featx.cli import render
     from featx.images import load_paths
+    from featx.stores.export import check_format
+
+    if args.output:
+        check_format(args.output)
 
     began = time.monotonic()
     images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
@@ -50,8 +65,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         right=(1,),
     )
     if args.output:
-        _write_npz(args.output, [images.names[index] for index in found.kept], found)
-        console.text(f"features in {args.output}")
+        _write(args, console, images.select(found.kept), found)
     console.data(
         images=len(found.ids),
         computed=found.computed,
@@ -69,11 +83,41 @@ def run(args: argparse.Namespace, console: Console) -> int:
     return render.skipped(console, args, skipped, args.output or "extract", total=total)
 
 
-def _write_npz(path: str, names: list[str], found: Any) -> None:
-    import numpy as np
+def _write(args: argparse.Namespace, console: Console, images: Any, found: Any) -> None:
+    """Write the features, with the paths and labels where the format has a place for them."""
+    from pathlib import Path
 
-    from featx.files import atomic_write
+    from featx.stores.export import Table, export_table
 
-    buffer = io.BytesIO()
-    np.savez(buffer, names=np.array(names), ids=found.ids, **dict(found.blocks))
-    atomic_write(path, buffer.getbuffer())
+    def slabs(names: Sequence[str]) -> Iterator[Any]:
+        for start in range(0, len(images), SLAB):
+            where = slice(start, start + SLAB)
+            yield found.ids[where], [found.blocks.part(name, where) for name in names]
+
+    facts: dict[str, Sequence[Any]] = {"path": images.names}
+    labels = _labels(args, images)
+    if any(label is not None for label in labels):
+        facts["label"] = labels
+    shapes = {name: (found.blocks.width(name),) for name in found.specs}
+    spec = json.dumps({name: json.loads(spec.to_json()) for name, spec in found.specs.items()})
+    export_table(Table(len(images), shapes, slabs, spec, facts), Path(args.output))
+    beside = "" if arguments.ending_of(args.output) == ".npy" else f", with {' and '.join(facts)}"
+    console.text(f"features in {args.output}{beside}")
+    if not beside:
+        console.log("a .npy file has no place for paths and labels; .npz, .csv, .parquet and .h5 have")
+
+
+def _labels(args: argparse.Namespace, images: Any) -> list[Any]:
+    """Labels of the images, as a fit would read them; None where there is none."""
+    from featx.exceptions import DataError
+    from featx.images import load_paths
+
+    try:
+        with warnings.catch_warnings(action="ignore"):  # said when the images were found
+            labelled = load_paths(args.data, follow_links=args.follow_links)
+    except DataError:  # these folders are no classes
+        return [None] * len(images)
+    if labelled.labels is None:
+        return [None] * len(images)
+    label_of = dict(zip(map(str, labelled.sources), labelled.labels.tolist(), strict=True))
+    return [label_of.get(str(source)) for source in images.sources]

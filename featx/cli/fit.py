@@ -159,7 +159,7 @@ def _fine_tuner(args: argparse.Namespace) -> Any:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, evaluate, save and report."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, arguments.MODEL_ENDINGS)
     from featx.cli import render
     from featx.images import load_images
     from featx.search import HeadSearchCV

@@ -1,20 +1,28 @@
-"""``featx predict``: label images with a saved classifier, one CSV row for each image."""
+"""``featx predict``: label images with a saved classifier, one row of a table for each image."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
+from featx.files import atomic_write
+from featx.tables import require_pyarrow, write_csv, write_parquet
+
+ENDINGS = (".csv", ".json", ".parquet")
+"""Formats of predictions."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
     parser.add_argument("images", nargs="+", help="images, folders or a manifest")
-    parser.add_argument("-o", "--output", metavar="FILE", help="CSV file to write (default: print it)")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="file to write: .csv, .json or .parquet (default: print CSV)"
+    )
     parser.add_argument(
         "--top-k",
         type=arguments.whole(1),
@@ -27,12 +35,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Predict, and write one row for each image, in their order."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, ENDINGS)
+    if args.output and arguments.ending_of(args.output) == ".parquet":
+        require_pyarrow(args.output)
     import numpy as np
 
     from featx.cli import render
     from featx.images import load_paths
-    from featx.tables import write_csv
 
     clf = arguments.load_classifier(args, console.progress)
     images = load_paths(args.images, follow_links=args.follow_links, labelled=False)
@@ -48,7 +57,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         f"{what}_{k}" for k in range(1, order.shape[1] + 1) for what in ("label", "probability")
     ]
     if args.output:
-        write_csv(args.output, header, map(_csv_row, predictions))
+        _write(args.output, header, predictions)
         console.text(f"{len(predictions):,} predictions in {args.output}")
     elif not args.json:
         write_csv(sys.stdout, header, map(_csv_row, predictions))
@@ -69,6 +78,25 @@ def _prediction(
         "probability": top[0]["probability"],
         "top": top,
     }
+
+
+def _write(path: str, header: list[str], predictions: list[dict[str, Any]]) -> None:
+    """Write the predictions in the format that the ending of the path names."""
+    ending = arguments.ending_of(path)
+    if ending == ".json":
+        text = json.dumps(predictions, indent=2, ensure_ascii=False) + "\n"
+        atomic_write(path, text.encode(errors="backslashreplace"))  # bytes of names that are not UTF-8
+    elif ending == ".parquet":
+        write_parquet(path, header, [_row(prediction) for prediction in predictions])
+    else:
+        write_csv(path, header, map(_csv_row, predictions))
+
+
+def _row(prediction: dict[str, Any]) -> list[Any]:
+    row = [prediction["path"], prediction["label"], prediction["probability"]]
+    for entry in prediction["top"]:
+        row += [entry["label"], entry["probability"]]
+    return row
 
 
 def _csv_row(prediction: dict[str, Any]) -> list[Any]:

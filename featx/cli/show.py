@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _augment(args: argparse.Namespace, console: Console) -> int:
     """Draw the images and their views in a grid."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, arguments.FIGURE_ENDINGS)
     import numpy as np
     from PIL import Image
 

@@ -340,7 +340,7 @@ class HDF5Store:
         key : str
             The space's key, or a beginning of it that is unique.
         path : path-like
-            Its suffix names the format: ``.npz``, ``.csv``, ``.parquet`` or ``.h5``.
+            Its ending names the format, see `featx.stores.export.WRITERS`.
 
         Raises
         ------
@@ -355,7 +355,13 @@ class HDF5Store:
         full = self._full_key(key)
         space = self._buffer(full).space
         space.refresh(force=True)
-        table = Table(self.keys()[full].to_json(), space.n_distinct(), space.row_shape or (), space.distinct)
+        spec = self.keys()[full]
+        table = Table(
+            space.n_distinct(),
+            {str(spec.block): space.row_shape or ()},
+            lambda names: ((ids, [features]) for ids, features in space.distinct()),
+            spec.to_json(),
+        )
         with write_errors(Path(path)):
             try:
                 export_table(table, Path(path))

@@ -41,8 +41,8 @@ def arrays(folder: Path, *more: Any) -> tuple[Any, dict[str, Any]]:
     """Extract a flat folder; the answer and the arrays of the .npz, rows by file name."""
     said = featx("extract", folder, *EXTRACT, "--dtype", "float32", "-o", "x.npz", *more)
     with np.load("x.npz") as found:
-        row_of = dict(zip(found["names"].tolist(), found["last:avg:crop"], strict=True))
-        id_of = dict(zip(found["names"].tolist(), found["ids"], strict=True))
+        row_of = dict(zip(found["path"].tolist(), found["last:avg:crop"], strict=True))
+        id_of = dict(zip(found["path"].tolist(), found["id"], strict=True))
     return said, {"rows": row_of, "ids": id_of}
 
 
@@ -308,7 +308,7 @@ def test_row_18_what_is_decoded_is_what_was_hashed(tmp_path: Path) -> None:
     featx("extract", tmp_path / "p", *TINY, "--dtype", "float32", "-o", "x.npz", "--cache-dir", "cache")
     assert path.read_bytes() == after
     with np.load("x.npz") as found:
-        digest, row = found["ids"][0].tobytes(), found["last:avg:crop"][0]
+        digest, row = found["id"][0].tobytes(), found["last:avg:crop"][0]
     assert digest == hashlib.sha256(before).digest()
     path.write_bytes(before)
     _, again = arrays(tmp_path / "p")

@@ -115,7 +115,7 @@ def test_row_25_two_runs_on_one_cache_are_both_right(tmp_path: Path) -> None:
     assert (said.code, other.returncode) == (0, 0), error
     assert "warning" not in said.err + error
     with np.load("own.npz") as one, np.load("other.npz") as two:
-        np.testing.assert_array_equal(one["ids"], two["ids"])
+        np.testing.assert_array_equal(one["id"], two["id"])
         np.testing.assert_array_equal(one["last:avg:crop"], two["last:avg:crop"])
 
 
@@ -275,7 +275,7 @@ def test_row_31_after_an_upgrade_a_drift_is_reported_with_numbers_and_the_way_ou
     assert spec is not None
     featx("extract", tmp_path / "photos", *TINY, "--cache-dir", filled, "-o", "x.npz")
     with np.load("x.npz") as found:
-        ids, values = found["ids"], found["last:avg:crop"]
+        ids, values = found["id"], found["last:avg:crop"]
     drifted = HDF5Store(tmp_path / "drifted")
     drifted.append(key, ids, values * 1.5, spec)
     drifted.close()
