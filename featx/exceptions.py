@@ -27,7 +27,7 @@ exits with the ``exit_code`` of the error.
     ├── ImageWarning                an image was accepted with a remark
     ├── StoreWarning                a segment was quarantined
     ├── DriftWarning                an image now has other features
-    └── SearchWarning               a budget or a number of folds was lowered
+    └── SearchWarning               a budget, a head or a number of folds was lowered
 """
 
 from __future__ import annotations

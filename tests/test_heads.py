@@ -96,7 +96,8 @@ def test_temperature_weights_compare_and_clone_by_value() -> None:
 
 
 def test_trees_are_tried_only_on_request() -> None:
-    assert set(HEADS) - set(DEFAULT_HEADS) == {"tree", "forest", "boosting"}
+    assert set(DEFAULT_HEADS) <= set(HEADS)
+    assert not set(DEFAULT_HEADS) & {"tree", "forest", "boosting"}
 
 
 def test_boosting_sees_at_most_64_principal_components() -> None:
@@ -110,9 +111,6 @@ def test_the_table_of_heads_is_consistent() -> None:
     for name, head in HEADS.items():
         assert head.name == name
         assert set(head.scalings) <= set(SCALINGS)
-    assert {name for name, head in HEADS.items() if head.draws_curve} == {
-        "ridge",
-        "lda",
-        "knn",
-        "nearest_mean",
-    }
+    quick = {name for name, head in HEADS.items() if head.draws_curve}
+    assert quick >= {"ridge", "lda", "knn", "nearest_mean"}
+    assert not quick & {"logistic", "rbf_svm", "forest", "boosting"}

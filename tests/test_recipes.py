@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -15,21 +18,55 @@ from sklearn.datasets import load_digits
 from sklearn.metrics import top_k_accuracy_score
 
 from featx import FeatureExtractor, HeadSearchCV
-from featx.audit import CHECKS, AuditData, audit
+from featx.audit import CHECKS, AuditData, Finding, audit
 from featx.backbones.runtimes import RUNTIMES, TOLERANCE, Runtime
 from featx.cli import VERBS, Verb, main
 from featx.evaluation import METRICS, compare, evaluate
-from featx.exceptions import FeatxWarning
+from featx.exceptions import FeatxWarning, ImageWarning
 
 RECIPES = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 
 
+def code_of(title: str) -> str:
+    """The code that a section of CONTRIBUTING.md shows."""
+    return RECIPES.split(f"### {title}\n")[1].split("```python\n")[1].split("```")[0]
+
+
 def example(title: str, name: str) -> types.ModuleType:
-    """The module that a section of CONTRIBUTING.md shows."""
-    code = RECIPES.split(f"### {title}\n")[1].split("```python\n")[1].split("```")[0]
+    """The module of that code."""
     module = types.ModuleType(name)
-    exec(compile(code, f"CONTRIBUTING.md, {title}", "exec"), vars(module))
+    exec(compile(code_of(title), f"CONTRIBUTING.md, {title}", "exec"), vars(module))
     return module
+
+
+def test_the_files_and_lines_of_the_examples_belong_where_the_table_says(tmp_path: Path) -> None:
+    shutil.copytree(Path(__file__).parents[1] / "featx", tmp_path / "featx")
+    places = [
+        ("a head", "HEADS", "heads.bayes", "BAYES"),
+        ("an audit check", "CHECKS", "audit.single", "find_single_images"),
+        ("a CLI verb", "VERBS", "cli.count", "run"),
+        ("a runtime", "RUNTIMES", "backbones.runtimes.exported", "ExportedRuntime"),
+    ]
+    for title, table, module, name in places:
+        code, line = code_of(f"Adding {title}"), RECIPES.split(f"The line in `{table}` is `")[1].split("`")[0]
+        (tmp_path / "featx" / (module.replace(".", "/") + ".py")).write_text(code, "utf-8")
+        file = tmp_path / RECIPES.split(f"`{table}` in `")[1].split("`")[0]
+        begin, rest = file.read_text("utf-8").split(f"{table}: dict[")
+        imported = f"from featx.{module} import {name}\n" if name in line else ""
+        head, imports = begin.split("from __future__ import annotations\n")
+        types_of, entries = rest.split("{", 1)
+        head += f"from __future__ import annotations\n{imported}{imports}"
+        file.write_text(f"{head}{table}: dict[{types_of}{{{line},{entries}", "utf-8")
+    names = "'bayes' in HEADS, 'single_images' in CHECKS, 'count' in VERBS, 'torch-export' in RUNTIMES"
+    script = (
+        "from featx.heads import HEADS; from featx.audit import CHECKS; from featx.cli import VERBS;"
+        f"from featx.backbones.runtimes import RUNTIMES; print({names})"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.stdout.strip() == "True True True True", done.stderr
 
 
 @pytest.fixture
@@ -71,6 +108,19 @@ def test_a_check_is_run_by_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     digests = np.stack([np.full(32, number, np.uint8) for number in (1, 2, 3)])
     [found] = audit(AuditData(list("abc"), digests, np.array(["cat", "dog", "cat"])))
     assert (found.check, found.names, found.value) == ("single_images", ("b",), 1)
+
+
+def test_a_fit_warns_of_what_a_check_finds(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def few(data: AuditData) -> Finding:
+        return Finding.of(data, "few", "warning", f"{len(data.names)} images are few.", [0], len(data.names))
+
+    monkeypatch.setitem(CHECKS, "few", few)
+    clf = image_classifier(
+        "test_resnet", pretrained=False, runtime="torch", cut=None, pool="avg", resize="crop",
+        heads=["ridge"], n_trials=1, cv=3, random_state=0,
+    )  # fmt: skip
+    with pytest.warns(ImageWarning, match="24 images are few"):
+        clf.fit(class_folders)
 
 
 def test_a_verb_is_listed_explained_and_run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -16,9 +17,11 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, m
 from sklearn.model_selection import GridSearchCV, GroupKFold, StratifiedKFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import MinMaxScaler
+from sklearn.tree import DecisionTreeClassifier
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from featx import HeadSearchCV
+from featx.curves import learning_curve
 from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
 from featx.heads import DEFAULT_HEADS, HEADS
 from featx.search import SearchProgress
@@ -378,6 +381,38 @@ def test_if_nothing_can_be_fitted_the_error_names_the_first_cause() -> None:
 
     with pytest.raises(SearchError, match=r"none of \d+ configurations .* RuntimeError: the scorer broke"):
         search(scoring=broken).fit(X, Y)
+
+
+def test_a_head_that_fails_while_others_do_not_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    poor = replace(HEADS["tree"], make=lambda params, random_state, shape: LogisticRegression(C=-1))
+    monkeypatch.setitem(HEADS, "tree", poor)
+    with pytest.warns(
+        SearchWarning, match=r"the head tree could not be fitted with any of \d+ .*'C' parameter"
+    ):
+        found = search(heads=("ridge", "tree"), n_trials=2, grid="coarse").fit(X, Y)
+    assert found.best_params_["head"] == "ridge"
+
+
+def test_a_head_knows_the_shape_of_every_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    told, fitted = [], []
+
+    class Tree(DecisionTreeClassifier):
+        def fit(self, X: np.ndarray, y: np.ndarray) -> Tree:
+            fitted.append(X.shape)
+            super().fit(X, y)
+            return self
+
+    def make(params: dict, random_state: int, shape: tuple[int, int]) -> Tree:
+        told.append(shape)
+        return Tree(max_depth=3)
+
+    monkeypatch.setitem(
+        HEADS, "tree", replace(HEADS["tree"], make=make, solver="estimator", draws_curve=True)
+    )
+    search(heads=("tree",), n_trials=1, n_jobs=1).fit(X[:100], Y[:100])
+    learning_curve(X[:100], Y[:100], head="tree", n_repeats=1, n_jobs=1)
+    assert told == fitted
+    assert len(set(told)) > 4
 
 
 def test_a_score_of_nan_is_a_failure() -> None:

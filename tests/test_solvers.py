@@ -313,7 +313,7 @@ def test_an_svm_s_sample_is_stratified_seeded_and_of_training_rows() -> None:
 def test_any_scikit_learn_classifier_is_fitted_fold_by_fold() -> None:
     folds = folds_of(Y)
     tree = HEADS["tree"].make({"max_depth": 5, "min_samples_leaf": 1}, 0)
-    task = FitTask(ScaledFeatures([X], "none", folds), [{}], make=lambda params: clone(tree))
+    task = FitTask(ScaledFeatures([X], "none", folds), [{}], make=lambda params, shape: clone(tree))
     answers = {fold: shares for _, fold, shares in SOLVERS["estimator"](task)}
     train, test = folds.splits[2]
     scaled = make_scaler("none", [64]).fit_transform(X)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from featx.audit import CHECKS, AuditData, audit
+from featx.audit import AuditData, audit
 from featx.exceptions import DataError, ImageWarning, LabelError, TooManyBadImagesError
 from featx.extractor import Extraction
 from featx.images import ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
@@ -244,7 +244,8 @@ class FitData:
 def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *, max_bad: float) -> FitData:
     """Divide the images that have features into the training and the test part.
 
-    Warns of images with several labels, and of images that are in the training and in the test part.
+    Warns of what the audit finds, except what needs no action: images with several labels, images that are in
+    the training and in the test part.
 
     Parameters
     ----------
@@ -268,8 +269,9 @@ def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *
     refuse_too_many(skipped, len(images) + len(images.skipped), max_bad)
     images, held_out = images.select(found.kept), held_out[found.kept]
     data = AuditData(images.names, digests=found.ids, labels=images.labels, is_test=held_out)
-    for finding in audit(data, {name: CHECKS[name] for name in ("conflicts", "leaks")}):
-        warnings.warn(finding.sentence, ImageWarning, stacklevel=5)
+    for finding in audit(data):
+        if finding.severity != "info":
+            warnings.warn(finding.sentence, ImageWarning, stacklevel=5)
     train, test = images.select(~held_out), images.select(held_out)
     y = check_labels(labels_of(train))
     refuse_unseen(labels_of(test), np.unique(y), what="test images")

@@ -297,7 +297,7 @@ def predictions(
         ScaledFeatures(blocks, scaling, folds),
         _limit_neighbours(params, splits),
         n_jobs=n_jobs,
-        make=lambda own: made.make(own, random_state, (len(codes), sum(b.shape[1] for b in blocks))),
+        make=lambda own, shape: made.make(own, random_state, shape),
         random_state=random_state,
     )
     for i, number, scores in SOLVERS[made.solver](task):

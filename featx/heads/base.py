@@ -24,7 +24,7 @@ class Head:
         Its key in `HEADS`, and the prefix of its parameters in a study (``"rbf_svm__gamma"``).
     make : callable
         ``make(params, random_state, shape)`` builds the unfitted scikit-learn classifier for scaled features,
-        where `shape` is (rows, columns) of what it will be fitted on.
+        where `shape` is (rows, columns) of what it will be fitted on. A class may have a single row.
     suggest : callable
         ``suggest(trial, prefix, n_rows)`` draws the parameters (without prefix) from an Optuna trial.
     grid : tuple of dict
@@ -39,7 +39,7 @@ class Head:
         ``write_streamed(classifier, fitted, classes)`` sets the fitted attributes from a
         `featx.solvers.StreamedFit`. None if the head cannot be fitted from chunks of rows.
     takes_weights : bool
-        Whether rows (and so classes) can be weighted.
+        Whether ``fit`` takes ``sample_weight``, so that rows (and so classes) can be weighted.
     scalings : tuple of str
         Scalings of the coarse grid; Optuna may draw any.
     min_classes : int

@@ -176,7 +176,7 @@ class Evaluator:
 
     def _solve(self, group: list[Result], deadline: float, options: Options) -> None:
         plan, configuration = self.plan, group[0].configuration
-        head, n_train = configuration.head, len(plan.folds.splits[0][0])
+        head = configuration.head
         decisions: list[dict[int, Floats]] = [{} for _ in group]
         pruned: set[int] = set()
         rows = self._rows(configuration)
@@ -188,7 +188,7 @@ class Evaluator:
             memory=plan.settings.memory,
             alive=lambda i: i not in pruned,
             stop=lambda: time.monotonic() > deadline,
-            make=lambda params: head.make(params, plan.seed, (n_train, rows.d)),
+            make=lambda params, shape: head.make(params, plan.seed, shape),
             random_state=plan.seed,
             kernel_rows=options.kernel_rows,
             precise=options.precise,

@@ -12,7 +12,7 @@ from threadpoolctl import threadpool_limits
 
 from featx.exceptions import SearchWarning
 from featx.representation import Representation
-from featx.search.evaluator import COMPLETE, UNFINISHED, Evaluator, Result
+from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Result
 from featx.search.outcome import Results, exact, rank, ranked
 from featx.search.plan import SearchPlan, SearchProgress
 from featx.search.scoring import ROUNDING
@@ -51,6 +51,7 @@ def run(plan: SearchPlan) -> Results:
         if not any(result.state == COMPLETE for result in loop.results.values()):
             loop.evaluate(plan.space.known_good(), "grid")
     loop.warn_if_short()
+    loop.warn_of_failed_heads()
     confirmed = loop.confirm()
     if plan.settings.refit:
         loop.report("refit")
@@ -194,3 +195,17 @@ class _Loop:
             "the default parameters were fitted" if len(self.results) == 1 else "the best of these was fitted"
         )
         warnings.warn(f"{reason}: {fitted}, and no others were tried.", SearchWarning, stacklevel=4)
+
+    def warn_of_failed_heads(self) -> None:
+        """Warn of heads that could not be fitted once, while others could."""
+        of_head: dict[str, list[Result]] = {}
+        for result in self.results.values():
+            of_head.setdefault(result.configuration.head.name, []).append(result)
+        failed = {name: found for name, found in of_head.items() if all(r.state == FAILED for r in found)}
+        for name, found in failed.items() if len(failed) < len(of_head) else ():
+            warnings.warn(
+                f"the head {name} could not be fitted with any of {len(found)} configurations; first cause: "
+                f"{found[0].error.rstrip('.')}. The others were compared without it.",
+                SearchWarning,
+                stacklevel=4,
+            )

@@ -64,7 +64,7 @@ def winner(results: Results) -> Result:
         causes = [result.error for result in results.found if result.state == FAILED]
         raise SearchError(
             f"none of {len(results.found)} configurations could be fitted; first cause: "
-            f"{causes[0] if causes else 'the time budget was spent before one was done'}."
+            f"{causes[0].rstrip('.') if causes else 'the time budget was spent before one was done'}."
         )
     if order[0].approximate and len(results.plan.folds.y) > results.plan.settings.stream_rows:
         return order[0]  # a kernel of all rows would not fit in memory

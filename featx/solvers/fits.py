@@ -109,7 +109,7 @@ def estimator(task: FitTask) -> Iterator[Answer]:
 def _estimator_fit(task: FitTask, rows: Floats, fold: int, i: int) -> Floats:
     train, test = task.folds.splits[fold]
     assert task.make is not None
-    model = task.make(task.params[i])
+    model = task.make(task.params[i], (len(train), rows.shape[1]))
     plain = task.folds.weight is None and task.class_weight is None
     weight = None if plain else task.folds.training_weights(fold, task.class_weight)
     last = f"{model.steps[-1][0]}__sample_weight" if hasattr(model, "steps") else "sample_weight"

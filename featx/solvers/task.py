@@ -46,7 +46,8 @@ class FitTask:
     stop : callable
         Whether time is up; then the solver returns what it has.
     make : callable, optional
-        ``make(params)`` builds the classifier, for the solver ``"estimator"``.
+        ``make(params, shape)`` builds the classifier, for the solver ``"estimator"``; `shape` is (rows,
+        columns) of the training part of a fold.
     random_state : int
         Seed of samples.
     kernel_rows : int
@@ -63,7 +64,7 @@ class FitTask:
     memory: int = DEFAULT_MEMORY
     alive: Callable[[int], bool] = lambda configuration: True
     stop: Callable[[], bool] = lambda: False
-    make: Callable[[Mapping[str, Any]], Any] | None = None
+    make: Callable[[Mapping[str, Any], tuple[int, int]], Any] | None = None
     random_state: int = 0
     kernel_rows: int = KERNEL_ROWS
     precise: bool = False
