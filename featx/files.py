@@ -12,13 +12,15 @@ import hashlib
 import io
 import json
 import os
+import re
 import stat
 import struct
 import time
 import uuid
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,7 @@ from typing import Any
 from featx.exceptions import ModelFileError
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(r"\.tmp-([0-9]{1,10})-[0-9a-f]{32}", re.ASCII)
 LEFTOVER_S = 3600.0
 """Age in seconds after which a temporary file of a process that has ended is removed."""
 
@@ -59,8 +62,9 @@ JSON_MEMORY = 48 << 20
 """Most bytes that the values of a JSON text may take in memory by this estimate, beside their text."""
 
 _END = struct.Struct("<4s4H2LH")  # end of central directory: APPNOTE.TXT 4.3.16
-_CENTRAL_BYTES = 46  # of a central directory entry without its name: APPNOTE.TXT 4.3.12
+_CENTRAL = struct.Struct("<4s4B4H3L5H2L")  # central directory header without its name: APPNOTE.TXT 4.3.12
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # earliest time of the format; a real one would change the bytes
+_DOS_EPOCH = (0, 1 << 5 | 1)  # its time and date as MS-DOS packs them
 
 
 def atomic_write(
@@ -81,19 +85,49 @@ def atomic_write(
     if follow_links and target.exists() and not target.is_file():
         target.write_bytes(data)
         return
+    if follow_links:  # the folder is the user's; folders of a cache are swept when they are opened
+        sweep_temporaries(target.parent)
+    with replaced(target) as temporary, open(temporary, "wb", buffering=0) as file:
+        view = memoryview(data).cast("B")
+        while len(view):  # a raw write may be short, e.g. at 2 GB
+            view = view[file.write(view) :]
+
+
+@contextmanager
+def replaced(target: Path) -> Iterator[Path]:
+    """An empty temporary file beside `target`, which replaces it when the block ends without an error.
+
+    The new file has the mode of the file that it replaces.
+
+    Raises
+    ------
+    OSError
+        As the operating system says; the target is then untouched and the temporary file removed.
+    """
     temporary = target.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}")
+    mode = _mode_of(target)
     try:
-        with open(temporary, "xb", buffering=0) as file:
-            view = memoryview(data).cast("B")
-            while len(view):  # a raw write may be short, e.g. at 2 GB
-                view = view[file.write(view) :]
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666 if mode is None else 0o600))
+        yield temporary
+        with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
+        if mode is not None:
+            temporary.chmod(mode)
         os.replace(temporary, target)
         sync_folder(target.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _mode_of(path: Path) -> int | None:
+    """Permissions of a file; None if there is none."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return None
+    return stat.S_IMODE(status.st_mode) & 0o777 if stat.S_ISREG(status.st_mode) else None
 
 
 def make_folder(folder: Path, *, mode: int = 0o777, follow_links: bool = True) -> None:
@@ -178,15 +212,21 @@ NO_PLAIN_FILE = (
 
 def sweep_temporaries(folder: Path, *, older_than_s: float = LEFTOVER_S) -> None:
     """Remove old temporary files in `folder` whose process has ended."""
-    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
-        with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > older_than_s and not _is_alive(path.name.split("-")[1]):
-                path.unlink()
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = _TEMPORARY.fullmatch(entry.name)
+            if match is None:
+                continue
+            with contextlib.suppress(OSError):
+                status = entry.stat(follow_symlinks=False)
+                old = time.time() - status.st_mtime > older_than_s
+                if old and stat.S_ISREG(status.st_mode) and not _is_alive(match[1]):
+                    os.unlink(entry.path)
 
 
 def _is_alive(process: str) -> bool:
     """Whether a process with this id runs. Always False on Windows, where open files cannot be removed."""
-    if os.name == "nt" or not process.isdecimal():
+    if os.name == "nt":
         return False
     try:
         os.kill(int(process), 0)
@@ -349,7 +389,8 @@ def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) ->
     """Return the members of a zip that is exactly as `pack_members` writes it.
 
     So there is no compression (nothing can unfold), no second meaning (a duplicate name, bytes between
-    members, a local header that contradicts the directory), no encryption, no link and no zip64.
+    members, a local header that contradicts the directory), no encryption, no link and no zip64. Every byte
+    outside the members is compared.
 
     Parameters
     ----------
@@ -386,6 +427,7 @@ def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) ->
         raise ModelFileError(f"{where}: is a damaged zip ({error}). {_GET}") from None
 
     members: dict[str, bytes] = {}
+    directory = b""
     position = 0
     for entry in entries:
         name = _short(entry.filename)
@@ -402,9 +444,12 @@ def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) ->
         if zlib.crc32(data := raw[begin:end]) != entry.CRC:
             raise ModelFileError(f"{where}: member {name} is damaged (CRC). {_GET}")
         members[entry.filename] = data
+        directory += _central_header(entry, position)
         position = end
-    if position != start or length != sum(_CENTRAL_BYTES + len(entry.filename) for entry in entries):
+    if position != start:
         raise ModelFileError(f"{where}: holds bytes that belong to no member. {_GET}")
+    if raw[start:] != directory + _END.pack(b"PK\x05\x06", 0, 0, count, count, len(directory), start, 0):
+        raise ModelFileError(f"{where}: its directory is not as featx writes it. {_GET}")
     return members
 
 
@@ -489,6 +534,20 @@ def _local_header(entry: zipfile.ZipInfo) -> bytes:
     return own.FileHeader(zip64=False)
 
 
+def _central_header(entry: zipfile.ZipInfo, position: int) -> bytes:
+    """The directory's header of a member at a position, as `zipfile` writes it."""
+    own, name = _entry(entry.filename), entry.filename.encode("ascii")
+    version, no_flags, (time_, date) = own.create_version, 0, _DOS_EPOCH
+    return (
+        _CENTRAL.pack(
+            b"PK\x01\x02", version, own.create_system, own.extract_version, 0, no_flags, zipfile.ZIP_STORED,
+            time_, date, entry.CRC, entry.file_size, entry.file_size, len(name), 0, 0, 0, 0,
+            own.external_attr, position,
+        )
+        + name
+    )  # fmt: skip
+
+
 def _check_plain(entry: zipfile.ZipInfo, where: str) -> None:
     """Refuse members that are not plain stored files."""
     plain, name = _entry(entry.filename), _short(entry.filename)
@@ -513,7 +572,7 @@ def _what_it_is(raw: bytes) -> str:
     for start, meaning in _BEGINNINGS.items():
         if raw.startswith(start):
             return f"is {meaning}"
-    return f"starts with {raw[:8]!r}"
+    return "is a file of another kind"
 
 
 def _short(text: str) -> str:

@@ -14,10 +14,13 @@ import pytest
 from classifiers import image_classifier
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import featx
-from featx.exceptions import FeatxError, FeatxWarning, ModelFileError
+from featx.cli import main
+from featx.exceptions import FeatxError, FeatxWarning, ModelFileError, WeightsNotFoundError
 from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, write_archive
+from featx.modelfile import dump_arrays, read_arrays
 
 Node = dict[str, Any]
 PICTURE = np.zeros((40, 40, 3), np.uint8)
@@ -130,3 +133,87 @@ def test_any_change_of_the_description_is_refused_in_words_or_harmless(
     with contextlib.suppress(ModelFileError), warnings.catch_warnings():
         warnings.simplefilter("ignore", FeatxWarning)  # of another scikit-learn: a word, and harmless
         featx.load(rewrite(classifier, target, change))
+
+
+# The network of a stranger's file is not asked for on the hub
+
+
+HUB_NAME = "resnet10t.c3_in1k"
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Hosts that were asked for, on a machine that is online; none is reached."""
+    hosts: list[Any] = []
+
+    def refuse(host: Any, *more: Any, **options: Any) -> Any:
+        hosts.append(host)
+        raise OSError("no route")
+
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("socket.getaddrinfo", refuse)
+    return hosts
+
+
+@pytest.fixture
+def from_the_hub(classifier: Path, tmp_path: Path) -> Path:
+    """A file whose network is said to be one of the hub."""
+
+    def change(model: Node) -> None:
+        card = model["model"]["cards"][0]
+        card.update(name=HUB_NAME, source="hub")
+        model["params"].update(backbone=HUB_NAME, extractor__pretrained=True)
+
+    target = rewrite(classifier, tmp_path / "hub.featx", change)
+    archive = read_archive(target, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
+    split = {name: array.copy() for name, array in read_arrays(archive["split.safetensors"]).items()}
+    split["test"][:4] = 1  # `featx add` needs a test part
+    members = {**archive.members, "split.safetensors": dump_arrays(split)}
+    write_archive(target, members, kind=MODEL_KIND, format=MODEL_FORMAT)
+    return target
+
+
+def test_a_model_asks_no_hub_unless_told_to(from_the_hub: Path, asked: list[Any], tmp_path: Path) -> None:
+    clf = featx.load(from_the_hub)
+    with pytest.raises(WeightsNotFoundError, match="allow_download=True"):
+        clf.predict([PICTURE])
+    with pytest.raises(WeightsNotFoundError, match="allow_download=True"):
+        clf.fit([PICTURE, PICTURE + 1, PICTURE + 2, PICTURE + 3], list("abab"))
+    Image.fromarray(PICTURE).save(tmp_path / "image.png")
+    assert main(["predict", str(from_the_hub), str(tmp_path / "image.png")]) == 1
+    assert asked == []
+    with pytest.raises(WeightsNotFoundError, match="could not be downloaded"):
+        featx.load(from_the_hub, allow_download=True).predict([PICTURE])
+    assert asked == ["huggingface.co"]
+    command = ["predict", str(from_the_hub), str(tmp_path / "image.png"), "--allow-download"]
+    assert main(command) == 1
+    assert len(asked) == 2
+
+
+def test_evaluating_and_adding_ask_no_hub(
+    from_the_hub: Path, asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for label in "ab":
+        (tmp_path / "images" / label).mkdir(parents=True)
+        Image.fromarray(PICTURE + ord(label)).save(tmp_path / "images" / label / "image.png")
+    images = str(tmp_path / "images")
+    assert main(["evaluate", str(from_the_hub), images]) == 1
+    assert "allow it with --allow-download" in capsys.readouterr().err
+    assert main(["add", str(from_the_hub), images, "--old", images]) != 0
+    assert asked == []
+
+
+def test_a_network_that_the_user_names_is_still_downloaded(asked: list[Any]) -> None:
+    with pytest.raises(WeightsNotFoundError, match="could not be downloaded"):
+        featx.FeatureExtractor(HUB_NAME, store="memory").fit()
+    assert main(["download", HUB_NAME]) == 1
+    assert len(asked) == 2
+    with pytest.raises(WeightsNotFoundError, match="allow_download=True"):
+        featx.FeatureExtractor(HUB_NAME, store="memory", allow_download=False).fit()
+    assert len(asked) == 2
+
+
+def test_a_file_cannot_allow_a_download(from_the_hub: Path, tmp_path: Path) -> None:
+    change = lambda model: model["params"].update(extractor__allow_download=True)  # noqa: E731
+    with pytest.raises(ModelFileError, match="unknown parameters extractor__allow_download"):
+        featx.load(rewrite(from_the_hub, tmp_path / "x.featx", change))

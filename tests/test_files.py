@@ -9,6 +9,7 @@ import os
 import pickle
 import stat
 import struct
+import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from featx.files import (
     unpack_members,
     write_archive,
 )
+from featx.tables import write_csv
 
 MEMBERS = {
     "model.json": b'{"a": 1}',
@@ -135,7 +137,7 @@ def test_a_pickle_is_refused_and_never_runs(tmp_path: Path, protocol: int) -> No
     canary = tmp_path / "canary"
     path = tmp_path / "model.featx"
     path.write_bytes(pickle.dumps(Payload(canary), protocol))
-    assert ("is a pickle" if protocol >= 2 else "starts with") in refusal(path)
+    assert ("is a pickle" if protocol >= 2 else "is a file of another kind") in refusal(path)
     assert not canary.exists()
 
 
@@ -147,7 +149,7 @@ def test_a_pickle_is_refused_and_never_runs(tmp_path: Path, protocol: int) -> No
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"<!DOCTYPE html>", "a web page"),
         (b"PK\x05\x06" + bytes(18), "an empty zip"),
-        (b"hello world", "starts with b'hello wo'"),
+        (b"hello world", "is a file of another kind"),
         (b"PK\x03\x04", "cut short"),
     ],
 )
@@ -307,6 +309,61 @@ def test_an_edited_manifest_is_refused(good: Path, edit: Callable[[dict[str, obj
 def test_a_manifest_that_is_no_json_of_ours_is_refused(good: Path, text: bytes) -> None:
     good.write_bytes(pack_members({MANIFEST: text, **MEMBERS}, where="x"))
     assert "manifest" in refusal(good)
+
+
+# Headers -------------------------------------------------------------------------------------------------
+
+LOCAL = {
+    "signature": 4, "version needed": 2, "flags": 2, "method": 2, "time": 2, "date": 2, "crc": 4,
+    "compressed size": 4, "size": 4, "name length": 2, "extra length": 2, "name": 10,
+}  # fmt: skip
+CENTRAL = {
+    "signature": 4, "version made by": 1, "system": 1, "version needed": 2, "flags": 2, "method": 2,
+    "time": 2, "date": 2, "crc": 4, "compressed size": 4, "size": 4, "name length": 2, "extra length": 2,
+    "comment length": 2, "disk": 2, "internal attributes": 2, "external attributes": 4, "offset": 4,
+    "name": 10,
+}  # fmt: skip
+END = {
+    "signature": 4, "disk": 2, "first disk": 2, "entries here": 2, "entries": 2, "length": 4, "offset": 4,
+    "comment length": 2,
+}  # fmt: skip
+"""Fields of the zip headers with their bytes (APPNOTE.TXT 4.3.7, 4.3.12, 4.3.16)."""
+
+
+def headers(raw: bytes) -> list[tuple[dict[str, int], int]]:
+    """Fields and position of the headers of `model.json`, and of the end of the directory."""
+    entry = zipfile.ZipFile(io.BytesIO(raw)).getinfo("model.json")
+    central = raw.rindex(b"model.json") - 46
+    return [(LOCAL, entry.header_offset), (CENTRAL, central), (END, len(raw) - 22)]
+
+
+@pytest.mark.parametrize("which", [0, 1, 2], ids=["local", "central", "end"])
+def test_every_field_of_a_header_must_be_as_featx_writes_it(good: Path, which: int) -> None:
+    raw = good.read_bytes()
+    fields, position = headers(raw)[which]
+    for field, size in fields.items():
+        now = int.from_bytes(raw[position : position + size], "little")
+        highest = 256**size - 1
+        for value in {0, 1, now ^ 1, now + 1, now ^ (1 << (8 * size - 1)), highest} - {now}:
+            changed = bytearray(raw)
+            changed[position : position + size] = (value & highest).to_bytes(size, "little")
+            good.write_bytes(changed)
+            assert refusal(good), field
+        position += size
+
+
+def test_sound_headers_with_other_versions_are_refused(good: Path) -> None:
+    """Both headers agree, and every other reader of zips takes the file."""
+    raw = good.read_bytes()
+    for offset_local, offset_central, value in ((4, 6, 45), (4, 6, 10), (10, 12, 1), (12, 14, 0x5AB5)):
+        changed = bytearray(raw)
+        for fields, position in headers(raw)[:2]:
+            offset = offset_local if fields is LOCAL else offset_central
+            changed[position + offset : position + offset + 2] = value.to_bytes(2, "little")
+        with zipfile.ZipFile(io.BytesIO(changed)) as file:
+            assert file.testzip() is None
+        good.write_bytes(changed)
+        refusal(good)
 
 
 # Tricks of the zip format --------------------------------------------------------------------------------
@@ -470,3 +527,71 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(good: Path) -> None
         atomic_write(good, "text")  # type: ignore[arg-type]
     assert good.read_bytes() == before
     assert os.listdir(good.parent) == [good.name]
+
+
+posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no modes, and cannot remove open files")
+
+
+@posix
+@pytest.mark.parametrize("mode", [0o600, 0o444, 0o664])
+def test_a_replaced_file_keeps_its_mode(good: Path, tmp_path: Path, mode: int) -> None:
+    good.chmod(mode)
+    write_archive(good, {"other.json": b"{}"}, kind="featx-test", format=1)
+    assert stat.S_IMODE(good.stat().st_mode) == mode
+    table = tmp_path / "table.csv"
+    table.write_text("old")
+    table.chmod(mode)
+    write_csv(table, ["a"], [[1]])
+    assert stat.S_IMODE(table.stat().st_mode) == mode
+    assert table.read_text() == "a\n1\n"
+
+
+@posix
+def test_a_new_file_has_the_mode_that_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        atomic_write(tmp_path / "new", b"x")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "new").stat().st_mode) == 0o640
+
+
+def dead_process() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+@posix
+def test_what_killed_writers_left_is_removed_by_the_next_one(tmp_path: Path) -> None:
+    dead, name = dead_process(), "0123456789abcdef" * 2
+    gone = [tmp_path / f".tmp-{dead}-{name}", tmp_path / f".tmp-{dead}-{name[::-1]}"]
+    kept = [
+        tmp_path / f".tmp-{os.getpid()}-{name}",  # of a process that runs
+        tmp_path / f".tmp-{dead}-{name}.txt",  # not as featx names them
+        tmp_path / f".tmp-{dead}-notes",
+        tmp_path / ".tmp-x",
+    ]
+    young = tmp_path / f".tmp-{dead}-{'f' * 32}"
+    for path in (*gone, *kept, young):
+        path.write_bytes(b"x")
+    for path in (*gone, *kept):
+        os.utime(path, (0, 0))
+    (folder := tmp_path / f".tmp-{dead}-{'a' * 32}").mkdir()
+    (link := tmp_path / f".tmp-{dead}-{'b' * 32}").symlink_to(young)
+    write_csv(tmp_path / "table.csv", ["a"], [])
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {path.name for path in (*kept, young, folder, link, tmp_path / "table.csv")}
+
+
+@posix
+def test_a_writer_that_is_killed_leaves_a_file_that_the_next_one_removes(tmp_path: Path) -> None:
+    script = (
+        "import os, signal; from pathlib import Path; from featx.files import replaced\n"
+        f"with replaced(Path({str(tmp_path / 'x')!r})) as temporary: os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", script], check=False)
+    (left,) = tmp_path.iterdir()
+    os.utime(left, (0, 0))
+    write_archive(tmp_path / "x", {"a": b""}, kind="k", format=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["x"]

@@ -701,7 +701,11 @@ def test_leftovers_of_a_crash_go_when_they_are_old_and_their_process_is_dead(cac
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
     hour_ago = time.time() - 3700
-    for name in (f".tmp-{dead.pid}-a", f".tmp-{os.getpid()}-b", f".tmp-{dead.pid}-c"):
+    for name in (
+        f".tmp-{dead.pid}-{'a' * 32}",
+        f".tmp-{os.getpid()}-{'b' * 32}",
+        f".tmp-{dead.pid}-{'c' * 32}",
+    ):
         (folder / name).write_bytes(b"x")
         if not name.endswith("c"):
             os.utime(folder / name, (hour_ago, hour_ago))
@@ -734,7 +738,7 @@ def test_packing_sets_a_bad_segment_aside_and_loses_no_good_row(cache: Path) -> 
 def test_packing_sweeps_leftovers_beside_notes(cache: Path) -> None:
     store = HDF5Store(cache)
     store.remember("kind", "name", {"n": 1})
-    leftover = cache / "v1" / "notes" / "kind" / ".tmp-x-y"
+    leftover = cache / "v1" / "notes" / "kind" / f".tmp-4194304-{'a' * 32}"  # no such process
     leftover.write_bytes(b"")
     os.utime(leftover, (1e9, 1e9))
     store.pack()

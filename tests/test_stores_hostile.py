@@ -199,8 +199,9 @@ def test_a_planted_link_never_makes_featx_write_elsewhere(tmp_path: Path, name: 
     if not dangling:
         target.mkdir()
         (target / SEGMENT).write_bytes(b"precious")
-        (target / ".tmp-1-x").write_bytes(b"precious")
-        os.utime(target / ".tmp-1-x", (1e9, 1e9))
+        precious = target / f".tmp-4194304-{'a' * 32}"  # no such process
+        precious.write_bytes(b"precious")
+        os.utime(precious, (1e9, 1e9))
         if name.endswith((".json", ".lock", ".h5")):
             target = target / SEGMENT
     if path.is_dir():

@@ -34,6 +34,7 @@ def open_card(
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     seed: int = 0,
+    allow_download: bool | None = None,
     store: FeatureStore | None = None,
 ) -> BackboneCard:
     """Open the card of a network: from the store's notes if nothing changed, else by loading the network.
@@ -49,6 +50,9 @@ def open_card(
         False makes random weights from `seed`.
     seed : int
         Seed of random weights.
+    allow_download : bool, optional
+        Whether missing weights are downloaded. Default: those of a timm name are, those of a network that a
+        model file names are not.
     store : FeatureStore, optional
         Its notes keep the card.
 
@@ -65,7 +69,9 @@ def open_card(
     try:
         if remembered is not None and _is_current(remembered, name, checkpoint, pretrained=pretrained):
             return BackboneCard.from_json(remembered["card"])
-        backbone, stamp = _load(name, checkpoint=checkpoint, pretrained=pretrained, seed=seed)
+        backbone, stamp = _load(
+            name, checkpoint=checkpoint, pretrained=pretrained, seed=seed, allow_download=allow_download
+        )
     except WeightsNotFoundError:
         if remembered is None:
             raise
@@ -81,6 +87,7 @@ def load_backbone(
     checkpoint: str | os.PathLike[str] | None = None,
     pretrained: bool = True,
     seed: int = 0,
+    allow_download: bool | None = None,
     device: str = "auto",
 ) -> Backbone:
     """Load a network.
@@ -90,7 +97,7 @@ def load_backbone(
     name : str or BackboneCard
         A registered timm name, a saved model, or a card. The weights must be those of the card (random ones
         are made from its seed).
-    checkpoint, pretrained, seed
+    checkpoint, pretrained, seed, allow_download
         As for `open_card`.
     device : str
         ``auto`` is the first available of cuda, mps, xpu and cpu; else one of these, or such as ``cuda:1``.
@@ -108,7 +115,12 @@ def load_backbone(
     if card is not None and card.source.startswith("random:"):
         pretrained, seed = False, int(card.source.partition(":")[2])
     backbone, _ = _load(
-        card.name if card else str(name), checkpoint=checkpoint, pretrained=pretrained, seed=seed, card=card
+        card.name if card else str(name),
+        checkpoint=checkpoint,
+        pretrained=pretrained,
+        seed=seed,
+        allow_download=allow_download,
+        card=card,
     )
     backbone.module.to(resolve_device(device))
     return backbone
@@ -133,8 +145,17 @@ def resolve_name(
     return read_base_card(name).name, name
 
 
-def open_base(card: BackboneCard, tensors: Mapping[str, Any]) -> Any:
+def open_base(card: BackboneCard, tensors: Mapping[str, Any], *, allow_download: bool | None = False) -> Any:
     """The timm network before fine-tuning: from the file's own tensors, or by its name.
+
+    Parameters
+    ----------
+    card : BackboneCard
+        Of the network.
+    tensors : mapping of str to array or tensor
+        Tensors of the file.
+    allow_download : bool, optional
+        Whether missing weights are downloaded.
 
     Raises
     ------
@@ -145,7 +166,7 @@ def open_base(card: BackboneCard, tensors: Mapping[str, Any]) -> Any:
 
     own = {key.removeprefix(BASE): as_tensor(value) for key, value in tensors.items() if key.startswith(BASE)}
     if not own:
-        return load_backbone(card, device="cpu").module
+        return load_backbone(card, allow_download=allow_download, device="cpu").module
     module = load_state(card.name, own)
     if digest_tensors(module.state_dict()) != card.weights:
         raise ModelFileError(
@@ -160,6 +181,7 @@ def _load(
     checkpoint: str | os.PathLike[str] | None,
     pretrained: bool,
     seed: int,
+    allow_download: bool | None,
     card: BackboneCard | None = None,
 ) -> tuple[Backbone, list[Any]]:
     """The network on the CPU, and the stamp of its file."""
@@ -167,10 +189,12 @@ def _load(
     from featx.backbones.network import Backbone, describe, digest_tensors
 
     if pretrained:
-        weights = find_weights(name, checkpoint=checkpoint)
+        weights = find_weights(name, checkpoint=checkpoint, allow_download=allow_download is not False)
         source, stamp = weights.source, weights.stamp
-        load = _load_finetuned if is_model_file(weights.path) else weights.load
-        module = load(name, weights.path)
+        if is_model_file(weights.path):
+            module = _load_finetuned(name, weights.path, allow_download=bool(allow_download))
+        else:
+            module = weights.load(name, weights.path)
     else:
         source, stamp = f"random:{seed}", []
         module = load_random(name, seed)
@@ -209,7 +233,7 @@ def _is_current(
     return path.is_file() and stamp_file(path) == note["stamp"] and not moved_on
 
 
-def _load_finetuned(name: str, path: Path) -> Any:
+def _load_finetuned(name: str, path: Path, *, allow_download: bool) -> Any:
     """Load the fine-tuned network of a model file.
 
     Raises
@@ -227,7 +251,7 @@ def _load_finetuned(name: str, path: Path) -> Any:
         raise BackboneError(f"{path} holds a fine-tuned {card.name}, and {name} was requested.")
     try:
         tensors = load(data)
-        module = open_base(card, tensors)
+        module = open_base(card, tensors, allow_download=allow_download)
         module.load_state_dict(lay_over(module.state_dict(), tensors))
     except (SafetensorError, RuntimeError, ValueError, KeyError, TypeError) as error:
         raise ModelFileError(

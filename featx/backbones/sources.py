@@ -110,7 +110,9 @@ class Weights:
         return stamp_file(self.path)
 
 
-def find_weights(name: str, *, checkpoint: str | os.PathLike[str] | None = None) -> Weights:
+def find_weights(
+    name: str, *, checkpoint: str | os.PathLike[str] | None = None, allow_download: bool = True
+) -> Weights:
     """Find the weights of a timm name in the first source that has them.
 
     Parameters
@@ -119,17 +121,19 @@ def find_weights(name: str, *, checkpoint: str | os.PathLike[str] | None = None)
         A registered timm name with or without a tag.
     checkpoint : path, optional
         A file, or a folder with one. No other source is then used.
+    allow_download : bool
+        Whether the hub is a source.
 
     Raises
     ------
     WeightsNotFoundError
         If no source has them. The message says how to get them.
     """
-    for find in SOURCES.values():
-        weights = find(name, checkpoint)
+    for source, find in SOURCES.items():
+        weights = find(name, checkpoint) if source != HUB or allow_download else None
         if weights is not None:
             return weights
-    raise WeightsNotFoundError(explain_missing(name))
+    raise WeightsNotFoundError(explain_missing(name, allow_download=allow_download))
 
 
 def stamp_file(path: Path) -> list[Any]:
@@ -214,11 +218,14 @@ def fetch(name: str, checkpoint: str | os.PathLike[str] | None) -> Weights | Non
     return None
 
 
+HUB = "hub"
+"""The only source that needs a connection."""
+
 SOURCES: Mapping[str, Callable[[str, str | os.PathLike[str] | None], Weights | None]] = {
     "file": find_file,
     "package": find_in_package,
     "cache": find_in_cache,
-    "hub": fetch,
+    HUB: fetch,
 }
 """Tried in this order."""
 
@@ -301,12 +308,19 @@ def load_random(name: str, seed: int) -> Any:
         return timm.create_model(name, pretrained=False)
 
 
-def explain_missing(name: str, error: BaseException | None = None) -> str:
+def explain_missing(name: str, error: BaseException | None = None, *, allow_download: bool = True) -> str:
     """Message: why there are no weights, and what to do."""
     if not hub_files(name):
         return (
             f"timm knows of no pretrained weights of {name}; name a file of weights (--checkpoint FILE, "
             "checkpoint= in Python), or use random ones (pretrained=False)."
+        )
+    if not allow_download:
+        return (
+            f"no weights of {name} on this machine. Nothing is downloaded for a network that a model file "
+            "names, unless you allow it with --allow-download (allow_download=True in Python). Or download "
+            f"them first: featx download {name}; or name a file of weights: --checkpoint FILE (checkpoint= "
+            "in Python)."
         )
     reason = f" ({_first_lines(error, 1)})" if error else ""
     offline = os.environ.get("HF_HUB_OFFLINE", "")

@@ -463,6 +463,7 @@ def load(
     *,
     store: Any = "memory",
     checkpoint: str | os.PathLike[str] | None = None,
+    allow_download: bool = False,
 ) -> ImageClassifier:
     """Read a classifier that `ImageClassifier.save` wrote.
 
@@ -477,6 +478,8 @@ def load(
         Where features of predicted images are kept; by default nowhere.
     checkpoint : path, optional
         Weights of the backbone, where they cannot be found by its name.
+    allow_download : bool, default False
+        Whether weights that are not on this machine are downloaded by the name in the file.
 
     Returns
     -------
@@ -488,7 +491,12 @@ def load(
         If the file is damaged, hostile, of a newer format, or its head now gives other outputs.
     """
     clf = ImageClassifier()
-    loaded = load_model(path, checkpoint=checkpoint, restore=lambda params: restore_params(clf, params))
-    clf.set_params(store=store, extractor__checkpoint=checkpoint)
+    loaded = load_model(
+        path,
+        checkpoint=checkpoint,
+        allow_download=allow_download,
+        restore=lambda params: restore_params(clf, params),
+    )
+    clf.set_params(store=store, extractor__checkpoint=checkpoint, extractor__allow_download=allow_download)
     clf._fitted = Fitted(loaded.model, loaded.record, expected=loaded.expected)
     return clf

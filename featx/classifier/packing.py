@@ -144,6 +144,7 @@ def load_model(
     path: str | os.PathLike[str],
     *,
     checkpoint: str | os.PathLike[str] | None = None,
+    allow_download: bool = False,
     restore: Callable[[Mapping[str, Any]], None] = lambda params: None,
 ) -> LoadedModel:
     """Read a model that `save_model` wrote, as a file that may be forged.
@@ -154,6 +155,8 @@ def load_model(
         The file.
     checkpoint : path, optional
         Weights of the backbone, where they cannot be found by its name.
+    allow_download : bool
+        Whether weights that are not on this machine are downloaded by the name in the file.
     restore : callable
         Called with the saved parameters of the classifier.
 
@@ -197,7 +200,10 @@ def load_model(
     _check_head(model, golden, record, where)
     _warn_of_version(record, where)
     if tuned:
-        model = _with_network(model, archive.members, golden, where, checkpoint)
+        network = FineTunedNetwork.from_members(
+            archive.members, checkpoint=checkpoint, allow_download=allow_download
+        )
+        model = _with_network(model, network, golden, where)
     record = dataclasses.replace(record, oof_proba=split["oof_proba"].astype(np.float64))
     return LoadedModel(model, record, golden["tuned_features" if tuned else "features"])
 
@@ -352,14 +358,9 @@ def _check_head(model: ImageModel, golden: Mapping[str, NDArray[Any]], record: F
 
 
 def _with_network(
-    model: ImageModel,
-    members: Mapping[str, bytes],
-    golden: Mapping[str, NDArray[Any]],
-    where: str,
-    checkpoint: str | os.PathLike[str] | None,
+    model: ImageModel, network: FineTunedNetwork, golden: Mapping[str, NDArray[Any]], where: str
 ) -> ImageModel:
     """The model with its fine-tuned network, which must have its classes and give the saved outputs."""
-    network = FineTunedNetwork.from_members(members, checkpoint=checkpoint)
     if network.classes.tolist() != model.classes.tolist():
         raise ModelFileError(
             f"{where}: the fine-tuned network has other classes than the head; get the file again."

@@ -45,14 +45,16 @@ SHARED: Mapping[str, tuple[type, tuple[str, ...]]] = {
 """For each nested estimator its class, and the parameters that it takes from the classifier."""
 
 MACHINE_PARAMS = (
-    "checkpoint", "store", "runtime", "device", "batch_size", "max_pixels", "isolate", "n_jobs", "callback",
+    "checkpoint", "allow_download", "store", "runtime", "device", "batch_size", "max_pixels", "isolate",
+    "n_jobs", "callback",
 )  # fmt: skip
 """Parameters of the extractor that do not change features: a loaded model takes them from where it runs."""
 
 LOCAL = frozenset(
     {
         "store", "device", "n_jobs", "callback",
-        "extractor__checkpoint", "extractor__runtime", "extractor__batch_size", "extractor__isolate",
+        "extractor__checkpoint", "extractor__allow_download", "extractor__runtime", "extractor__batch_size",
+        "extractor__isolate",
         "search__storage", "search__study_name", "fine_tuner__checkpoints",
     }
 )  # fmt: skip

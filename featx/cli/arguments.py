@@ -19,8 +19,8 @@ FIGURE_ENDINGS = (".png",)
 """Endings of figures."""
 
 EXTRACTOR_OPTIONS = (
-    "input_size", "checkpoint", "runtime", "precision", "dtype", "batch_size", "decode", "background",
-    "bit_depth", "max_pixels", "isolate",
+    "input_size", "checkpoint", "allow_download", "runtime", "precision", "dtype", "batch_size", "decode",
+    "background", "bit_depth", "max_pixels", "isolate",
 )  # fmt: skip
 """Options with the names of parameters of `FeatureExtractor` that `ImageClassifier` does not have."""
 
@@ -63,11 +63,22 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
 
 
 def add_weights(group: argparse._ActionsContainer) -> None:
-    """Add ``--checkpoint`` and ``--random-weights``."""
+    """Add ``--checkpoint``, ``--random-weights`` and ``--allow-download``."""
     group.add_argument(
         "--checkpoint", metavar="PATH", help="load these weights instead of the pretrained ones"
     )
     group.add_argument("--random-weights", action="store_true", help="load no weights (for comparison)")
+    add_allow_download(group)
+
+
+def add_allow_download(group: argparse._ActionsContainer) -> None:
+    """Add ``--allow-download``: True, or None if it is not given."""
+    group.add_argument(
+        "--allow-download",
+        action="store_true",
+        default=None,
+        help="download missing weights also for a network that a .featx file names",
+    )
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:
@@ -188,6 +199,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint", metavar="PATH", help="weights of the backbone, if they are not found by name"
     )
+    add_allow_download(parser)
     add_compute(parser)
     add_skipping(parser)
     add_cache(parser)
@@ -202,7 +214,12 @@ def load_classifier(args: argparse.Namespace, callback: Callable[[Any], None]) -
     """Load the `ImageClassifier` that the options of `add_model` describe."""
     from featx.classifier import load
 
-    return load(args.model, store=store_of(args), checkpoint=args.checkpoint).set_params(
+    return load(
+        args.model,
+        store=store_of(args),
+        checkpoint=args.checkpoint,
+        allow_download=bool(args.allow_download),
+    ).set_params(
         device=args.device,
         extractor__runtime=args.runtime,
         extractor__batch_size=args.batch_size,

@@ -78,7 +78,11 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
     images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
     store = open_store(arguments.store_of(args))
     card = open_card(
-        args.backbone, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store
+        args.backbone,
+        checkpoint=args.checkpoint,
+        pretrained=not args.random_weights,
+        allow_download=args.allow_download,
+        store=store,
     )
     fields = {"resize": args.resize, "decoder": resolve_decoder()}
     specs = [card.spec(**fields)]

@@ -22,7 +22,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from featx.stores import open_store
 
     store = open_store(arguments.store_of(args))
-    card = open_card(args.name, checkpoint=args.checkpoint, pretrained=not args.random_weights, store=store)
+    card = open_card(
+        args.name,
+        checkpoint=args.checkpoint,
+        pretrained=not args.random_weights,
+        allow_download=args.allow_download,
+        store=store,
+    )
     height, width = card.input_size
     console.text(
         f"{card.name}: {card.parameters / 1e6:.1f} M parameters, input {height}x{width}, "

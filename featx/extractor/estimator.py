@@ -47,6 +47,9 @@ SPEED_PICTURES = 32
 SPEC_PARAMS = ("cut", "pool", "resize", "view", "view_policy", "input_size", "final_norm", "dtype")
 """Parameters that specs are made from, beside `DECODE_FIELDS` and the precision."""
 
+WEIGHT_PARAMS = ("checkpoint", "pretrained", "seed", "allow_download")
+"""Parameters that say which weights a network gets."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -105,6 +108,9 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         False makes random weights from `seed`.
     seed : int, default 0
         Seed of random weights.
+    allow_download : bool, optional
+        Whether missing weights are downloaded. Default: those of a timm name are, those of a network that a
+        saved model names are not.
     store : path, FeatureStore, "memory" or None, default None
         Where features are stored; None is the default cache folder.
     runtime : str, default "auto"
@@ -170,6 +176,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         checkpoint: str | os.PathLike[str] | None = None,
         pretrained: bool = True,
         seed: int = 0,
+        allow_download: bool | None = None,
         store: str | os.PathLike[str] | FeatureStore | None = None,
         runtime: str = "auto",
         device: str = "auto",
@@ -196,6 +203,7 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         self.checkpoint = checkpoint
         self.pretrained = pretrained
         self.seed = seed
+        self.allow_download = allow_download
         self.store = store
         self.runtime = runtime
         self.device = device
@@ -416,21 +424,17 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
     def _open_card(self) -> BackboneCard:
         if not isinstance(self.backbone, str):
             return self.backbone.card
-        return open_card(
-            self.backbone,
-            checkpoint=self.checkpoint,
-            pretrained=self.pretrained,
-            seed=self.seed,
-            store=self.store_,
-        )
+        return open_card(self.backbone, **self._weights, store=self.store_)
 
     def _open_backbone(self) -> Backbone:
         if not isinstance(self.backbone, str):
             return self.backbone
-        checkpoint = self.backbone if is_model_file(self.backbone) else self.checkpoint
-        return load_backbone(
-            self.card_, checkpoint=checkpoint, pretrained=self.pretrained, seed=self.seed, device="cpu"
-        )
+        own = {"checkpoint": self.backbone} if is_model_file(self.backbone) else {}
+        return load_backbone(self.card_, **{**self._weights, **own}, device="cpu")
+
+    @property
+    def _weights(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in WEIGHT_PARAMS}
 
     def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[Any, FeatureSpec]:
         device, precision = self._hardware()

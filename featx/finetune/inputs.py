@@ -246,7 +246,12 @@ class FineTuneInputs:
         if not isinstance(given, str):
             return given  # type: ignore[no-any-return]
         checkpoint = given if is_model_file(given) else params["checkpoint"]
-        return load_backbone(self.card, checkpoint=checkpoint, device=params["device"])
+        return load_backbone(
+            self.card,
+            checkpoint=checkpoint,
+            allow_download=params["allow_download"],
+            device=params["device"],
+        )
 
     def digest(self, unfreeze: int | str) -> bytes:
         """SHA-256 of what the features depend on, for the names of checkpoints."""

@@ -208,6 +208,7 @@ class Job:
             history=trained.run.history,
             verdict=verdict,
             checkpoint=inputs.params["checkpoint"],
+            allow_download=inputs.params["allow_download"],
             device=inputs.params["device"],
         )
 

@@ -88,6 +88,8 @@ class FineTunedNetwork:
         See `verdict.Verdict.to_dict`.
     checkpoint : path, optional
         File of the pretrained weights, if they are not loaded by name.
+    allow_download : bool, optional
+        Whether the pretrained weights may be downloaded; see `FeatureExtractor`.
     """
 
     def __init__(
@@ -104,12 +106,13 @@ class FineTunedNetwork:
         history: Sequence[Mapping[str, Any]] = (),
         verdict: Mapping[str, Any] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
+        allow_download: bool | None = None,
         device: str = "auto",
     ) -> None:
         self.card, self.spec, self.whole, self.head = card, spec, whole, head
         self.classes, self.tensors, self.calibration = np.asarray(classes), dict(tensors), calibration
         self.history, self.verdict = [dict(record) for record in history], verdict
-        self.checkpoint, self.device = checkpoint, device
+        self.checkpoint, self.allow_download, self.device = checkpoint, allow_download, device
         self._parts: tuple[Backbone, TailClassifier] | None = None
         self.weights = weights or self._digest()
 
@@ -228,9 +231,10 @@ class FineTunedNetwork:
         members: Mapping[str, bytes],
         *,
         checkpoint: str | os.PathLike[str] | None = None,
+        allow_download: bool = False,
         device: str = "auto",
     ) -> FineTunedNetwork:
-        """Read what `to_members` returned.
+        """Read what `to_members` returned; nothing is downloaded for the network by default.
 
         Raises
         ------
@@ -249,6 +253,7 @@ class FineTunedNetwork:
                 classes=np.array(saved.classes, dtype=np.dtype(saved.classes_dtype)),
                 tensors=load(members[TENSOR_MEMBER]),
                 checkpoint=checkpoint,
+                allow_download=allow_download,
                 device=device,
                 **{name: getattr(saved, name) for name in SAVED},
             )
@@ -285,7 +290,12 @@ class FineTunedNetwork:
     def _base(self) -> Backbone:
         """Load the network before fine-tuning."""
         if not any(name.startswith(BASE) for name in self.tensors):
-            return load_backbone(self.card, checkpoint=self.checkpoint, device=self.device)
+            return load_backbone(
+                self.card,
+                checkpoint=self.checkpoint,
+                allow_download=self.allow_download,
+                device=self.device,
+            )
         from featx.backbones.network import Backbone
 
         module = open_base(self.card, self.tensors)

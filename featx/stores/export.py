@@ -9,7 +9,6 @@ import csv
 import itertools
 import math
 import os
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import UsageError
-from featx.files import TEMPORARY_PREFIX, sync_folder
+from featx.files import replaced, sweep_temporaries
 from featx.stores.base import DIGEST_BYTES, Ids
 from featx.tables import csv_cell, escape_name, require_pyarrow
 
@@ -102,15 +101,10 @@ def export_table(table: Table, path: Path) -> None:
         As the operating system says.
     """
     check_format(path)
-    temporary = path.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{uuid.uuid4().hex}{path.suffix.lower()}")
-    try:
+    target = Path(os.path.realpath(path))
+    sweep_temporaries(target.parent)
+    with replaced(target) as temporary:
         WRITERS[path.suffix.lower()](table, temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def write_npz(table: Table, path: Path) -> None:
