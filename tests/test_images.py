@@ -54,12 +54,6 @@ def test_train_and_validation_folders_give_splits(tmp_path: Path, picture: Make)
     ]
 
 
-def test_a_class_may_be_called_train_beside_other_classes(tmp_path: Path, picture: Make) -> None:
-    fill(tmp_path, picture, ["train/1.png", "bus/2.png"])
-    found = load_images(tmp_path)
-    assert (found.labels.tolist(), found.splits) == (["bus", "train"], None)
-
-
 def test_split_folders_without_class_folders_have_no_labels(tmp_path: Path, picture: Make) -> None:
     fill(tmp_path, picture, ["train/1.png", "test/2.png"])
     found = load_images(tmp_path)
@@ -128,7 +122,7 @@ def test_files_of_other_kinds_are_ignored_and_pictures_without_extension_are_not
 def test_an_empty_class_folder_is_dropped_with_a_warning(tmp_path: Path, picture: Make) -> None:
     fill(tmp_path, picture, ["cat/1.png"])
     (tmp_path / "dog").mkdir()
-    with pytest.warns(ImageWarning, match="class folder dog holds no picture"):
+    with pytest.warns(ImageWarning, match="class folder dog holds no image"):
         found = load_images(tmp_path)
     assert found.labels.tolist() == ["cat"]
 
@@ -136,7 +130,7 @@ def test_an_empty_class_folder_is_dropped_with_a_warning(tmp_path: Path, picture
 def test_an_empty_folder_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(
-        DataError, match=r"no picture found \(1 files of other kinds\); featx looks for one folder"
+        DataError, match=r"no image found \(1 files of other kinds\); featx looks for one folder"
     ):
         load_images(tmp_path)
 
@@ -305,7 +299,7 @@ def test_an_array_of_floats_is_refused_with_the_conversion_to_make() -> None:
 
 @pytest.mark.parametrize("bad", [[1, 2], [None], 7, [["a.png"]]])
 def test_what_is_no_source_is_an_error_that_lists_the_sources(bad: object) -> None:
-    with pytest.raises(DataError, match="a picture is given as a path, the bytes of a file"):
+    with pytest.raises(DataError, match="an image is given as a path, the bytes of a file"):
         load_images(bad)  # type: ignore[arg-type]
 
 
@@ -336,10 +330,10 @@ def test_labelled_folders_given_together_keep_their_labels(tmp_path: Path, pictu
     assert [each.name for each in found.skipped] == [str(tmp_path / "y" / "stray.png")]
 
 
-def test_numbers_and_texts_given_together_stay_different_labels(tmp_path: Path) -> None:
+def test_numbers_and_texts_of_tables_given_together_are_texts(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("path,label\nx.jpg,1\n")
     (tmp_path / "b.csv").write_text("path,label\nx.jpg,one\n")
-    assert load_paths([tmp_path / "a.csv", tmp_path / "b.csv"]).labels.tolist() == [1, "one"]
+    assert load_paths([tmp_path / "a.csv", tmp_path / "b.csv"]).labels.tolist() == ["1", "one"]
 
 
 def test_no_paths_are_an_error() -> None:

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.exceptions import DataError, FeatxError
-from featx.images import load_images, read_picture
+from featx.exceptions import DataError, FeatxError, UsageError
+from featx.images import ManifestOptions, load_images, read_picture
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_paths_are_relative_to_the_manifest_and_absolute_ones_stay(manifest, tmp
         (["1", "two", "3"], ["1", "two", "3"], "U"),
         (["0.5", "1.25", "2"], [0.5, 1.25, 2.0], "f"),
         (["1.9", "1.10", "2.0"], ["1.9", "1.10", "2.0"], "U"),
-        (["nan", "inf", "x"], ["nan", "inf", "x"], "U"),
+        (["inf", "x", "y"], ["inf", "x", "y"], "U"),
         (["True", "False", "True"], ["True", "False", "True"], "U"),
         (["99999999999999999999", "1", "2"], ["99999999999999999999", "1", "2"], "U"),
         (["+1", "1", "2"], ["+1", "1", "2"], "U"),
@@ -94,10 +94,10 @@ def test_names_that_are_not_utf8_lead_to_their_files(manifest, tmp_path: Path, p
     ("text", "message"),
     [
         ("", "empty; the first row names the columns"),
-        ("file,class\na.jpg,x\n", r"no column 'path' among file, class; name the columns path,label"),
+        ("place,kind\na.jpg,x\n", r"no column 'path' among place, kind; name the columns path,label"),
         ("path,label\n", "no rows below the header"),
         ("path,label\na.jpg,x\nb.jpg,\n", "row 3, column label: no label; write one, or delete the row"),
-        ("path,label\n,x\n", "row 2, column path: empty; write the picture's path"),
+        ("path,label\n,x\n", "row 2, column path: empty; write the image's path"),
         ("path,label\na.jpg,x,y\n", "row 2: 3 fields where the header has 2; put quotes"),
         ("path,label\n\n\na.jpg\n", "row 4: 1 fields where the header has 2"),
         (
@@ -188,6 +188,13 @@ def test_a_file_that_only_claims_to_be_parquet_is_an_error(tmp_path: Path) -> No
         load_images(tmp_path / "m.parquet")
 
 
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder in an empty folder, whose manifests find no images."""
+    folder = tmp_path_factory.getbasetemp() / "fuzz" / "set"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 cell = st.text(st.characters(), max_size=12)
 
 
@@ -207,15 +214,15 @@ def test_any_text_is_a_manifest_or_a_clear_error(
     tmp_path_factory, header, rows, separator, ending, encoding
 ) -> None:
     text = ending.join(separator.join(row) for row in [header, *rows])
-    check_bytes(tmp_path_factory.getbasetemp() / "fuzz.csv", text.encode(encoding, errors="ignore"))
+    check_bytes(_folder(tmp_path_factory) / "fuzz.csv", text.encode(encoding, errors="ignore"))
 
 
 @settings(max_examples=200, deadline=None)
 @given(data=st.binary(max_size=200))
 @pytest.mark.parametrize("name", ["fuzz.csv", "fuzz.tsv"])
 def test_any_bytes_are_a_manifest_or_a_clear_error(tmp_path_factory, name, data) -> None:
-    check_bytes(tmp_path_factory.getbasetemp() / name, b"path,label\n" + data)
-    check_bytes(tmp_path_factory.getbasetemp() / name, data)
+    check_bytes(_folder(tmp_path_factory) / name, b"path,label\n" + data)
+    check_bytes(_folder(tmp_path_factory) / name, data)
 
 
 def check_bytes(path: Path, data: bytes) -> None:
@@ -241,7 +248,7 @@ def check_bytes(path: Path, data: bytes) -> None:
 def test_a_manifest_written_by_the_csv_module_is_read_back(tmp_path_factory, rows) -> None:
     import csv
 
-    path = tmp_path_factory.getbasetemp() / "round.csv"
+    path = _folder(tmp_path_factory) / "round.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("path", "label"), *rows])
     found = load_images(path)
@@ -296,3 +303,243 @@ def test_a_csv_label_that_would_take_gigabytes_is_an_error(manifest) -> None:
     rows = "".join(f"{number}.png,c\n" for number in range(3000))
     with pytest.raises(DataError, match="column label: 3,001 texts of up to 100,000 characters"):
         manifest(f"path,label\n{rows}x.png,{'c' * 100_000}\n")
+
+
+# Columns
+
+
+@pytest.mark.parametrize(
+    ("header", "path", "label"),
+    [
+        ("filename,width,class", 0, 2),
+        ("image_id,label", 0, 1),
+        ("Image Path,Category", 0, 1),
+        ("label,file_path", 1, 0),
+        ("id,img,target", 1, 2),
+        ("path, LABEL ,labels", 0, 1),  # the exact name goes before another one
+        ("\u200bpath,Class Name", 0, 1),
+        ("file,path,label,image", 1, 2),
+    ],
+)
+def test_usual_names_of_columns_are_understood_and_said(manifest, header, path, label) -> None:
+    row = [f"{position}.jpg" for position in range(header.count(",") + 1)]
+    found = manifest(f"{header}\n{','.join(row)}\n")
+    assert (found.names, found.labels.tolist()) == ([f"{path}.jpg"], [f"{label}.jpg"])
+    names = [name.strip().strip("\u200b") for name in header.split(",")]
+    if names[path].lower() != "path":
+        assert f"olumn {names[path]} is read as path" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "labels"),
+    [
+        ("file;kind\na.jpg;x\n", {"path_column": "file", "label_column": "kind"}, ["x"]),
+        ("file,kind\na.jpg,x\n", {"path_column": "FILE ", "label_column": "Kind"}, ["x"]),
+        ("path,label,kind\na.jpg,x,y\n", {"label_column": "kind"}, ["y"]),
+        ("path,cat,dog\na.jpg,1,0\nb.jpg,0,1\n", {"label_column": "cat"}, [1, 0]),
+        ("path~label\na.jpg~x\n", {"sep": "~"}, ["x"]),
+        ("path label\na.jpg x\n", {"sep": "space"}, ["x"]),
+        ("path,a;label\na.jpg;x\n", {"sep": "semicolon", "path_column": "path,a"}, ["x"]),
+        ("path\tlabel\na.jpg\tx\n", {"sep": "\\t"}, ["x"]),
+    ],
+)
+def test_columns_and_the_separator_can_be_given(manifest, text, options, labels) -> None:
+    found = manifest(text, table=ManifestOptions(**options))
+    assert (found.names[0], found.labels.tolist()) == ("a.jpg", labels)
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        (
+            "path,label\na.jpg,x\n",
+            {"label_column": "kind"},
+            "the column 'kind' is not among path",
+        ),
+        ("path,Kind,KIND\na,x,y\n", {"label_column": "kind"}, "stands more than once"),
+        (
+            "image,file\na.jpg,b.jpg\n",
+            {},
+            "image, file may all be the paths; .* --path-column image",
+        ),
+        (
+            "img/a.jpg,cat\nimg/b.jpg,dog\n",
+            {},
+            "looks like an image, not like names of columns",
+        ),
+    ],
+)
+def test_a_column_that_cannot_be_chosen_is_an_error_with_the_choice(manifest, text, options, message) -> None:
+    with pytest.raises(DataError, match=message):
+        manifest(text, table=ManifestOptions(**options))
+
+
+def test_options_of_manifests_are_refused_for_folders(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--root: options of a manifest"):
+        load_images(tmp_path, table=ManifestOptions(root="x"))
+    with pytest.raises(UsageError, match="give one character"):
+        ManifestOptions(sep="ab")
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["cat|outdoor", "cat", "dog"],
+        ["cat|outdoor", "dog|outdoor"],
+        ["a;b", "a", "b"],
+        ["a,b", "a", "b"],
+        ["a | b", "b"],
+        ["['cat', 'outdoor']", "['dog', 'outdoor']"],
+        ['["cat","outdoor"]', '["dog"]'],
+        ["{cat,outdoor}", "{dog}"],
+        ["1|2", "1", "2"],
+        ["cat|", "cat"],
+    ],
+)
+def test_several_labels_in_a_cell_are_refused(manifest, labels) -> None:
+    rows = "".join(f'{n}.jpg,"{label.replace(chr(34), chr(34) * 2)}"\n' for n, label in enumerate(labels))
+    with pytest.raises(DataError, match=r"row 2, column label: .* is more than one label .*--label-column"):
+        manifest("path,label\n" + rows)
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [["Paris, France", "Lyon, France"], ["a|b", "c|d"], ["rock;roll", "jazz"], ["[", "]"], ["(a)", "(b)"]],
+)
+def test_signs_in_labels_that_are_no_lists_are_kept(manifest, labels) -> None:
+    assert (
+        manifest("path,label\n" + "".join(f'{n}.jpg,"{t}"\n' for n, t in enumerate(labels))).labels.tolist()
+        == labels
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,cat,dog\na,1,0\nb,0,1\n", "cat, dog hold 0 and 1"),
+        ("filename, cat, dog\na, 1, 0\nb, 1, 1\n", "cat, dog hold 0 and 1"),
+        ("path,cat,dog,bird\na,1.0,0.0,0.0\n", "cat, dog, bird hold 0 and 1"),
+        ("path,smiling,male\na,True,False\n", "smiling, male hold 0 and 1"),
+        ("path,label_1,label_2\na,x,y\n", "label_1, label_2 may all be labels"),
+        ("path,class,category\na,x,y\n", "class, category may all be labels"),
+        ("path,kind,colour\na,x,y\n", "the table has the columns path, kind, colour; choose one"),
+    ],
+)
+def test_several_columns_of_labels_are_no_labels_and_the_choice_is_named(manifest, text, message) -> None:
+    found = manifest(text)
+    assert found.labels is None
+    with pytest.raises(DataError, match=message):
+        manifest(text, labelled=True)
+    assert "--label-column" in found.no_label
+
+
+def test_blanks_and_unicode_forms_of_labels_make_one_class(manifest) -> None:
+    found = manifest("path,label\na,café\nb,cafe\u0301\nc, café\nd,dog\ne,dog\u00a0\n")
+    assert found.labels.tolist() == ["café", "café", "café", "dog", "dog"]
+    assert "are one class" in found.remarks[0]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "# exported\npath,label\na.jpg,x\n",
+        "sep=;\npath;label\na.jpg;x\n",
+        '"sep=|"\npath|label\na.jpg|x\n',
+        "\ufeffsep=,\r\npath,label\r\na.jpg,x\r\n",
+        "path|label\na.jpg|x\n",
+        ",path,label\n0,a.jpg,x\n",
+        "path,label,\na.jpg,x,\n",
+    ],
+)
+def test_lines_and_columns_that_programs_add_are_understood(manifest, text) -> None:
+    found = manifest(text)
+    assert (found.names, found.labels.tolist()) == (["a.jpg"], ["x"])
+    row = text.count("\n") - 1
+    with pytest.raises(DataError, match=f"row {row + 2}, column label: no label"):
+        manifest(text + "a.jpg\n".join(["", ""]).strip() + text.splitlines()[-1].replace("x", "") + "\n")
+
+
+# Paths
+
+
+@pytest.fixture
+def pets(tmp_path: Path, picture) -> Path:
+    """A folder `set` with images `img/cat_0.jpg` ... and `img/Straße.PNG`."""
+    folder = tmp_path / "set" / "img"
+    folder.mkdir(parents=True)
+    for name in ("cat_0.jpg", "cat_1.jpg", "dog_0.jpg", "dog_1.jpg"):
+        (folder / name).write_bytes(b"\xff\xd8\xff" + name.encode())
+    (folder / "Straße.PNG").write_bytes(b"\x89PNG\r\n\x1a\n")
+    return tmp_path / "set"
+
+
+NAMES = ("cat_0", "cat_1", "dog_0", "dog_1")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        "img/{}.jpg",
+        "./img/{}.jpg",
+        "img\\{}.jpg",
+        ".\\img\\{}.jpg",
+        " img/{}.jpg ",
+        "img/{}",
+        "{}.jpg",
+        "{}",
+        "set/img/{}.jpg",
+        "file://@/img/{}.jpg",
+        "@/img/{}.jpg",
+        "/content/drive/MyDrive/set/img/{}.jpg",
+        "C:\\Users\\me\\set\\img\\{}.jpg",
+        "../set/img/{}.jpg",
+        "IMG/{}.JPG",
+        "img/{}.JPG",
+        "data/set/img/{}",
+    ],
+)
+def test_paths_are_found_as_people_write_them(pets: Path, pattern: str) -> None:
+    rows = [pattern.replace("@", str(pets)).format(name) for name in NAMES]
+    (pets / "m.csv").write_text("path,label\n" + "".join(f'"{row}",{row[-7:]}\n' for row in rows))
+    found = load_images(pets / "m.csv")
+    assert [os.path.basename(str(source)) for source in found.sources] == [f"{name}.jpg" for name in NAMES]
+    assert all(os.path.exists(str(source)) for source in found.sources)
+    assert found.names == rows
+    plain = all(os.path.exists(os.path.join(pets, row)) for row in rows)
+    assert bool(found.remarks) != plain
+
+
+@pytest.mark.parametrize("row", ["img/Straße.png", "img/STRASSE", "img/Stra\u00dfe.PNG"])
+def test_names_are_matched_without_case_and_ending(pets: Path, row: str) -> None:
+    (pets / "m.csv").write_text(f"path,label\n{row},x\n", encoding="utf-8")
+    assert os.path.exists(str(load_images(pets / "m.csv").sources[0]))
+
+
+@pytest.mark.parametrize("rows", [["a/cat_0.jpg", "b/cat_0.jpg"], ["img/cat_0.png", "img/cat_0.bmp"]])
+def test_two_paths_never_become_one_file(pets: Path, rows: list[str]) -> None:
+    (pets / "m.csv").write_text("path,label\n" + "".join(f"{row},x\n" for row in rows))
+    assert not any(os.path.exists(str(source)) for source in load_images(pets / "m.csv").sources)
+
+
+def test_a_name_that_two_files_have_is_not_guessed(pets: Path) -> None:
+    (pets / "img" / "cat_0.png").write_bytes(b"\x89PNG\r\n\x1a\n")
+    (pets / "m.csv").write_text("path,label\nimg/cat_0,x\nimg/cat_1,y\n")
+    found = load_images(pets / "m.csv")
+    assert [os.path.exists(str(source)) for source in found.sources] == [False, True]
+    assert "1 of 2 are not found" in found.remarks[0]
+
+
+def test_the_root_of_the_paths_can_be_given(pets: Path, tmp_path: Path) -> None:
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "m.csv").write_text("path,label\ncat_0.jpg,x\n")
+    assert not os.path.exists(str(load_images(tmp_path / "lists" / "m.csv").sources[0]))
+    found = load_images(tmp_path / "lists" / "m.csv", table=ManifestOptions(root=str(pets / "img")))
+    assert (found.sources, found.remarks) == ([str(pets / "img" / "cat_0.jpg")], [])
+
+
+@pytest.mark.parametrize(
+    "address", ["https://x.org/a.jpg", "s3://bucket/a.jpg", "gs://b/a.jpg", " http://x/a.jpg"]
+)
+def test_addresses_are_refused(manifest, address: str) -> None:
+    with pytest.raises(DataError, match="featx downloads nothing"):
+        manifest(f"path,label\n{address},x\n")

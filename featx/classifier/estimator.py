@@ -26,6 +26,7 @@ from featx.classifier.advising import advise_model
 from featx.classifier.fitting import Fitted, evaluate_images, fit_images, plan_fit
 from featx.classifier.inputs import (
     Images,
+    as_classes,
     as_images,
     held_out_part,
     labelled_images,
@@ -333,7 +334,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             If `y` has a class that was not learnt.
         """
         check_is_fitted(self)
-        images = as_images(X, y)
+        images = as_classes(as_images(X, y), self.classes_)
         truth = labels_of(images)
         refuse_unseen(truth, self.classes_, what="labels")
         right = (self.predict(images) == truth).astype(float)

@@ -17,6 +17,7 @@ from featx.classifier.finetuning import fine_tune
 from featx.classifier.inputs import (
     FitData,
     all_skipped,
+    as_classes,
     fit_data,
     labels_of,
     refuse_too_many,
@@ -166,6 +167,7 @@ def evaluate_images(
     min_confidence : float, optional
         As for `ImageClassifier.evaluate`.
     """
+    images = as_classes(images, model.classes)
     refuse_unseen(labels_of(images), model.classes, what="labels")
     found = extract()
     skipped = all_skipped(images, found.kept, found.skipped)

@@ -29,6 +29,7 @@ from featx.classifier.comparison import (
 )
 from featx.classifier.estimator import ImageClassifier
 from featx.classifier.fitting import Fitted
+from featx.classifier.inputs import as_classes
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel, hash_groups
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings, settings_of
@@ -152,6 +153,7 @@ def grow(
     check_is_fitted(clf)
     model, settings = clf.model_, settings_of(clf)
     _refuse(model, images)
+    images = as_classes(images, model.classes)
     store = settings.machine["store"]
     known = model.images
     specs = _cached_specs(model, store, known.ids)

@@ -16,7 +16,15 @@ from numpy.typing import ArrayLike, NDArray
 from featx.audit import AuditData, audit
 from featx.exceptions import DataError, ImageWarning, LabelError, TooManyBadImagesError
 from featx.extractor import Extraction
-from featx.images import ImageSet, ImageSource, Skipped, escape_name, load_images, read_digests
+from featx.images import (
+    ImageSet,
+    ImageSource,
+    Skipped,
+    escape_name,
+    load_images,
+    match_labels,
+    read_digests,
+)
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores.base import as_ids
 
@@ -79,7 +87,7 @@ def labelled_images(
     """
     images = as_images(X, y, groups=groups, sample_weight=sample_weight)
     if images.labels is None:
-        raise LabelError(NO_LABELS)
+        raise LabelError(f"{NO_LABELS} {images.no_label}".strip())
     check_labels(images.labels)
     return images
 
@@ -93,7 +101,7 @@ def labels_of(images: ImageSet) -> NDArray[Any]:
         If there are none.
     """
     if images.labels is None:
-        raise LabelError(NO_LABELS)
+        raise LabelError(f"{NO_LABELS} {images.no_label}".strip())
     return images.labels
 
 
@@ -119,6 +127,14 @@ def held_out_part(
     return images, is_test
 
 
+def as_classes(images: ImageSet, classes: NDArray[Any]) -> ImageSet:
+    """Return the images with labels written as the classes are, where they match one to one; say so."""
+    labels, said = match_labels(labels_of(images), classes)
+    if said:
+        warnings.warn(said, ImageWarning, stacklevel=4)
+    return dataclasses.replace(images, labels=labels)
+
+
 def refuse_unseen(labels: NDArray[Any], classes: NDArray[Any], *, what: str) -> None:
     """Refuse labels that the model does not know.
 
@@ -127,11 +143,12 @@ def refuse_unseen(labels: NDArray[Any], classes: NDArray[Any], *, what: str) -> 
     LabelError
         Naming them.
     """
-    unseen = sorted({str(label) for label in labels} - {str(label) for label in classes})
+    known = set(classes.tolist())
+    unseen = sorted({repr(label) for label in labels.tolist() if label not in known})
     if unseen:
         raise LabelError(
             f"the {what} have classes that were not learnt: {', '.join(unseen[:LISTED])}; "
-            f"learnt are {', '.join(str(label) for label in classes[:LISTED])}."
+            f"learnt are {', '.join(repr(label) for label in classes.tolist()[:LISTED])}."
         )
 
 
@@ -274,6 +291,7 @@ def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *
             warnings.warn(finding.sentence, ImageWarning, stacklevel=5)
     train, test = images.select(~held_out), images.select(held_out)
     y = check_labels(labels_of(train))
+    test = as_classes(test, np.unique(y))
     refuse_unseen(labels_of(test), np.unique(y), what="test images")
     groups = image_groups(found.ids[~held_out], train.groups)
     return FitData(train, test, y, groups, held_out, tuple(skipped))

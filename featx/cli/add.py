@@ -14,6 +14,7 @@ from featx.cli.console import Console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
+    arguments.add_manifest(parser)
     parser.add_argument("data", nargs="+", help="new labelled images: folders of class folders or manifests")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="file to write (default: replace the given model)"
@@ -32,11 +33,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_writable(output, arguments.MODEL_ENDINGS)
     from featx.classifier.growth import grow
     from featx.cli import render
-    from featx.images import load_images, load_paths
+    from featx.images import load_images
 
     began = time.monotonic()
     clf = arguments.load_classifier(args, console.progress).set_params(n_jobs=args.jobs)
-    images = render.data_set(console, load_paths(args.data, follow_links=args.follow_links))
+    images = render.data_set(console, arguments.load(args, args.data))
     old = None if args.old is None else load_images(args.old, follow_links=args.follow_links)
     grown, growth = grow(
         clf, images, old=old, test_size=args.test_size, split_salt=args.split_salt, n_trials=args.trials

@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_backbone(parser)
     parser.add_argument("--cut", metavar="TAP[,TAP...]|auto", help="layers to compare (default auto: all)")
     arguments.add_precision(parser)
+    arguments.add_manifest(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
 
@@ -47,11 +48,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     arguments.check_writable(args.plot, arguments.FIGURE_ENDINGS)
     from featx.advice import sentences
     from featx.cli import render
-    from featx.images import load_images
     from featx.stores import open_store
 
     began = time.monotonic()
-    images = render.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
+    images = render.data_set(
+        console,
+        arguments.load(args, args.data),
+        min_per_class=2,
+    )
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits != "test")
     store = open_store(arguments.store_of(args))  # one store for the fit and for the advice

@@ -121,6 +121,34 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_manifest(parser: argparse.ArgumentParser) -> None:
+    """Add the options of manifests."""
+    group = parser.add_argument_group("manifest")
+    group.add_argument("--path-column", metavar="NAME", help="column of paths (default path)")
+    group.add_argument("--label-column", metavar="NAME", help="column of labels (default label)")
+    group.add_argument("--root", metavar="DIR", help="folder of the paths (default: that of the manifest)")
+    group.add_argument(
+        "--sep", metavar="SIGN", help="separator: comma, semicolon, tab, pipe, space or a character"
+    )
+
+
+def manifest_options(args: argparse.Namespace) -> Any:
+    """Return the `featx.images.ManifestOptions` that the options of `add_manifest` describe."""
+    from featx.images import ManifestOptions
+
+    names = ("path_column", "label_column", "root", "sep")
+    return ManifestOptions(**{name: getattr(args, name, None) for name in names})
+
+
+def load(args: argparse.Namespace, paths: str | Sequence[str], *, labelled: bool | None = None) -> Any:
+    """Return the `ImageSet` of paths, found as the options of `add_skipping` and `add_manifest` say."""
+    from featx.images import load_images, load_paths
+
+    options: dict[str, Any] = {"follow_links": args.follow_links, "labelled": labelled}
+    options["table"] = manifest_options(args)
+    return load_images(paths, **options) if isinstance(paths, str) else load_paths(paths, **options)
+
+
 def add_skipping(parser: argparse.ArgumentParser) -> None:
     """Add the options of images that cannot be read."""
     group = parser.add_argument_group("unreadable images")

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_backbone(parser)
     parser.add_argument("--cut", default="last", metavar="TAP", help="layer (default: the last)")
     arguments.add_precision(parser)
+    arguments.add_manifest(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
 
@@ -46,11 +47,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from featx.cli import render
     from featx.curves import curve_head, few_shot, forecast, learning_curve
-    from featx.images import load_images
     from featx.splits import check_labels, image_groups
     from featx.threads import n_threads
 
-    images = render.data_set(console, load_images(args.data, follow_links=args.follow_links), min_per_class=2)
+    images = render.data_set(
+        console,
+        arguments.load(args, args.data),
+        min_per_class=2,
+    )
     if images.labels is None:
         raise DataError(f"{args.data}: there are no labels; give class folders or a manifest with labels.")
     check_labels(images.labels)

@@ -13,6 +13,7 @@ from featx.cli.console import Console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
+    arguments.add_manifest(parser)
     parser.add_argument("data", help="labelled images: folder of class folders or manifest")
     arguments.add_min_confidence(parser, "report coverage and accuracy above this probability")
 
@@ -21,10 +22,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; warn about images that the model was trained on."""
     from featx.classifier.fitting import evaluate_images
     from featx.cli import render
-    from featx.images import load_images
 
     clf = arguments.load_classifier(args, console.progress)
-    images = load_images(args.data, follow_links=args.follow_links)
+    images = arguments.load(args, args.data)
+    render.data_set(console, images)
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits == "test")
     extract = partial(clf.extract, images, on_error="skip")

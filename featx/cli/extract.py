@@ -35,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype", default="float16", choices=["float16", "float32"], help="type of the stored features"
     )
+    arguments.add_manifest(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
 
@@ -43,14 +44,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Extract, and say what is in the cache now."""
     arguments.check_writable(args.output)
     from featx.cli import render
-    from featx.images import load_paths
     from featx.stores.export import check_format
 
     if args.output:
         check_format(args.output)
 
     began = time.monotonic()
-    images = load_paths(args.data, follow_links=args.follow_links, labelled=False)
+    images = arguments.load(args, args.data, labelled=False)
     render.data_set(console, images)
     extractor = arguments.feature_extractor(args, console.progress)
     if args.dry_run:

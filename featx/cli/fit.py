@@ -76,6 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "`featx show augment`)",
     )
     arguments.add_precision(parser)
+    arguments.add_manifest(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
 
@@ -161,11 +162,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, evaluate, save and report."""
     arguments.check_writable(args.output, arguments.MODEL_ENDINGS)
     from featx.cli import render
-    from featx.images import load_images
     from featx.search import HeadSearchCV
 
     began = time.monotonic()
-    images = load_images(args.data, follow_links=args.follow_links)
+    images = arguments.load(args, args.data)
     images = render.data_set(console, images, min_per_class=args.min_per_class)
     clf = arguments.classifier(
         args,

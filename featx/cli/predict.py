@@ -19,6 +19,7 @@ ENDINGS = (".csv", ".json", ".parquet")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
+    arguments.add_manifest(parser)
     parser.add_argument("images", nargs="+", help="images, folders or a manifest")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="file to write: .csv, .json or .parquet (default: print CSV)"
@@ -41,10 +42,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     import numpy as np
 
     from featx.cli import render
-    from featx.images import load_paths
 
     clf = arguments.load_classifier(args, console.progress)
-    images = load_paths(args.images, follow_links=args.follow_links, labelled=False)
+    images = arguments.load(args, args.images, labelled=False)
+    for remark in images.remarks:
+        console.log(remark)
     found = clf.extract(images, on_error="raise" if args.strict else "skip")
     proba = clf.proba_of_features(found.blocks)
     names = [images.names[index] for index in found.kept]

@@ -42,6 +42,9 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
     if 0 < len(kept) <= MAX_CLASSES_SHOWN:
         classes += " (" + ", ".join(f"{escape_name(label)} {n}" for label, n in kept) + ")"
     console.log(f"{len(images):,} images{classes}")
+    for remark in images.remarks:
+        console.log(remark)
+    console.data(data_remarks=images.remarks)
     return images
 
 

@@ -1,16 +1,18 @@
 """Images: find them, read each once, name it by its content, decode it upright and RGB.
 
-A picture's file is read once; the same bytes are hashed and decoded, so a row can never belong to other
-pixels than its name says. What cannot be used is set aside with its reason and never stops the rest.
-No torch is imported before a picture is decoded, and then only if the decoder chosen needs it.
+An image's file is read once; the same bytes are hashed and decoded, so features never belong to other pixels
+than their digest says. What cannot be used is set aside with its reason and never stops the rest. No torch is
+imported before an image is decoded, and then only if the chosen decoder needs it.
 """
 
 from __future__ import annotations
 
+from featx.images.columns import ManifestOptions
 from featx.images.decode import decode_picture, picture_size
 from featx.images.decoders import DECODERS, resolve_decoder
 from featx.images.find import ImageSet, Skipped, load_images, load_paths
 from featx.images.golden import GOLDEN_PICTURES, golden_pictures
+from featx.images.labels import match_labels
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
 from featx.images.policy import MAX_PIXELS, DecodePolicy
 from featx.tables import escape_name
@@ -22,6 +24,7 @@ __all__ = [
     "DecodePolicy",
     "ImageSet",
     "ImageSource",
+    "ManifestOptions",
     "Picture",
     "Skipped",
     "decode_picture",
@@ -30,6 +33,7 @@ __all__ = [
     "image_digest",
     "load_images",
     "load_paths",
+    "match_labels",
     "picture_size",
     "read_digests",
     "read_picture",

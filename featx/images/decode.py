@@ -21,6 +21,7 @@ from PIL import Image
 from featx.exceptions import ImageError
 from featx.images.budget import DECODING
 from featx.images.decoders import load_decoder
+from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.picture import Picture, reason_of
 from featx.images.pixels import Pixels, Warn, orientation, rgb_from_pillow, rgb_from_pixels, upright
 from featx.images.policy import DecodePolicy
@@ -69,17 +70,6 @@ REMARK_SMALL = f"a side is shorter than {SMALL_SIDE} pixels"
 REMARK_RATIO = f"one side is more than {EXTREME_RATIO} times the other"
 REMARK_DAMAGED = "damaged JPEG data; decoded as far as it goes"
 
-LOOKALIKES = (  # start of the file, what it is and what to do
-    (b"<!DOCTYPE", "a web page, not an image; the download failed"),
-    (b"<html", "a web page, not an image; the download failed"),
-    (b"<svg", "an SVG drawing; convert it to PNG"),
-    (b"<?xml", "an XML file, perhaps an SVG drawing; convert it to PNG"),
-    (b"%PDF", "a PDF; convert its pages to PNG"),
-    (b"%!PS", "a PostScript file; convert it to PNG"),
-    (b"8BPS", "a Photoshop file; convert it to PNG"),
-    (b"version https://git-lfs", "a Git LFS pointer, not the image; run `git lfs pull`"),
-    (b"PK\x03\x04", "a zip archive; unpack it"),
-)
 HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
 
 
@@ -141,7 +131,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     if isinstance(picture.data, np.ndarray):
         return picture.data.shape[1], picture.data.shape[0]
     try:
-        image, _ = _open(picture.data, DecodePolicy())
+        image, _ = _open(picture.data, DecodePolicy(), picture.name)
     except Exception as error:  # a damaged file makes decoders raise anything
         raise ImageError(picture.name, escape_name(reason_of(error))) from error
     return image.size
@@ -149,7 +139,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 
 def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
     with DECODING.held():
-        image, kind = _open(data, policy)
+        image, kind = _open(data, policy, name)
         _check_size(image.size, policy)
         _remark_extension(name, kind, warn)
         with DECODING.take(0 if kind == "WEBP" else _working_bytes(image, kind)):
@@ -197,7 +187,7 @@ def _decode_jpeg(data: bytes, image: Image.Image, policy: DecodePolicy, warn: Wa
     return pixels if pixels.shape == (height, width, 3) else None
 
 
-def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
+def _open(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image, str]:
     """Read the header, as `Image.open` does but without its size limit, which is a global."""
     _register_formats()
     prefix = data[:16]
@@ -217,7 +207,7 @@ def _open(data: bytes, policy: DecodePolicy) -> tuple[Image.Image, str]:
             raise
         except Exception as error:  # another format may yet take it
             refusal = f"a damaged or unsupported {kind} file: {reason_of(error)}"
-    raise ValueError(refusal or _not_an_image(data))
+    raise ValueError(refusal or _not_an_image(data, name))
 
 
 @functools.cache
@@ -226,15 +216,10 @@ def _register_formats() -> None:
     Image.init()
 
 
-def _not_an_image(data: bytes) -> str:
-    start = data[:64].lstrip()
-    for signature, words in LOOKALIKES:
-        if start[: len(signature)].lower() == signature.lower():
-            return words
+def _not_an_image(data: bytes, name: str) -> str:
     if data[4:12] in HEIF_BRANDS:
         return "a HEIC photo; `pip install pillow-heif` and register its opener, or convert it to JPEG"
-    printable = all(0x20 <= byte < 0x7F or byte in b"\t\r\n" for byte in data[:256])
-    return "text, not an image" if printable else "not an image of a kind that is known"
+    return kind_in_words(data[:START_BYTES], name)
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -1,12 +1,13 @@
-"""Find pictures: folders, manifests, lists and batches become one ImageSet in a fixed order.
+"""Find images: folders, manifests, lists and batches become one ImageSet in a fixed order.
 
-What the folders mean (class, or split and class) is read off their names once all are known. What is
-left out is named, in `skipped` or by a warning, or is no picture by any sign. No picture is read here.
+`layout` says what folders mean, `manifest` what columns mean. What is left out is named, in `skipped` or by a
+warning. No image is decoded here.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import stat
 import warnings
 from collections.abc import Iterable, Sequence
@@ -18,18 +19,26 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from featx.exceptions import DataError, ImageWarning
-from featx.images.folder import Walk
-from featx.images.manifest import MANIFEST_EXTENSIONS, SPLITS, read_manifest
+from featx.exceptions import DataError, ImageWarning, UsageError
+from featx.images.columns import ManifestOptions
+from featx.images.folder import TABLE_EXTENSIONS, Walk, is_image
+from featx.images.kinds import START_BYTES, kind_in_words
+from featx.images.labels import doubtful_labels, plain_text
+from featx.images.layout import Base, Layout, read_layout
+from featx.images.locate import locate
+from featx.images.manifest import read_manifest
 from featx.images.picture import ImageSource, name_sources, reason_of
 from featx.tables import escape_name
 
+NO_LABEL = (
+    "no labels; put the images into one folder per class, or give a manifest with the columns path and label."
+)
 REASON_BESIDE = "lies beside the class folders, so it has no label"
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A picture (or folder) that was set aside.
+    """An image (or folder) that was set aside.
 
     Parameters
     ----------
@@ -48,7 +57,7 @@ class Skipped:
 
 @dataclass
 class ImageSet:
-    """Pictures with what is known about each; all lists and arrays have one entry per picture.
+    """Images with what is known about each; all lists and arrays have one entry per image.
 
     Parameters
     ----------
@@ -61,7 +70,7 @@ class ImageSet:
     splits : array of str, optional
         ``train``, ``val`` or ``test``.
     groups : array, optional
-        Pictures of one group never stand on both sides of a split.
+        Images of one group never stand on both sides of a split.
     weights : array of float64, optional
         Sample weights.
     skipped : list of Skipped
@@ -69,7 +78,11 @@ class ImageSet:
     root : Path, optional
         The folder or manifest they come from.
     ids : array of shape (n, 32), uint8, optional
-        Digests, where the pictures have just been read (see `read_digests`).
+        Digests, where the images have just been read (see `read_digests`).
+    remarks : list of str
+        What was guessed about folders, columns and paths, as sentences.
+    no_label : str
+        Why there are no labels, as a sentence, where that is known.
     """
 
     sources: list[ImageSource]
@@ -81,12 +94,14 @@ class ImageSet:
     skipped: list[Skipped] = field(default_factory=list)
     root: Path | None = None
     ids: NDArray[np.uint8] | None = None
+    remarks: list[str] = field(default_factory=list)
+    no_label: str = ""
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def select(self, chosen: ArrayLike) -> ImageSet:
-        """The same set with some pictures only, by mask or by positions, in their order."""
+        """The same set with some images only, by mask or by positions, in their order."""
         index = np.asarray(chosen)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.intp)
 
@@ -103,30 +118,40 @@ class ImageSet:
             list(self.skipped),
             self.root,
             part(self.ids),
+            list(self.remarks),
+            self.no_label,
         )
 
 
 def load_images(
-    source: ImageSource | Iterable[ImageSource], *, follow_links: bool = False, labelled: bool | None = None
+    source: ImageSource | Iterable[ImageSource],
+    *,
+    follow_links: bool = False,
+    labelled: bool | None = None,
+    table: ManifestOptions | None = None,
 ) -> ImageSet:
-    """Find the pictures that a user means; none is read yet.
+    """Find the images that a user means; none is read yet.
 
     Parameters
     ----------
     source : path, list of image sources, or array
         * A folder of class folders (``cat/``, ``dog/``): the folder's name is the label, folders below it
           are walked.
-        * A folder of ``train/``, ``val/`` or ``test/`` folders, and no others, of class folders.
-        * A folder of pictures: no labels.
+        * A folder of split folders (``train/``, ``Testing/``, ``seg_test/``, ...) of class folders, or of
+          class folders of split folders. Folders beside the splits are left out with a warning.
+        * A folder that holds nothing but one of these.
+        * A folder of images: no labels.
         * A manifest (``.csv``, ``.tsv``, ``.parquet``) with the columns ``path`` and, as you like,
           ``label``, ``split``, ``group``, ``weight``; paths are relative to the manifest.
-        * One picture: a path, bytes, a PIL image or an array.
+        * One image: a path, bytes, a PIL image or an array.
         * A list of those, or a batch of shape (n, H, W, 3).
     follow_links : bool, default=False
         Also read links that lead out of the folder.
     labelled : bool, optional
-        False takes every picture below a folder and gives no labels, True insists on labels; by default
+        False takes every image below a folder and gives no labels, True insists on labels; by default
         what is found decides.
+    table : ManifestOptions, optional
+        Columns, root and separator of a manifest.
 
     Returns
     -------
@@ -136,15 +161,19 @@ def load_images(
     Raises
     ------
     DataError
-        If there is nothing there, or the manifest cannot be used; with the row, the column and the fix.
+        If there is nothing there, a class would be named like a split, or the manifest cannot be used; with
+        the row, the column and the fix.
+    UsageError
+        If options of a manifest are given, and the source is none.
 
     Warns
     -----
     ImageWarning
-        A class folder without pictures was dropped; a link led back.
+        A folder was left out; a class folder without images was dropped; classes differ only by case; a link
+        led back.
     """
     if isinstance(source, str | os.PathLike):
-        found = _load_path(os.fsdecode(source), follow_links, labelled)
+        found = _load_path(os.fsdecode(source), follow_links, labelled, table or ManifestOptions())
     elif isinstance(source, np.ndarray) and source.ndim != 1:
         found = _load_list(_split_batch(source))
     elif isinstance(source, bytes | bytearray | memoryview | Image.Image):
@@ -156,30 +185,35 @@ def load_images(
     if labelled is False:
         found.labels = None
     if labelled and found.labels is None:
-        raise DataError(
-            f"{_shown(found.root or 'the pictures')}: no labels; put the pictures into one folder per class, "
-            "or give a manifest with the columns path and label."
-        )
+        raise DataError(f"{_shown(found.root or 'the images')}: {found.no_label or NO_LABEL}")
+    if found.labels is not None:
+        for sentence in doubtful_labels(found.labels):
+            _warn(f"{_shown(found.root)}: {sentence}")
     return found
 
 
 def load_paths(
-    paths: Sequence[str | os.PathLike[str]], *, follow_links: bool = False, labelled: bool | None = None
+    paths: Sequence[str | os.PathLike[str]],
+    *,
+    follow_links: bool = False,
+    labelled: bool | None = None,
+    table: ManifestOptions | None = None,
 ) -> ImageSet:
-    """Several paths as one set: pictures, folders and manifests in the order given, as a shell gives them.
+    """Several paths as one set: images, folders and manifests in the order given, as a shell gives them.
 
     Parameters
     ----------
     paths : sequence of paths
         Each as for `load_images`.
-    follow_links, labelled
+    follow_links, labelled, table
         As for `load_images`.
 
     Returns
     -------
     ImageSet
         Names begin with the path they come from, except where there is only one. What is not known of
-        every picture (labels, splits, ...) is left out.
+        every image (labels, splits, ...) is left out. Labels of a table that are numbers become texts where
+        other labels are texts.
 
     Raises
     ------
@@ -187,8 +221,8 @@ def load_paths(
         As `load_images`, or for no paths.
     """
     if not paths:
-        raise DataError("no paths were given; name pictures, folders or a manifest.")
-    found = [load_images(path, follow_links=follow_links, labelled=labelled) for path in paths]
+        raise DataError("no paths were given; name images, folders or a manifest.")
+    found = [load_images(path, follow_links=follow_links, labelled=labelled, table=table) for path in paths]
     if len(found) == 1:
         return found[0]
 
@@ -196,8 +230,9 @@ def load_paths(
         columns = [getattr(each, name) for each in found]
         if any(column is None for column in columns):
             return None
-        kinds = {column.dtype.kind for column in columns}  # 1 and "1" stay two labels
-        return np.concatenate([column.astype(object) for column in columns] if len(kinds) > 1 else columns)
+        if len({column.dtype.kind for column in columns}) > 1:
+            columns = [np.array([str(value) for value in column.tolist()]) for column in columns]
+        return np.concatenate(columns)
 
     sources = [source for each in found for source in each.sources]
     return ImageSet(
@@ -212,51 +247,77 @@ def load_paths(
             for each in found
             for skipped in each.skipped
         ],
+        remarks=list(dict.fromkeys(remark for each in found for remark in each.remarks)),
+        no_label=next((each.no_label for each in found if each.no_label), ""),
     )
 
 
-def _load_path(path: str, follow_links: bool, labelled: bool | None) -> ImageSet:
+def _load_path(path: str, follow_links: bool, labelled: bool | None, table: ManifestOptions) -> ImageSet:
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
         raise DataError(f"{_shown(path)}: {reason_of(error)}.") from error
-    if stat.S_ISDIR(mode):
+    is_folder, extension = stat.S_ISDIR(mode), os.path.splitext(path)[1].lower()
+    if not is_folder and (
+        extension in TABLE_EXTENSIONS
+        or (extension == ".txt" and {"--path-column", "--sep"} & set(table.given()))
+    ):
+        return _load_manifest(path, labelled, table)
+    if table.given():
+        raise UsageError(f"{', '.join(table.given())}: options of a manifest, and {_shown(path)} is none.")
+    if is_folder:
         return _load_folder(path, follow_links, labelled)
-    if os.path.splitext(path)[1].lower() in MANIFEST_EXTENSIONS:
-        return _load_manifest(path, labelled)
+    if labelled is not False and stat.S_ISREG(mode) and not is_image(path):
+        raise DataError(
+            f"{_shown(path)}: {_kind_of(path)}. Give a folder of class folders, or a manifest "
+            f"({', '.join(TABLE_EXTENSIONS)}) with the columns path and label."
+        )
     return ImageSet([path], [path], root=Path(path).parent)
 
 
-def _load_manifest(path: str, labelled: bool | None) -> ImageSet:
-    manifest = read_manifest(path, labelled=labelled is not False)
-    folder = os.path.dirname(path)
+def _kind_of(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return kind_in_words(file.read(START_BYTES), path)
+    except OSError as error:
+        return reason_of(error)
+
+
+def _load_manifest(path: str, labelled: bool | None, table: ManifestOptions) -> ImageSet:
+    manifest = read_manifest(path, labelled=labelled is not False, options=table)
+    try:
+        files, said = locate(manifest.paths, os.path.dirname(path), table.root)
+    except DataError as error:
+        raise DataError(f"{_shown(path)}: {error}") from None
     return ImageSet(
-        [os.path.join(folder, name) for name in manifest.paths],
+        list(files),
         manifest.paths,
         manifest.labels,
         manifest.splits,
         manifest.groups,
         manifest.weights,
         root=Path(path),
+        remarks=([_sentence(manifest.said)] if manifest.said else []) + ([said] if said else []),
+        no_label=manifest.no_label,
     )
 
 
 def _load_list(sources: Sequence[Any]) -> ImageSet:
     if not sources:
-        raise DataError("an empty list of pictures; give at least one.")
+        raise DataError("an empty list of images; give at least one.")
     for position, source in enumerate(sources):
         if not isinstance(
             source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
         ):
             raise DataError(
-                f"item {position} is a {type(source).__name__}; a picture is given as a path, the bytes of a "
+                f"item {position} is a {type(source).__name__}; an image is given as a path, the bytes of a "
                 "file, a PIL image or an (H, W, 3) uint8 array."
             )
     return ImageSet(list(sources), name_sources(sources))
 
 
 def _split_batch(array: NDArray[Any]) -> list[ImageSource]:
-    """One picture, or the pictures of a batch: (n, H, W, C), or (n, H, W) of grey ones."""
+    """One image, or the images of a batch: (n, H, W, C), or (n, H, W) of grey ones."""
     if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
         return [array]
     if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3, 4)):
@@ -264,72 +325,94 @@ def _split_batch(array: NDArray[Any]) -> list[ImageSource]:
     hint = (
         "; channels come last: array.transpose(0, 2, 3, 1)" if array.shape[1:2] in ((1,), (3,), (4,)) else ""
     )
-    raise DataError(f"an array of shape {array.shape} is no batch of pictures; give (n, H, W, 3){hint}.")
+    raise DataError(f"an array of shape {array.shape} is no batch of images; give (n, H, W, 3){hint}.")
 
 
 def _load_folder(root: str, follow_links: bool, labelled: bool | None) -> ImageSet:
     walk = Walk(root, follow_links)
-    layout = _Layout() if labelled is False else _layout(walk)
-    files = [name for name in walk.files if name.count("/") >= layout.depth]
+    try:
+        layout = _FLAT if labelled is False else read_layout(walk.files)
+    except DataError as error:
+        raise DataError(f"{_shown(root)}: {error}") from None
+    placed = {name: layout.place(name) for name in walk.files if not layout.is_left_out(name)}
+    files = [name for name, place in placed.items() if place is not None]
     skipped = [
-        Skipped(each.name, each.reason, layout.label(each.name, is_folder=each.is_folder))
+        Skipped(each.name, each.reason, (layout.place(each.name, is_folder=each.is_folder) or (None,))[0])
         for each in walk.set_aside
+        if not layout.is_left_out(each.name)
     ]
-    skipped += [Skipped(name, REASON_BESIDE) for name in walk.files if name.count("/") < layout.depth]
+    skipped += [Skipped(name, REASON_BESIDE) for name, place in placed.items() if place is None]
     if not files:
         raise DataError(_nothing_found(walk, skipped))
+    for sentence in layout.warned:
+        _warn(f"{_shown(root)}: {sentence}")
     _warn_of_empty_classes(walk, files, layout)
+    found = [place for name in files if (place := placed[name])]
+    said = [*layout.said, *_two_spellings(files, layout)]
     return ImageSet(
         [walk.path(name) for name in files],
         files,
-        np.array([layout.label(name) for name in files]) if layout.has_labels else None,
-        np.array([SPLITS[name.partition("/")[0].lower()] for name in files]) if layout.has_splits else None,
+        np.array([label for label, _ in found]) if layout.has_labels else None,
+        np.array([split for _, split in found]) if layout.has_splits else None,
         skipped=skipped,
         root=Path(root),
+        remarks=[_sentence(said)] if said else [],
+        no_label="" if layout.has_labels else _no_label_hint(walk),
     )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """What the leading folders of a picture's name mean: a split, then a class."""
-
-    has_splits: bool = False
-    has_labels: bool = False
-
-    @property
-    def depth(self) -> int:
-        return self.has_splits + self.has_labels
-
-    def label(self, name: str, *, is_folder: bool = False) -> str | None:
-        parts = name.split("/")
-        known = self.has_labels and len(parts) + is_folder > self.depth
-        return parts[self.depth - 1] if known else None
+_FLAT = Layout([Base()], has_labels=False)
+"""All images below a folder, without labels."""
 
 
-def _layout(walk: Walk) -> _Layout:
-    depths = {name.count("/") for name in walk.files}
-    if max(depths, default=0) == 0:
-        return _Layout()
-    tops = {name for name in walk.folders if "/" not in name}
-    if all(top.lower() in SPLITS for top in tops):
-        return _Layout(has_splits=True, has_labels=max(depths) > 1)
-    return _Layout(has_labels=True)
+def _two_spellings(files: list[str], layout: Layout) -> list[str]:
+    """Classes whose folders differ only by blanks at their ends or by their Unicode form."""
+    folders: dict[str, set[str]] = {}
+    for folder in {layout.class_folder(name) for name in files} - {None}:
+        written = str(folder).rpartition("/")[2]
+        folders.setdefault(plain_text(written), set()).add(written)
+    return [
+        f"the class {_shown(label)} has folders whose names differ by blanks or by their Unicode form"
+        for label, written in sorted(folders.items())
+        if len(written) > 1
+    ]
 
 
-def _warn_of_empty_classes(walk: Walk, files: list[str], layout: _Layout) -> None:
-    def top(name: str) -> str:
-        return "/".join(name.split("/")[: layout.depth])
+def _no_label_hint(walk: Walk) -> str:
+    """Where the labels of images without class folders may be."""
+    if walk.tables:
+        table = _shown(os.path.join(walk.root, walk.tables[0]))
+        return f"{table} may be a manifest; give it instead of the folder."
+    stems = [
+        re.fullmatch(r"([^\W\d_]+)[\W_]*\d+", os.path.basename(n).rpartition(".")[0]) for n in walk.files
+    ]
+    first = sorted({stem[1] for stem in stems if stem})
+    if all(stems) and 1 < len(first) <= len(stems) // 2:
+        listed = ", ".join(map(_shown, first[:5]))
+        return (
+            f"The names of the files begin with {listed}; if these are the classes, make a folder for each."
+        )
+    return ""
 
-    if not layout.has_labels:
-        return
-    kept = {top(name) for name in files} | {top(each.name) for each in walk.set_aside}
+
+def _sentence(parts: list[str]) -> str:
+    text = "; ".join(parts)
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+def _warn_of_empty_classes(walk: Walk, files: list[str], layout: Layout) -> None:
+    kept = {layout.class_folder(name) for name in [*files, *(f"{each.name}/" for each in walk.set_aside)]}
     for folder in walk.folders:
-        if folder.count("/") == layout.depth - 1 and folder not in kept:
-            warnings.warn(
-                f"{_shown(walk.root)}: class folder {_shown(folder)} holds no picture; the class is dropped.",
-                ImageWarning,
-                stacklevel=2,
-            )
+        if (
+            layout.class_folder(f"{folder}/") == folder
+            and folder not in kept
+            and not layout.is_left_out(folder)
+        ):
+            _warn(f"{_shown(walk.root)}: class folder {_shown(folder)} holds no image; the class is dropped.")
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, ImageWarning, stacklevel=3)
 
 
 def _nothing_found(walk: Walk, skipped: list[Skipped]) -> str:
@@ -337,8 +420,8 @@ def _nothing_found(walk: Walk, skipped: list[Skipped]) -> str:
     why = f" Set aside: {listed}{' ...' if len(skipped) > 10 else ''}." if skipped else ""
     others = f" ({walk.others} files of other kinds)" if walk.others else ""
     return (
-        f"{_shown(walk.root)}: no picture found{others}; featx looks for one folder per class, "
-        f"or for pictures such as .jpg, .png, .tif, .webp in the folder itself.{why}"
+        f"{_shown(walk.root)}: no image found{others}; featx looks for one folder per class, "
+        f"or for images such as .jpg, .png, .tif, .webp in the folder itself.{why}"
     )
 
 

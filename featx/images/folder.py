@@ -1,4 +1,4 @@
-"""Walk a folder: every picture file below it, sorted, and what was left out with the reason.
+"""Walk a folder: every image file below it, sorted, and what was left out with the reason.
 
 `os.scandir` tells files from folders without asking the disk again. Real folders are read first and
 links last, so a link can only lead to a folder that is known already or to a new one: every folder is
@@ -19,7 +19,10 @@ from featx.images.picture import reason_of
 from featx.tables import escape_name
 
 OTHER_EXTENSIONS = (".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".cr2", ".cr3", ".nef", ".arw", ".dng")
-"""Pictures too, but none that featx reads: listed all the same, so that the user is told."""
+"""Images too, but none that featx reads: listed all the same, so that the user is told."""
+
+TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
+"""Of manifests."""
 
 IMAGE_EXTENSIONS = frozenset(OTHER_EXTENSIONS).union(*EXTENSIONS.values())
 
@@ -32,7 +35,7 @@ SIGNATURES = (
     b"\0\0\0\x0cjP  ",  # JPEG 2000, boxed and bare
     b"\xff\x4f\xff\x51",
 )
-"""How pictures begin: a file with another extension, or none, counts as a picture only with one of these."""
+"""How images begin: a file with another extension, or none, counts as an image only with one of these."""
 
 IGNORED_NAMES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"})
 """What systems leave in folders; names that start with a dot are ignored too."""
@@ -60,11 +63,13 @@ class Walk:
     Attributes
     ----------
     files, folders : list of str
-        Names of picture files and of all folders, sorted.
+        Names of image files and of all folders, sorted.
     set_aside : list of SetAside
         What could not be read, sorted by name.
+    tables : list of str
+        Names of files that may be manifests, sorted.
     others : int
-        Number of files that are no pictures by any sign.
+        Number of files that are no images by any sign.
     """
 
     root: str
@@ -72,6 +77,7 @@ class Walk:
     files: list[str] = field(default_factory=list)
     folders: list[str] = field(default_factory=list)
     set_aside: list[SetAside] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
     others: int = 0
     _links: list[str] = field(default_factory=list)
     _read: set[tuple[int, int]] = field(default_factory=set)  # device and inode of each folder
@@ -85,6 +91,7 @@ class Walk:
         self.files.sort()
         self.folders.sort()
         self.set_aside.sort()
+        self.tables.sort(key=lambda name: (name.count("/"), name))
 
     def _read_folder(self, top: str) -> None:
         waiting = [top]
@@ -132,7 +139,7 @@ class Walk:
                 stacklevel=2,
             )
         elif not (self.follow_links or target.startswith(self._real_root)):
-            if is_folder or _is_picture(path):
+            if is_folder or is_image(path):
                 reason = f"a link out of the folder, to {escape_name(target)}; --follow-links follows it"
                 self.set_aside.append(SetAside(name, reason, is_folder))
         elif is_folder:
@@ -141,10 +148,12 @@ class Walk:
             self._take_file(name)
 
     def _take_file(self, name: str) -> None:
-        if _is_picture(self.path(name)):
+        if is_image(self.path(name)):
             self.files.append(name)
         else:
             self.others += 1
+            if name.lower().endswith(TABLE_EXTENSIONS):
+                self.tables.append(name)
 
     def path(self, name: str) -> str:
         """The path to open for a name."""
@@ -155,12 +164,13 @@ def _is_ignored(name: str) -> bool:
     return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 
-def _is_picture(path: str) -> bool:
+def is_image(path: str) -> bool:
+    """Whether a file is an image by its ending or by its first bytes."""
     if os.path.splitext(path)[1].lower() in IMAGE_EXTENSIONS:
         return True
     try:
         with open(path, "rb", buffering=0) as file:
             start = file.read(16)
     except OSError:
-        return False  # no extension of an image and no look inside: no sign of a picture
+        return False  # no extension of an image and no look inside: no sign of an image
     return start.startswith(SIGNATURES) or (start[:4] == b"RIFF" and start[8:12] == b"WEBP")

@@ -1,4 +1,4 @@
-"""Manifests: a table of pictures in CSV, TSV or parquet, with errors that name the row and the fix.
+"""Manifests: a table of images in CSV, TSV or parquet, with errors that name the row and the fix.
 
 Rows are numbered as a spreadsheet shows them (the header is row 1). Labels keep their type: a column
 whose every text is a whole number as Python writes it becomes integers, "007" stays text.
@@ -7,8 +7,10 @@ whose every text is a whole number as Python writes it becomes integers, "007" s
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,10 +19,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import DataError, UsageError
+from featx.images.columns import Chosen, ManifestOptions, choose_columns
+from featx.images.kinds import START_BYTES, UNKNOWN, kind_in_words
+from featx.images.labels import plain_text
+from featx.images.layout import SPLITS
 from featx.images.picture import reason_of
 from featx.tables import escape_name, read_csv
-
-MANIFEST_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
 
 MAX_ROWS = 10_000_000
 """Rows of a manifest. A parquet file of some kB can state thousands of millions."""
@@ -31,30 +35,21 @@ MAX_TEXT_BYTES = 1 << 30
 PARQUET_ROWS = 4096
 """Rows that are read from a parquet file at a time."""
 
-COLUMNS = ("path", "label", "split", "group", "weight")
-
-SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "dev": "val",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of splits as people write them, in lower case."""
+SOME = 10_000
+"""Rows that are looked at to tell what a column holds."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The columns of a manifest, one entry per picture."""
+    """The columns of a manifest, one entry per image; what was guessed, and why there are no labels."""
 
     paths: list[str]
     labels: NDArray[Any] | None
     splits: NDArray[Any] | None
     groups: NDArray[Any] | None
     weights: NDArray[np.float64] | None
+    said: list[str]
+    no_label: str
 
 
 @dataclass(frozen=True)
@@ -64,18 +59,23 @@ class _Table:
     path: str
     columns: dict[str, list[Any]]
     rows: Sequence[int]
+    chosen: Chosen
 
 
-def read_manifest(path: str | os.PathLike[str], *, labelled: bool = True) -> Manifest:
-    """Read and check a manifest; the pictures are not looked at.
+def read_manifest(
+    path: str | os.PathLike[str], *, labelled: bool = True, options: ManifestOptions | None = None
+) -> Manifest:
+    """Read and check a manifest; the images are not looked at.
 
     Parameters
     ----------
     path : path
-        ``.csv`` (comma, semicolon or tab), ``.tsv``, ``.parquet`` or ``.pq``; text is UTF-8 (UTF-16 with
-        its mark), columns in any order, others are ignored.
+        ``.csv`` (comma, semicolon, tab or ``|``), ``.tsv``, ``.parquet`` or ``.pq``; text is UTF-8 (UTF-16
+        with its mark), columns in any order, others are ignored.
     labelled : bool, default=True
         False leaves the column ``label`` unread.
+    options : ManifestOptions, optional
+        Names of columns, and the separator.
 
     Raises
     ------
@@ -85,43 +85,72 @@ def read_manifest(path: str | os.PathLike[str], *, labelled: bool = True) -> Man
         For parquet without pyarrow.
     """
     text_path = os.fsdecode(path)
+    options = options or ManifestOptions()
     parquet = text_path.lower().endswith((".parquet", ".pq"))
-    table = _read_parquet(text_path) if parquet else _read_text(text_path)
+    table = _read_parquet(text_path, options) if parquet else _read_text(text_path, options)
     if not labelled:
         table.columns.pop("label", None)
     if not table.rows:
-        raise DataError(f"{_shown(text_path)}: no rows below the header; list one picture per row.")
+        raise DataError(f"{_shown(text_path)}: no rows below the header; list one image per row.")
     return Manifest(
         _column(table, "path", _as_path),
-        _labels(table),
+        _labels(table) if labelled else None,
         _array(table, "split", _as_split),
         _array(table, "group", _as_group),
         _array(table, "weight", _as_weight),
+        [part for part in table.chosen.said if labelled or not part.endswith(" label")],
+        table.chosen.no_label,
     )
 
 
-def _read_text(path: str) -> _Table:
-    text = _decode_text(path)
-    header_line = text.partition("\n")[0]
-    delimiter = "\t" if path.lower().endswith(".tsv") else max(",;\t", key=header_line.count)
+def _read_text(path: str, options: ManifestOptions) -> _Table:
+    text, separator = _without_preamble(_decode_text(path))
+    header_line = next((line for line in text.splitlines() if line.strip()), "")
+    tsv = "\t" if path.lower().endswith(".tsv") else max(",;\t|", key=header_line.count)
     try:
-        rows = list(read_csv(text, delimiter=delimiter))
+        rows = list(read_csv(text, delimiter=options.separator or separator or tsv))
     except csv.Error as error:
         raise DataError(f"{_shown(path)}: not a CSV table ({_shown(error)}); check its quotes.") from error
     if not rows:
         raise DataError(f"{_shown(path)}: empty; the first row names the columns: path,label,...")
     (_, header), *body = rows
-    names = _checked_names(path, header)
+    chosen = _choose(
+        path,
+        header,
+        options,
+        lambda position: [row[position] for _, row in body[:SOME] if position < len(row)],
+    )
     for number, row in body:
         if len(row) != len(header):
             raise DataError(
                 f"{_shown(path)}, row {number}: {len(row)} fields where the header has {len(header)}; "
                 "put quotes around a value that holds the separator."
             )
-    columns = {
-        name: [row[position] for _, row in body] for position, name in enumerate(names) if name in COLUMNS
-    }
-    return _Table(path, columns, [number for number, _ in body])
+    columns = {name: [row[position] for _, row in body] for name, position in chosen.positions.items()}
+    return _Table(path, columns, [number for number, _ in body], chosen)
+
+
+def _without_preamble(text: str) -> tuple[str, str | None]:
+    """Blank the lines above the header: Excel's ``sep=;``, and comments; return also that separator."""
+    separator, start = None, 0
+    for line in text.splitlines(keepends=True):
+        bare = line.strip().strip('"')
+        if bare.lower().startswith("sep=") and len(line.strip('\r\n\ufeff"')) == 5:
+            separator = line.strip('\r\n\ufeff"')[4]
+        elif bare and not (bare.startswith("#") and not any(sign in bare for sign in ",;\t|")):
+            break
+        start += len(line)
+    lines = text[:start].splitlines(keepends=True)
+    return "".join(line[len(line.rstrip("\r\n")) :] for line in lines) + text[start:], separator
+
+
+def _choose(
+    path: str, header: Sequence[str], options: ManifestOptions, values: Callable[[int], Sequence[Any]]
+) -> Chosen:
+    try:
+        return choose_columns(header, options, values)
+    except DataError as error:
+        raise DataError(f"{_shown(path)}: {error}") from None
 
 
 def _decode_text(path: str) -> str:
@@ -130,6 +159,9 @@ def _decode_text(path: str) -> str:
             data = file.read()
     except OSError as error:
         raise DataError(f"{_shown(path)}: {reason_of(error)}.") from error
+    kind = kind_in_words(data[:START_BYTES])
+    if b"\0" in data[:START_BYTES] and not data.startswith((b"\xff\xfe", b"\xfe\xff")) and kind != UNKNOWN:
+        raise DataError(f"{_shown(path)}: named like a table, but {kind}.")
     try:
         if data.startswith((b"\xff\xfe", b"\xfe\xff")):
             return data.decode("utf-16")
@@ -138,7 +170,7 @@ def _decode_text(path: str) -> str:
     return data.decode("utf-8-sig", errors="surrogateescape")  # as file names of other encodings arrive
 
 
-def _read_parquet(path: str) -> _Table:
+def _read_parquet(path: str, options: ManifestOptions) -> _Table:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -150,18 +182,28 @@ def _read_parquet(path: str) -> _Table:
         schema = pyarrow.parquet.read_schema(path)
         header = schema.names
         _check_parquet(path, pyarrow.parquet.read_metadata(path))
-        names = _checked_names(path, header)
-        known = [written for written, name in zip(header, names, strict=True) if name in COLUMNS]
+        file, types = pyarrow.parquet.ParquetFile(path), pyarrow.types
+
+        def some(position: int) -> list[Any]:
+            kind = schema.field(position).type
+            if not any(check(kind) for check in (types.is_integer, types.is_floating, types.is_boolean)):
+                return []  # texts may be large, and are read only where they are used
+            batches = file.iter_batches(PARQUET_ROWS, columns=[header[position]])
+            return [value for batch in itertools.islice(batches, 1) for value in batch.column(0).to_pylist()]
+
+        chosen = _choose(path, header, options, some)
+        known = [header[position] for position in chosen.positions.values()]
         # As dictionaries: a text that occurs a million times is one object.
-        texts = [written for written in known if pyarrow.types.is_string(schema.field(written).type)]
+        texts = [written for written in known if types.is_string(schema.field(written).type)]
         file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
-        found: dict[str, list[Any]] = {name: [] for name in names if name in COLUMNS}
+        found: dict[str, list[Any]] = {name: [] for name in chosen.positions}
+        roles = {header[position]: name for name, position in chosen.positions.items()}
         for batch in file.iter_batches(PARQUET_ROWS, columns=known):
             for written, column in zip(batch.schema.names, batch.columns, strict=True):
-                found[written.strip().lower()] += _plain_values(column)
+                found[roles[written]] += _plain_values(column)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{_shown(path)}: not a readable parquet file ({error}).") from error
-    return _Table(path, found, range(1, file.metadata.num_rows + 1))
+    return _Table(path, found, range(1, file.metadata.num_rows + 1), chosen)
 
 
 def _check_parquet(path: str, metadata: Any) -> None:
@@ -186,20 +228,6 @@ def _plain_values(column: Any) -> list[Any]:
         return values
     words = column.dictionary.to_pylist()
     return [None if index is None else words[index] for index in column.indices.to_pylist()]
-
-
-def _checked_names(path: str, header: Sequence[str]) -> list[str]:
-    names = [name.strip().lower() for name in header]
-    shown = ", ".join(_shown(name.strip()) for name in header)
-    if "path" not in names:
-        raise DataError(
-            f"{_shown(path)}: no column 'path' among {shown}; name the columns "
-            "path,label (and, as you like, split, group, weight) in the first row."
-        )
-    for name in COLUMNS:
-        if names.count(name) > 1:
-            raise DataError(f"{_shown(path)}: the column {name!r} stands twice among {shown}; rename one.")
-    return names
 
 
 def _column(table: _Table, name: str, convert: Callable[[Any], Any]) -> list[Any]:
@@ -231,8 +259,16 @@ def _labels(table: _Table) -> NDArray[Any] | None:
     if raw is None or all(_is_blank(value) for value in raw):
         return None
     values = _column(table, "label", _as_label)
+    distinct = {value for value in raw if isinstance(value, str)}
+    if len(distinct) > len({plain_text(value) for value in distinct}):
+        other = next(value for value in sorted(distinct) if plain_text(value) != value)
+        table.chosen.said.append(
+            "labels that differ only by blanks at their ends or by their Unicode form are one class "
+            f"({_quoted(other)} is {_quoted(plain_text(other))})"
+        )
     if not all(isinstance(value, str) for value in values):
         return _made_array(table, "label", values)
+    _refuse_several(table, values)
     for convert, dtype in ((_whole_number, np.int64), (_decimal_number, np.float64)):
         numbers = [convert(value) for value in values]
         if all(number is not None for number in numbers):
@@ -240,11 +276,37 @@ def _labels(table: _Table) -> NDArray[Any] | None:
     return _made_array(table, "label", values)
 
 
+def _refuse_several(table: _Table, values: Sequence[str]) -> None:
+    """Refuse texts that hold several labels, such as ``cat|outdoor`` where ``cat`` is a label, too."""
+    alone = set(values)
+    for sign in "|;,":
+        mixed = [value for value in alone if sign in value]
+        parts = [[plain_text(part) for part in value.split(sign)] for value in mixed]
+        counts = Counter(part for some in parts for part in some)
+        known = [all(part in alone for part in some) for some in parts]
+        repeated = [any(part in alone or counts[part] > 1 for part in some) for some in parts]
+        if mixed and (all(known) or (sign == "|" and any(repeated))):
+            _refuse_label(table, values, set(mixed))
+    lists = {value for value in alone if value[:1] + value[-1:] in ("[]", "{}", "()") and len(value) > 2}
+    if lists and any("," in value for value in lists):
+        _refuse_label(table, values, lists)
+
+
+def _refuse_label(table: _Table, values: Sequence[str], several: set[str]) -> None:
+    number, value = next((n, v) for n, v in zip(table.rows, values, strict=True) if v in several)
+    count = sum(value in several for value in values)
+    raise DataError(
+        f"{_shown(table.path)}, row {number}, column label: {_quoted(value)} is more than one label ({count} "
+        f"of {len(values)} rows); featx learns one label per image. Write one label in each row, or choose "
+        "another column with --label-column."
+    )
+
+
 def _as_path(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no path; write the picture's path, relative to the manifest")
+        raise ValueError(f"{value!r} is no path; write the image's path, relative to the manifest")
     if not value.strip():
-        raise ValueError("empty; write the picture's path, or delete the row")
+        raise ValueError("empty; write the image's path, or delete the row")
     if "\0" in value:
         raise ValueError("a path cannot hold a NUL character")
     return value
@@ -254,8 +316,8 @@ def _as_label(value: Any) -> Any:
     if _is_blank(value):
         raise ValueError("no label; write one, or delete the row")
     if isinstance(value, list | dict | tuple):
-        raise ValueError(f"{value!r} is more than one label; featx learns one label per picture")
-    return value
+        raise ValueError(f"{value!r} is more than one label; featx learns one label per image")
+    return plain_text(value) if isinstance(value, str) else value
 
 
 def _as_split(value: Any) -> str:
@@ -267,7 +329,7 @@ def _as_split(value: Any) -> str:
 
 def _as_group(value: Any) -> str:
     if _is_blank(value):
-        raise ValueError("no group; write one (a name of its own where the picture stands alone)")
+        raise ValueError("no group; write one (a name of its own where the image stands alone)")
     return str(value)
 
 

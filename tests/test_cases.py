@@ -1,0 +1,181 @@
+"""The inputs of `shared/cases`, made by their scripts: situations from public bug reports."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from featx.cli import main
+from featx.exceptions import DataError, FeatxWarning
+from featx.images import ImageSet, load_images
+from tests.conftest import DATA
+
+CASES = Path(os.environ.get("FEATX_CASES", DATA.parent / "cases"))
+
+TINY = ["--backbone", "test_resnet.r160_in1k", "--cut", "last", "--pool", "avg", "--resize", "crop"]
+
+
+@pytest.fixture(scope="session")
+def make(tmp_path_factory: pytest.TempPathFactory, real_data: Path) -> Callable[[str], Path]:
+    """Run the script of a case once, and return the folder of its inputs."""
+    work, made = tmp_path_factory.mktemp("cases"), set()
+
+    def run(number: str) -> Path:
+        if not CASES.is_dir():
+            pytest.skip(f"no cases at {CASES} (set FEATX_CASES)")
+        if number not in made:
+            script = next(CASES.glob(f"{number}-*/make.py"))
+            (work / number).mkdir()
+            env = {**os.environ, "WORK": str(work), "DATA": str(real_data), "PYTHONDONTWRITEBYTECODE": "1"}
+            code = f"import os, random, runpy; runpy.run_path({str(script)!r}, {{'os': os}})"
+            subprocess.run([sys.executable, "-c", code], env=env, check=True)
+            made.add(number)
+        return work / number
+
+    return run
+
+
+def load(path: Path) -> tuple[ImageSet, str]:
+    """The set, and what was said of it: remarks and warnings."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", FeatxWarning)
+        found = load_images(path)
+    return found, " ".join([*found.remarks, *(str(one.message) for one in caught)])
+
+
+# 01: split and wrapper folders
+
+
+@pytest.mark.parametrize(
+    ("name", "train", "test", "said"),
+    [
+        ("a_training_set", 32, 16, "Splits are training_set (train), test_set (test)."),
+        ("b_train_test_plus_pred", 32, 16, "the folder pred (3 images) lies beside the splits"),
+        ("c_seg_nested", 32, 16, "splits are seg_train (train), seg_test (test)"),
+        (
+            "d_copy",
+            32,
+            16,
+            "chest_xray/chest_xray (48 images) lies beside the splits; it holds the splits once more",
+        ),
+        ("e_wrapper", 32, 16, "The set is read from dataset/"),
+        ("f_test_flat", 32, 0, "the 16 images of test are not in class folders"),
+        ("g_valid", 24, 12, "Valid (val)"),
+        ("i_inverted", 32, 16, "The folders of each class are splits."),
+        ("j_test_lacks", 42, 12, "Splits are train, test."),
+        ("k_test_more", 28, 18, "Splits are train, test."),
+        ("m_unicode", 32, 16, "the class café has folders whose names differ"),
+    ],
+)
+def test_split_folders_are_splits_and_never_classes(
+    make: Callable[[str], Path], name: str, train: int, test: int, said: str
+) -> None:
+    found, words = load(make("01") / name)
+    splits = Counter(found.splits.tolist())
+    assert (splits["train"], splits["test"]) == (train, test)
+    assert {str(label) for label in found.labels} <= {"cat", "dog", "café", "0", "1", "2"}
+    assert found.skipped == []
+    assert said in words
+
+
+def test_names_in_two_unicode_forms_are_one_class(make: Callable[[str], Path]) -> None:
+    found, _ = load(make("01") / "n_unicode_mixed")
+    assert Counter(found.labels.tolist()) == {"café": 24, "dog": 24}
+
+
+def test_labels_in_file_names_are_pointed_out(make: Callable[[str], Path]) -> None:
+    with pytest.raises(
+        DataError, match="begin with cat, dog; if these are the classes, make a folder for each"
+    ):
+        load_images(make("01") / "l_flat", labelled=True)
+
+
+# 02: tables
+
+
+PETS = {"cat": 24, "dog": 24}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "said"),
+    [
+        ("ok", PETS, ""),
+        ("space_both", PETS, ""),
+        ("space_some", PETS, "are one class"),
+        ("space_path", PETS, "Paths are read in another way"),
+        ("semicolon_bom", PETS, ""),
+        ("utf16", PETS, ""),
+        ("backslash", PETS, "img\\cat_00.jpg as"),
+        ("noext", PETS, "Column image_id is read as path"),
+        ("noext_path", PETS, "(with its ending): img/cat_00 as"),
+        ("filename_class", PETS, "Column filename is read as path; column class is read as label"),
+        ("floatlabel", {0.0: 24, 1.0: 24}, ""),
+        ("quotes", PETS, ""),
+        ("index_col", PETS, ""),
+        ("trailing_comma", PETS, ""),
+        ("pipe", PETS, ""),
+        ("cr", PETS, ""),
+        ("fileurl", PETS, "Paths are read in another way"),
+        ("otherroot", PETS, "/content/drive/MyDrive/set/img/cat_00.jpg as"),
+        ("comment", PETS, ""),
+        ("sep", PETS, ""),
+        ("case", {"cat": 16, "Cat": 8, "dog": 16, "Dog": 8}, "differ only by case"),
+        ("nan", {"cat": 23, "dog": 24, "nan": 1}, "which programs write for a missing value"),
+        ("latin1", {"caf\udce9": 24, "dog": 24}, ""),
+    ],
+)
+def test_tables_of_many_programs_are_understood(
+    make: Callable[[str], Path], name: str, labels: dict[object, int], said: str
+) -> None:
+    found, words = load(make("02") / f"{name}.csv")
+    assert Counter(found.labels.tolist()) == labels
+    assert all(os.path.exists(str(source)) for source in found.sources)
+    assert said in words
+    assert bool(words) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("onehot.csv", "cat, dog hold 0 and 1, one column for each label"),
+        ("path_onehot.csv", "choose one of these with --label-column cat"),
+        ("multi.csv", r"row 3, column label: 'cat\|outdoor' is more than one label \(24 of 48 rows\)"),
+        ("url.csv", "https://example.org/img/cat_00.jpg is an address on the web"),
+        ("noheader.csv", "looks like an image, not like names of columns; write path,label above it"),
+        ("labels.txt", "text, not an image"),
+        ("data.json", "a JSON file"),
+    ],
+)
+def test_what_is_no_table_of_one_label_is_refused_with_the_fix(
+    make: Callable[[str], Path], name: str, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        load_images(make("02") / name, labelled=True)
+
+
+# 03: labels of a folder and of a table
+
+
+def test_labels_of_tables_and_folders_are_matched(
+    make: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, model = make("03"), str(tmp_path / "m.featx")
+    fast = [*TINY, "--random-weights", "--trials", "0", "--heads", "ridge"]
+    assert main(["fit", str(folder / "learn"), "-o", model, *fast]) == 0
+    accuracy = set()
+    for name in ("new", "new_int.csv", "new_float.csv", "new_blank.csv"):
+        capsys.readouterr()
+        assert main(["evaluate", model, str(folder / name)]) == 0
+        shown = capsys.readouterr()
+        accuracy.add(next(line for line in shown.out.splitlines() if "accuracy" in line))
+        assert ("labels are read as the classes that are known: 0" in shown.err) == (name != "new")
+    assert len(accuracy) == 1
+    assert main(["add", model, str(folder / "new_int.csv"), "-o", str(tmp_path / "grown.featx")]) == 0
+    assert "New classes" not in capsys.readouterr().out
