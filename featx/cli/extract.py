@@ -110,11 +110,10 @@ def _write(args: argparse.Namespace, console: Console, images: Any, found: Any) 
 def _labels(args: argparse.Namespace, images: Any) -> list[Any]:
     """Labels of the images, as a fit would read them; None where there is none."""
     from featx.exceptions import DataError
-    from featx.images import load_paths
 
     try:
         with warnings.catch_warnings(action="ignore"):  # said when the images were found
-            labelled = load_paths(args.data, follow_links=args.follow_links)
+            labelled = arguments.load(args, args.data)
     except DataError:  # these folders are no classes
         return [None] * len(images)
     if labelled.labels is None:
