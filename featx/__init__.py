@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from featx.extractor import FeatureExtractor as FeatureExtractor
     from featx.features import FeatureBlocks as FeatureBlocks
     from featx.finetune import FineTuner as FineTuner
+    from featx.report import check as check
     from featx.search import HeadSearchCV as HeadSearchCV
     from featx.spec import FeatureSpec as FeatureSpec
 
@@ -30,6 +31,7 @@ _HOMES = {
     "HeadSearchCV": "featx.search",
     "ImageClassifier": "featx.classifier",
     "FeatureBlocks": "featx.features",
+    "check": "featx.report",
     "load": "featx.classifier",
 }
 

@@ -184,7 +184,7 @@ def make_folds(
             f"n_splits {n_splits} with n_repeats {n_repeats}: at least 2 folds and 1 repeat are needed."
         )
     codes, classes = _factorise(y, None, "labels")
-    unit = np.arange(len(codes)) if groups is None else _group_codes(groups, len(codes))
+    unit = np.arange(len(codes)) if groups is None else group_codes(groups, len(codes))
     grouped = int(unit.max(initial=-1)) + 1 < len(codes)
     counts = np.bincount(np.unique(np.column_stack([codes, unit]), axis=0)[:, 0], minlength=len(classes))
     what = "group" if grouped else "image"
@@ -246,7 +246,7 @@ def image_groups(ids: Ids, groups: ArrayLike | None = None) -> NDArray[np.intp]:
     n = len(digests)
     same = np.unique(digests.view("V32").ravel(), return_inverse=True)[1] if n else np.empty(0, np.intp)
     if groups is not None:
-        named = _group_codes(groups, n)
+        named = group_codes(groups, n)
         nodes = n + max(n, int(named.max(initial=-1)) + 1)
         links = coo_array((np.ones(n), (same, n + named)), shape=(nodes, nodes))
         same = connected_components(links, directed=False)[1][same]
@@ -414,7 +414,8 @@ def _factorise(values: ArrayLike, n: int | None, what: str) -> tuple[NDArray[np.
     return codes, classes.tolist()
 
 
-def _group_codes(groups: ArrayLike, n: int) -> NDArray[np.intp]:
+def group_codes(groups: ArrayLike, n: int) -> NDArray[np.intp]:
+    """Number groups by their names, shape (n,); each image without a name (None, NaN, "") is on its own."""
     names = list(np.asarray(groups, dtype=object))
     if len(names) != n:
         raise DataError(f"{n} images, but {len(names)} groups; give one for each image.")

@@ -36,21 +36,24 @@ def test_first_copies_are_positions_of_the_first_image_with_the_same_digest() ->
 def test_copies_are_found_and_named() -> None:
     found = find_copies(AuditData(["a", "b", "c", "d"], digests(1, 2, 1, 1)))
     assert found is not None
-    assert (found.severity, found.indices, found.names, found.value) == ("info", (2, 3), ("c", "d"), 2)
-    assert "2 of the 4 pictures are copies of others (same bytes): c; d" in found.sentence
+    assert (found.severity, found.indices, found.names, found.value) == ("warning", (2, 3), ("c", "d"), 2)
+    assert "2 of 4 images are copies of others (same bytes): c; d" in found.sentence
+    assert found.evidence == ("same bytes as a", "same bytes as a")
+    assert found.beside == ((0,), (0,))
 
 
 def test_a_test_image_that_is_also_trained_on_is_a_leak() -> None:
     names = ["a", "b", "c", "d", "e"]
-    data = AuditData(names, digests(1, 2, 1, 1, 2), is_test=np.array([False, False, True, True, False]))
-    found = find_leaks(data)
+    parts = np.array(["train", "train", "test", "test", "train"])
+    found = find_leaks(AuditData(names, digests(1, 2, 1, 1, 2), parts=parts))
     assert found is not None
-    assert (found.severity, found.indices, found.value) == ("error", (2, 3), 1)
-    assert "1 test pictures are in the training part too (same bytes)" in found.sentence
+    assert (found.severity, found.indices, found.value) == ("error", (2, 3), 2)
+    assert "2 test images have copies in an earlier part (same bytes)" in found.sentence
 
 
 def test_copies_within_one_part_are_no_leak() -> None:
-    assert find_leaks(AuditData(list("abc"), digests(1, 1, 2), is_test=np.array([True, True, False]))) is None
+    parts = np.array(["test", "test", "train"])
+    assert find_leaks(AuditData(list("abc"), digests(1, 1, 2), parts=parts)) is None
 
 
 def test_a_picture_with_two_labels_is_a_conflict() -> None:
@@ -58,16 +61,16 @@ def test_a_picture_with_two_labels_is_a_conflict() -> None:
     found = find_conflicts(data)
     assert found is not None
     assert (found.severity, found.indices, found.value) == ("warning", (0, 2), 1)
-    assert "1 of the pictures has several labels (same bytes): a is cat and c is dog." in found.sentence
+    assert "1 image has several labels (copies or near copies): a is cat and c is dog." in found.sentence
 
 
-def test_a_sentence_lists_ten_names_and_escapes_them() -> None:
+def test_a_sentence_lists_five_names_and_escapes_them() -> None:
     names = [f"name\x1b{number}" for number in range(24)]
     found = find_copies(AuditData(names, digests(*[1] * 24)))
     assert found is not None
     assert "\x1b" not in found.sentence
-    assert found.sentence.count("name") == 10
-    assert "and 13 more" in found.sentence
+    assert found.sentence.count("name") == 5
+    assert "and 18 more" in found.sentence
     assert len(found.names) == 23
 
 
@@ -86,12 +89,14 @@ def test_flipped_labels_are_counted_and_named(share: float) -> None:
     assert noise.rate.low <= flipped.mean() <= noise.rate.high
     assert noise.ceiling >= 1 - flipped.mean() - 0.01
     found = find_suspicious_labels(data)
-    if not share:
-        assert found is None
-        return
     assert found is not None
     assert found.value == noise.rate.value
+    if not share:
+        assert found.severity == "note"
+        return
+    assert found.severity == "warning"
     assert flipped[list(found.indices)].mean() > 0.95
+    assert found.suggestions[0] == f"relabel:{proba[found.indices[0]].argmax()}"
     assert f"{found.names[0]} is {y[found.indices[0]]}, predicted" in found.sentence
 
 
@@ -119,8 +124,11 @@ def test_a_check_without_its_input_finds_nothing() -> None:
 
 def test_findings_survive_json_in_the_order_of_the_table() -> None:
     data = AuditData(
-        list("abcd"), digests(1, 2, 1, 2), np.array([0, 1, 1, 1]), np.array([True, True, False, True])
+        list("abcd"),
+        digests(1, 2, 1, 2),
+        np.array([0, 1, 1, 1]),
+        np.array(["test", "test", "train", "test"]),
     )
     found = audit(data)
-    assert [one.check for one in found] == ["leaks", "conflicts", "copies"]
+    assert [one.check for one in found] == ["leaks", "conflicts", "small_classes", "imbalance", "copies"]
     assert [Finding.from_dict(json.loads(json.dumps(one.to_dict()))) for one in found] == list(found)

@@ -236,14 +236,15 @@ def test_the_cache_is_listed_verified_packed_exported_and_pruned(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, listing = _json(capsys, "cache", "ls")
-    assert [space["rows"] for space in listing["spaces"]] == [24 + 8]  # and the model file's own pictures
+    rows = {space["spec"]["architecture"]: space["rows"] for space in listing["spaces"]}
+    assert rows == {"test_resnet": 24 + 8, "image-facts": 24}  # with the model file's own images
     key = listing["spaces"][0]["key"]
     assert _json(capsys, "cache", "verify")[1]["bad_segments"] == 0
     assert _json(capsys, "cache", "pack")[0] == 0
     assert _json(capsys, "cache", "export", key[:8], "-o", str(tmp_path / "space.npz"))[0] == 0
     assert (tmp_path / "space.npz").stat().st_size > 0
     assert _json(capsys, "cache", "prune", "--older-than", "1d")[1]["deleted_segments"] == 0
-    assert _json(capsys, "cache", "prune", "--max-size", "0MB")[1]["deleted_segments"] == 1
+    assert _json(capsys, "cache", "prune", "--max-size", "0MB")[1]["deleted_segments"] == 2
     assert _json(capsys, "cache", "ls")[1]["spaces"] == []
 
 

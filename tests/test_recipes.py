@@ -106,8 +106,10 @@ def test_a_check_is_run_by_the_audit(monkeypatch: pytest.MonkeyPatch) -> None:
     check = example("Adding an audit check", "single_images").find_single_images
     monkeypatch.setitem(CHECKS, "single_images", check)
     digests = np.stack([np.full(32, number, np.uint8) for number in (1, 2, 3)])
-    [found] = audit(AuditData(list("abc"), digests, np.array(["cat", "dog", "cat"])))
-    assert (found.check, found.names, found.value) == ("single_images", ("b",), 1)
+    found = {
+        one.check: one for one in audit(AuditData(list("abc"), digests, np.array(["cat", "dog", "cat"])))
+    }
+    assert (found["single_images"].names, found["single_images"].value) == (("b",), 1)
 
 
 def test_a_fit_warns_of_what_a_check_finds(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:

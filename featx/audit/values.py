@@ -4,16 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.audit.near import NearCopies, near_copies
+from featx.audit.probe import nearest, probe_proba
+from featx.images.facts import ImageFacts
 from featx.records import Record
+from featx.splits import image_groups
 from featx.tables import escape_name
 
-NAMES_LISTED = 10
+NAMES_LISTED = 5
 """Images that a sentence names; the rest is counted."""
+
+NEIGHBOURS = 5
+"""Nearest neighbours that are compared."""
+
+Severity = Literal["note", "warning", "error"]
 
 
 @dataclass(frozen=True)
@@ -28,17 +38,63 @@ class AuditData:
         SHA-256 of each image's bytes.
     labels : ndarray of shape (n,), optional
         Label of each image.
-    is_test : ndarray of shape (n,), bool, optional
-        Whether an image is in the test part.
+    parts : ndarray of shape (n,), str, optional
+        ``train``, ``val`` or ``test``.
+    groups : ndarray of shape (n,), optional
+        Groups that the user names.
     oof_proba : ndarray of shape (n, n_classes), float64, optional
         Out-of-fold probabilities, columns in the order of the sorted labels. Rows of NaN were not scored.
+    facts : ImageFacts, optional
+        Facts of each image.
+    features : ndarray of shape (n, d), float32, optional
+        Features of a pretrained network.
+    skipped : sequence of (str, str)
+        Name and reason of each image that cannot be used.
     """
 
     names: Sequence[str]
     digests: NDArray[np.uint8] | None = None
     labels: NDArray[Any] | None = None
-    is_test: NDArray[np.bool_] | None = None
+    parts: NDArray[Any] | None = None
+    groups: NDArray[Any] | None = None
     oof_proba: NDArray[np.float64] | None = None
+    facts: ImageFacts | None = None
+    features: NDArray[np.float32] | None = None
+    skipped: Sequence[tuple[str, str]] = ()
+
+    @cached_property
+    def near(self) -> NearCopies | None:
+        """Near copies among the images, if facts and digests are known."""
+        if self.facts is None or self.digests is None:
+            return None
+        return near_copies(self.facts, self.digests)
+
+    @cached_property
+    def units(self) -> NDArray[np.intp] | None:
+        """Number of the unit of each image: copies, near copies and groups must stay together."""
+        if self.digests is None:
+            return None
+        units = image_groups(self.digests, self.groups)
+        return units if self.near is None else image_groups(self.digests, _joined(units, self.near.groups))
+
+    @cached_property
+    def codes(self) -> NDArray[np.intp] | None:
+        """Labels as indices into the sorted classes."""
+        return None if self.labels is None else np.unique(self.labels, return_inverse=True)[1]
+
+    @cached_property
+    def proba(self) -> NDArray[np.float64] | None:
+        """Out-of-fold probabilities: those given, or those of a ridge classifier of the features."""
+        if self.oof_proba is not None or self.features is None or self.codes is None:
+            return self.oof_proba
+        return probe_proba(self.features, self.codes, self.units)
+
+    def nearest(self, images: Sequence[int] | NDArray[np.intp]) -> list[list[int]]:
+        """Return the `NEIGHBOURS` nearest images of each of some images, by the cosine of features."""
+        if self.features is None:
+            return [[] for _ in images]
+        found: list[list[int]] = nearest(self.features, np.asarray(images, np.intp), NEIGHBOURS)[0].tolist()
+        return found
 
 
 @dataclass(frozen=True)
@@ -49,8 +105,9 @@ class Finding(Record):
     ----------
     check : str
         Name of the check, a key of `CHECKS`.
-    severity : {'info', 'warning', 'error'}
-        ``error``: a reported score is wrong. ``warning``: some labels are wrong. ``info``: no action needed.
+    severity : {'note', 'warning', 'error'}
+        ``error``: a reported score is wrong. ``warning``: labels or images need a look. ``note``: no action
+        is needed.
     sentence : str
         The fact, with its numbers and what to do.
     indices : tuple of int
@@ -59,31 +116,72 @@ class Finding(Record):
         Names of the images, in the same order.
     value : float
         The number that the check measures; each check documents its own.
+    evidence : tuple of str
+        What was seen in each image; empty if there is nothing to say of single images.
+    suggestions : tuple of str
+        Suggested action for each image (see `featx.audit.fixes`); empty, or an empty text for none.
+    clusters : tuple of int
+        Number of the group of each image, where the check finds groups.
+    beside : tuple of tuple of int
+        Positions of other images to look at beside each: the original of a copy, or nearest images.
     """
 
     check: str
-    severity: Literal["info", "warning", "error"]
+    severity: Severity
     sentence: str
     indices: tuple[int, ...]
     names: tuple[str, ...]
     value: float
+    evidence: tuple[str, ...] = ()
+    suggestions: tuple[str, ...] = ()
+    clusters: tuple[int, ...] = ()
+    beside: tuple[tuple[int, ...], ...] = ()
 
     @classmethod
     def of(
         cls,
         data: AuditData,
         check: str,
-        severity: Literal["info", "warning", "error"],
+        severity: Severity,
         sentence: str,
         indices: Sequence[int] | NDArray[np.intp],
         value: float,
+        **more: Sequence[Any] | NDArray[Any],
     ) -> Finding:
         """Return a finding on some images of the data; their names are looked up."""
         found = tuple(int(index) for index in indices)
-        return cls(check, severity, sentence, found, tuple(data.names[i] for i in found), float(value))
+        names = tuple(data.names[i] for i in found)
+        beside = tuple(tuple(int(i) for i in others) for others in more.pop("beside", ()))
+        plain = {name: tuple(np.asarray(values).tolist()) for name, values in more.items()}
+        return cls(check, severity, sentence, found, names, float(value), beside=beside, **plain)
 
 
 def listed(texts: Sequence[str]) -> str:
     """Join the first texts, safe to print, and count the others."""
     more = [f"and {len(texts) - NAMES_LISTED} more"] if len(texts) > NAMES_LISTED else []
     return "; ".join([*map(escape_name, texts[:NAMES_LISTED]), *more])
+
+
+def joined(words: Sequence[str]) -> str:
+    """``["a", "b", "c"]`` -> ``"a, b and c"``."""
+    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """``1, "image"`` -> ``"1 image"``; ``2, "image"`` -> ``"2 images"``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
+
+
+def _joined(units: NDArray[np.intp], groups: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Connected components of two groupings."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    n = len(units)
+    size = int(max(units.max(initial=0), groups.max(initial=0))) + 1
+    nodes = n + 2 * size
+    rows = np.concatenate([np.arange(n), np.arange(n)])
+    columns = np.concatenate([n + units, n + size + groups])
+    links = coo_array((np.ones(2 * n), (rows, columns)), shape=(nodes, nodes))
+    found: NDArray[np.intp] = connected_components(links, directed=False)[1][:n]
+    return found

@@ -28,7 +28,6 @@ from featx.classifier.inputs import (
     Images,
     as_classes,
     as_images,
-    held_out_part,
     labelled_images,
     labels_of,
     refuse_unseen,
@@ -96,12 +95,13 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         helps out of fold (see `tried_`); probabilities are then calibrated for classes of equal weight.
     fine_tune : {"auto", True, False}, default False
         Whether the network's upper layers are trained on the training part after the search, and kept if
-        they are better than the tuned head. It takes minutes to hours. "auto" tries it where an improvement
-        could be significant, which depends on the number of images and of errors.
+        they are better than the tuned head (in minutes to hours). "auto": if a gain can be significant.
     backbone_budget : float, default 600
         Seconds for the comparison of backbones. The most expensive ones are left out if it does not suffice.
     max_bad : float, default 0.05
         Fraction of unreadable images that `fit` sets aside with a warning; more is an error.
+    auto_groups : bool, default True
+        Where no groups are given: whether near copies, and images of one source, stay on one side of splits.
     store : path, FeatureStore, "memory" or None
         Where features are kept. None is the cache folder (``FEATX_CACHE``); "memory" keeps nothing on disk.
     device : str, default "auto"
@@ -169,6 +169,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         fine_tune: bool | str = False,
         backbone_budget: float = 600.0,
         max_bad: float = 0.05,
+        auto_groups: bool = True,
         store: Any = None,
         device: str = "auto",
         n_jobs: int | None = None,
@@ -191,6 +192,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.fine_tune = fine_tune
         self.backbone_budget = backbone_budget
         self.max_bad = max_bad
+        self.auto_groups = auto_groups
         self.store = store
         self.device = device
         self.n_jobs = n_jobs
@@ -301,8 +303,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
-        images, is_test = held_out_part(images, test_size=test_size, salt=split_salt, previous=previous)
-        self._fitted = fit_images(images, is_test, settings_of(self))
+        split = {"test_size": test_size, "salt": split_salt, "previous": previous}
+        self._fitted = fit_images(images, split, settings_of(self))
         return self
 
     def predict(self, X: Images) -> NDArray[Any]:

@@ -14,11 +14,13 @@ from numpy.typing import NDArray
 
 from featx.classifier.advising import TrainingSet
 from featx.classifier.finetuning import fine_tune
+from featx.classifier.grouping import with_auto_groups
 from featx.classifier.inputs import (
     FitData,
     all_skipped,
     as_classes,
     fit_data,
+    held_out_part,
     labels_of,
     refuse_too_many,
     refuse_unseen,
@@ -37,6 +39,7 @@ from featx.selection.backbones import select_networks
 from featx.selection.candidates import AUTO, widest
 from featx.selection.networks import Networks, gather
 from featx.selection.tuning import Views, tune
+from featx.splits import group_codes
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,15 +70,16 @@ class Fitted:
     expected: NDArray[np.float32] | None = field(default=None, repr=False)
 
 
-def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: FitSettings) -> Fitted:
+def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitSettings) -> Fitted:
     """Fit a model on the training part, and evaluate it on the test part.
 
     Parameters
     ----------
     images : ImageSet
         With labels.
-    is_test : array of shape (n,), bool, or None
-        The test part; None if there is none. Nothing is chosen or fitted on it.
+    split : mapping or None
+        ``test_size``, ``salt`` and ``previous`` of `held_out_part`; None for no test part. Nothing is chosen
+        or fitted on the test part.
     settings : FitSettings
         The parameters.
 
@@ -87,7 +91,14 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
         If a class of the test part is not in the training part.
     """
     seconds: dict[str, float] = {}
-    held_out = np.zeros(len(images), bool) if is_test is None else is_test
+    with _timed(seconds, "group"):
+        images = with_auto_groups(images, settings)
+    held_out = np.zeros(len(images), bool)
+    if split is not None:
+        images, held_out = held_out_part(images, **split)
+    names = images.groups
+    if names is not None:
+        images = replace(images, groups=group_codes(names, len(images)))
     with _timed(seconds, "select"):
         networks, comparison = select_networks(
             settings.backbones,
@@ -118,7 +129,7 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
         tuned,
         found.specs,
         networks.cards_,
-        _fitted_images(images, found, data, tuned.classes),
+        _fitted_images(images, names, found, data, tuned.classes),
         networks.backbone_files,
     )
     record = FitRecord.of(tuned, data.y, data.groups)
@@ -129,7 +140,7 @@ def fit_images(images: ImageSet, is_test: NDArray[np.bool_] | None, settings: Fi
         network, report = fine_tune(model, record, training, features, settings)
     model = replace(model, network=network)
     evaluation = None
-    if is_test is not None:
+    if split is not None:
         with _timed(seconds, "evaluate"):
             evaluation = model.evaluate(_test_features(model, found, data, settings), data.test)
     record = replace(
@@ -202,8 +213,10 @@ def _views(train: ImageSet, networks: Networks, settings: FitSettings) -> Views:
     return Views(settings.views, settings.view_policy, features)
 
 
-def _fitted_images(images: ImageSet, found: Extraction, data: FitData, classes: NDArray[Any]) -> FittedImages:
-    groups = None if images.groups is None else images.groups[found.kept]
+def _fitted_images(
+    images: ImageSet, names: NDArray[Any] | None, found: Extraction, data: FitData, classes: NDArray[Any]
+) -> FittedImages:
+    groups = None if names is None else names[found.kept]
     labels = labels_of(images)[found.kept]
     return FittedImages.of(found.ids, data.is_test, labels, groups, classes)
 

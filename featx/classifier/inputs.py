@@ -114,7 +114,7 @@ def held_out_part(
     """
     if images.splits is not None and (images.splits == "test").any():
         return images, images.splits == "test"
-    images = _with_digests(images)
+    images = with_digests(images)
     assert images.ids is not None
     is_test = stable_test_mask(
         images.ids,
@@ -221,8 +221,10 @@ def _as_array(values: ArrayLike) -> NDArray[Any]:
     return np.asarray(values)
 
 
-def _with_digests(images: ImageSet) -> ImageSet:
-    """The image set with digests, and without the images whose files cannot be read."""
+def with_digests(images: ImageSet) -> ImageSet:
+    """Return the image set with digests, and without the images whose files cannot be read."""
+    if images.ids is not None:
+        return images
     digests, errors = read_digests(images.sources, images.names)
     labels = labels_of(images)
     lost = [Skipped(error.name, error.reason, labels[position]) for position, error in sorted(errors.items())]
@@ -285,9 +287,10 @@ def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *
     skipped = all_skipped(images, found.kept, found.skipped)
     refuse_too_many(skipped, len(images) + len(images.skipped), max_bad)
     images, held_out = images.select(found.kept), held_out[found.kept]
-    data = AuditData(images.names, digests=found.ids, labels=images.labels, is_test=held_out)
+    parts = np.where(held_out, "test", "train")
+    data = AuditData(images.names, digests=found.ids, labels=images.labels, parts=parts)
     for finding in audit(data):
-        if finding.severity != "info":
+        if finding.severity != "note" and finding.check != "copies":  # these stay on one side
             warnings.warn(finding.sentence, ImageWarning, stacklevel=5)
     train, test = images.select(~held_out), images.select(held_out)
     y = check_labels(labels_of(train))

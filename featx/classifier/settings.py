@@ -89,6 +89,8 @@ class FitSettings:
         Seconds for the comparison of backbones.
     max_bad : float
         Fraction of images that may be unreadable.
+    auto_groups : bool
+        Whether near copies and images of one source are groups.
     seed : int
         Of samples that the selection draws.
     random_state : int or None
@@ -107,6 +109,7 @@ class FitSettings:
     view_policy: str
     backbone_budget: float
     max_bad: float
+    auto_groups: bool
     seed: int
     random_state: Any
     callback: Callable[[Any], None] | None
@@ -154,6 +157,7 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
         view_policy=policy,
         backbone_budget=params["backbone_budget"],
         max_bad=params["max_bad"],
+        auto_groups=params["auto_groups"],
         seed=int(check_random_state(params["random_state"]).randint(2**31 - 1)),
         random_state=params["random_state"],
         callback=params["callback"],

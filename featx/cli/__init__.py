@@ -47,6 +47,8 @@ VERBS: dict[str, Verb] = {
     "fit": Verb("featx.cli.fit", "learn a classifier from labelled images, evaluate it and save it"),
     "predict": Verb("featx.cli.predict", "label images with a saved classifier"),
     "evaluate": Verb("featx.cli.evaluate", "evaluate a saved classifier on labelled images"),
+    "check": Verb("featx.cli.check", "look for what is wrong with a data set, before any model"),
+    "fix": Verb("featx.cli.fix", "write a manifest with the corrections of a table of issues"),
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
     "add": Verb("featx.cli.add", "add new labelled images to a model, and say what changed"),
     "curve": Verb("featx.cli.curve", "measure accuracy by number of labels, and forecast the gain of more"),

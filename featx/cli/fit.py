@@ -23,6 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_dry_run(parser)
     arguments.add_test_part(parser)
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--fixes", metavar="FILE", help="table of issues of `featx check`; actions in it are applied first"
+    )
+    group.add_argument(
+        "--no-auto-groups",
+        action="store_true",
+        help="let near copies, and images of one source, stand on both sides of splits",
+    )
     group = arguments.add_search(parser)
     group.add_argument("--timeout", type=arguments.number(0, 1e9), metavar="S", help="seconds for the search")
     group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")
@@ -166,6 +175,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     began = time.monotonic()
     images = arguments.load(args, args.data)
+    if args.fixes:
+        images = _fixed(args, console, images)
     images = render.data_set(console, images, min_per_class=args.min_per_class)
     clf = arguments.classifier(
         args,
@@ -177,6 +188,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         fine_tune=args.fine_tune if args.fine_tune == "auto" else args.fine_tune == "yes",
         backbone_budget=args.backbone_budget,
         store=arguments.store_of(args),
+        auto_groups=not args.no_auto_groups,
         search=HeadSearchCV(n_repeats="auto", storage=args.storage, study_name=args.study_name),
         fine_tuner=_fine_tuner(args),
     )
@@ -220,6 +232,18 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
         )
         return
     render.refit(console, found)
+
+
+def _fixed(args: argparse.Namespace, console: Console, images: Any) -> Any:
+    """Apply the actions of a table of issues."""
+    from featx.audit import apply_fixes, read_fixes
+
+    fixes = read_fixes(args.fixes)
+    console.log(
+        f"{args.fixes}: {len(fixes.drop)} images dropped, {len(fixes.relabel)} relabelled, "
+        f"{len(fixes.group)} grouped"
+    )
+    return apply_fixes(images, fixes)
 
 
 def _model_before(output: str) -> Any:

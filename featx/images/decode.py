@@ -131,7 +131,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     if isinstance(picture.data, np.ndarray):
         return picture.data.shape[1], picture.data.shape[0]
     try:
-        image, _ = _open(picture.data, DecodePolicy(), picture.name)
+        image, _ = open_header(picture.data, DecodePolicy(), picture.name)
     except Exception as error:  # a damaged file makes decoders raise anything
         raise ImageError(picture.name, escape_name(reason_of(error))) from error
     return image.size
@@ -139,7 +139,7 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 
 def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
     with DECODING.held():
-        image, kind = _open(data, policy, name)
+        image, kind = open_header(data, policy, name)
         _check_size(image.size, policy)
         _remark_extension(name, kind, warn)
         with DECODING.take(0 if kind == "WEBP" else _working_bytes(image, kind)):
@@ -187,7 +187,7 @@ def _decode_jpeg(data: bytes, image: Image.Image, policy: DecodePolicy, warn: Wa
     return pixels if pixels.shape == (height, width, 3) else None
 
 
-def _open(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image, str]:
+def open_header(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image, str]:
     """Read the header, as `Image.open` does but without its size limit, which is a global."""
     _register_formats()
     prefix = data[:16]

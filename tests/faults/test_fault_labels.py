@@ -140,7 +140,7 @@ def test_row_40_one_picture_under_two_labels_is_named_and_stays_in_one_fold(tmp_
     assert said.code == 0
     assert "red/red_01.png" in said.err
     assert "blue/twin.png" in said.err
-    assert "1 of the pictures has several labels (same bytes)" in said.err
+    assert "1 image has several labels (copies or near copies)" in said.err
     assert load("m.featx").assignment_  # and stays on one side: one digest, one part
 
 
@@ -149,7 +149,7 @@ def test_row_41_a_given_split_that_leaks_is_warned_of(tmp_path: Path) -> None:
         classes(tmp_path / "photos" / part, each=8)
     said = featx("fit", tmp_path / "photos", "-o", "m.featx", *FIT)
     assert said.code == 0
-    assert "16 test pictures are in the training part too (same bytes)" in said.err
+    assert "16 test images have copies in an earlier part (same bytes)" in said.err
 
 
 def test_row_42_rows_of_another_width_are_refused_with_what_they_should_be() -> None:

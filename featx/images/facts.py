@@ -1,0 +1,167 @@
+"""Facts of an image that need no network: its header, its colours, its sharpness and a small copy of it.
+
+They are one array of numbers for each image, so that a feature store can keep them by the image's digest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featx.exceptions import ImageError
+from featx.images.decode import EXTENSIONS, FORMATS, decode_picture, open_header
+from featx.images.picture import Picture, reason_of
+from featx.images.pixels import orientation
+from featx.images.policy import MAX_PIXELS, DecodePolicy
+from featx.tables import escape_name
+
+SIDE = 160
+"""Longest side in pixels at which brightness, sharpness and information are measured."""
+
+THUMB = 32
+"""Side in pixels of the small copy; the aspect is not kept."""
+
+BORDER = 0.04
+"""Width of the border strip, as a share of the side."""
+
+MODES = ("RGB", "L", "1", "P", "RGBA", "LA", "CMYK", "I;16", "I", "F")
+"""Modes by their code; any other mode is the last code plus one."""
+
+CHANNELS = ("red", "green", "blue")
+SCALARS = (
+    "width", "height", "orientation", "n_frames", "n_bytes", "format", "mode", "has_exif", "has_profile",
+    "quantisation", "brightness", "contrast", "dark", "light", "entropy", "sharpness",
+    *(f"{channel}_{what}" for what in ("mean", "low", "high", "border") for channel in CHANNELS),
+)  # fmt: skip
+"""What an image's array begins with. Brightness, contrast and channels are on the scale 0 to 255."""
+
+LENGTH = len(SCALARS) + THUMB * THUMB
+"""Numbers of an image."""
+
+_POLICY = DecodePolicy(decode="fast", min_side=SIDE, max_pixels=MAX_PIXELS)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFacts:
+    """Facts of n images.
+
+    Parameters
+    ----------
+    values : array of shape (n, len(SCALARS)), float32
+        One column for each of `SCALARS`.
+    thumbs : array of shape (n, THUMB, THUMB, 3), uint8
+        Upright small copies.
+    """
+
+    values: NDArray[np.float32]
+    thumbs: NDArray[np.uint8]
+
+    @classmethod
+    def of_rows(cls, rows: NDArray[np.float32]) -> ImageFacts:
+        """Take apart arrays that `measure_facts` returned, shape (n, LENGTH)."""
+        packed = rows[:, len(SCALARS) :].astype(np.uint32)
+        pixels = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=-1)
+        return cls(rows[:, : len(SCALARS)], pixels.astype(np.uint8).reshape(-1, THUMB, THUMB, 3))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, name: str) -> NDArray[np.float32]:
+        """Return one of `SCALARS`, shape (n,)."""
+        return self.values[:, SCALARS.index(name)]
+
+    def take(self, chosen: NDArray[np.intp]) -> ImageFacts:
+        """Return the facts of some images."""
+        return ImageFacts(self.values[chosen], self.thumbs[chosen])
+
+    def kinds(self) -> list[str]:
+        """Name of each image's file format, as Pillow has it; empty for an image without a file."""
+        return [FORMATS[code] if 0 <= code < len(FORMATS) else "" for code in self["format"].astype(int)]
+
+
+def expected_format(name: str) -> str:
+    """Return the format that the extension of a file name stands for, or an empty text."""
+    lower = name.lower()
+    return next((kind for kind, known in EXTENSIONS.items() if lower.endswith(known)), "")
+
+
+def measure_facts(picture: Picture) -> NDArray[np.float32]:
+    """Measure the facts of an image.
+
+    Parameters
+    ----------
+    picture : Picture
+        As `read_picture` returns it.
+
+    Returns
+    -------
+    array of shape (LENGTH,), float32
+        `SCALARS`, and the pixels of the small copy, 24 bits in each number.
+
+    Raises
+    ------
+    ImageError
+        As `decode_picture`.
+    """
+    pixels = decode_picture(picture, _POLICY)
+    header = _header(picture, pixels.shape)
+    image = Image.fromarray(pixels)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
+    thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX), np.uint32)
+    packed = thumb[..., 0] << 16 | thumb[..., 1] << 8 | thumb[..., 2]
+    return np.concatenate([header, _appearance(image), packed.ravel()]).astype(np.float32)
+
+
+def _header(picture: Picture, shape: tuple[int, ...]) -> list[float]:
+    if isinstance(picture.data, np.ndarray):
+        return [
+            shape[1],
+            shape[0],
+            1,
+            1,
+            picture.data.nbytes,
+            -1,
+            0 if picture.data.ndim == 3 else 1,
+            0,
+            0,
+            0,
+        ]
+    try:
+        image, kind = open_header(picture.data, _POLICY, picture.name)
+        turn = orientation(image)
+        size = image.size if turn < 5 else image.size[::-1]
+        tables = getattr(image, "quantization", None) or {}
+        mode = MODES.index(image.mode) if image.mode in MODES else len(MODES)
+        return [
+            *size, turn, getattr(image, "n_frames", 1), len(picture.data), FORMATS.index(kind), mode,
+            "exif" in image.info, "icc_profile" in image.info, sum(sum(table) for table in tables.values()),
+        ]  # fmt: skip
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise ImageError(picture.name, escape_name(reason_of(error))) from error
+
+
+def _appearance(image: Image.Image) -> list[float]:
+    pixels = np.asarray(image)
+    grey = np.asarray(image.convert("L"))
+    counts = np.bincount(grey.ravel(), minlength=256) / grey.size
+    share = counts[counts > 0]
+    flat = grey.astype(np.float32)
+    inner = flat[1:-1, 1:-1]
+    edges = flat[:-2, 1:-1] + flat[2:, 1:-1] + flat[1:-1, :-2] + flat[1:-1, 2:] - 4 * inner
+    values = [
+        float(flat.mean()), float(flat.std()), float(counts[:32].sum()), float(counts[224:].sum()),
+        float(-(share * np.log2(share)).sum()), float(edges.std()) if edges.size else 0.0,
+    ]  # fmt: skip
+    strip = _border(pixels)
+    low, high = np.percentile(pixels.reshape(-1, 3)[::3], (1, 99), axis=0)
+    return [*values, *pixels.mean(axis=(0, 1)), *low, *high, *strip.mean(axis=0)]
+
+
+def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Pixels of the border strip, shape (m, 3)."""
+    rows, columns = (max(1, round(BORDER * side)) for side in pixels.shape[:2])
+    parts = (pixels[:rows], pixels[-rows:], pixels[:, :columns], pixels[:, -columns:])
+    return np.concatenate([part.reshape(-1, 3) for part in parts])
