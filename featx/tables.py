@@ -108,6 +108,8 @@ def require_pyarrow(path: str | os.PathLike[str]) -> None:
 def read_csv(text: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str]]]:
     """Rows with their number as a spreadsheet shows it (the header is row 1); blank rows are left out.
 
+    The apostrophe that `csv_cell` puts before what a spreadsheet would run is removed.
+
     Raises
     ------
     csv.Error
@@ -116,11 +118,11 @@ def read_csv(text: str, *, delimiter: str = ",") -> Iterator[tuple[int, list[str
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     for number, row in enumerate(reader, start=1):
         if any(cell.strip() for cell in row):
-            yield number, row
+            yield number, [_uncovered(cell) for cell in row]
 
 
 def csv_cell(value: Any) -> str:
-    """One cell: numbers as they are, text escaped and never a formula.
+    """One cell: numbers as they are, text escaped and never a formula. `read_csv` gives the text back.
 
     Examples
     --------
@@ -132,7 +134,17 @@ def csv_cell(value: Any) -> str:
     if isinstance(value, numbers.Real):  # NumPy's scalars too
         return str(value)
     text = str(value)
-    return f"'{escape_name(text)}" if text.startswith(FORMULA_STARTS) else escape_name(text)
+    return f"'{escape_name(text)}" if _starts_a_formula(text) else escape_name(text)
+
+
+def _starts_a_formula(text: str) -> bool:
+    """Whether a text begins like a formula, also after apostrophes: one is put before it, and removed."""
+    return text.lstrip("'").startswith(FORMULA_STARTS)
+
+
+def _uncovered(cell: str) -> str:
+    """A cell without the apostrophe that `csv_cell` put before it."""
+    return cell[1:] if cell.startswith("'") and _starts_a_formula(cell) else cell
 
 
 def escape_name(text: str) -> str:

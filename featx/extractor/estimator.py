@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -283,13 +283,30 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         self.specs_ = self._resolve_specs(() if X is None else as_sources(X))
         return self
 
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[np.float32]:
+        """`fit`, then `transform`; an iterator, a file or a dataset is read once.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`.
+        **fit_params
+            As for `fit`.
+
+        Returns
+        -------
+        array of shape (n_images, n_features), float32
+        """
+        X = X if hasattr(X, "columns") else as_sources(X)
+        return cast(NDArray[np.float32], super().fit_transform(X, y, **fit_params))
+
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Return the features of images, blocks side by side in the order of `specs_`.
 
         Parameters
         ----------
-        X : list of image sources, array of paths, uint8 array (n, H, W, 3), or a folder
-            Paths, bytes, PIL images or uint8 arrays.
+        X : list, iterator, array, tensor, data frame, dataset, folder, manifest or pattern of images
+            As for `featx.images.load_images`.
 
         Returns
         -------

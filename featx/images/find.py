@@ -6,25 +6,27 @@ warning. No image is decoded here.
 
 from __future__ import annotations
 
+import dataclasses
+import glob
 import os
 import re
 import stat
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
 from featx.exceptions import DataError, ImageWarning, UsageError
 from featx.images.columns import ManifestOptions
+from featx.images.containers import Held, read_container
 from featx.images.folder import TABLE_EXTENSIONS, Walk, is_image
 from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.labels import doubtful_labels, plain_text
-from featx.images.layout import Base, Layout, read_layout
+from featx.images.layout import SPLITS, Base, Layout, read_layout
 from featx.images.locate import locate
 from featx.images.manifest import read_manifest
 from featx.images.picture import ImageSource, name_sources, reason_of
@@ -124,7 +126,7 @@ class ImageSet:
 
 
 def load_images(
-    source: ImageSource | Iterable[ImageSource],
+    source: Any,
     *,
     follow_links: bool = False,
     labelled: bool | None = None,
@@ -143,8 +145,11 @@ def load_images(
         * A folder of images: no labels.
         * A manifest (``.csv``, ``.tsv``, ``.parquet``) with the columns ``path`` and, as you like,
           ``label``, ``split``, ``group``, ``weight``; paths are relative to the manifest.
-        * One image: a path, bytes, a PIL image or an array.
-        * A list of those, or a batch of shape (n, H, W, 3).
+        * A pattern of paths, such as ``photos/*.jpg`` or ``photos/**/*.png``.
+        * One image: a path, bytes, an open file, a PIL image, an array or a tensor.
+        * A list, an iterator or a batch of those; pairs of image and label.
+        * A data frame, a torch dataset, or a Hugging Face dataset; see
+          `featx.images.containers.read_container`.
     follow_links : bool, default=False
         Also read links that lead out of the folder.
     labelled : bool, optional
@@ -174,14 +179,10 @@ def load_images(
     """
     if isinstance(source, str | os.PathLike):
         found = _load_path(os.fsdecode(source), follow_links, labelled, table or ManifestOptions())
-    elif isinstance(source, np.ndarray) and source.ndim != 1:
-        found = _load_list(_split_batch(source))
-    elif isinstance(source, bytes | bytearray | memoryview | Image.Image):
-        found = _load_list([source])
-    elif isinstance(source, Iterable):
-        found = _load_list(list(source))
+    elif isinstance(source, ImageSet):
+        found = dataclasses.replace(source)
     else:
-        found = _load_list([source])
+        found = _load_held(read_container(source))
     if labelled is False:
         found.labels = None
     if labelled and found.labels is None:
@@ -256,7 +257,10 @@ def _load_path(path: str, follow_links: bool, labelled: bool | None, table: Mani
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
-        raise DataError(f"{_shown(path)}: {reason_of(error)}.") from error
+        if matched := _match(path):
+            return load_paths(matched, follow_links=follow_links, labelled=labelled)
+        pattern = "no file matches this pattern" if glob.has_magic(path) else reason_of(error)
+        raise DataError(f"{_shown(path)}: {pattern}.") from error
     is_folder, extension = stat.S_ISDIR(mode), os.path.splitext(path)[1].lower()
     if not is_folder and (
         extension in TABLE_EXTENSIONS
@@ -302,30 +306,33 @@ def _load_manifest(path: str, labelled: bool | None, table: ManifestOptions) -> 
     )
 
 
-def _load_list(sources: Sequence[Any]) -> ImageSet:
-    if not sources:
-        raise DataError("an empty list of images; give at least one.")
-    for position, source in enumerate(sources):
-        if not isinstance(
-            source, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | np.ndarray
-        ):
-            raise DataError(
-                f"item {position} is a {type(source).__name__}; an image is given as a path, the bytes of a "
-                "file, a PIL image or an (H, W, 3) uint8 array."
-            )
-    return ImageSet(list(sources), name_sources(sources))
-
-
-def _split_batch(array: NDArray[Any]) -> list[ImageSource]:
-    """One image, or the images of a batch: (n, H, W, C), or (n, H, W) of grey ones."""
-    if array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (1, 3, 4)):
-        return [array]
-    if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3, 4)):
-        return list(array)
-    hint = (
-        "; channels come last: array.transpose(0, 2, 3, 1)" if array.shape[1:2] in ((1,), (3,), (4,)) else ""
+def _load_held(held: Held) -> ImageSet:
+    labels = None
+    if held.labels is not None:
+        labels = np.asarray(held.labels)
+        if len({type(label) for label in held.labels}) > 1:  # 1 and "1" stay two labels
+            labels = np.empty(len(held.labels), dtype=object)
+            labels[:] = held.labels
+    return ImageSet(
+        held.sources,
+        name_sources(held.sources),
+        labels,
+        None if held.splits is None else np.array([_split_of(split) for split in held.splits]),
+        None if held.groups is None else np.array(held.groups, dtype=object),
+        None if held.weights is None else np.array(held.weights, dtype=np.float64),
     )
-    raise DataError(f"an array of shape {array.shape} is no batch of images; give (n, H, W, 3){hint}.")
+
+
+def _split_of(name: str) -> str:
+    split = SPLITS.get(name.strip().lower())
+    if split is None:
+        raise DataError(f"{escape_name(name)!r} is no split; name splits train, val or test.")
+    return split
+
+
+def _match(pattern: str) -> list[str]:
+    """Files of a pattern such as ``photos/**/*.jpg``, sorted; empty where it is no pattern."""
+    return sorted(glob.glob(pattern, recursive=True)) if glob.has_magic(pattern) else []
 
 
 def _load_folder(root: str, follow_links: bool, labelled: bool | None) -> ImageSet:
