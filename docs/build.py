@@ -74,6 +74,11 @@ def _help(words: list[str]) -> str:
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
         featx_main([*words, "--help"])
+    if "--help-all" in out.getvalue():  # where --help lists some options only
+        out.seek(0)
+        out.truncate()
+        with contextlib.redirect_stdout(out):
+            featx_main([*words, "--help-all"])
     return out.getvalue()
 
 

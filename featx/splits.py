@@ -122,8 +122,8 @@ def stable_test_mask(
     if not mask.any():
         raise DataError(
             f"{_count(len(digests), 'image')} ({n_units:,} apart from copies and groups) leave none for a "
-            f"test part (each class keeps {MIN_TRAIN_UNITS} for training); add images, or evaluate on images "
-            "of your own."
+            f"test part (each class keeps {MIN_TRAIN_UNITS} for training); add images, or fit without a test "
+            "part (--no-test; in Python fit instead of fit_with_test)."
         )
     bare = np.setdiff1d(np.arange(len(classes)), y[mask])
     if len(bare):
@@ -192,8 +192,7 @@ def make_folds(
         alone = _listed(repr(classes[index]) for index in np.flatnonzero(counts < 2))
         raise LabelError(
             f"{_count(int((counts < 2).sum()), 'class has', 'classes have')} a single {what}: {alone}. "
-            f"Cross-validation needs two {what}s of each class: add some, or drop such classes "
-            "(--min-per-class 2)."
+            f"Cross-validation needs two {what}s of each class: add some, or leave these classes out."
         )
     folds = int(min(n_splits, counts.min()))
     if folds < n_splits:

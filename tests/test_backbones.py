@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import importlib.util
 import json
@@ -14,6 +15,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -269,9 +271,72 @@ def test_a_checkpoint_may_have_other_classes_or_none(tmp_path: Path, n_classes: 
 def test_a_checkpoint_of_another_network_is_refused_with_the_tensors_that_differ(tmp_path: Path) -> None:
     path = save_checkpoint(tmp_path / "vit.safetensors", name="test_vit")
     with pytest.raises(
-        BackboneError, match=r"vit\.safetensors does not fit test_vit2: .*size mismatch|Missing"
+        BackboneError, match=r"vit\.safetensors does not fit test_vit2: .*(another shape|are missing)"
     ):
         load_backbone("test_vit2", checkpoint=path)
+
+
+def _prefixed(prefix: str, state: dict[str, Any]) -> dict[str, Any]:
+    return {f"{prefix}{name}": tensor for name, tensor in state.items()}
+
+
+def _zeros(state: dict[str, Any]) -> dict[str, Any]:
+    return {name: tensor * 0 for name, tensor in state.items()}
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "plain": lambda s: s,
+    "data parallel": lambda s: {"state_dict": _prefixed("module.", s), "epoch": 3},
+    "lightning": lambda s: {"state_dict": _prefixed("model.", s), "hyper_parameters": {"lr": 1e-3}},
+    "net": lambda s: _prefixed("net.", s),
+    "backbone": lambda s: {"state_dict": _prefixed("backbone.", s), "optimizer": {"state": {}}},
+    "compiled": lambda s: _prefixed("_orig_mod.", s),
+    "nested prefixes": lambda s: {"model": _prefixed("module.encoder._orig_mod.", s)},
+    "sequential": lambda s: {**_prefixed("0.", s), "1.weight": s["fc.weight"], "1.bias": s["fc.bias"]},
+    "namespace": lambda s: {"model": s, "args": argparse.Namespace(lr=1, out=Path("x"))},
+    "averaged beside": lambda s: {"state_dict_ema": s, "state_dict": _zeros(s)},
+    "averaged nested": lambda s: {"model_ema": {"state_dict": _prefixed("module.", s)}, "model": _zeros(s)},
+    "averaged by prefix": lambda s: {**_prefixed("model.", _zeros(s)), **_prefixed("ema_model.", s)},
+    "averaged by key": lambda s: {"ema": _prefixed("module.", s), "model": _zeros(s)},
+    "teacher": lambda s: {"student": _prefixed("backbone.", _zeros(s)), "teacher": _prefixed("backbone.", s)},
+    "momentum": lambda s: {**_prefixed("encoder_q.", s), **_prefixed("encoder_k.", _zeros(s))},
+    "parameters": lambda s: {k: torch_parameter(v) for k, v in s.items()},
+}
+
+
+def torch_parameter(tensor: Any) -> Any:
+    import torch
+
+    return torch.nn.Parameter(tensor, requires_grad=False)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_checkpoint_as_training_programs_write_it_is_read(layout: str, tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    torch.manual_seed(3)
+    state = timm.create_model("test_resnet").state_dict()
+    torch.save(LAYOUTS[layout](state), tmp_path / "own.ckpt")
+    found = open_card("test_resnet", checkpoint=tmp_path / "own.ckpt")
+    assert found.weights == random_card("test_resnet", seed=3).weights
+
+
+def test_a_wrong_checkpoint_is_refused_in_one_short_sentence(tmp_path: Path) -> None:
+    import timm
+    import torch
+
+    other = save_checkpoint(tmp_path / "other.pth", name="test_vit")
+    with pytest.raises(BackboneError, match=r"tensors are missing.*featx models") as refused:
+        load_backbone("test_resnet", checkpoint=other)
+    assert len(str(refused.value)) < 600
+    torch.save(timm.create_model("test_resnet"), tmp_path / "whole.pt")
+    with pytest.raises(BackboneError, match=r"pickle of timm.*torch\.save\(model\.state_dict\(\)") as refused:
+        load_backbone("test_resnet", checkpoint=tmp_path / "whole.pt")
+    assert len(str(refused.value)) < 600
+    torch.save({"epoch": 3, "loss": 0.5}, tmp_path / "empty.pth")
+    with pytest.raises(BackboneError, match="holds no state dict"):
+        load_backbone("test_resnet", checkpoint=tmp_path / "empty.pth")
 
 
 def test_a_checkpoint_that_is_not_there_is_said_so(tmp_path: Path) -> None:

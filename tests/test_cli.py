@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from featx.cli import VERBS, main
+from featx.cli import VERBS, arguments, main
 
 TINY = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch"]
 FAST = [
@@ -254,6 +254,47 @@ def test_models_and_taps_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(_json(capsys, "models", "resnet50*")[1]["models"]) > 3
     taps = _json(capsys, "taps", "test_resnet", "--random-weights")[1]["taps"]
     assert taps[-1]["name"] == "last"
+
+
+def test_a_pattern_that_matches_no_model_suggests_names(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "resnet5O*"]) == 2
+    assert "resnet50" in capsys.readouterr().err
+
+
+def test_heads_are_listed_and_each_can_be_named(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heads = _json(capsys, "heads")[1]["heads"]
+    assert {"linear_svm", "rbf_svm", "forest"} <= {head["name"] for head in heads}
+    assert all(head["what"].endswith(".") for head in heads)
+    names = ",".join(head["name"] for head in heads if head["default"])
+    command = ["fit", str(class_folders), *FAST, "-o", str(tmp_path / "m.featx"), "--trials", "0"]
+    assert main([*command, "--heads", names]) == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90", 90), ("90s", 90), ("10m", 600), ("10 min", 600), ("1.5h", 5400), ("1h30m", 5400), ("2d", 172800)],
+)
+def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
+    assert arguments.seconds(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["10x", "m", "", "-5", "1h 30", "10 20", "nan", "1e3"])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["fit", "x", "--timeout"],
+        ["fit", "x", "--backbone-budget"],
+        ["advise", "x", "--budget"],
+        ["cache", "prune", "--older-than"],
+    ],
+)
+def test_what_is_no_time_is_refused_with_examples(
+    option: list[str], text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*option[:-1], f"{option[-1]}={text}"]) == 2
+    assert "is no time; write 90s, 10m, 1h30m" in capsys.readouterr().err
 
 
 def test_a_misspelt_model_suggests_the_nearest(

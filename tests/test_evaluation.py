@@ -41,6 +41,25 @@ def test_metrics_agree_with_scikit_learn(n_classes: int) -> None:
     assert (found.confusion == reference.confusion_matrix(y, proba.argmax(1))).all()
 
 
+def test_a_verdict_is_what_its_interval_says_and_the_exact_test_never_contradicts_it() -> None:
+    rng = np.random.default_rng(0)
+    verdicts = set()
+    for n in (8, 15, 30, 80, 200):
+        for gain in (0.0, 0.05, 0.15, 0.3):
+            y = rng.integers(0, 2, n)
+            right_b = rng.random(n) < 0.6
+            right_a = right_b | (rng.random(n) < gain)
+            a, b = (np.eye(2)[np.where(right, y, 1 - y)] for right in (right_a, right_b))
+            found = compare(y, a, b, n_boot=200, random_state=0)
+            zero = found.low <= 0 <= found.high
+            assert (found.verdict == "not distinguishable") == zero
+            assert found.low <= found.difference <= found.high
+            if found.mcnemar_p >= 0.05:
+                assert zero
+            verdicts.add(found.verdict)
+    assert verdicts == {"a", "not distinguishable"}
+
+
 def test_calibration_error_of_a_worked_example() -> None:
     # Four answers at 0.9, of which three are right (gap 0.15), and four at 0.6, of which one is (gap 0.35).
     proba = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)

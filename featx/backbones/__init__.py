@@ -1,7 +1,7 @@
 """A timm network with its weights' origin, its cuts, its transform and its runtime. No torch at import."""
 
 from featx.backbones.card import BackboneCard, Tap
-from featx.backbones.catalog import ModelRow, download, list_models
+from featx.backbones.catalog import ModelRow, download, list_models, nearest_names
 from featx.backbones.finetuned import is_model_file
 from featx.backbones.loading import load_backbone, open_card
 
@@ -13,5 +13,6 @@ __all__ = [
     "is_model_file",
     "list_models",
     "load_backbone",
+    "nearest_names",
     "open_card",
 ]

@@ -55,6 +55,17 @@ def list_models(pattern: str | None = None) -> list[ModelRow]:
     return sorted(rows, key=lambda row: not row.available)
 
 
+def nearest_names(pattern: str, n: int = 5) -> list[str]:
+    """Names with pretrained weights that are most like a name or a pattern that matches none."""
+    import timm
+
+    plain = pattern.translate(str.maketrans("", "", "*?[]!"))
+    known = timm.list_models(pretrained=True)
+    by_architecture = {name.partition(".")[0]: name for name in reversed(known)}
+    near = difflib.get_close_matches(plain, by_architecture, n, cutoff=0.4)
+    return near or difflib.get_close_matches(plain, known, n, cutoff=0)
+
+
 def download(name: str) -> Path:
     """Make sure that a network's weights are on this machine.
 

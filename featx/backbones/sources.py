@@ -14,11 +14,12 @@ import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from featx.backbones.checkpoints import describe_misfit, fit_names, read_state
 from featx.backbones.finetuned import SUFFIX
 from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
 
@@ -255,24 +256,23 @@ def load_pretrained(name: str, path: Path) -> Any:
 
 def load_file(name: str, path: Path) -> Any:
     """Load a user's file, also of a network with another number of classes or without a classifier."""
-    from timm.models import load_state_dict
+    import timm
 
     _check_suffix(path)
+    wanted = timm.create_model(name, pretrained=False).state_dict()
+    state = fit_names(read_state(path), wanted)
     try:
-        state = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # whatever a parser of hostile bytes may raise
-        raise BackboneError(f"{path} cannot be read as weights: {_first_lines(error)}") from error
-    if not isinstance(state, dict) or not state or not all(hasattr(one, "shape") for one in state.values()):
-        raise BackboneError(f"{path} holds no state dict (tensors by name) for {name}.")
-    return load_state(name, state, path)
+        return load_state(name, state, path)
+    except BackboneError as error:
+        classifier = _classifier_names(name)
+        body = {one: tensor for one, tensor in wanted.items() if one.rpartition(".")[0] not in classifier}
+        rest = {one: tensor for one, tensor in state.items() if one.rpartition(".")[0] not in classifier}
+        raise BackboneError(describe_misfit(name, path, rest, body)) from error
 
 
 def load_state(name: str, state: Mapping[str, Any], path: str | Path = "this state dict") -> Any:
     """Make the timm network of a state dict, with its number of classes."""
-    import timm
-
-    config = timm.get_pretrained_cfg(name)
-    n_classes = _count_classes(state, config.classifier if config else None)
+    n_classes = _count_classes(state, _classifier_names(name))
     overlay = {"state_dict": state, "num_classes": n_classes, "label_offset": 0}
     return _create(name, path, overlay, num_classes=n_classes)
 
@@ -341,10 +341,18 @@ def _create(name: str, path: str | Path, overlay: dict[str, Any], **options: Any
         raise BackboneError(f"{path} does not fit {name}: {_first_lines(error)}") from error
 
 
-def _count_classes(state: Mapping[str, Any], classifier: str | tuple[str, ...] | None) -> int:
+def _classifier_names(name: str) -> tuple[str, ...]:
+    """Names of the layers that are a network's classifier."""
+    import timm
+
+    config = timm.get_pretrained_cfg(name)
+    classifier = config.classifier if config else None
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+
+
+def _count_classes(state: Mapping[str, Any], classifier: Sequence[str]) -> int:
     """Classes of a state dict: rows of its classifier, 0 without one."""
-    names = (classifier,) if isinstance(classifier, str) else classifier or ()
-    for name in names:
+    for name in classifier:
         if f"{name}.weight" in state:
             return int(state[f"{name}.weight"].shape[0])
     return 0

@@ -131,11 +131,11 @@ def compare_fits(
 
 
 def change_in_words(found: Comparison) -> str:
-    """Describe both scores, the difference with its interval, the exact test and the verdict."""
+    """Describe both scores, the difference with its interval, and the verdict, which the interval decides."""
     verdict = {"a": "better than before", "b": "worse than before"}.get(found.verdict, found.verdict)
-    points = f"{100 * found.difference:+.1f} points [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    points = Metric(found.difference, found.low, found.high).as_points()
     scores = f"{found.value_b:.3f} before, {found.value_a:.3f} now"
-    return f"{scores}, {points}, exact test p = {found.mcnemar_p:.2g}: {verdict}"
+    return f"{scores}, {points}: {verdict}"
 
 
 def changed_classes(changes: Sequence[ClassChange]) -> list[str]:

@@ -248,7 +248,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : Images
-            A folder of class folders, a manifest, a list of image sources, or a batch.
+            What `featx.images.load_images` reads: a folder, a manifest, a list, a data frame, a dataset, ...
         y : array-like of shape (n_images,), optional
             Labels; needed unless `X` has them.
         groups : array-like of shape (n_images,), optional

@@ -32,8 +32,10 @@ from featx.classifier.settings import FitSettings
 from featx.evaluation import Evaluation
 from featx.extractor import Extraction, Plan, Progress
 from featx.features import FeatureBlocks
+from featx.heads import check_heads
 from featx.images import ImageSet, Skipped
 from featx.search import SearchProgress
+from featx.search.scoring import check_scoring
 from featx.selection.augmentation import Augmentation
 from featx.selection.backbones import select_networks
 from featx.selection.candidates import AUTO, widest
@@ -91,6 +93,9 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         If a class of the test part is not in the training part.
     """
     seconds: dict[str, float] = {}
+    check_heads(settings.search["heads"])
+    if settings.search["scoring"] != AUTO:
+        check_scoring(settings.search["scoring"], np.unique(labels_of(images)))
     with _timed(seconds, "group"):
         images = with_auto_groups(images, settings)
     held_out = np.zeros(len(images), bool)

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -34,7 +36,7 @@ from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel, hash_g
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings, settings_of
 from featx.evaluation import Comparison, Evaluation, compare, evaluate
-from featx.exceptions import DataError, LabelError, UsageError
+from featx.exceptions import DataError, FeatxWarning, LabelError, UsageError
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
 from featx.records import Record
@@ -73,8 +75,8 @@ class Growth(Record):
         The same on the test images that the old model had.
     by_class : tuple of ClassChange
         The most changed first.
-    advice : Advice
-        Measured on the grown training part.
+    advice : Advice or None
+        Measured on the grown training part; None if it could not be measured.
     evaluation : Evaluation
         The new model on the test part.
     """
@@ -89,7 +91,7 @@ class Growth(Record):
     change: Comparison
     change_on_old_test: Comparison
     by_class: tuple[ClassChange, ...]
-    advice: Advice
+    advice: Advice | None
     evaluation: Evaluation
 
     def sentences(self) -> list[str]:
@@ -105,7 +107,8 @@ class Growth(Record):
         for what, found in (("whole test part", self.change), ("old test part", self.change_on_old_test)):
             said.append(f"On the {what}: {change_in_words(found)}.")
         said += changed_classes(self.by_class)
-        tuning = next((o for o in self.advice.options if o.action == "fine_tune"), None)
+        options = () if self.advice is None else self.advice.options
+        tuning = next((o for o in options if o.action == "fine_tune"), None)
         if tuning is not None and tuning.gain is not None:
             now = "It may be time to fine-tune" if tuning.worthwhile else "It is not yet time to fine-tune"
             said.append(f"{now}: {100 * tuning.gain.value:+.1f} points are expected of it.")
@@ -195,7 +198,8 @@ def grow(
     classes = grown_model.classes.tolist()
     codes = np.array([classes.index(label) for label in data.labels[test].tolist()], dtype=np.intp)
     was_test = test < len(known.ids)
-    advice = advise_on_features(
+    measure = partial(
+        advise_on_features,
         blocks.only([name for name, spec in specs.items() if spec.view == 0]).take(~data.is_test),
         data.labels[~data.is_test],
         taps=[tap.name for tap in model.cards[0].taps],
@@ -207,6 +211,12 @@ def grow(
         backbone=model.cards[0].name,
         seconds_per_image=(found.seconds - found.loading_s) / found.computed if found.computed else math.nan,
     )
+    try:
+        advice = measure()
+    except Exception as error:  # the model is grown, and does not depend on advice
+        advice = None
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        warnings.warn(f"no advice could be measured ({reason}).", FeatxWarning, stacklevel=2)
     growth = Growth(
         n_before=len(known.ids),
         n_added=len(taken),

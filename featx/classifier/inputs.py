@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,6 @@ from featx.exceptions import DataError, ImageWarning, LabelError, TooManyBadImag
 from featx.extractor import Extraction
 from featx.images import (
     ImageSet,
-    ImageSource,
     Skipped,
     escape_name,
     load_images,
@@ -28,8 +26,8 @@ from featx.images import (
 from featx.splits import check_labels, image_groups, stable_test_mask
 from featx.stores.base import as_ids
 
-Images = ImageSet | str | os.PathLike[str] | Sequence[ImageSource] | NDArray[Any]
-"""A folder, a manifest, a list of image sources, a batch (n, H, W, 3), or a loaded `ImageSet`."""
+Images = Any
+"""What `featx.images.load_images` reads: a folder, a manifest, a list, a data frame, a dataset, ..."""
 
 NO_LABELS = (
     "these images have no labels; give y, a folder of class folders, or a manifest with a column 'label'."

@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--budget",
-        type=arguments.number(0, 1e9),
+        type=arguments.seconds,
         default=600.0,
-        metavar="S",
-        help="seconds for other backbones (default 600)",
+        metavar="TIME",
+        help="time for other backbones, such as 90s or 10m (default 10m)",
     )
     parser.add_argument(
         "--scratch",
@@ -65,11 +65,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
         others=arguments.listed(args.others) or (), budget_s=args.budget, random_state=args.seed
     )
     _print(console, advice)
-    scratch = _from_scratch(args, console, clf.training_.images, advice) if args.scratch else None
+    scratch = None
+    if args.scratch:
+        with render.aside(console, "network from scratch"):
+            scratch = _from_scratch(args, console, clf.training_.images, advice)
     if args.plot:
-        from featx.report.figures import plot_advice
+        with render.aside(console, "figure"):
+            from featx.report.figures import plot_advice
 
-        render.figure(console, args.plot, plot_advice(advice, scratch=scratch))
+            render.figure(console, args.plot, plot_advice(advice, scratch=scratch))
     seconds = time.monotonic() - began
     console.data(
         advice=advice.to_dict(), sentences=sentences(advice), seconds=seconds, data=os.fspath(args.data)

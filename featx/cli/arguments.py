@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +25,48 @@ EXTRACTOR_OPTIONS = (
     "background", "bit_depth", "max_pixels", "isolate",
 )  # fmt: skip
 """Options with the names of parameters of `FeatureExtractor` that `ImageClassifier` does not have."""
+
+
+def shorten_help(parser: argparse.ArgumentParser, shown: Sequence[str], examples: str) -> None:
+    """Let ``--help`` list some options and examples, and ``--help-all`` all options.
+
+    Parameters
+    ----------
+    parser : argparse.ArgumentParser
+        With all its options; those that are added later are treated alike.
+    shown : sequence of str
+        Options that ``--help`` lists.
+    examples : str
+        Text below them.
+    """
+    whole = parser.format_help
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = examples + "\n`featx fit --help-all` lists all options."
+
+    def short() -> str:
+        kept = {"-h", "--help-all", *shown}
+        hidden = [a for a in parser._actions if a.option_strings and not kept & set(a.option_strings)]
+        groups = [group for group in parser._action_groups if set(group._group_actions) <= set(hidden)]
+        texts = [(action, action.help) for action in hidden], [(g, g.description) for g in groups]
+        try:
+            for action in hidden:
+                action.help = argparse.SUPPRESS
+            for group in groups:
+                group.description = None
+            return whole()
+        finally:
+            for action, text in texts[0]:
+                action.help = text
+            for group, text in texts[1]:
+                group.description = text
+
+    class HelpAll(argparse.Action):
+        def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+            parser._print_message(whole(), sys.stdout)
+            parser.exit()
+
+    parser.format_help = short  # type: ignore[method-assign]
+    parser.add_argument("--help-all", action=HelpAll, nargs=0, help="list all options")
 
 
 def add_cache(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +92,10 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
     if several:
         group.add_argument(
             "--backbone-budget",
-            type=number(0, 1e9),
+            type=seconds,
             default=600.0,
-            metavar="S",
-            help="seconds for the comparison of backbones (default 600)",
+            metavar="TIME",
+            help="time for the comparison of backbones, such as 90s or 10m (default 10m)",
         )
     add_weights(group)
     group.add_argument(
@@ -163,7 +207,9 @@ def add_skipping(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--follow-links", action="store_true", help="follow symbolic links out of the folder")
 
 
-def add_test_part(parser: argparse.ArgumentParser, of: str = "of each class", salt: str = "") -> None:
+def add_test_part(
+    parser: argparse.ArgumentParser, of: str = "of each class", salt: str = "", *, may_be_none: bool = False
+) -> None:
     """Add the options of the held-out test part."""
     group = parser.add_argument_group("test part")
     group.add_argument(
@@ -173,6 +219,10 @@ def add_test_part(parser: argparse.ArgumentParser, of: str = "of each class", sa
         metavar="F",
         help=f"held-out fraction {of} (default 0.2)",
     )
+    if may_be_none:
+        group.add_argument(
+            "--no-test", action="store_true", help="hold out nothing, and learn from all images: no score"
+        )
     group.add_argument(
         "--split-salt", default="", metavar="TEXT", help=salt or "another text draws another test part"
     )
@@ -409,6 +459,21 @@ def number(low: float, high: float) -> Callable[[str], float]:
         return value
 
     return read
+
+
+UNITS_S = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+"""Seconds of the units of a time."""
+
+
+def seconds(text: str) -> float:
+    """Read an option: a time, such as ``90``, ``90s``, ``10m``, ``1.5h`` or ``1h30m``, in seconds."""
+    words = text.strip().lower()
+    number = r"\d+(?:\.\d+)?"
+    parts = re.findall(rf"({number})\s*([a-z]*)", words)
+    is_time = re.fullmatch(rf"{number}|(?:{number}\s*[a-z]+\s*)+", words)
+    if not is_time or any(unit not in UNITS_S for _, unit in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m, 1h30m or seconds")
+    return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)
 
 
 def fraction(text: str) -> float:

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from featx.stores.hdf5 import HDF5Store
 
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-SECONDS = {"s": 1, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             )
             action.add_argument(
                 "--older-than",
-                type=_age,
+                type=arguments.seconds,
                 metavar="AGE",
                 help="delete spaces not used for this long, such as 90d",
             )
@@ -156,10 +155,3 @@ def _size(text: str) -> int:
         raise argparse.ArgumentTypeError(f"{text!r}: write a size such as 500MB or 20GB")
     unit = match[2] if match[2].endswith("B") or not match[2] else match[2] + "B"
     return int(float(match[1]) * UNITS["" if unit == "B" else unit])
-
-
-def _age(text: str) -> float:
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|d|w)", text)
-    if not match:
-        raise argparse.ArgumentTypeError(f"{text!r}: write an age such as 12h, 90d or 8w")
-    return float(match[1]) * SECONDS[match[2]]

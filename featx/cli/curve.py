@@ -73,9 +73,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
     more = forecast(curve)
     _print(console, protocol, curve, more)
     if args.plot:
-        from featx.report.figures import plot_curve, to_png
+        with render.aside(console, "figure"):
+            from featx.report.figures import plot_curve, to_png
 
-        render.figure(console, args.plot, to_png(plot_curve(curve)))
+            render.figure(console, args.plot, to_png(plot_curve(curve)))
     console.data(
         few_shot=protocol.to_dict(),
         curve=curve.to_dict(),

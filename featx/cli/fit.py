@@ -10,7 +10,20 @@ from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
-from featx.exceptions import FeatxError, TooManyBadImagesError, UsageError
+from featx.exceptions import TooManyBadImagesError, UsageError
+
+SHOWN = (
+    "--output", "--dry-run", "--test-size", "--no-test", "--heads", "--trials", "--timeout", "--scoring",
+    "--backbone", "--fine-tune", "--json", "--quiet",
+)  # fmt: skip
+"""Options that ``--help`` lists; ``--help-all`` lists all."""
+
+EXAMPLES = """examples:
+  featx fit photos                          photos/cat/1.jpg, photos/dog/2.jpg, ...
+  featx fit list.csv -o pets.featx          a table with the columns path and label
+  featx fit photos --dry-run                say how long it takes
+  featx predict model.featx new_photos      use the model
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "-o", "--output", default="model.featx", metavar="FILE", help="file to write (default model.featx)"
     )
     arguments.add_dry_run(parser)
-    arguments.add_test_part(parser)
+    arguments.add_test_part(parser, may_be_none=True)
     group = parser.add_argument_group("data")
     group.add_argument(
         "--fixes", metavar="FILE", help="table of issues of `featx check`; actions in it are applied first"
@@ -33,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="let near copies, and images of one source, stand on both sides of splits",
     )
     group = arguments.add_search(parser)
-    group.add_argument("--timeout", type=arguments.number(0, 1e9), metavar="S", help="seconds for the search")
+    group.add_argument(
+        "--timeout", type=arguments.seconds, metavar="TIME", help="time for the search, such as 90s or 10m"
+    )
     group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")
     group.add_argument(
         "--scoring",
@@ -41,6 +56,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="scikit-learn scorer to maximise (default auto: balanced accuracy if classes are imbalanced by "
         "3:1 or more, else accuracy)",
+    )
+    group.add_argument(
+        "--positive",
+        metavar="LABEL",
+        help="class that --scoring f1, precision, recall, jaccard or average_precision is of",
     )
     group.add_argument(
         "--class-weight",
@@ -53,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=arguments.whole(1),
         default=2,
         metavar="N",
-        help="leave out classes with fewer images (default 2)",
+        help="leave out classes with fewer images, or fewer groups where images have groups (default 2)",
     )
     group.add_argument(
         "--storage", metavar="URL", help="Optuna storage (journal file or RDB) to watch or resume the search"
@@ -88,6 +108,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_manifest(parser)
     arguments.add_skipping(parser)
     arguments.add_cache(parser)
+    arguments.shorten_help(parser, SHOWN, EXAMPLES)
 
 
 def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
@@ -183,7 +204,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         console.progress,
         timeout=args.timeout,
         cv=args.cv,
-        scoring=args.scoring,
+        scoring=args.scoring if args.positive is None else f"{args.scoring}:{args.positive}",
         class_weight=None if args.class_weight == "none" else args.class_weight,
         fine_tune=args.fine_tune if args.fine_tune == "auto" else args.fine_tune == "yes",
         backbone_budget=args.backbone_budget,
@@ -198,7 +219,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
             render.fine_tune_plan(console, clf, images)
         return 0
     try:
-        clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
+        if args.no_test or args.test_size == 0:
+            clf.fit(images)
+        else:
+            clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
     except TooManyBadImagesError as error:
         render.skipped(console, args, error.skipped, args.output)
         raise
@@ -207,11 +231,15 @@ def run(args: argparse.Namespace, console: Console) -> int:
     before = _model_before(args.output)
     path = clf.save(args.output)
     seconds = time.monotonic() - began
-    render.search(console, clf)
-    render.fine_tuning(console, clf)
-    render.evaluation(console, clf.evaluation_, title=f"held-out test part, {clf.evaluation_.n} images")
+    if clf.evaluation_ is None:
+        render.no_test(console, clf)
+    else:
+        part = f"the held-out test part, {clf.evaluation_.n} images"
+        render.evaluation(console, clf.evaluation_, title=part)
     if before is not None:
         _compare(console, before, clf, images)
+    render.fine_tuning(console, clf)
+    render.search(console, clf)
     render.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
     return render.skipped(console, args, clf.skipped_, args.output)
@@ -223,15 +251,8 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
     from featx.classifier.settings import machine_of
     from featx.cli import render
 
-    try:
-        found = compare_fits(before, clf.model_, images, machine_of(clf))
-    except Exception as error:
-        console.warn(
-            f"the new model was not compared with the replaced one ({type(error).__name__}: {error}). "
-            "It is saved and complete."
-        )
-        return
-    render.refit(console, found)
+    with render.aside(console, "comparison with the replaced model"):
+        render.refit(console, compare_fits(before, clf.model_, images, machine_of(clf)))
 
 
 def _fixed(args: argparse.Namespace, console: Console, images: Any) -> Any:
@@ -254,6 +275,6 @@ def _model_before(output: str) -> Any:
         return None
     try:
         model = load_model(output).model
-    except FeatxError:  # any other file is replaced
+    except Exception:  # any other file is replaced
         return None
     return model if "test" in model.assignment.values() else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from featx.cli.console import Console
+from featx.exceptions import UsageError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,11 +17,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """List the models that match."""
-    from featx.backbones import list_models
+    from featx.backbones import list_models, nearest_names
 
     models = list_models(args.pattern)
     if args.pattern is None:
         models = [model for model in models if model.available]
+    if args.pattern and not models:
+        raise UsageError(
+            f"no model with weights matches {args.pattern!r}; nearest names: "
+            f"{', '.join(nearest_names(args.pattern))}."
+        )
     console.table(
         ["model", "weights", "input"],
         [[model.name, model.source, f"{model.input_size[0]}x{model.input_size[1]}"] for model in models],

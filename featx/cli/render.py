@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from featx.cli.console import Console
-from featx.exceptions import TooManyBadImagesError
+from featx.exceptions import LabelError, TooManyBadImagesError
 from featx.files import atomic_write
 from featx.images import ImageSet, Skipped
+from featx.splits import is_unnamed
 from featx.tables import escape_name, write_csv
 
 MAX_CLASSES_SHOWN = 12
@@ -29,11 +32,19 @@ BLOCKS_SHOWN = 3
 def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> ImageSet:
     """Print the number of images and classes; leave out classes that are too small, with a warning."""
     counts = Counter(str(label) for label in images.labels) if images.labels is not None else Counter()
-    small = {label: n for label, n in counts.items() if n < min_per_class}
+    units, of_what = _units(images)
+    small = {label: n for label, n in units.items() if n < min_per_class}
     if small:
         listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in sorted(small.items()))
+        if len(small) > len(units) - 2:
+            enough = sum(n > 1 for n in units.values()) > 1
+            remedy = "or keep smaller classes: --min-per-class 2 --no-test" if enough else "two of each class"
+            raise LabelError(
+                f"{len(units) - len(small)} of {len(units)} classes have {min_per_class} {of_what} or more "
+                f"(others: {listed}), and two classes are needed. Add images, {remedy}."
+            )
         console.warn(
-            f"classes with fewer than {min_per_class} images are left out (--min-per-class): {listed}"
+            f"classes with fewer than {min_per_class} {of_what} are left out (--min-per-class): {listed}"
         )
         labels = np.array([str(label) for label in images.labels])  # type: ignore[union-attr]
         images = images.select(~np.isin(labels, list(small)))
@@ -46,6 +57,15 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
         console.log(remark)
     console.data(data_remarks=images.remarks)
     return images
+
+
+def _units(images: ImageSet) -> tuple[Counter[str], str]:
+    """Images of each class, or groups where several images are of one group; and what was counted."""
+    labels = [] if images.labels is None else [str(label) for label in images.labels]
+    if images.groups is None:
+        return Counter(labels), "images"
+    named = [index if is_unnamed(group) else group for index, group in enumerate(images.groups.tolist())]
+    return Counter(label for label, _ in set(zip(labels, named, strict=True))), "groups"
 
 
 def _metric(scoring: Any) -> str:
@@ -69,6 +89,7 @@ def search(console: Console, clf: Any) -> None:
         console.data(backbones=clf.backbone_comparison_.to_dict())
     used = {clf.specs_[name].weights for name in blocks}
     networks = " and ".join(card.name for card in clf.cards_ if card.weights in used)
+    console.text()
     console.text(f"selected  {head} ({listed}) on {where} of {networks}")
     console.text(
         f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {n_configurations} "
@@ -141,9 +162,9 @@ def refit(console: Console, found: Any) -> None:
 
 
 def evaluation(console: Console, result: Any, *, title: str) -> None:
-    """Print metrics with intervals, then the confusion matrix, or the classes with the lowest F1."""
+    """Print the accuracy, metrics with intervals, and the confusion matrix or the classes of lowest F1."""
+    console.text(f"accuracy {result.metrics['accuracy'].as_share()} on {title}")
     console.text()
-    console.text(title)
     console.table(
         ["metric", "value", "95 % interval"],
         [
@@ -175,6 +196,15 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
             f"accuracy on them {result.accuracy_answered}"
         )
     console.data(evaluation=result.to_dict())
+
+
+def no_test(console: Console, clf: Any) -> None:
+    """Say that nothing was held out, and what is known of the score instead."""
+    found = clf.oof_evaluation_
+    accuracy = found.metrics["accuracy"].as_share()
+    console.text(f"accuracy {accuracy} out of fold on the {found.n} training images (optimistic)")
+    console.text("no test part was held out")
+    console.data(evaluation=None, out_of_fold=found.to_dict())
 
 
 def saved(console: Console, path: Path, seconds: float) -> None:
@@ -223,7 +253,8 @@ def skipped(
     console.warn(f"{len(images)} images were skipped; all are listed in {path}")
     for image in images[:SKIPPED_SHOWN]:
         console.log(f"  {escape_name(image.name)}: {image.reason}")
-    write_csv(path, ["path", "label", "reason"], [[s.name, s.label, s.reason] for s in images])
+    with aside(console, f"list of skipped images in {path}"):
+        write_csv(path, ["path", "label", "reason"], [[s.name, s.label, s.reason] for s in images])
     if total is not None and len(images) > args.max_bad * max(total, len(images)):
         raise TooManyBadImagesError(
             f"{len(images):,} of {total:,} images cannot be used, more than the {args.max_bad:.0%} that "
@@ -261,7 +292,19 @@ def scores(console: Console, header: Sequence[str], sizes: Iterable[int], metric
 
 def interval(metric: Any, number: str = ".3f", *, scale: float = 1) -> str:
     """Return the interval of a metric as text, with both bounds in the format `number`."""
+    if math.isnan(metric.low) or math.isnan(metric.high):  # all images are of one group
+        return "not known"
     return f"[{scale * metric.low:{number}}, {scale * metric.high:{number}}]"
+
+
+@contextmanager
+def aside(console: Console, what: str) -> Iterator[None]:
+    """Do what is asked for beside the result; if it fails, one line says so, and nothing else changes."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
+        console.warn(f"no {what}: {reason}. The result is complete without it.")
 
 
 def figure(console: Console, path: str, png: bytes) -> None:
@@ -282,8 +325,8 @@ def duration(seconds: float) -> str:
 def _confusion_rows(names: list[str], result: Any) -> list[list[str]]:
     rows: list[list[str]] = []
     for name, counts in zip(names, np.asarray(result.confusion), strict=True):
-        recall = counts[len(rows)] / counts.sum() if counts.sum() else float("nan")
-        rows.append([name, *(str(count) if count else "." for count in counts), f"{recall:.3f}"])
+        recall = f"{counts[len(rows)] / counts.sum():.3f}" if counts.sum() else "no image"
+        rows.append([name, *(str(count) if count else "." for count in counts), recall])
     return rows
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -37,15 +38,24 @@ class Metric(Record):
     high: FloatOrNaN
 
     def __str__(self) -> str:
-        return f"{self.value:.4f} [{self.low:.4f}, {self.high:.4f}]"
+        return self._shown(".4f")
 
     def as_share(self) -> str:
         """Value and interval with three decimals, such as ``0.912 [0.890, 0.930]``."""
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        return self._shown(".3f")
 
     def as_points(self) -> str:
         """Difference in percentage points, such as ``+1.2 points [-0.3, +2.7]``."""
-        return f"{100 * self.value:+.1f} points [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        return self._shown("+.1f", " points", 100)
+
+    def _shown(self, number: str, unit: str = "", scale: float = 1) -> str:
+        """Value and interval; the words ``not known`` instead of NaN."""
+        if math.isnan(self.value):
+            return "not known"
+        value = f"{scale * self.value:{number}}{unit}"
+        if math.isnan(self.low) or math.isnan(self.high):
+            return f"{value} [not known]"
+        return f"{value} [{scale * self.low:{number}}, {scale * self.high:{number}}]"
 
 
 class MetricFunction(Protocol):

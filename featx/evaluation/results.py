@@ -229,8 +229,9 @@ def compare(
     Returns
     -------
     Comparison
-        A classifier is better if the interval excludes zero and, for accuracy without groups, McNemar's
-        exact test agrees (p < 0.05): on few images the bootstrap interval alone is too narrow.
+        A classifier is better if the interval excludes zero. On few images the bootstrap interval is too
+        narrow; for accuracy without groups it is widened to hold the exact interval that belongs to McNemar's
+        exact test, so zero is outside only if p < 0.05.
     """
     if metric not in METRICS:
         raise UsageError(f"metric {metric!r} is not known; choose one of {', '.join(METRICS)}.")
@@ -253,14 +254,28 @@ def compare(
     only_a, only_b = int((right_a & ~right_b).sum()), int((right_b & ~right_a).sum())
     p_value = float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
 
+    low, high = gap.low, gap.high
+    if metric == "accuracy" and n_units == len(truth):
+        exact = _exact_interval(only_a, only_b, len(truth))
+        low, high = min(low, exact[0]), max(high, exact[1])
     verdict: Literal["a", "b", "not distinguishable"] = (
-        "a" if gap.low > 0 else "b" if gap.high < 0 else "not distinguishable"
+        "a" if low > 0 else "b" if high < 0 else "not distinguishable"
     )
-    if metric == "accuracy" and n_units == len(truth) and p_value >= 1 - CONFIDENCE:
-        verdict = "not distinguishable"
-    return Comparison(
-        metric, value_a, value_b, gap.value, gap.low, gap.high, only_a, only_b, p_value, verdict
-    )
+    return Comparison(metric, value_a, value_b, gap.value, low, high, only_a, only_b, p_value, verdict)
+
+
+def _exact_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
+    """Interval of a difference of accuracies that excludes zero where McNemar's exact test is significant.
+
+    The Clopper-Pearson interval of the share that `a` alone has right of the images on which exactly one is
+    right, as a difference of accuracies.
+    """
+    differing = only_a + only_b
+    if not differing:
+        return 0.0, 0.0
+    found = binomtest(only_a, differing).proportion_ci(CONFIDENCE, method="exact")
+    low, high = ((2 * share - 1) * differing / n for share in (found.low, found.high))
+    return float(low), float(high)
 
 
 def class_indices(y: ArrayLike, classes: Sequence[Any]) -> Indices:

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from featx.backbones.runtimes import resolve_runtime
 from featx.exceptions import UsageError
 from featx.extractor.extraction import Extraction, ExtractionCall, Machine
 from featx.extractor.pipeline import Callback, spread
-from featx.extractor.sources import as_sources, distinct_digests
+from featx.extractor.sources import ReadsOnce, as_sources, distinct_digests
 from featx.extractor.specs import combine_specs, find_hardware, stored_precision
 from featx.images import MAX_PIXELS, ImageSource, resolve_decoder
 from featx.images.picture import name_sources
@@ -82,7 +82,7 @@ class Plan:
     seconds: float
 
 
-class FeatureExtractor(TransformerMixin, BaseEstimator):
+class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
     """Features of a pretrained network for images, each computed once and stored.
 
     Parameters
@@ -282,23 +282,6 @@ class FeatureExtractor(TransformerMixin, BaseEstimator):
         self._remarks: list[str] = []
         self.specs_ = self._resolve_specs(() if X is None else as_sources(X))
         return self
-
-    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> NDArray[np.float32]:
-        """`fit`, then `transform`; an iterator, a file or a dataset is read once.
-
-        Parameters
-        ----------
-        X, y
-            As for `fit`.
-        **fit_params
-            As for `fit`.
-
-        Returns
-        -------
-        array of shape (n_images, n_features), float32
-        """
-        X = X if hasattr(X, "columns") else as_sources(X)
-        return cast(NDArray[np.float32], super().fit_transform(X, y, **fit_params))
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Return the features of images, blocks side by side in the order of `specs_`.

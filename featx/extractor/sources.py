@@ -28,6 +28,27 @@ def as_sources(X: Any) -> Sequence[ImageSource]:
     return X.sources if isinstance(X, ImageSet) else load_images(X).sources
 
 
+class ReadsOnce:
+    """A transformer whose `fit_transform` reads an iterator, a file or a dataset once, not twice."""
+
+    def fit_transform(self, X: Any, y: Any = None, **fit_params: Any) -> Any:
+        """`fit`, then `transform`.
+
+        Parameters
+        ----------
+        X, y
+            As for `fit`.
+        **fit_params
+            As for `fit`.
+
+        Returns
+        -------
+        array of shape (n_images, n_features), float32
+        """
+        given = X if hasattr(X, "columns") else as_sources(X)
+        return super().fit_transform(given, y, **fit_params)  # type: ignore[misc]
+
+
 def distinct_digests(sources: Sequence[ImageSource]) -> tuple[Ids, list[int], int]:
     """Read the distinct digests of images.
 

@@ -5,10 +5,13 @@ A head is built as a plain scikit-learn pipeline. `featx.solvers` fits many of t
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Sequence
+from typing import Any
 
 from sklearn.pipeline import Pipeline
 
+from featx.exceptions import UsageError
 from featx.heads.base import Head, Params
 from featx.heads.linear import LDA, LINEAR_SVM, LOGISTIC, LOGISTIC_OVR, RIDGE
 from featx.heads.neighbours import KNN, NEAREST_MEAN
@@ -42,6 +45,28 @@ DEFAULT_HEADS = (
     "nearest_mean",
 )
 """The heads that are quick to fit. Trees are tried only if they are requested."""
+
+
+def check_heads(names: Any) -> None:
+    """Refuse names of heads that are not in `HEADS`; suggest those that are meant.
+
+    Raises
+    ------
+    UsageError
+        With the names there are.
+    """
+    if names is None:
+        return
+    if isinstance(names, str):
+        raise UsageError(f"heads {names!r}: give a list of names, [{names!r}].")
+    unknown = next((name for name in names if name not in HEADS), None)
+    if unknown is None and len(names):
+        return
+    close = [name for name in HEADS if unknown and (str(unknown) in name or name in str(unknown))]
+    close = close or difflib.get_close_matches(str(unknown), HEADS, n=1, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    what = "no head is named" if unknown is None else f"head {unknown!r} is not known"
+    raise UsageError(f"heads {list(names)!r}: {what}; choose from {', '.join(HEADS)}.{hint}")
 
 
 def make_pipeline(
@@ -84,6 +109,6 @@ def make_pipeline(
 
 
 __all__ = [
-    "DEFAULT_HEADS", "HEADS", "LEARNT_SCALINGS", "SCALINGS", "Head", "decision_scores", "make_pipeline",
-    "make_scaler", "vote_scores",
+    "DEFAULT_HEADS", "HEADS", "LEARNT_SCALINGS", "SCALINGS", "Head", "check_heads", "decision_scores",
+    "make_pipeline", "make_scaler", "vote_scores",
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from featx.images.containers import Held, read_container
 from featx.images.folder import TABLE_EXTENSIONS, Walk, is_image
 from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.labels import doubtful_labels, plain_text
-from featx.images.layout import SPLITS, Base, Layout, read_layout
+from featx.images.layout import Base, Layout, read_layout, split_of
 from featx.images.locate import locate
 from featx.images.manifest import read_manifest
 from featx.images.picture import ImageSource, name_sources, reason_of
@@ -136,7 +136,7 @@ def load_images(
 
     Parameters
     ----------
-    source : path, list of image sources, or array
+    source : object
         * A folder of class folders (``cat/``, ``dog/``): the folder's name is the label, folders below it
           are walked.
         * A folder of split folders (``train/``, ``Testing/``, ``seg_test/``, ...) of class folders, or of
@@ -324,7 +324,7 @@ def _load_held(held: Held) -> ImageSet:
 
 
 def _split_of(name: str) -> str:
-    split = SPLITS.get(name.strip().lower())
+    split = split_of(name)
     if split is None:
         raise DataError(f"{escape_name(name)!r} is no split; name splits train, val or test.")
     return split

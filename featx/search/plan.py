@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_limits
 
 from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
 from featx.features import FeatureBlocks
-from featx.heads import DEFAULT_HEADS, HEADS, SCALINGS
+from featx.heads import DEFAULT_HEADS, HEADS, SCALINGS, check_heads
 from featx.representation import Representation, block_name, is_picked
 from featx.search.feature_selection import RELEVANT_COUNTS, PickedFeatures
 from featx.search.scoring import Scorer
@@ -345,8 +345,7 @@ def read_grid(grid: Any, space: SearchSpace, n_trials: int) -> list[Params]:
 def _left_out(settings: SearchSettings, folds: Folds) -> dict[str, str]:
     """Check the names of the heads; return those that cannot be used, with the reason."""
     requested = DEFAULT_HEADS if settings.heads is None else tuple(settings.heads)
-    if isinstance(settings.heads, str) or not requested or not set(requested) <= set(HEADS):
-        raise UsageError(f"heads {settings.heads!r} are not known; choose from {', '.join(HEADS)}.")
+    check_heads(settings.heads)
     left_out: dict[str, str] = {}
     for name in requested:
         head = HEADS[name]

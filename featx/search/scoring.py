@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.metrics import get_scorer, get_scorer_names
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    get_scorer,
+    get_scorer_names,
+    jaccard_score,
+    precision_score,
+    recall_score,
+)
 
 from featx.evaluation import METRICS, Calibration, fit_calibration, has_equal_classes
 from featx.exceptions import UsageError
@@ -21,14 +31,27 @@ ROUNDING = 1e-12
 """Scores that differ by less are equal."""
 
 
+LISTED = 10
+"""Classes that a message names."""
+
+OF_ONE_CLASS: dict[str, Callable[..., float]] = {
+    "f1": partial(f1_score, zero_division=0.0),
+    "precision": partial(precision_score, zero_division=0.0),
+    "recall": partial(recall_score, zero_division=0.0),
+    "jaccard": partial(jaccard_score, zero_division=0.0),
+    "average_precision": average_precision_score,
+}
+"""Scores of one class against all others, by the names that scikit-learn has for two classes 0 and 1."""
+
+
 class Scorer:
     """The search's objective.
 
     Parameters
     ----------
     scoring : str or callable
-        A key of ``featx.evaluation.METRICS``, a scikit-learn scorer's name, or a callable
-        ``(estimator, X, y) -> float``.
+        A key of ``featx.evaluation.METRICS``, a key of `OF_ONE_CLASS` with its class (``"f1:tumour"``), a
+        scikit-learn scorer's name, or a callable ``(estimator, X, y) -> float``.
     classes : array of shape (C,)
         Labels.
 
@@ -42,6 +65,7 @@ class Scorer:
 
     def __init__(self, scoring: str | Callable[..., float], classes: NDArray[Any]) -> None:
         self.scoring, self.classes = scoring, classes
+        self.one_class: tuple[Callable[..., float], int] | None = None
         self.metric: Any = None
         self.scorer: Any = None
         self.weighting = "balanced" if has_equal_classes(scoring) else None
@@ -49,6 +73,10 @@ class Scorer:
             self.metric = METRICS[scoring]
             self.sign = METRICS[scoring].sign
             self.of_probabilities = METRICS[scoring].of_probabilities
+            return
+        if isinstance(scoring, str) and (name := scoring.partition(":")[0]) in OF_ONE_CLASS:
+            self.one_class = OF_ONE_CLASS[name], positive_class(scoring, classes)
+            self.of_probabilities = name == "average_precision"
             return
         if isinstance(scoring, str) and scoring not in get_scorer_names():
             raise UsageError(
@@ -89,10 +117,66 @@ class Scorer:
             else:
                 shares = decision if decision.ndim == 2 else np.column_stack([-decision, decision])
             return float(self.sign * self.metric(y, shares, weight))
+        if self.one_class is not None:
+            function, positive = self.one_class
+            found = decided(decision) == positive
+            if self.of_probabilities:
+                found = calibration.proba(decision)[:, positive]
+            return float(function(y == positive, found, sample_weight=weight))
         answers = _Precomputed(self.classes, decision, calibration)
         is_plain = hasattr(self.scorer, "_score_func")
         extra = {"sample_weight": weight} if weight is not None and is_plain else {}
         return float(self.scorer(answers, np.zeros((len(y), 1)), self.classes[y], **extra))
+
+
+def positive_class(scoring: str, classes: NDArray[Any]) -> int:
+    """Return the index of the class that a score of one class is of: ``"f1:tumour"``, or 1 of 0 and 1.
+
+    Raises
+    ------
+    UsageError
+        If no class is named, or one that there is not.
+    """
+    name, _, label = scoring.partition(":")
+    known = [str(one) for one in classes.tolist()]
+    if not label and classes.tolist() in ([0, 1], [False, True]):
+        return 1
+    if label in known:
+        return known.index(label)
+    listed = ", ".join(known[:LISTED]) + (", ..." if len(known) > LISTED else "")
+    named = f"and {label!r} is none of these classes" if label else "and it has no class"
+    average = "balanced_accuracy" if name in ("recall", "average_precision") else f"{name}_macro"
+    raise UsageError(
+        f"scoring {scoring!r}: {name} is a score of one class, {named}; name one of {listed}: "
+        f"'{name}:{known[-1]}' (--positive {known[-1]}), or take the mean over all classes, {average!r}."
+    )
+
+
+def check_scoring(scoring: str | Callable[..., float], classes: NDArray[Any]) -> None:
+    """Refuse a score that cannot be computed for these classes, before any features are.
+
+    Raises
+    ------
+    UsageError
+        With the reason of scikit-learn.
+    """
+    scorer = Scorer(scoring, classes)
+    if not isinstance(scoring, str):
+        return
+    y = np.tile(np.arange(len(classes)), 2)
+    decision = np.random.default_rng(0).normal(size=(len(y), len(classes)))
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            found = scorer(decision[:, 0] if len(classes) == 2 else decision, y)
+    except (ValueError, TypeError) as error:
+        found, reason = math.nan, " ".join(str(error).split())[:200].rstrip(".")
+    else:
+        reason = "it is not a number"
+    if math.isnan(found):
+        raise UsageError(
+            f"scoring {scoring!r} cannot be computed for these {len(classes)} classes ({reason}); choose one "
+            f"of {', '.join(METRICS)}, f1_macro, roc_auc_ovr."
+        )
 
 
 class _Precomputed(ClassifierMixin, BaseEstimator):

@@ -1,0 +1,144 @@
+"""``featx fit``: its help, the order of what it says, and that nothing after the fit makes it fail."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from featx import load
+from featx.cli import main
+from featx.evaluation import Metric
+
+TINY = ["--backbone", "test_resnet", "--runtime", "torch"]
+FAST = [
+    "--cut", "last", "--pool", "avg", "--resize", "crop", "--heads", "ridge", "--trials", "1", "--cv", "2",
+]  # fmt: skip
+FIT = [*TINY, "--random-weights", *FAST]
+
+pytestmark = pytest.mark.filterwarnings("ignore::featx.exceptions.FeatxWarning")
+
+
+def _run(capsys: pytest.CaptureFixture[str], *argv: object) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(word) for word in argv])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_help_shows_an_example_and_what_matters_and_help_all_the_rest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code, short, _ = _run(capsys, "fit", "--help")
+    assert code == 0
+    code, whole, _ = _run(capsys, "fit", "--help-all")
+    assert code == 0
+
+    def options(text: str) -> set[str]:
+        return set(re.findall(r"^  (?:-\w.*, )?(--[\w-]+)", text, re.MULTILINE))
+
+    assert "featx fit photos " in short
+    assert 10 <= len(options(short)) <= 15
+    assert "--help-all" in options(short)
+    assert options(short) < options(whole)
+    assert {"--seed", "--fine-tune-trials", "--max-pixels"} <= options(whole) - options(short)
+    assert len(short.splitlines()) < 60
+    assert _run(capsys, "fit", "--help")[1] == short
+
+
+def test_the_first_line_is_the_score_and_the_representation_comes_last(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "m.featx")
+    assert code == 0
+    lines = [line for line in out.splitlines() if line]
+    assert re.match(r"accuracy [01]\.\d{3} \[.*\] on the held-out test part, \d+ images$", lines[0])
+    places = [
+        next(i for i, line in enumerate(lines) if line.startswith(start))
+        for start in ("accuracy", "confusion", "selected", "model")
+    ]
+    assert places == sorted(places)
+    code, out, _ = _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "n.featx", "--no-test")
+    assert re.match(r"accuracy [01]\.\d{3} \[.*\] out of fold on the 24 training images", out)
+
+
+def test_classes_that_change_between_fits_are_compared_on_all_of_them(
+    class_folders: Path,
+    tmp_path: Path,
+    picture: Callable[..., Image.Image],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model = tmp_path / "m.featx"
+    assert _run(capsys, "fit", class_folders, *FIT, "-o", model)[0] == 0
+    (class_folders / "green").mkdir()
+    for seed in range(12):
+        picture(500 + seed, tint=(-60, 90, -60)).save(class_folders / "green" / f"{seed}.png")
+    shutil.rmtree(class_folders / "red")
+    code, out, err = _run(capsys, "fit", class_folders, *FIT, "-o", model)
+    assert (code, err.count("error")) == (0, 0)
+    assert "test images that neither was fitted on" in out
+    assert "nan" not in out
+    assert load(model).classes_.tolist() == ["blue", "green"]
+
+
+def test_a_comparison_that_fails_is_one_line_and_the_fit_is_done(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import timm
+    import torch
+
+    model, weights = tmp_path / "m.featx", tmp_path / "own.pth"
+    torch.save(timm.create_model("test_resnet").state_dict(), weights)
+    assert _run(capsys, "fit", class_folders, *TINY, "--checkpoint", weights, *FAST, "-o", model)[0] == 0
+    weights.unlink()  # the replaced model cannot predict any more
+    command = [sys.executable, "-m", "featx", "fit", class_folders, *FIT, "-o", model, "--no-cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)  # which has no weights
+    assert done.returncode == 0
+    assert done.stderr.count("no comparison with the replaced model: ") == 1
+    assert done.stdout.startswith("accuracy")
+    assert f"model     {model}" in done.stdout
+
+
+def test_a_list_of_skipped_images_that_cannot_be_written_does_not_fail_the_fit(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (class_folders / "red" / "broken.png").write_bytes(b"")
+    (tmp_path / "m.skipped.csv").mkdir()
+    (tmp_path / "m.skipped.csv" / "file").touch()
+    code, _, err = _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "m.featx")
+    assert code == 3  # as where the list is written
+    assert "no list of skipped images" in err
+    assert load(tmp_path / "m.featx").classes_.tolist() == ["blue", "red"]
+
+
+def test_a_damaged_file_that_is_replaced_does_not_cost_the_fit(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "m.featx").write_bytes(b"PK\x03\x04 not a model")
+    assert _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "m.featx")[0] == 0
+
+
+def test_a_figure_that_cannot_be_drawn_is_one_line(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("matplotlib", "matplotlib.figure", "matplotlib.backends.backend_agg"):
+        monkeypatch.setitem(sys.modules, name, None)  # as if it were not installed
+    command = ["curve", class_folders, *TINY, "--random-weights", "--shots", "1,2", "--draws", "3"]
+    code, out, err = _run(capsys, *command, "--plot", tmp_path / "c.png")
+    assert code == 0
+    assert err.count("no figure: ") == 1
+    assert "learning curve" in out
+
+
+def test_what_is_not_known_is_said_in_words() -> None:
+    nan = float("nan")
+    for metric in (Metric(0.5, nan, nan), Metric(nan, nan, nan)):
+        for text in (str(metric), metric.as_share(), metric.as_points()):
+            assert "nan" not in text
+            assert "not known" in text
