@@ -26,7 +26,14 @@ from featx import FeatureExtractor
 from featx.backbones import load_backbone
 from featx.backbones.runtimes import agree
 from featx.backbones.transform import prepare
-from featx.exceptions import DriftWarning, ImageError, ImageWarning, StoreWarning, UsageError
+from featx.exceptions import (
+    DriftWarning,
+    ImageError,
+    ImageWarning,
+    StoreWarning,
+    TooManyBadImagesError,
+    UsageError,
+)
 from featx.images import decode_picture, image_digest, read_picture
 from featx.spec import FeatureSpec
 from featx.stores import open_store
@@ -377,9 +384,14 @@ def test_rows_that_are_not_finite_in_fp32_either_are_never_kept(make: Make, path
     backbone = load_backbone("test_resnet", pretrained=False, device="cpu")
     for parameter in backbone.module.parameters():
         parameter.data *= 1e20
-    result = make(backbone, input_size=None).extract(paths[:3], on_error="skip")
-    assert [one.reason for one in result.skipped] == ["the network gives NaN or Inf for it, in fp32 too"] * 3
-    assert result.store.missing(result.specs["last:avg:crop"].key, as_ids([image_digest(paths[0])])).all()
+    extractor = make(backbone, input_size=None)
+    with pytest.raises(TooManyBadImagesError, match="none of the 3 images can be used") as caught:
+        extractor.extract(paths[:3], on_error="skip")
+    assert [one.reason for one in caught.value.skipped] == [
+        "the network gives NaN or Inf for it, in fp32 too"
+    ] * 3
+    key = extractor.specs_["last:avg:crop"].key
+    assert extractor.store_.missing(key, as_ids([image_digest(paths[0])])).all()
     with pytest.raises(ImageError, match="NaN or Inf"):
         make(backbone, input_size=None).extract(paths[:3])
 

@@ -30,6 +30,7 @@ from featx.classifier.inputs import (
     as_images,
     labelled_images,
     labels_of,
+    refuse_absent,
     refuse_unseen,
 )
 from featx.classifier.packing import check_network, load_model, save_model
@@ -268,6 +269,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             If more than `max_bad` of the images cannot be read.
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
+        refuse_absent(images, self.max_bad)
         self._fitted = fit_images(images, None, settings_of(self))
         return self
 
@@ -303,6 +305,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
+        refuse_absent(images, self.max_bad)
         split = {"test_size": test_size, "salt": split_salt, "previous": previous}
         self._fitted = fit_images(images, split, settings_of(self))
         return self

@@ -18,9 +18,12 @@ from featx.extractor import Extraction
 from featx.images import (
     ImageSet,
     Skipped,
+    absent_images,
     escape_name,
+    likely_cause,
     load_images,
     match_labels,
+    nothing_left,
     read_digests,
 )
 from featx.splits import check_labels, image_groups, stable_test_mask
@@ -198,6 +201,26 @@ def refuse_too_many(skipped: Sequence[Skipped], total: int, max_bad: float) -> N
     )
 
 
+def refuse_absent(images: ImageSet, max_bad: float) -> None:
+    """Refuse a set of which too many paths lead nowhere, before anything is computed.
+
+    Raises
+    ------
+    TooManyBadImagesError
+        With the first path that does not exist, and the likely cause.
+    """
+    absent = absent_images(images.sources, images.names)
+    if not absent or (len(absent) < len(images) and len(absent) <= max_bad * len(images)):
+        return
+    first = os.fsdecode(images.sources[absent[0][0]])  # type: ignore[arg-type]
+    there = len(images) - len(absent)
+    raise TooManyBadImagesError(
+        f"{there:,} of {len(images):,} images exist. The first that does not is {escape_name(first)}. "
+        f"{likely_cause(first)}",
+        [skipped for _, skipped in absent],
+    )
+
+
 def warn_of_training_images(ids: NDArray[np.uint8], assignment: Mapping[str, str]) -> None:
     """Warn if images are evaluated that the model was trained on."""
     trained = sum(assignment.get(row.tobytes().hex()) == "train" for row in ids)
@@ -226,6 +249,8 @@ def with_digests(images: ImageSet) -> ImageSet:
     digests, errors = read_digests(images.sources, images.names)
     labels = labels_of(images)
     lost = [Skipped(error.name, error.reason, labels[position]) for position, error in sorted(errors.items())]
+    if len(lost) == len(images):
+        raise nothing_left(images.sources, lost)
     readable = images.select([position for position, digest in enumerate(digests) if digest])
     readable.skipped = [*images.skipped, *lost]
     readable.ids = as_ids(digest for digest in digests if digest)

@@ -62,6 +62,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         images.sources, names=images.names, on_error="raise" if args.strict else "skip"
     )
     read = images.select(found.kept)
+    skipped = [*images.skipped, *found.skipped]
+    code = render.skipped(console, args, skipped, "curve", total=len(read) + len(skipped))
     labels = np.asarray(read.labels)
     options: dict[str, Any] = {
         "groups": image_groups(found.ids, read.groups),
@@ -85,8 +87,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         computed=found.computed,
         data=os.fspath(args.data),
     )
-    skipped = [*images.skipped, *found.skipped]
-    return render.skipped(console, args, skipped, "curve", total=len(read) + len(skipped))
+    return code
 
 
 def _print(console: Console, protocol: Any, curve: Any, more: Any) -> None:

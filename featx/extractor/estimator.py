@@ -26,7 +26,7 @@ from featx.extractor.extraction import Extraction, ExtractionCall, Machine
 from featx.extractor.pipeline import Callback, spread
 from featx.extractor.sources import ReadsOnce, as_sources, distinct_digests
 from featx.extractor.specs import combine_specs, find_hardware, stored_precision
-from featx.images import MAX_PIXELS, ImageSource, resolve_decoder
+from featx.images import MAX_PIXELS, ImageSource, nothing_left, resolve_decoder
 from featx.images.picture import name_sources
 from featx.spec import DECODE_FIELDS, FeatureSpec
 from featx.stores import open_store
@@ -333,6 +333,8 @@ class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
         ------
         ImageError
             For an unreadable image, if `on_error` is "raise".
+        TooManyBadImagesError
+            If no image can be used.
         StoreError
             If features cannot be stored.
         """
@@ -347,7 +349,10 @@ class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
             store or self.store_, sources, names, strict=on_error == "raise", callback=self.callback
         )
         call.compute(ids)
-        return call.extraction(began)
+        found = call.extraction(began)
+        if len(sources) and not len(found.kept):
+            raise nothing_left(sources, found.skipped)
+        return found
 
     def plan(self, sources: Any) -> Plan:
         """Return what `extract` would compute and how long that takes here; nothing is stored.

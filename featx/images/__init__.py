@@ -10,6 +10,7 @@ from __future__ import annotations
 from featx.images.columns import ManifestOptions
 from featx.images.decode import decode_picture, picture_size
 from featx.images.decoders import DECODERS, resolve_decoder
+from featx.images.empty import absent_images, likely_cause, nothing_left
 from featx.images.find import ImageSet, Skipped, load_images, load_paths
 from featx.images.golden import GOLDEN_PICTURES, golden_pictures
 from featx.images.labels import match_labels
@@ -27,13 +28,16 @@ __all__ = [
     "ManifestOptions",
     "Picture",
     "Skipped",
+    "absent_images",
     "decode_picture",
     "escape_name",
     "golden_pictures",
     "image_digest",
+    "likely_cause",
     "load_images",
     "load_paths",
     "match_labels",
+    "nothing_left",
     "picture_size",
     "read_digests",
     "read_picture",

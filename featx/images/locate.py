@@ -191,9 +191,10 @@ def _best_reading(sample: Sequence[str], folder: str, root: str | None) -> tuple
 
 def _readings(sample: Sequence[str], folder: str, root: str | None) -> Iterator[Reading]:
     folders = [root] if root is not None else _folders(folder)
+    near = folders[:2]
     deepest = max(len([part for part in plain_path(path).split("/") if part]) for path in sample)
     for dropped in range(min(deepest, MAX_DROPPED + 1)):
-        for one in folders:
+        for one in near if dropped else folders:
             yield Reading(one, dropped)
 
 
