@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,9 @@ BIT_DEPTHS = ("full", "minmax")
 
 DECODE_FIELDS = ("decoder", "decode", "background", "bit_depth")
 """Fields of a spec that say how the bytes of an image become pixels."""
+
+MAX_INPUT_PIXELS = 2**22
+"""Most pixels of a network's input, such as 2048 × 2048; a forged file could ask for any amount of memory."""
 
 LAST = "last"
 """Name of the cut that is the whole network without its classifier (timm's pre-logits features)."""
@@ -115,6 +119,11 @@ class FeatureSpec:
                 raise UsageError(
                     f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}."
                 )
+        if not all(side > 0 for side in self.input_size) or math.prod(self.input_size) > MAX_INPUT_PIXELS:
+            raise UsageError(
+                f"input_size {self.input_size} is not possible; choose a height and width of at most "
+                f"{MAX_INPUT_PIXELS:,} pixels together (2048 × 2048)."
+            )
         if self.view < 0 or (self.view == 0) != (self.view_policy == "none"):
             raise UsageError(
                 f"view {self.view} with policy {self.view_policy!r}: view 0 is the plain image "

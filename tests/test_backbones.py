@@ -11,7 +11,9 @@ import pickle
 import shutil
 import subprocess
 import sys
+import textwrap
 import threading
+import zipfile
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -392,6 +394,55 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path, content: bytes)
     path.write_bytes(content)
     with pytest.raises(BackboneError, match=r"broken\.safetensors"):
         load_backbone("test_resnet", checkpoint=path)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is measured in /proc")
+def test_checkpoints_that_claim_more_than_they_hold_are_refused_and_take_no_memory(tmp_path: Path) -> None:
+    import torch
+
+    sound = torch.load(save_checkpoint(tmp_path / "sound.pth"), weights_only=True)
+    changes = {
+        "fc.weight has shape (8000000, 0)": {"fc.weight": torch.zeros(8_000_000, 0)},
+        "fc.weight has shape (2000000, 1)": {"fc.weight": torch.zeros(2_000_000, 1)},
+        "has only 4 bytes": {"fc.weight": torch.zeros(1).expand(8_000_000, 96)},
+        "(100000, 3, 3, 300) has only 4 bytes": {"conv1.0.weight": torch.zeros(1).expand(100_000, 3, 3, 300)},
+    }
+    paths = {}
+    for number, (message, change) in enumerate(changes.items()):
+        torch.save({**sound, **change}, tmp_path / f"{number}.pth")
+        paths[str(tmp_path / f"{number}.pth")] = message
+    torch.save({**sound, "conv1.0.weight": torch.zeros(100_000_000)}, tmp_path / "large.pth")
+    with zipfile.ZipFile(tmp_path / "large.pth") as source, zipfile.ZipFile(tmp_path / "s.pth", "w") as small:
+        for entry in source.infolist():
+            small.writestr(entry.filename, source.read(entry), zipfile.ZIP_DEFLATED)
+    paths[str(tmp_path / "s.pth")] = "when it is unpacked"
+    script = f"""
+        from pathlib import Path
+        from featx.backbones import load_backbone
+        from featx.exceptions import BackboneError
+        peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) * 1024
+        load_backbone("test_resnet", checkpoint={str(tmp_path / "sound.pth")!r}, device="cpu")
+        before = peak()
+        for path in {list(paths)}:
+            try:
+                load_backbone("test_resnet", checkpoint=path, device="cpu")
+            except BackboneError as error:
+                print(error)
+        print(peak() - before)
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True
+    )
+    *errors, grown = run.stdout.splitlines()
+    for error, message in zip(errors, paths.values(), strict=True):
+        assert message in error
+    assert int(grown) < (64 << 20) + 4 * max(Path(path).stat().st_size for path in paths)
+
+
+@pytest.mark.parametrize("n_classes", [0, 1, 7, 30_000])
+def test_a_checkpoint_of_any_number_of_classes_is_loaded(tmp_path: Path, n_classes: int) -> None:
+    path = save_checkpoint(tmp_path / "w.safetensors", num_classes=n_classes)
+    assert load_backbone("test_resnet", checkpoint=path, device="cpu").module.num_classes == n_classes
 
 
 def test_a_file_of_another_kind_is_not_weights(tmp_path: Path) -> None:

@@ -18,7 +18,13 @@ from PIL import Image
 
 import featx
 from featx.cli import main
-from featx.exceptions import FeatxError, FeatxWarning, ModelFileError, WeightsNotFoundError
+from featx.exceptions import (
+    BackboneError,
+    FeatxError,
+    FeatxWarning,
+    ModelFileError,
+    WeightsNotFoundError,
+)
 from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, write_archive
 from featx.modelfile import dump_arrays, read_arrays
 
@@ -107,6 +113,40 @@ def test_an_input_size_that_no_network_has_is_refused(classifier: Path, tmp_path
         featx.load(rewrite(classifier, tmp_path / "x.featx", change)).predict(
             [np.zeros((40, 40, 3), np.uint8)]
         )
+
+
+@pytest.mark.parametrize("size", [[8192, 8192], [2**22 + 1, 1], [2049, 2048], [10**18, 1]])
+def test_an_input_size_of_too_many_pixels_is_refused_when_loading(
+    classifier: Path, tmp_path: Path, size: Any
+) -> None:
+    def change(model: Node) -> None:
+        for spec in model["model"]["specs"].values():
+            spec["input_size"] = size
+
+    with pytest.raises(ModelFileError, match="4,194,304 pixels"):
+        featx.load(rewrite(classifier, tmp_path / "x.featx", change))
+
+
+@pytest.mark.parametrize("parameters", [0, -1, 10**9, 10**18])
+def test_too_many_random_weights_are_refused_when_loading(
+    classifier: Path, tmp_path: Path, parameters: int
+) -> None:
+    def change(model: Node) -> None:
+        model["model"]["cards"][0]["parameters"] = parameters
+
+    with pytest.raises(ModelFileError, match="random weights; a model file can have 250,000,000"):
+        featx.load(rewrite(classifier, tmp_path / "x.featx", change))
+
+
+def test_a_large_network_under_a_small_number_of_random_weights_is_not_made(
+    classifier: Path, tmp_path: Path
+) -> None:
+    def change(model: Node) -> None:
+        model["model"]["cards"][0].update(name="vit_gigantic_patch14_224")
+        model["params"]["backbone"] = "vit_gigantic_patch14_224"
+
+    with pytest.raises(BackboneError, match=r"has not the .* parameters that its card states"):
+        featx.load(rewrite(classifier, tmp_path / "x.featx", change)).predict([PICTURE])
 
 
 def paths(value: Any, above: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -35,6 +35,9 @@ POOLS = (*POOL_WIDTHS, "none")
 GRIDS = {"grid2": 2, "grid4": 4}
 CLASS_TOKEN_POOLS = ("cls", "cls+avg")
 
+MAX_RANDOM = 250_000_000
+"""Most random weights of a network that a model file names: 1 GB."""
+
 NATIVE_RESIZES = {"center": "crop", "squash": "squash", "border": "pad"}
 """timm's ``crop_mode`` in the words of `FeatureSpec.resize`."""
 
@@ -318,6 +321,22 @@ class BackboneCard(Record):
             If it is not the text of a card.
         """
         return cls.from_dict(json.loads(text))
+
+
+def check_random(card: BackboneCard) -> None:
+    """Refuse a card of a model file that asks for too many random weights.
+
+    Pretrained weights are on this machine already. Random ones would be made, as many as the name says.
+
+    Raises
+    ------
+    ValueError
+        If there are more than `MAX_RANDOM` of them.
+    """
+    if card.source.startswith("random:") and not 0 < card.parameters <= MAX_RANDOM:
+        raise ValueError(
+            f"{card.name} with {card.parameters:,} random weights; a model file can have {MAX_RANDOM:,}"
+        )
 
 
 def _as_int(cut: str | int) -> int | None:

@@ -6,8 +6,10 @@ A file is read without running anything of it (``weights_only=True``).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import pathlib
 import re
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +38,7 @@ def read_state(path: Path) -> dict[str, Any]:
     BackboneError
         If it cannot be read as weights, or holds none.
     """
+    _check_unpacked(path)
     try:
         content = _read(path)
     except Exception as error:  # whatever a parser of hostile bytes may raise
@@ -43,7 +46,31 @@ def read_state(path: Path) -> dict[str, Any]:
     state = _state_in(content)
     if state is None:
         raise BackboneError(f"{path} holds no state dict (tensors by name).")
+    _check_true_size(state, path)
     return state
+
+
+def _check_unpacked(path: Path) -> None:
+    """Refuse a zip whose members are larger than the file, before it is unpacked."""
+    with contextlib.suppress(zipfile.BadZipFile, OSError, ValueError), zipfile.ZipFile(path) as file:
+        unpacked = sum(entry.file_size for entry in file.infolist())
+        if unpacked > path.stat().st_size:
+            raise BackboneError(
+                f"{path} becomes {unpacked:,} bytes when it is unpacked; save weights without compression."
+            )
+
+
+def _check_true_size(state: Mapping[str, Any], path: Path) -> None:
+    """Refuse tensors that are larger than the numbers behind them."""
+    for name, tensor in state.items():
+        if not hasattr(tensor, "untyped_storage"):
+            continue
+        n_bytes = tensor.untyped_storage().nbytes()
+        if tensor.numel() * tensor.element_size() > n_bytes:
+            raise BackboneError(
+                f"{path}: {name} of shape {tuple(tensor.shape)} has only {n_bytes:,} bytes; the file is "
+                "damaged or forged."
+            )
 
 
 def fit_names(state: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from featx.backbones.card import BackboneCard
 from featx.backbones.catalog import check_name
 from featx.backbones.finetuned import BASE, as_tensor, is_model_file, lay_over, read_base_card, read_members
 from featx.backbones.runtimes import resolve_device
-from featx.backbones.sources import find_local, find_weights, load_random, load_state, stamp_file
+from featx.backbones.sources import (
+    count_parameters,
+    find_local,
+    find_weights,
+    load_random,
+    load_state,
+    stamp_file,
+)
 from featx.exceptions import BackboneError, ModelFileError, UsageError, WeightsNotFoundError
 
 if TYPE_CHECKING:
@@ -197,6 +204,8 @@ def _load(
             module = weights.load(name, weights.path)
     else:
         source, stamp = f"random:{seed}", []
+        if card is not None and count_parameters(name) != card.parameters:
+            raise BackboneError(f"{name} has not the {card.parameters:,} parameters that its card states.")
         module = load_random(name, seed)
     module.eval().requires_grad_(False)
     if card is None:

@@ -14,7 +14,7 @@ import os
 import socket
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -256,13 +256,12 @@ def load_pretrained(name: str, path: Path) -> Any:
 
 def load_file(name: str, path: Path) -> Any:
     """Load a user's file, also of a network with another number of classes or without a classifier."""
-    import timm
-
     _check_suffix(path)
-    wanted = timm.create_model(name, pretrained=False).state_dict()
+    wanted = _without_memory(name).state_dict()
     state = fit_names(read_state(path), wanted)
+    n_classes = _count_classes(name, state, path)
     try:
-        return load_state(name, state, path)
+        return _create_with(name, state, n_classes, path)
     except BackboneError as error:
         classifier = _classifier_names(name)
         body = {one: tensor for one, tensor in wanted.items() if one.rpartition(".")[0] not in classifier}
@@ -272,7 +271,10 @@ def load_file(name: str, path: Path) -> Any:
 
 def load_state(name: str, state: Mapping[str, Any], path: str | Path = "this state dict") -> Any:
     """Make the timm network of a state dict, with its number of classes."""
-    n_classes = _count_classes(state, _classifier_names(name))
+    return _create_with(name, state, _count_classes(name, state, path), path)
+
+
+def _create_with(name: str, state: Mapping[str, Any], n_classes: int, path: str | Path) -> Any:
     overlay = {"state_dict": state, "num_classes": n_classes, "label_offset": 0}
     return _create(name, path, overlay, num_classes=n_classes)
 
@@ -296,6 +298,20 @@ def load_ordered(name: str, path: Path) -> Any:
         raise BackboneError(f"the tensors of {path} are not those of timm's {name}.")
     module.load_state_dict(dict(zip(wanted, loaded.values(), strict=True)))
     return module
+
+
+def count_parameters(name: str) -> int:
+    """Number of parameters of a network, which is not made."""
+    return sum(parameter.numel() for parameter in _without_memory(name).parameters())
+
+
+def _without_memory(name: str, **options: Any) -> Any:
+    """The network with the shapes of its tensors, and without numbers."""
+    import timm
+    import torch
+
+    with torch.device("meta"):
+        return timm.create_model(name, pretrained=False, **options)
 
 
 def load_random(name: str, seed: int) -> Any:
@@ -350,12 +366,27 @@ def _classifier_names(name: str) -> tuple[str, ...]:
     return (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
 
 
-def _count_classes(state: Mapping[str, Any], classifier: Sequence[str]) -> int:
-    """Classes of a state dict: rows of its classifier, 0 without one."""
-    for name in classifier:
-        if f"{name}.weight" in state:
-            return int(state[f"{name}.weight"].shape[0])
-    return 0
+def _count_classes(name: str, state: Mapping[str, Any], path: str | Path) -> int:
+    """Classes of a state dict: rows of its classifier, 0 without one.
+
+    Raises
+    ------
+    BackboneError
+        If the network would then have larger classifiers than the state dict has.
+    """
+    weights = [f"{layer}.weight" for layer in _classifier_names(name)]
+    weights = [weight for weight in weights if weight in state and state[weight].ndim]
+    if not weights:
+        return 0
+    n_classes = int(state[weights[0]].shape[0])
+    wanted = _without_memory(name, num_classes=n_classes).state_dict()
+    for weight in weights:
+        if weight in wanted and wanted[weight].numel() > state[weight].numel():
+            raise BackboneError(
+                f"{path} does not fit {name}: {weight} has shape {tuple(state[weight].shape)}; the network "
+                f"needs {tuple(wanted[weight].shape)}."
+            )
+    return n_classes
 
 
 def _file_of(folder: Path) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.backbones.card import BackboneCard
+from featx.backbones.card import BackboneCard, check_random
 from featx.backbones.finetuned import JSON_MEMBER, SUFFIX, TENSOR_MEMBER, is_model_file
 from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import parse_policy
@@ -58,9 +58,6 @@ HEAD_TOLERANCE = 1e-4
 
 GOLDEN_COSINE = 0.995
 """Smallest cosine of an image's features with those when the model was saved; half precision costs 0.002."""
-
-MAX_INPUT_SIDE = 8192
-"""Pixels. No network takes larger images; a forged file could request any number of gigabytes."""
 
 MAX_VIEWS = 1024
 """Views of an image; each is a forward pass in every prediction."""
@@ -315,14 +312,16 @@ def _check_fit(model: ImageModel, split: Mapping[str, NDArray[Any]]) -> None:
         raise ValueError(f"{len(model.adjustment.offsets)} offsets for {len(model.classes)} classes")
     if set(model.blocks) != set(model.specs):
         raise ValueError("the blocks are not those of the specs")
+    for own in model.cards:
+        check_random(own)
     for spec in model.specs.values():
         card = next((card for card in model.cards if is_of(spec, card)), None)
         if card is None:
             raise ValueError("a spec is of another network than the cards")
         if spec.pool not in card.pools(spec.cut):
             raise ValueError(f"pool {spec.pool!r} is not possible at {spec.cut!r}")
-        if not all(0 < side <= MAX_INPUT_SIDE for side in spec.input_size) or not 0 < spec.crop_pct <= 4:
-            raise ValueError(f"an input size of {spec.input_size} pixels, cropped to {spec.crop_pct}")
+        if not 0 < spec.crop_pct <= 4:
+            raise ValueError(f"an image cropped to {spec.crop_pct}")
     views = model.augmentation
     if views.kind not in KINDS or not 0 <= views.views <= MAX_VIEWS:
         raise ValueError(f"{views.views} views, used as {views.kind!r}")

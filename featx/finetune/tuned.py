@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones import BackboneCard, load_backbone
+from featx.backbones.card import check_random
 from featx.backbones.finetuned import BASE, FORMAT, JSON_MEMBER, TENSOR_MEMBER, lay_over
 from featx.backbones.loading import open_base
 from featx.backbones.runtimes import resolve_device
@@ -38,9 +39,6 @@ if TYPE_CHECKING:
 
 HEADS: Mapping[str, tuple[str, ...]] = {"linear": ("head",), "mlp": ("head.0", "head.3")}
 """Names of the dense layers of each head, with a ReLU between two."""
-
-MAX_INPUT_SIDE = 8192
-"""Largest side of the input in pixels: a crafted file must not cause a huge allocation."""
 
 
 @dataclass(frozen=True)
@@ -311,13 +309,9 @@ class FineTunedNetwork:
         """Check that spec and tensors fit the network and the head."""
         if (self.spec.architecture, self.spec.weights) != (self.card.architecture, self.card.weights):
             raise ValueError("the spec is of another network than the card")
-        if (
-            not all(0 < side <= MAX_INPUT_SIDE for side in self.spec.input_size)
-            or not 0 < self.spec.crop_pct <= 4
-        ):
-            raise ValueError(
-                f"an input size of {self.spec.input_size} pixels, cropped to {self.spec.crop_pct}"
-            )
+        check_random(self.card)
+        if not 0 < self.spec.crop_pct <= 4:
+            raise ValueError(f"an image cropped to {self.spec.crop_pct}")
         width = self.card.num_features
         for number, name in enumerate(layers := HEADS[self.head]):
             weight, bias = self.tensors[f"{name}.weight"], self.tensors[f"{name}.bias"]
