@@ -47,6 +47,17 @@ DEFAULT_HEADS = (
 """The heads that are quick to fit. Trees are tried only if they are requested."""
 
 
+OTHER_NAMES: dict[str, tuple[str, ...]] = {
+    "svc": ("linear_svm", "rbf_svm"),
+    "logreg": ("logistic",),
+    "lr": ("logistic",),
+    "rf": ("forest",),
+    "gbm": ("boosting",),
+    "xgboost": ("boosting",),
+}
+"""What other tools call them, for messages."""
+
+
 def check_heads(names: Any) -> None:
     """Refuse names of heads that are not in `HEADS`; suggest those that are meant.
 
@@ -62,8 +73,9 @@ def check_heads(names: Any) -> None:
     unknown = next((name for name in names if name not in HEADS), None)
     if unknown is None and len(names):
         return
-    close = [name for name in HEADS if unknown and (str(unknown) in name or name in str(unknown))]
-    close = close or difflib.get_close_matches(str(unknown), HEADS, n=1, cutoff=0.5)
+    word = str(unknown).lower()
+    close = [name for name in HEADS if word and (word in name or name in word)]
+    close = list(OTHER_NAMES.get(word, close)) or difflib.get_close_matches(word, HEADS, n=1)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     what = "no head is named" if unknown is None else f"head {unknown!r} is not known"
     raise UsageError(f"heads {list(names)!r}: {what}; choose from {', '.join(HEADS)}.{hint}")
