@@ -6,7 +6,8 @@ import argparse
 import dataclasses
 import re
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from featx.cli import arguments
 from featx.cli.console import Console
@@ -141,12 +142,12 @@ def _export(args: argparse.Namespace, console: Console) -> int:
 
 
 def _store(args: argparse.Namespace) -> HDF5Store:
-    from featx.stores import default_cache
-    from featx.stores.hdf5 import HDF5Store
+    from featx.stores import open_store
 
     if args.no_cache:
         raise UsageError("`featx cache` needs a cache; give --cache-dir instead of --no-cache.")
-    return HDF5Store(args.cache_dir or default_cache())
+    store: Any = open_store(Path(args.cache_dir) if args.cache_dir else None)
+    return cast("HDF5Store", store)
 
 
 def _size(text: str) -> int:

@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import featx
@@ -103,13 +104,15 @@ def check_cache(args: argparse.Namespace) -> Iterator[SystemCheck]:
     """Check whether the cache can be written, and how much space is left."""
     if args.no_cache:
         return
-    from featx.stores import default_cache
-    from featx.stores.hdf5 import HDF5Store
+    from featx.stores import default_cache, open_store
+    from featx.stores.layout import is_read_only
 
-    store = HDF5Store(args.cache_dir or default_cache())
-    free = shutil.disk_usage(store.path).free
-    state = "ok" if free > LOW_DISK_BYTES else "note"
-    yield SystemCheck("cache", state, f"{store.path}, {len(store.keys())} spaces, {free / 1e9:.0f} GB free")
+    path = Path(args.cache_dir or default_cache()).absolute()
+    store, locked = open_store(path), is_read_only(path)
+    free = shutil.disk_usage(path).free
+    state = "ok" if free > LOW_DISK_BYTES and not locked else "note"
+    access = "can only be read, so new features are not stored" if locked else f"{free / 1e9:.0f} GB free"
+    yield SystemCheck("cache", state, f"{path}, {len(store.keys())} spaces, {access}")
 
 
 def _cpu_flags() -> str:

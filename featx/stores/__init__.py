@@ -57,8 +57,10 @@ def default_cache() -> Path:
 
 def _hdf5(path: Path) -> FeatureStore:
     from featx.stores.hdf5 import HDF5Store  # h5py is loaded only for a store on disk
+    from featx.stores.layout import is_read_only
+    from featx.stores.readonly import ReadOnlyStore
 
-    return HDF5Store(path)
+    return ReadOnlyStore(path) if is_read_only(path) else HDF5Store(path)
 
 
 PLATFORM_CACHES: dict[str, tuple[tuple[str, str], ...]] = {

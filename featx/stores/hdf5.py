@@ -108,12 +108,16 @@ class HDF5Store:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path).absolute()
-        self._root = open_root(self.path)
+        self._root = self._open_root(self.path)
         self._buffers: dict[str, _Buffer] = {}
         self._buffered_bytes = 0
         self._oldest = 0.0
         self._lock = threading.RLock()
         self._commit_lock = threading.Lock()
+
+    @staticmethod
+    def _open_root(path: Path) -> Path:
+        return open_root(path)
 
     def missing(self, key: str, ids: Ids) -> NDArray[np.bool_]:
         """See `FeatureStore.missing`; it sees what other processes committed."""

@@ -83,7 +83,7 @@ def open_root(path: Path) -> Path:
         _refuse_newer(path)
         make_folder(path, mode=0o700)
         make_folder(root, follow_links=False)
-        if not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        if not _may(root, os.R_OK | os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, "it is not writable")
         if _written_format(root) is None:
             if os.path.lexists(root / FORMAT_FILE):
@@ -100,6 +100,38 @@ def open_root(path: Path) -> Path:
             f"Make it writable, or {ELSEWHERE}."
         ) from error
     return root
+
+
+def readable_root(path: Path) -> Path:
+    """Return the inner folder of a cache that can be read, and may not be writable; nothing is changed.
+
+    Raises
+    ------
+    StoreError
+        If it cannot be read, or is no cache.
+    StoreFormatError
+        If a newer featx made it.
+    """
+    root = path / f"v{FORMAT}"
+    _refuse_newer(path)
+    if not _may(root, os.R_OK | os.X_OK) or _written_format(root) is None:
+        raise StoreError(f"the cache folder {path} cannot be read. Make it readable, or {ELSEWHERE}.")
+    return root
+
+
+def is_read_only(path: Path) -> bool:
+    """Whether a folder is a cache that this process can read and not write."""
+    root = path / f"v{FORMAT}"
+    try:
+        readable = _may(root, os.R_OK | os.X_OK) and _written_format(root) is not None
+    except OSError:
+        return False
+    return readable and not _may(root, os.W_OK)
+
+
+def _may(path: Path, mode: int) -> bool:
+    """Whether this process may, by its effective rights where the system can tell."""
+    return os.access(path, mode, effective_ids=os.access in os.supports_effective_ids)
 
 
 def space_folders(root: Path) -> list[Path]:
