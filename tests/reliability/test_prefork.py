@@ -1,0 +1,105 @@
+"""A pre-forking server: the model is loaded and used before the fork, and workers answer requests."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featx import FeatureExtractor, ImageClassifier
+
+SERVER = """
+import os, socket, sys
+import featx
+
+model, photo, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
+clf = featx.load(model)
+clf.predict([photo])  # warm, as a server that preloads its application is
+listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+for _ in range(workers):
+    if os.fork() == 0:
+        while True:
+            connection, _ = listening.accept()
+            with connection, connection.makefile("rw") as stream:
+                path = stream.readline().strip()
+                stream.write(f"{clf.predict([path])[0]} {os.getpid()} {resident()}\\n")
+print(listening.getsockname()[1], flush=True)
+for _ in range(workers):
+    os.wait()
+"""
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+
+
+@pytest.fixture
+def model(class_folders: Path, tmp_path: Path) -> Path:
+    clf = ImageClassifier("test_resnet", cut=None, pool="avg", resize="crop", heads=["ridge"], n_trials=1)
+    clf.set_params(cv=2, store="memory", extractor=FeatureExtractor(pretrained=False, input_size=32))
+    return clf.fit(class_folders).save(tmp_path / "m.featx")
+
+
+def _serve(model: Path, photos: list[Path], *, workers: int, requests: int) -> list[tuple[str, str, int]]:
+    """The answers of a server: label, worker and its memory, in the order of the photos."""
+    command = [sys.executable, "-c", SERVER, str(model), str(photos[0]), str(workers)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    answers: list[Any] = [None] * requests
+    try:
+        assert server.stdout is not None
+        port = int(server.stdout.readline())
+
+        def ask(first: int) -> None:
+            for number in range(first, requests, workers):
+                with socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
+                    connection.sendall(f"{photos[number % len(photos)]}\n".encode())
+                    label, worker, memory = connection.makefile().readline().split()
+                    answers[number] = label, worker, int(memory)
+
+        clients = [threading.Thread(target=ask, args=(first,)) for first in range(workers)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()
+    return answers
+
+
+def _check(model: Path, class_folders: Path, *, workers: int, requests: int) -> None:
+    from featx import load
+
+    photos = sorted(class_folders.glob("*/*.png"))
+    expected = load(model).predict(photos).tolist()
+    answers = _serve(model, photos, workers=workers, requests=requests)
+    assert all(answers), "a worker did not answer"
+    assert [label for label, _, _ in answers] == [expected[n % len(photos)] for n in range(requests)]
+    by_worker: dict[str, list[int]] = {}
+    for _, worker, memory in answers:
+        by_worker.setdefault(worker, []).append(memory)
+    print(json.dumps({worker: [len(m), m[0] >> 20, m[-1] >> 20] for worker, m in by_worker.items()}))
+    assert len(by_worker) == workers
+    for memory in by_worker.values():
+        settled = memory[len(memory) // 4]  # the first answers compile the network
+        assert memory[-1] - settled < 16 << 20
+
+
+def test_workers_that_were_forked_from_a_warm_model_answer(model: Path, class_folders: Path) -> None:
+    _check(model, class_folders, workers=2, requests=40)
+
+
+@pytest.mark.slow
+def test_four_workers_answer_a_thousand_requests_with_flat_memory(model: Path, class_folders: Path) -> None:
+    _check(model, class_folders, workers=4, requests=1000)
