@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from featx.report import check as check
     from featx.search import HeadSearchCV as HeadSearchCV
     from featx.spec import FeatureSpec as FeatureSpec
+    from featx.suite import Suite as Suite
 
 
 _HOMES = {
@@ -30,6 +31,7 @@ _HOMES = {
     "FineTuner": "featx.finetune",
     "HeadSearchCV": "featx.search",
     "ImageClassifier": "featx.classifier",
+    "Suite": "featx.suite",
     "FeatureBlocks": "featx.features",
     "check": "featx.report",
     "load": "featx.classifier",

@@ -52,6 +52,7 @@ VERBS: dict[str, Verb] = {
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
     "add": Verb("featx.cli.add", "add new labelled images to a model, and say what changed"),
     "curve": Verb("featx.cli.curve", "measure accuracy by number of labels, and forecast the gain of more"),
+    "bench": Verb("featx.cli.bench", "run a benchmark suite, show its results, and compare two runs"),
     "show": Verb("featx.cli.show", "draw images as the network gets them"),
     "extract": Verb("featx.cli.extract", "compute features of images into the cache"),
     "cache": Verb("featx.cli.cache", "list, check, merge, delete or export cached features"),
