@@ -20,7 +20,7 @@ HEADER = ("", "score", "95 % interval", "mean rank", "gap to best", "win rate", 
 
 
 def table_rows(board: Leaderboard) -> list[list[str]]:
-    """Cells of the leaderboard, in the order of `HEADER`; a single data set has no interval."""
+    """Cells of the leaderboard, in the order of `HEADER`."""
     several = len(board.data) > 1
     return [
         [
@@ -40,9 +40,8 @@ def sentences(board: Leaderboard) -> list[str]:
     """What the leaderboard says, in sentences."""
     first = board.standings[0]
     if len(board.data) == 1:
-        return [
-            f"{first.name} is the best on {board.data[0]}: {board.metric.replace('_', ' ')} {first.score:.4f}."
-        ]
+        metric = board.metric.replace("_", " ")
+        return [f"{first.name} is the best on {board.data[0]}: {metric} {first.score:.4f}."]
     found = [f"{first.name} has the best mean rank ({first.rank:.2f}) over {len(board.data)} data sets."]
     if not math.isnan(board.friedman_p):
         differ = "differ" if board.friedman_p < 0.05 else "do not differ significantly"
