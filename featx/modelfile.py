@@ -22,7 +22,7 @@ from featx.files import MODEL_MEMBERS, read_json
 from featx.heads import HEADS, SCALINGS
 from featx.heads.saved import Arrays, Dims, check_arrays, check_params, require
 from featx.heads.scaling import MAX_COLUMNS, scaler_arrays, scaler_from_arrays, scaler_to_arrays
-from featx.records import Record, to_plain
+from featx.records import Record, from_plain, to_plain
 
 HEAD_JSON = "head.json"
 HEAD_ARRAYS = "head.safetensors"
@@ -31,6 +31,9 @@ HEAD_MEMBERS = {name: MODEL_MEMBERS[name] for name in (HEAD_JSON, HEAD_ARRAYS)}
 
 MAX_CLASSES = 32_768
 """Most classes of a saved head; one logistic regression against the rest is a Python object for each."""
+
+CLASSES_BYTES = 16 << 20
+"""Most bytes of the labels of all classes as an array, where each takes as much as the longest."""
 
 HEADER_BYTES = 1 << 16
 """Most bytes of the JSON header of a safetensors member."""
@@ -132,6 +135,32 @@ def load_head(members: Mapping[str, bytes], classes: NDArray[Any], *, where: str
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelFileError(f"{where}: the head's values do not fit ({str(error)[:200]}).") from None
     return Pipeline([("scale", scaler), ("head", classifier)])
+
+
+def read_classes(values: Any, dtype: Any) -> NDArray[Any]:
+    """Class labels in their own type, from plain values of a file that may be forged.
+
+    Parameters
+    ----------
+    values : list of str, int, float or bool
+        The labels.
+    dtype : str
+        Their NumPy dtype, or ``"object"``. NumPy widens text by itself, so the width in a file is not used.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If they are no distinct labels of that type, or would take more than `CLASSES_BYTES`.
+    """
+    labels = from_plain(list[str | int | float | bool], values, "classes")
+    kind = np.dtype(from_plain(str, dtype, "classes"))
+    longest = max((len(label) for label in labels if isinstance(label, str)), default=1)
+    if len(labels) * max(4 * longest, kind.itemsize if kind.kind not in "US" else 0) > CLASSES_BYTES:
+        raise ValueError(f"{len(labels):,} classes with up to {longest:,} characters, which is too much")
+    classes = np.array(labels) if kind.kind in "US" else np.array(labels, dtype=kind)
+    if classes.ndim != 1 or len(np.unique(classes)) != len(classes) or len(classes) < 2:
+        raise ValueError(f"the classes {values!r:.80}")
+    return classes
 
 
 def _check(description: HeadDescription, of_scaler: Arrays, own: Arrays, n_classes: int) -> Dims:

@@ -40,7 +40,7 @@ from featx.files import (
 )
 from featx.finetune import FineTunedNetwork
 from featx.images import GOLDEN_PICTURES, golden_pictures
-from featx.modelfile import dump_arrays, dump_head, load_arrays, load_head
+from featx.modelfile import dump_arrays, dump_head, load_arrays, load_head, read_classes
 from featx.records import from_plain, to_plain
 from featx.representation import BlockName
 from featx.selection.augmentation import KINDS, Augmentation
@@ -182,7 +182,7 @@ def load_model(
     )
     try:
         record = FitRecord.from_dict(plain["record"])
-        classes = _classes(plain["model"]["classes"])
+        classes = read_classes(plain["model"]["classes"]["values"], plain["model"]["classes"]["dtype"])
         head = load_head(archive.members, classes, where=where)
         model = _restore(plain["model"], head, classes, split)
         _check_fit(model, split)
@@ -294,16 +294,6 @@ def _fitted_images(split: Mapping[str, NDArray[Any]], n_classes: int) -> FittedI
         raise ValueError("the arrays of split.safetensors do not fit each other or the classes")
     own = groups if len(groups) else None
     return FittedImages(ids, test.astype(bool), codes.astype(np.intp), own)
-
-
-def _classes(plain: Mapping[str, Any]) -> NDArray[Any]:
-    """Labels in their own type. NumPy widens text by itself, so the width in a file is never used."""
-    values = from_plain(list[str | int | float | bool], plain["values"], "classes")
-    dtype = np.dtype(from_plain(str, plain["dtype"], "classes"))
-    classes = np.array(values) if dtype.kind in "US" else np.array(values, dtype=dtype)
-    if classes.ndim != 1 or len(np.unique(classes)) != len(classes) or len(classes) < 2:
-        raise ValueError(f"the classes {values!r:.80}")
-    return classes
 
 
 def _check_fit(model: ImageModel, split: Mapping[str, NDArray[Any]]) -> None:

@@ -275,7 +275,7 @@ class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
         UnknownModelError, WeightsNotFoundError, UnknownTapError, UsageError
             If the network is not available or a parameter is not valid.
         """
-        self._check()
+        _check_numbers(self.batch_size, self.n_jobs)
         if hasattr(X, "columns"):
             self.feature_names_in_ = np.asarray(X.columns, dtype=object)
         self.card_ = self._open_card()
@@ -408,15 +408,6 @@ class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
 
     # --- what the parameters mean ---
 
-    def _check(self) -> None:
-        """Refuse parameters that no call could use, before any work."""
-        if self.batch_size != "auto" and not (_is_int(self.batch_size) and int(self.batch_size) >= 1):
-            raise UsageError(f"batch_size {self.batch_size!r} is neither a positive number nor 'auto'.")
-        if self.n_jobs is not None and not (_is_int(self.n_jobs) and self.n_jobs != 0):
-            raise UsageError(
-                f"n_jobs {self.n_jobs!r} is neither a number of threads, nor -1 or None for all."
-            )
-
     @property
     def store_(self) -> FeatureStore:
         """The store that the parameter `store` names, opened once."""
@@ -521,6 +512,14 @@ def _plan(
         images_per_s=speed,
         seconds=seconds,
     )
+
+
+def _check_numbers(batch_size: Any, n_jobs: Any) -> None:
+    """Refuse numbers that no call could use, before any work."""
+    if batch_size != "auto" and not (_is_int(batch_size) and int(batch_size) >= 1):
+        raise UsageError(f"batch_size {batch_size!r} is neither a positive number nor 'auto'.")
+    if n_jobs is not None and not (_is_int(n_jobs) and n_jobs != 0):
+        raise UsageError(f"n_jobs {n_jobs!r} is neither a number of threads, nor -1 or None for all.")
 
 
 def _is_int(value: object) -> bool:

@@ -30,6 +30,7 @@ from featx.files import read_json
 from featx.finetune.features import FeatureSource
 from featx.finetune.stream import StemFunction, StreamedFeatures
 from featx.images import ImageSource
+from featx.modelfile import read_classes
 from featx.records import Record
 from featx.spec import LAST, FeatureSpec
 
@@ -248,7 +249,7 @@ class FineTunedNetwork:
                 raise ValueError(f"format {plain['format']}, and this featx reads {FORMAT}")
             saved = SavedNetwork.from_dict(plain)
             network = cls(
-                classes=np.array(saved.classes, dtype=np.dtype(saved.classes_dtype)),
+                classes=read_classes(saved.classes, saved.classes_dtype),
                 tensors=load(members[TENSOR_MEMBER]),
                 checkpoint=checkpoint,
                 allow_download=allow_download,
