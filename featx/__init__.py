@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from featx.extractor import FeatureExtractor as FeatureExtractor
     from featx.features import FeatureBlocks as FeatureBlocks
     from featx.finetune import FineTuner as FineTuner
-    from featx.report import check as check
+    from featx.reporting import check as check
+    from featx.reporting import report as report
     from featx.search import HeadSearchCV as HeadSearchCV
     from featx.spec import FeatureSpec as FeatureSpec
     from featx.suite import Suite as Suite
@@ -33,7 +34,8 @@ _HOMES = {
     "ImageClassifier": "featx.classifier",
     "Suite": "featx.suite",
     "FeatureBlocks": "featx.features",
-    "check": "featx.report",
+    "check": "featx.reporting",
+    "report": "featx.reporting",
     "load": "featx.classifier",
 }
 

@@ -35,7 +35,7 @@ from featx.curves import Forecast, ScorePath, TransferEffect, compare_paths, for
 from featx.evaluation import Metric
 from featx.exceptions import DataError, UsageError
 from featx.features import FeatureBlocks
-from featx.report.figures import plot_advice, plot_curve, plot_depth, to_png
+from featx.reporting.figures import plot_advice, plot_curve, plot_depth, to_png
 from featx.representation import BlockName, Representation
 from featx.selection.choice import Candidate, Choice, choose
 from featx.selection.halving import plan_halving, survivors

@@ -19,8 +19,8 @@ from featx.audit.noise import find_suspicious_labels
 from featx.audit.shortcuts import find_shortcuts
 from featx.cli import main
 from featx.images import load_images, read_digests
-from featx.report import DataCheck
-from featx.report.findings import TITLES
+from featx.reporting import DataCheck
+from featx.reporting.findings import TITLES
 from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
 

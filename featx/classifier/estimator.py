@@ -448,7 +448,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         """Without the training images: a copy predicts, and cannot be asked for advice."""
         state: dict[str, Any] = dict(super().__getstate__())
         if "_fitted" in state:
-            state["_fitted"] = dataclasses.replace(state["_fitted"], training=None)
+            state["_fitted"] = dataclasses.replace(state["_fitted"], training=None, images=None)
         return state
 
     def __sklearn_tags__(self) -> Tags:

@@ -60,13 +60,16 @@ class Fitted:
         All trials.
     cv_results : dict of arrays, optional
         One entry for each configuration of the search.
-    expected : array of shape (n_pictures, n_features), optional
+    images : ImageSet, optional
+        All images of the fit, for reports.
+    expected : array of shape (n_images, n_features), optional
         For a loaded model: features of synthetic images when it was saved, until they have been checked.
     """
 
     model: ImageModel
     record: FitRecord
     training: TrainingSet | None = None
+    images: ImageSet | None = field(default=None, repr=False)
     study: Any = field(default=None, repr=False)
     cv_results: Mapping[str, Any] | None = field(default=None, repr=False)
     expected: NDArray[np.float32] | None = field(default=None, repr=False)
@@ -158,7 +161,8 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         seconds=seconds,
         n_computed=found.computed,
     )
-    return Fitted(model, record, training, tuned.study, tuned.cv_results)
+    kept = images.select(found.kept)
+    return Fitted(model, record, training, kept, tuned.study, tuned.cv_results)
 
 
 def evaluate_images(

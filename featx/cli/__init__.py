@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "evaluate": Verb("featx.cli.evaluate", "evaluate a saved classifier on labelled images"),
     "check": Verb("featx.cli.check", "look for what is wrong with a data set, before any model"),
     "fix": Verb("featx.cli.fix", "write a manifest with the corrections of a table of issues"),
+    "report": Verb("featx.cli.report", "write a page of what a model does, how good it is, where it fails"),
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
     "add": Verb("featx.cli.add", "add new labelled images to a model, and say what changed"),
     "curve": Verb("featx.cli.curve", "measure accuracy by number of labels, and forecast the gain of more"),

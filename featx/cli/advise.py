@@ -71,7 +71,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
             scratch = _from_scratch(args, console, clf.training_.images, advice)
     if args.plot:
         with render.aside(console, "figure"):
-            from featx.report.figures import plot_advice
+            from featx.reporting.figures import plot_advice
 
             render.figure(console, args.plot, plot_advice(advice, scratch=scratch))
     seconds = time.monotonic() - began

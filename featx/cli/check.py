@@ -35,8 +35,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Check the images, print the findings, and write the page and the table."""
     arguments.check_writable(args.output)
     arguments.check_writable(args.csv)
-    from featx.report import check
-    from featx.report.findings import TITLES
+    from featx.reporting import check
+    from featx.reporting.findings import TITLES
 
     extractor = arguments.feature_extractor(args, console.progress)
     images = arguments.load(args, args.data)

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     _print(console, protocol, curve, more)
     if args.plot:
         with render.aside(console, "figure"):
-            from featx.report.figures import plot_curve, to_png
+            from featx.reporting.figures import plot_curve, to_png
 
             render.figure(console, args.plot, to_png(plot_curve(curve)))
     console.data(

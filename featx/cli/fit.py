@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="model.featx", metavar="FILE", help="file to write (default model.featx)"
     )
+    parser.add_argument("--report", metavar="FILE", help="page of results to write (see `featx report`)")
     arguments.add_dry_run(parser)
     arguments.add_test_part(parser, may_be_none=True)
     group = parser.add_argument_group("data")
@@ -191,6 +193,7 @@ def _fine_tuner(args: argparse.Namespace) -> Any:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, evaluate, save and report."""
     arguments.check_writable(args.output, arguments.MODEL_ENDINGS)
+    arguments.check_writable(args.report)
     from featx.cli import render
     from featx.search import HeadSearchCV
 
@@ -242,7 +245,28 @@ def run(args: argparse.Namespace, console: Console) -> int:
     render.search(console, clf)
     render.saved(console, path, seconds)
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
+    _report(args, console, clf)
     return render.skipped(console, args, clf.skipped_, args.output)
+
+
+def _report(args: argparse.Namespace, console: Console, clf: Any) -> None:
+    """Write the page of results, or say how many mistakes there are and what shows them."""
+    from featx.cli import render
+
+    confusion = (clf.evaluation_ or clf.oof_evaluation_).confusion
+    n = int(confusion.sum() - confusion.trace())
+    where = "out of fold" if clf.evaluation_ is None else "on the test part"
+    console.data(mistakes=n)
+    if not args.report:
+        command = shlex.join(["featx", "report", args.output, os.fspath(args.data), "-o", "report.html"])
+        console.text(f"          {n} mistakes {where}; see them: {command}")
+        return
+    with render.aside(console, "report"):
+        from featx.reporting import report
+
+        report(clf, args.report, title=f"Report of {Path(args.output).name}")
+        console.text(f"report    {args.report} ({n} mistakes {where}, and the others out of fold)")
+        console.data(report=args.report)
 
 
 def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:

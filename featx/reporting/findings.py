@@ -9,7 +9,7 @@ import numpy as np
 
 from featx.audit import Finding
 from featx.images import ImageSet
-from featx.report.page import spread_over
+from featx.reporting.page import spread_over
 
 SHOWN, OPEN = 24, 6
 """Images of a finding that a page has, and that it shows before it is asked for more."""

@@ -28,11 +28,11 @@ QUALITY = 72
 
 
 def render(template: str, **values: Any) -> str:
-    """Return the page of a template of ``featx/report/templates``."""
+    """Return the page of a template of ``featx/reporting/templates``."""
     import jinja2
 
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("featx.report"),
+        loader=jinja2.PackageLoader("featx.reporting"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

@@ -18,8 +18,8 @@ from featx.exceptions import DataError
 from featx.extractor import FeatureExtractor
 from featx.files import atomic_write
 from featx.images import ImageSet, ImageSource, load_images
-from featx.report.findings import TITLES, images_shown, shown_findings
-from featx.report.page import render, thumbnails
+from featx.reporting.findings import TITLES, images_shown, shown_findings
+from featx.reporting.page import render, thumbnails
 from featx.stores import open_store
 
 RANK = ("error", "warning", "note")
@@ -143,7 +143,7 @@ def check(
     --------
     >>> from PIL import Image
     >>> from featx import FeatureExtractor
-    >>> from featx.report import check
+    >>> from featx.reporting import check
     >>> images = [Image.new("RGB", (40, 40), (9 * i, 10, 10)) for i in range(8)]
     >>> extractor = FeatureExtractor("test_resnet", pretrained=False, store="memory")
     >>> found = check([*images, images[0]], ["a", "b"] * 4 + ["b"], extractor=extractor)

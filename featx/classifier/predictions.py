@@ -1,0 +1,107 @@
+"""What a model says of each image, as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from featx.classifier.model import ImageModel
+from featx.extractor import Extraction
+from featx.images import ImageSet
+
+COLUMNS = ("path", "part", "truth", "answer", "probability", "runner_up", "runner_up_probability")
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Predictions of images, with what is known of them.
+
+    Parameters
+    ----------
+    images : ImageSet
+        The images that could be read.
+    ids : array of shape (n, 32), uint8
+        Their digests.
+    parts : array of shape (n,), str
+        ``train``, ``test``, or ``new`` for an image that the model does not know.
+    classes : array of shape (n_classes,)
+        Labels of the columns.
+    proba : array of shape (n, n_classes)
+        Probabilities: out-of-fold for training images; NaN where they are not known.
+    found : Extraction
+        The features.
+    """
+
+    images: ImageSet
+    ids: NDArray[np.uint8]
+    parts: NDArray[np.str_]
+    classes: NDArray[Any]
+    proba: NDArray[np.float64]
+    found: Extraction
+
+    @classmethod
+    def of(
+        cls, model: ImageModel, images: ImageSet, found: Extraction, oof_proba: NDArray[np.float64]
+    ) -> Predictions:
+        """Return the predictions of images whose features were extracted.
+
+        Training images get their out-of-fold probabilities, if all of them are among the images, in the order
+        of the fit; else NaN.
+        """
+        kept = images.select(found.kept)
+        assignment: Mapping[str, str] = model.assignment
+        parts = np.array([assignment.get(row.tobytes().hex(), "new") for row in found.ids], dtype=np.str_)
+        proba = model.proba(found.blocks) if len(kept) else np.empty((0, len(model.classes)))
+        trained = parts == "train"
+        proba[trained] = oof_proba if trained.sum() == len(oof_proba) else np.nan
+        return cls(kept, found.ids, parts, model.classes, proba, found)
+
+    @property
+    def truth(self) -> NDArray[np.intp]:
+        """Columns of the labels, shape (n,); -1 for no label, and for a class that was not learnt."""
+        if self.images.labels is None:
+            return np.full(len(self.images), -1)
+        place = {label: code for code, label in enumerate(self.classes.tolist())}
+        return np.array([place.get(label, -1) for label in self.images.labels.tolist()], np.intp)
+
+    @property
+    def answers(self) -> NDArray[np.intp]:
+        """Columns of the answers, shape (n,); -1 where there is no probability."""
+        known = ~np.isnan(self.proba).any(axis=1)
+        return np.where(known, np.nan_to_num(self.proba).argmax(axis=1), -1)
+
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Images with a label whose answer is another one, shape (n,)."""
+        return np.asarray((self.truth >= 0) & (self.answers >= 0) & (self.answers != self.truth))
+
+    def take(self, chosen: NDArray[Any]) -> Predictions:
+        """Return the predictions of some images, by a mask or by positions."""
+        index = np.flatnonzero(chosen) if chosen.dtype == bool else chosen
+        return Predictions(
+            self.images.select(index),
+            self.ids[index],
+            self.parts[index],
+            self.classes,
+            self.proba[index],
+            self.found,
+        )
+
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict of `COLUMNS` for each image."""
+        order = np.argsort(-np.nan_to_num(self.proba), axis=1, kind="stable")[:, :2]
+        rows = []
+        labels = [None] * len(self.images) if self.images.labels is None else self.images.labels.tolist()
+        for name, part, label, proba, two in zip(
+            self.images.names, self.parts.tolist(), labels, self.proba, order, strict=True
+        ):
+            best: list[tuple[Any, Any]] = []
+            if not np.isnan(proba).any():
+                best = [(self.classes[code].item(), float(proba[code])) for code in two]
+            best += [(None, None)] * (2 - len(best))
+            rows.append(dict(zip(COLUMNS, (name, part, label, *best[0], *best[1]), strict=True)))
+        return rows

@@ -1,0 +1,8 @@
+"""The check of a data set, and the report of a model: plain data, pages and figures."""
+
+from __future__ import annotations
+
+from featx.reporting.checking import DataCheck, check
+from featx.reporting.model import Report, report
+
+__all__ = ["DataCheck", "Report", "check", "report"]

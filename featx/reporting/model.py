@@ -1,0 +1,170 @@
+"""`report`: one page of what a model does, how good it is, and where it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featx import plot
+from featx.audit import CHECKS, audit, image_facts
+from featx.classifier import ImageClassifier, load
+from featx.classifier.inputs import Images, as_images
+from featx.classifier.predictions import Predictions
+from featx.evaluation import evaluate
+from featx.files import atomic_write
+from featx.reporting.checking import RANK
+from featx.reporting.findings import images_shown, shown_findings
+from featx.reporting.page import render, thumbnails
+from featx.reporting.sections import MAP_THUMBS, SECTIONS, Known, audit_data
+from featx.stores import open_store
+
+SMALL = 56
+"""Side in pixels of the thumbnails of a map and of images beside others."""
+
+IN_REPORT = {name: check for name, check in CHECKS.items() if name not in ("outliers", "unlike_class")}
+"""Checks of a report; the predictions say more than the others."""
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """A report of a model.
+
+    Parameters
+    ----------
+    known : Known
+        What it is made from.
+    sections : dict of str to dict
+        Plain data of each section of `SECTIONS`.
+    title : str
+        Its title.
+    """
+
+    known: Known
+    sections: dict[str, dict[str, Any]]
+    title: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as plain values, ready for JSON."""
+        findings = [finding.to_dict() for finding in self.known.findings]
+        return {"title": self.title, **self.sections, "findings": findings}
+
+    def to_html(self) -> str:
+        """Return the page: one self-contained HTML document."""
+        predictions = self.known.predictions
+        findings: list[dict[str, Any]] = []
+        thumbs: dict[int, str] = {}
+        small: dict[int, str] = {}
+        if predictions is not None:
+            sources = predictions.images.sources
+            findings = shown_findings(self.known.findings, predictions.images)
+            wrong = self.sections["mistakes"]["shown"]
+            large = images_shown(findings) | {row["index"] for row in wrong}
+            points = self.sections["map"]["points"]
+            step = max(1, len(points) // MAP_THUMBS)
+            beside = {one["index"] for row in wrong for one in row["beside"]}
+            beside |= {one["index"] for place, one in enumerate(points) if place % step == 0 or one["wrong"]}
+            thumbs = thumbnails({i: sources[i] for i in sorted(large)})
+            small = thumbnails({i: sources[i] for i in sorted(beside)}, side=SMALL)
+        return render(
+            "report.html",
+            title=self.title,
+            sections=self.sections,
+            findings=findings,
+            thumbs=thumbs,
+            small=small,
+            figures=self.figures(),
+        )
+
+    def figures(self) -> dict[str, str]:
+        """Return the figures as SVG, by name; figures that have no data are left out."""
+        known = self.known
+        evaluation = known.evaluation or known.clf.oof_evaluation_
+        found = {"classes": plot.classes(evaluation)}
+        held_out = known.held_out
+        judged = None if held_out is None else held_out.take((held_out.truth >= 0) & (held_out.answers >= 0))
+        if judged is None or not len(judged.images):
+            judged = known.predictions
+            if judged is not None:
+                judged = judged.take((judged.truth >= 0) & (judged.answers >= 0))
+        if judged is not None and len(judged.images) >= 20:
+            found["calibration"] = plot.calibration(judged.truth, judged.proba)
+            found["coverage"] = plot.coverage(judged.truth, judged.proba)
+            if len(judged.classes) == 2 and len(np.unique(judged.truth)) == 2:
+                found["roc"] = plot.roc(judged.truth, judged.proba[:, 1], judged.classes[1])
+        chosen = self.sections["choosing"]
+        if len(chosen["layers"]) > 1:
+            found["layers"] = plot.layers(chosen["layers"], scoring=chosen["scoring"])
+        if chosen["history"]["scores"]:
+            found["history"] = plot.history(**chosen["history"], scoring=chosen["scoring"])
+        return {name: display.to_svg(name) for name, display in found.items()}
+
+    def write(self, path: str | os.PathLike[str]) -> None:
+        """Write the page, and the same content as JSON beside it."""
+        atomic_write(path, self.to_html().encode("utf-8", "backslashreplace"))
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=True, default=str)
+        atomic_write(Path(path).with_suffix(".json"), text.encode())
+
+
+def report(
+    model: ImageClassifier | str | os.PathLike[str],
+    path: str | os.PathLike[str] | None = None,
+    data: Images | None = None,
+    labels: Sequence[Any] | None = None,
+    *,
+    title: str | None = None,
+) -> Report:
+    """Make a report of a model, and write it if a path is given.
+
+    Parameters
+    ----------
+    model : ImageClassifier or path
+        A fitted classifier, or a ``.featx`` file.
+    path : path, optional
+        HTML file to write; the same content as JSON is written beside it.
+    data : Images, optional
+        The images of the fit, or new labelled images; by default those of the fit, if it was in this process.
+        Without images, the report has what the model file has.
+    labels : sequence, optional
+        Labels of `data`, if it does not bring them.
+    title : str, optional
+        Title of the page.
+
+    Returns
+    -------
+    Report
+        With ``to_dict()`` and ``to_html()``.
+    """
+    clf = model if isinstance(model, ImageClassifier) else load(model)
+    if title is None:
+        name = "a classifier" if isinstance(model, ImageClassifier) else Path(model).name
+        title = f"Report of {name}"
+    known = _known(clf, data, labels)
+    made = Report(known, {name: section(known) for name, section in SECTIONS.items()}, title)
+    if path is not None:
+        made.write(path)
+    return made
+
+
+def _known(clf: ImageClassifier, data: Images | None, labels: Sequence[Any] | None) -> Known:
+    images = clf._fitted.images if data is None else as_images(data, labels)
+    if images is None:
+        return Known(clf, None, clf.evaluation_, None, None, ())
+    found = clf.extract(images, on_error="skip")
+    predictions = Predictions.of(clf.model_, images, found, clf.oof_proba_)
+    features = found.blocks.stack(list(clf.model_.used_blocks))
+    sources, store = predictions.images.sources, open_store(clf.store)
+    facts, _ = image_facts(sources, predictions.ids, store, n_jobs=clf.n_jobs)
+    evaluation = clf.evaluation_
+    new = predictions.take((predictions.parts == "new") & (predictions.truth >= 0))
+    if len(new.images):
+        assert new.images.labels is not None
+        evaluation = evaluate(new.images.labels, new.proba, new.classes)
+    findings = audit(audit_data(predictions, facts, features), IN_REPORT)
+    findings = tuple(sorted(findings, key=lambda finding: RANK.index(finding.severity)))
+    return Known(clf, predictions, evaluation, facts, features, findings)

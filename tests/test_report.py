@@ -1,0 +1,175 @@
+"""The report of a model: plain data, a page that loads nothing, and names that are only ever text."""
+
+from __future__ import annotations
+
+import html.parser
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from classifiers import image_classifier
+
+import featx
+from featx import ImageClassifier, plot
+from featx.cli import main
+from featx.evaluation import Evaluation, evaluate
+from featx.exceptions import UsageError
+from featx.plot.charts import similar_order
+from featx.reporting import report
+
+TINY = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch"]
+FAST = [
+    "--cut",
+    "last",
+    "--pool",
+    "avg",
+    "--resize",
+    "crop",
+    "--heads",
+    "ridge",
+    "--trials",
+    "1",
+    "--cv",
+    "3",
+]
+HOSTILE = "<script>alert(1)</script>"
+
+
+class Page(html.parser.HTMLParser):
+    """What a page consists of: tags with their attributes, and text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def fitted(folder: Path) -> ImageClassifier:
+    clf = image_classifier("test_resnet", pretrained=False, runtime="torch", cut=None, pool="avg")
+    clf.set_params(resize="crop", heads=["ridge"], n_trials=1, cv=3, store="memory", random_state=0)
+    return clf.fit_with_test(folder, test_size=0.3)
+
+
+@pytest.fixture
+def hostile(class_folders: Path) -> Path:
+    """Class folders of which one, and an image in the other, have a name that is a script."""
+    (class_folders / "red").rename(class_folders / HOSTILE.replace("/", "∕"))
+    blue = class_folders / "blue"
+    shutil.copy(blue / "blue_00.png", blue / "<img src=x onerror=alert(1)>.png")
+    return class_folders
+
+
+def test_a_report_has_plain_data_and_a_page_that_loads_nothing(class_folders: Path, tmp_path: Path) -> None:
+    made = featx.report(fitted(class_folders), tmp_path / "r.html")
+    data = json.loads((tmp_path / "r.json").read_text())
+    assert list(data)[1:7] == ["answer", "quality", "mistakes", "map", "choosing", "repeating"]
+    assert data["quality"]["held_out"] is True
+    assert len(data["map"]["points"]) == 24
+    assert data["mistakes"]["total"] == len(made.sections["mistakes"]["shown"])
+    page = Page((tmp_path / "r.html").read_text())
+    for tag, attributes in page.tags:
+        assert tag not in ("iframe", "object", "embed", "base")
+        for name in ("src", "href", "xlink:href", "action", "data"):
+            value = attributes.get(name) or "#"
+            assert value.startswith(("#", "data:image/")), (tag, value)
+        assert not any(name.startswith("on") for name in attributes)
+    text = (tmp_path / "r.html").read_text()
+    assert "url(http" not in text
+    assert "@import" not in text
+    assert sum(tag == "svg" for tag, _ in page.tags) >= 3
+
+
+def test_names_are_only_text(hostile: Path, tmp_path: Path, class_folders: Path) -> None:
+    clf = fitted(hostile)
+    page = Page(report(clf).to_html())
+    assert "alert(1)" in page.text
+    scripts = [attributes for tag, attributes in page.tags if tag == "script"]
+    assert scripts == [{"type": "application/json", "id": "thumbs"}, {}]
+    sources = [
+        attributes["src"] or "" for tag, attributes in page.tags if tag == "img" and "src" in attributes
+    ]
+    assert sources
+    assert all(source.startswith("data:image/jpeg;") for source in sources)
+    assert not any("onerror" in attributes for _, attributes in page.tags)
+
+
+def test_a_saved_model_is_reported_with_and_without_images(
+    class_folders: Path, six_more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = str(tmp_path / "m.featx")
+    assert main(["fit", str(class_folders), "-o", model, *TINY, *FAST]) == 0
+    assert "mistakes on the test part; see them: featx report" in capsys.readouterr().out
+    assert main(["report", model, "-o", str(tmp_path / "bare.html")]) == 0
+    assert "This report was made without images" in (tmp_path / "bare.html").read_text()
+    assert main(["report", model, str(class_folders), "-o", str(tmp_path / "same.html")]) == 0
+    same = json.loads((tmp_path / "same.json").read_text())
+    parts = {point["part"] for point in same["map"]["points"]}
+    assert parts == {"train", "test"}
+    assert main(["report", model, str(six_more), "-o", str(tmp_path / "new.html")]) == 0
+    new = json.loads((tmp_path / "new.json").read_text())
+    assert new["quality"]["n"] == 6
+    assert (
+        main(["fit", str(class_folders), "-o", model, "--report", str(tmp_path / "fit.html"), *TINY, *FAST])
+        == 0
+    )
+    assert (tmp_path / "fit.html").stat().st_size > 20_000
+
+
+def example(n_classes: int = 3, n: int = 120) -> tuple[Evaluation, Any, Any]:
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, n_classes, n)
+    proba = rng.dirichlet(np.ones(n_classes), n) * 0.6
+    proba[np.arange(n), y] += 0.4
+    return evaluate(y, proba, range(n_classes), n_boot=50), y, proba
+
+
+def test_figures_return_displays() -> None:
+    evaluation, y, proba = example()
+    drawn = [
+        plot.confusion(evaluation),
+        plot.classes(evaluation),
+        plot.calibration(y, proba),
+        plot.coverage(y, proba),
+        plot.roc(y == 1, proba[:, 1], "b"),
+        plot.balance(y),
+        plot.layers({"blocks.1": 0.8, "last": 0.9}),
+        plot.history([0.5, 0.7, float("nan"), 0.6], ["grid", "grid", "tpe", "tpe"]),
+        plot.scatter(proba[:, :2], y, wrong=proba.argmax(axis=1) != y),
+    ]
+    for display in drawn:
+        assert display.figure_ is display.ax_.figure
+        assert display.to_png().startswith(b"\x89PNG")
+        svg = display.to_svg("name")
+        assert svg.startswith('<svg role="img"')
+        assert "var(--ink)" in svg
+
+
+def test_figures_say_what_is_seen_and_take_axes_and_many_classes() -> None:
+    evaluation, y, proba = example()
+    wrong = int((proba.argmax(axis=1) != y).sum())
+    assert plot.confusion(evaluation).ax_.get_title(loc="left") == f"{wrong} of 120 images are mistaken"
+    ax = plot.balance(y).ax_
+    assert plot.classes(evaluation, ax=ax).ax_ is ax
+    many, _, _ = example(60, 600)
+    assert len(plot.confusion(many).ax_.get_xticks()) == 30
+    assert "30 of 60 classes" in plot.classes(many).ax_.get_title(loc="left")
+    assert "a$b$" in plot.balance(["a$b$", "c"]).to_svg()  # no formula
+    with pytest.raises(UsageError, match="both of two classes"):
+        plot.roc(np.ones(4), np.ones(4))
+
+
+def test_classes_that_are_mistaken_for_each_other_are_neighbours() -> None:
+    matrix = np.array([[9, 0, 5, 0], [0, 9, 0, 5], [5, 0, 9, 0], [0, 5, 0, 9]])
+    order = similar_order(matrix).tolist()
+    assert abs(order.index(0) - order.index(2)) == 1
+    assert abs(order.index(1) - order.index(3)) == 1
