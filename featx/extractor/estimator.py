@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, TransformerMixin, clone
-from sklearn.utils import Tags
+from sklearn.base import BaseEstimator, clone
 from sklearn.utils.validation import check_is_fitted
 
 from featx.backbones import BackboneCard, is_model_file, load_backbone, open_card
@@ -24,7 +23,7 @@ from featx.backbones.runtimes import resolve_runtime
 from featx.exceptions import UsageError
 from featx.extractor.extraction import Extraction, ExtractionCall, Machine
 from featx.extractor.pipeline import Callback, spread
-from featx.extractor.sources import ReadsOnce, as_sources, distinct_digests
+from featx.extractor.sources import ImageTransformer, as_sources, distinct_digests
 from featx.extractor.specs import combine_specs, find_hardware, stored_precision
 from featx.images import MAX_PIXELS, ImageSource, nothing_left, resolve_decoder
 from featx.images.picture import name_sources
@@ -82,7 +81,7 @@ class Plan:
     seconds: float
 
 
-class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
+class FeatureExtractor(ImageTransformer, BaseEstimator):
     """Features of a pretrained network for images, each computed once and stored.
 
     Parameters
@@ -384,14 +383,6 @@ class FeatureExtractor(ReadsOnce, TransformerMixin, BaseEstimator):
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "specs_")
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.input_tags.two_d_array = False
-        tags.input_tags.string = True
-        tags.input_tags.three_d_array = True
-        tags.requires_fit = True
-        return tags
 
     def __sklearn_clone__(self) -> FeatureExtractor:
         """Return an unfitted copy that shares the store, the network and the callback."""
