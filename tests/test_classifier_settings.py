@@ -12,7 +12,7 @@ from sklearn.model_selection import GridSearchCV
 
 import featx
 from featx import FeatureExtractor, HeadSearchCV, ImageClassifier
-from featx.classifier.estimator import ONLY_AFTER_FIT
+from featx.classifier.parts import ONLY_AFTER_FIT
 from featx.classifier.settings import LOCAL, SHARED, restore_params, saved_params
 from featx.exceptions import FeatxWarning, UsageError
 from featx.finetune import Phase

@@ -97,6 +97,8 @@ class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
         Seed of folds, search and heads.
     callback : callable, optional
         Called with every `featx.extractor.Progress` event.
+    verbose : bool or "auto", default "auto"
+        Whether bars show the progress where there is no `callback`; "auto" on a terminal and in a notebook.
     extractor : FeatureExtractor, optional
         All other parameters of the extraction, such as ``extractor__decode="fast"``. The parameters above
         replace its own of the same name. ``extractor__view=range(k + 1)`` with ``extractor__view_policy``
@@ -160,6 +162,7 @@ class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
         n_jobs: int | None = None,
         random_state: int | None = None,
         callback: Callable[[Any], None] | None = None,
+        verbose: bool | str = AUTO,
         extractor: FeatureExtractor | None = None,
         search: HeadSearchCV | None = None,
         fine_tuner: FineTuner | None = None,
@@ -183,6 +186,7 @@ class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
         self.n_jobs = n_jobs
         self.random_state = random_state
         self.callback = callback
+        self.verbose = verbose
         # Made here, so that nested parameters can be set before fit: set_params(extractor__decode="fast").
         self.extractor = FeatureExtractor() if extractor is None else extractor
         self.search = HeadSearchCV(n_repeats=AUTO) if search is None else search

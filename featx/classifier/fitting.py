@@ -96,6 +96,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         If a class of the test part is not in the training part.
     """
     seconds: dict[str, float] = {}
+    settings.report(Progress(0, len(images)))  # the first seconds load the network
     check_heads(settings.search["heads"])
     if settings.search["scoring"] != AUTO:
         check_scoring(settings.search["scoring"], np.unique(labels_of(images)))
@@ -149,8 +150,10 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     model = replace(model, network=network)
     evaluation = None
     if split is not None:
+        settings.report(Progress(0, len(data.test), stage="evaluate"))
         with _timed(seconds, "evaluate"):
             evaluation = model.evaluate(_test_features(model, found, data, settings), data.test)
+        settings.report(Progress(len(data.test), len(data.test), stage="evaluate"))
     record = replace(
         record,
         evaluation=evaluation,
@@ -243,9 +246,8 @@ def _reporter(settings: FitSettings) -> Callable[[SearchProgress], None]:
     """Report the progress of the search as that of the fit."""
 
     def report(state: SearchProgress) -> None:
-        if settings.callback is not None:
-            eta = None if math.isnan(state.eta_s) else state.eta_s
-            settings.callback(Progress(state.done, state.total, eta_s=eta, stage=f"search ({state.stage})"))
+        eta = None if math.isnan(state.eta_s) else state.eta_s
+        settings.report(Progress(state.done, state.total, eta_s=eta, stage=f"search ({state.stage})"))
 
     return report
 

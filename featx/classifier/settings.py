@@ -21,6 +21,7 @@ from featx.backbones.views import name_policy
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor, Progress
 from featx.finetune import FineTuner, Phase
+from featx.progress import ProgressBar, is_watched
 from featx.records import from_plain, to_plain
 from featx.search import HeadSearchCV
 from featx.selection.backbones import backbone_names, refuse_checkpoint
@@ -52,7 +53,7 @@ MACHINE_PARAMS = (
 
 LOCAL = frozenset(
     {
-        "store", "device", "n_jobs", "callback",
+        "store", "device", "n_jobs", "callback", "verbose",
         "extractor__checkpoint", "extractor__allow_download", "extractor__runtime", "extractor__batch_size",
         "extractor__isolate",
         "search__storage", "search__study_name", "fine_tuner__checkpoints",
@@ -121,8 +122,12 @@ class FitSettings:
 
     def say(self, message: str, *, stage: str = "backbones") -> None:
         """Report a message as progress."""
+        self.report(Progress(0, 0, stage=stage, message=message))
+
+    def report(self, event: Progress) -> None:
+        """Pass an event to the callback."""
         if self.callback is not None:
-            self.callback(Progress(0, 0, stage=stage, message=message))
+            self.callback(event)
 
 
 def settings_of(clf: BaseEstimator) -> FitSettings:
@@ -140,7 +145,7 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
         raise UsageError(f"fine_tune {params['fine_tune']!r} is not known; choose 'auto', True or False.")
     names = backbone_names(params["backbone"])
     extractor = nested_params("extractor", params)
-    machine = {name: extractor.pop(name) for name in MACHINE_PARAMS}
+    machine = {name: extractor.pop(name) for name in MACHINE_PARAMS} | {"callback": callback_of(params)}
     recipe = extractor
     refuse_checkpoint(names, machine["checkpoint"])
     search = nested_params("search", params)
@@ -160,14 +165,22 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
         auto_groups=params["auto_groups"],
         seed=int(check_random_state(params["random_state"]).randint(2**31 - 1)),
         random_state=params["random_state"],
-        callback=params["callback"],
+        callback=callback_of(params),
     )
 
 
 def machine_of(clf: BaseEstimator) -> dict[str, Any]:
     """Parameters of the extractor that do not change features."""
-    params = nested_params("extractor", clf.get_params(deep=False))
+    given = clf.get_params(deep=False)
+    params = {**nested_params("extractor", given), "callback": callback_of(given)}
     return {name: params[name] for name in MACHINE_PARAMS}
+
+
+def callback_of(params: Mapping[str, Any]) -> Callable[[Any], None] | None:
+    """Return the callback of a classifier: its own, or one that draws bars where `verbose` asks for them."""
+    callback: Callable[[Any], None] | None = params["callback"]
+    shown = is_watched() if params["verbose"] == AUTO else params["verbose"]
+    return ProgressBar() if callback is None and shown else callback
 
 
 def nested_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from featx.progress import ProgressBar
 from featx.tables import escape_name, hide_password
 
 LINE_EVERY_S = 10.0
@@ -30,7 +31,7 @@ class Console:
         self.json = json
         self.quiet = quiet
         self._document: dict[str, Any] = {}
-        self._bar: Any = None
+        self._bar = ProgressBar()
         self._stage = ""
         self._last_line = 0.0
         self._printed: set[str] = set()
@@ -107,7 +108,7 @@ class Console:
         limit = f"limited by {event.limit}" if event.limit and event.images_per_s else ""
         done = event.done >= event.total
         if self._bars:
-            self._draw(event, ", ".join(filter(None, (rate, limit))))
+            self._bar.draw(event, ", ".join(filter(None, (rate, limit))))
         elif time.monotonic() - self._last_line > LINE_EVERY_S and not done:
             self._last_line = time.monotonic()
             eta = f"{event.eta_s:.0f} s left" if event.eta_s is not None else ""
@@ -117,21 +118,8 @@ class Console:
         if done:
             self._end_bar()
 
-    def _draw(self, event: Any, note: str) -> None:
-        if self._bar is None:
-            from tqdm import tqdm
-
-            self._bar = tqdm(
-                total=event.total, desc=event.stage, leave=False, dynamic_ncols=True, unit="", file=sys.stderr
-            )
-        self._bar.total = event.total
-        self._bar.set_postfix_str(note, refresh=False)
-        self._bar.update(event.done - self._bar.n)
-
     def _end_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        self._bar.close()
         self._stage = ""
 
     def _to_stderr(self, text: str) -> None:

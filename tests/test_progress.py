@@ -1,0 +1,80 @@
+"""Progress in Python: from the first event through search and evaluation, as bars where a person looks."""
+
+from __future__ import annotations
+
+import os
+import pty
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from featx import ImageClassifier
+
+FIT = """
+import sys
+from featx import FeatureExtractor, ImageClassifier
+clf = ImageClassifier("test_resnet", cut=None, pool="avg", resize="crop", heads=["ridge"], n_trials=1, cv=2,
+    store="memory", extractor=FeatureExtractor(pretrained=False, runtime="torch"))
+clf.fit_with_test(sys.argv[1])
+print("fitted")
+"""
+
+
+def _classifier(**params: Any) -> ImageClassifier:
+    clf = ImageClassifier("test_resnet", cut=None, pool="avg", resize="crop", heads=["ridge"], n_trials=1)
+    clf.set_params(cv=2, store="memory", extractor__pretrained=False, extractor__runtime="torch")
+    return clf.set_params(**params)
+
+
+def test_events_begin_at_once_and_go_through_search_refit_and_evaluation(class_folders: Path) -> None:
+    events: list[Any] = []
+    _classifier(callback=events.append).fit_with_test(class_folders)
+    assert (events[0].stage, events[0].done, events[0].total) == ("extract", 0, 24)
+    stages = list(dict.fromkeys(event.stage for event in events if not event.message))
+    assert stages[0] == "extract"
+    assert stages[-2:] == ["search (refit)", "evaluate"]
+    assert "search (grid)" in stages
+    for stage in stages:
+        counts = [event.done for event in events if event.stage == stage and not event.message]
+        assert counts == sorted(counts)
+
+
+def _on_a_terminal(folder: Path) -> str:
+    """What a fit writes to a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (24, 100))
+    command = [sys.executable, "-c", FIT, str(folder)]
+    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "120"})
+    os.close(theirs)
+    said = b""
+    while True:
+        try:
+            part = os.read(ours, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        said += part
+    os.close(ours)
+    assert process.wait() == 0
+    return said.decode(errors="replace")
+
+
+def test_a_terminal_shows_bars_by_default(class_folders: Path) -> None:
+    shown = _on_a_terminal(class_folders)
+    assert "extract:" in shown
+    assert "search (" in shown
+    assert shown.rstrip().endswith("fitted")
+
+
+def test_where_nobody_looks_nothing_is_written_unless_it_is_asked_for(
+    class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _classifier().fit(class_folders)
+    assert capsys.readouterr().err == ""
+    _classifier(verbose=True).fit(class_folders)
+    assert "extract:" in capsys.readouterr().err
