@@ -543,3 +543,47 @@ def test_the_root_of_the_paths_can_be_given(pets: Path, tmp_path: Path) -> None:
 def test_addresses_are_refused(manifest, address: str) -> None:
     with pytest.raises(DataError, match="featx downloads nothing"):
         manifest(f"path,label\n{address},x\n")
+
+
+@pytest.fixture
+def outside(tmp_path: Path, pets: Path) -> Path:
+    """An image beside the folder of the manifests."""
+    path = tmp_path / "private" / "cat_9.jpg"
+    path.parent.mkdir()
+    path.write_bytes((pets / "img" / "cat_0.jpg").read_bytes())
+    return path
+
+
+@pytest.mark.parametrize(
+    "row", ["@", "../private/cat_9.jpg", "img/../../private/cat_9.jpg", "link.jpg", "up/cat_9.jpg"]
+)
+def test_a_file_outside_the_folder_needs_a_root_or_to_be_allowed(pets: Path, outside: Path, row: str) -> None:
+    (pets / "link.jpg").symlink_to(outside)
+    (pets / "up").symlink_to(outside.parent)
+    row = row.replace("@", str(outside))
+    (pets / "m.csv").write_text(f"path,label\nimg/cat_0.jpg,x\n{row},y\n")
+    with pytest.raises(DataError, match=r"1 of its 2 images are outside its folder, such as .*--root"):
+        load_images(pets / "m.csv")
+    found = load_images(pets / "m.csv", follow_links=True)
+    assert os.path.samefile(str(found.sources[1]), outside)
+
+
+def test_a_root_allows_the_files_below_it_and_no_others(pets: Path, outside: Path, tmp_path: Path) -> None:
+    (tmp_path / "m").mkdir()
+    rows = [pets / "img" / "cat_0.jpg", outside]
+    (tmp_path / "m" / "m.csv").write_text("path,label\n" + "".join(f"{row},x\n" for row in rows))
+    found = load_images(tmp_path / "m" / "m.csv", table=ManifestOptions(root=str(tmp_path)))
+    assert [str(source) for source in found.sources] == [str(row) for row in rows]
+    with pytest.raises(DataError, match="outside its folder"):
+        load_images(tmp_path / "m" / "m.csv", table=ManifestOptions(root=str(pets)))
+
+
+def test_files_outside_that_do_not_exist_are_set_aside_as_others(pets: Path) -> None:
+    (pets / "m.csv").write_text("path,label\nimg/cat_0.jpg,x\n/nowhere/cat_1.jpeg,y\n/tmp,z\n")
+    assert len(load_images(pets / "m.csv")) == 3
+
+
+def test_a_manifest_below_a_linked_folder_is_inside(pets: Path, tmp_path: Path) -> None:
+    (pets / "m.csv").write_text("path,label\nimg/cat_0.jpg,x\n")
+    (tmp_path / "linked").symlink_to(pets)
+    assert len(load_images(tmp_path / "linked" / "m.csv")) == 1

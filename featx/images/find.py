@@ -27,7 +27,7 @@ from featx.images.folder import TABLE_EXTENSIONS, Walk, is_image
 from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.labels import doubtful_labels, plain_text
 from featx.images.layout import Base, Layout, read_layout, split_of
-from featx.images.locate import locate
+from featx.images.locate import locate, refuse_outside
 from featx.images.manifest import read_manifest
 from featx.images.picture import ImageSource, name_sources, reason_of
 from featx.tables import escape_name
@@ -151,7 +151,8 @@ def load_images(
         * A data frame, a torch dataset, or a Hugging Face dataset; see
           `featx.images.containers.read_container`.
     follow_links : bool, default=False
-        Also read links that lead out of the folder.
+        Also read links that lead out of the folder, and files outside the folder of a manifest (and outside
+        its root, if that is given).
     labelled : bool, optional
         False takes every image below a folder and gives no labels, True insists on labels; by default
         what is found decides.
@@ -266,7 +267,7 @@ def _load_path(path: str, follow_links: bool, labelled: bool | None, table: Mani
         extension in TABLE_EXTENSIONS
         or (extension == ".txt" and {"--path-column", "--sep"} & set(table.given()))
     ):
-        return _load_manifest(path, labelled, table)
+        return _load_manifest(path, follow_links, labelled, table)
     if table.given():
         raise UsageError(f"{', '.join(table.given())}: options of a manifest, and {_shown(path)} is none.")
     if is_folder:
@@ -287,10 +288,12 @@ def _kind_of(path: str) -> str:
         return reason_of(error)
 
 
-def _load_manifest(path: str, labelled: bool | None, table: ManifestOptions) -> ImageSet:
+def _load_manifest(path: str, follow_links: bool, labelled: bool | None, table: ManifestOptions) -> ImageSet:
     manifest = read_manifest(path, labelled=labelled is not False, options=table)
     try:
         files, said = locate(manifest.paths, os.path.dirname(path), table.root)
+        if not follow_links:
+            refuse_outside(files, [os.path.dirname(path), *([] if table.root is None else [table.root])])
     except DataError as error:
         raise DataError(f"{_shown(path)}: {error}") from None
     return ImageSet(

@@ -156,6 +156,53 @@ def locate(paths: Sequence[str], folder: str, root: str | None = None) -> tuple[
     )
 
 
+def refuse_outside(files: Sequence[str], folders: Sequence[str]) -> None:
+    """Refuse files of a manifest outside some folders: somebody else may have written the manifest.
+
+    Parameters
+    ----------
+    files : sequence of str
+        As `locate` returns them. What is no file is not looked at.
+    folders : sequence of str
+        The folder of the manifest, and others that the user has named; empty for the current folder.
+
+    Raises
+    ------
+    DataError
+        If a file, or what a link leads to, is outside.
+    """
+    inside = tuple(os.path.join(os.path.realpath(folder), "") for folder in folders)
+    parents: dict[str, str] = {}
+    outside = []
+    for file in files:
+        parent, name = os.path.split(file)
+        if parent not in parents:
+            parents[parent] = os.path.join(_real(parent), "")
+        real = parents[parent] + name if name not in (".", "..") and not _is_link(file) else _real(file)
+        if not real.startswith(inside) and os.path.isfile(file):
+            outside.append(file)
+    if outside:
+        raise DataError(
+            f"{len(outside)} of its {len(files)} images are outside its folder, such as "
+            f"{escape_name(outside[0])}. If you trust it, give the folder of the images with --root, or "
+            "allow all with --follow-links (follow_links=True in Python)."
+        )
+
+
+def _real(path: str) -> str:
+    try:
+        return os.path.realpath(path)
+    except ValueError:  # a null character: no such file
+        return path
+
+
+def _is_link(path: str) -> bool:
+    try:
+        return os.path.islink(path)
+    except ValueError:
+        return False
+
+
 def read_path(path: str, reading: Reading) -> str | None:
     """Return the path that a reading gives; None if nothing of it is left."""
     text = plain_path(path)
