@@ -26,9 +26,9 @@ RESIZES = ("crop", "squash", "pad")
 PRECISIONS = ("fp32", "bf16", "fp16")
 DTYPES = ("float16", "float32")
 DECODES = ("exact", "fast")
-BIT_DEPTHS = ("full", "minmax")
+RANGES = ("full", "minmax")
 
-DECODE_FIELDS = ("decoder", "decode", "background", "bit_depth")
+DECODE_FIELDS = ("decoder", "decode", "background", "pixel_range", "bands")
 """Fields of a spec that say how the bytes of an image become pixels."""
 
 MAX_INPUT_PIXELS = 2**22
@@ -36,6 +36,60 @@ MAX_INPUT_PIXELS = 2**22
 
 LAST = "last"
 """Name of the cut that is the whole network without its classifier (timm's pre-logits features)."""
+
+
+def check_pixels(pixel_range: str, bands: str) -> None:
+    """Check a range and bands.
+
+    Raises
+    ------
+    UsageError
+        If the range is neither a word nor two numbers, or there are not one or three bands.
+    """
+    if not (isinstance(pixel_range, str) and isinstance(bands, str)):
+        raise UsageError(
+            f"pixel range {pixel_range!r} and bands {bands!r} are texts, such as 0,4095 and 3,2,1."
+        )
+    if pixel_range not in RANGES:
+        parse_range(pixel_range)
+    parse_bands(bands)
+
+
+def parse_range(text: str) -> tuple[float, float]:
+    """Read ``"low,high"``.
+
+    Raises
+    ------
+    UsageError
+        If it is not two finite numbers, the first the smaller one.
+    """
+    try:
+        low, high = (float(part) for part in str(text).split(","))
+    except ValueError:
+        low = high = 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(
+            f"pixel range {text!r} is not known; choose one of {', '.join(RANGES)}, or give two numbers, the "
+            "values of black and white, such as 0,4095."
+        )
+    return low, high
+
+
+def parse_bands(text: str) -> tuple[int, ...]:
+    """Read ``"3,2,1"``; empty for no choice.
+
+    Raises
+    ------
+    UsageError
+        If it is not one or three numbers from 1.
+    """
+    try:
+        bands = tuple(int(part) for part in str(text).split(",")) if text else ()
+    except ValueError:
+        bands = (0,)
+    if len(bands) not in (0, 1, 3) or any(not 1 <= band <= 9999 for band in bands):
+        raise UsageError(f"bands {text!r}: give one or three numbers from 1, such as 3,2,1.")
+    return bands
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,8 +120,12 @@ class FeatureSpec:
         Channel normalisation, on the scale 0 to 1.
     background : tuple of int
         RGB, 0 to 255: transparent pixels are blended with it, and ``pad`` fills with it.
-    bit_depth : {'full', 'minmax'}
-        How images of more than 8 bits are scaled: by the type's range or by the image's own.
+    pixel_range : str
+        How values of more than 8 bits are scaled: by the range of their type (``full``), by that of each
+        image (``minmax``), or from ``"low,high"`` to black and white.
+    bands : str
+        Bands that are red, green and blue, counted from 1, such as ``"3,2,1"``; one band is grey. Empty for
+        the colours that the file declares.
     decoder : str
         Name of the JPEG decoder. Each has its own features, even if decoders agree within tolerance.
     decode : {'exact', 'fast'}
@@ -96,7 +154,8 @@ class FeatureSpec:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     background: tuple[int, int, int] = (255, 255, 255)
-    bit_depth: str = "full"
+    pixel_range: str = "full"
+    bands: str = ""
     decoder: str
     decode: str = "exact"
     view: int = 0
@@ -113,7 +172,6 @@ class FeatureSpec:
             ("precision", PRECISIONS),
             ("dtype", DTYPES),
             ("decode", DECODES),
-            ("bit_depth", BIT_DEPTHS),
         ):
             if getattr(self, name) not in allowed:
                 raise UsageError(
@@ -124,6 +182,7 @@ class FeatureSpec:
                 f"input_size {self.input_size} is not possible; choose a height and width of at most "
                 f"{MAX_INPUT_PIXELS:,} pixels together (2048 × 2048)."
             )
+        check_pixels(self.pixel_range, self.bands)
         if self.view < 0 or (self.view == 0) != (self.view_policy == "none"):
             raise UsageError(
                 f"view {self.view} with policy {self.view_policy!r}: view 0 is the plain image "

@@ -10,11 +10,12 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from featx.cli import main
 from featx.exceptions import DataError, FeatxWarning
-from featx.images import ImageSet, load_images
+from featx.images import DecodePolicy, ImageSet, choose_range, decode_picture, load_images, read_picture
 from tests.conftest import DATA
 
 CASES = Path(os.environ.get("FEATX_CASES", DATA.parent / "cases"))
@@ -179,3 +180,79 @@ def test_labels_of_tables_and_folders_are_matched(
     assert len(accuracy) == 1
     assert main(["add", model, str(folder / "new_int.csv"), "-o", str(tmp_path / "grown.featx")]) == 0
     assert "New classes" not in capsys.readouterr().out
+
+
+# 08: deep pixels
+
+
+@pytest.mark.parametrize(
+    ("kind", "pixel_range", "said"),
+    [
+        ("a_grey8", "full", ""),
+        ("b_grey12in16", "0,4095", ""),
+        ("c_rgb12in16", "0,4095", ""),
+        ("d_rgb12in16_tif", "0,4095", ""),
+        ("e_float255", "0,255", ""),
+        ("f_rgbnir8", "full", "a fourth band that is not declared as transparency"),
+        ("g_rgbnir8_extra0", "full", "a fourth band that is not declared as transparency"),
+        ("i_rgbnir16", "0,4095", "a fourth band that is not declared as transparency"),
+        ("j_13bands8", "full", "more than 4 bands"),
+        ("k_twoband", "full", ""),
+        ("l_int32_0_1020", "0,1023", ""),
+    ],
+)
+def test_deep_pixels_look_like_their_eight_bit_copies(
+    make: Callable[[str], Path], kind: str, pixel_range: str, said: str
+) -> None:
+    if kind in ("j_13bands8", "k_twoband"):
+        pytest.importorskip("tifffile", reason="needs the extra tiff")
+    folder = make("08")
+    files = sorted((folder / kind).glob("*/*"))
+    assert choose_range(files, DecodePolicy()) == pixel_range
+    colour = "rgb" in kind
+    for path in files[::20]:
+        remarks: list[str] = []
+        policy = DecodePolicy(pixel_range=pixel_range)
+        pixels = decode_picture(read_picture(path), policy, warn=remarks.append)
+        plain = decode_picture(read_picture(folder / "a_grey8" / path.parent.name / f"{path.stem}.png"))
+        shown = pixels @ np.array([0.299, 0.587, 0.114]) if colour else pixels[:, :, 0]
+        assert np.abs(shown - plain[:, :, 0].astype(float)).max() <= 3
+        assert said in " ".join(remarks)
+        assert bool(remarks) == bool(said)
+
+
+def test_a_declared_alpha_band_is_transparency(make: Callable[[str], Path]) -> None:
+    path = make("08") / "h_rgbnir8_alpha" / "3" / "5.tif"
+    assert decode_picture(read_picture(path)).mean() > 200  # laid on white
+
+
+# 09: HEIC and AVIF
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_heic_photos_are_read_with_the_extra_and_it_is_named_without(
+    make: Callable[[str], Path], installed: bool, tmp_path: Path
+) -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    photos = make("09") / "photos"
+    code = (
+        "import sys\n"
+        + ("" if installed else "sys.modules['pillow_heif'] = None\n")
+        + "from featx.cli import main\n"
+        f"sys.exit(main(['extract', {str(photos)!r}, '--random-weights', '--no-cache', '--max-bad', '1', "
+        "'--backbone', 'test_resnet.r160_in1k']))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    if installed:
+        assert (done.returncode, "48 images, 48 computed" in done.stdout) == (0, True), done.stderr[-500:]
+        return
+    assert (done.returncode, "24 images, 24 computed" in done.stdout) == (3, True), done.stderr[-500:]
+    assert "a HEIC or AVIF photo; `pip install 'featx[heif]'` reads it" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["renamed_cat.jpg", "cat.avif"])
+def test_renamed_heic_and_avif_are_read(make: Callable[[str], Path], name: str) -> None:
+    pytest.importorskip("pillow_heif", reason="needs the extra heif")
+    assert decode_picture(read_picture(make("09") / name)).std() > 20

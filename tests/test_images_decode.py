@@ -22,7 +22,7 @@ from PIL import Image, ImageCms, ImageFile, ImageOps
 from featx.exceptions import ImageError, UsageError
 from featx.images import DECODERS, DecodePolicy, Picture, decode_picture, read_picture, resolve_decoder
 from featx.images.budget import MemoryBudget
-from featx.images.pixels import rgb_from_pillow
+from featx.images.pixels import REMARK_DEPTH, REMARK_SATURATED, rgb_from_pillow
 
 Make = Callable[..., Image.Image]
 
@@ -343,12 +343,12 @@ def test_minmax_uses_the_pictures_own_range() -> None:
     narrow = (RAMP // 64 + 300).astype(np.uint16)  # 300 to 1323: black under the full range
     data = encode(Image.fromarray(narrow), "PNG")
     assert decode(data)[0].max() == 5
-    pixels, remarks = decode(data, bit_depth="minmax")
+    pixels, remarks = decode(data, pixel_range="minmax")
     assert (pixels.min(), pixels.max(), remarks) == (0, 255, [])
 
 
 def test_minmax_of_a_flat_picture_is_black() -> None:
-    assert decode(np.full((40, 40), 500, np.uint16), bit_depth="minmax")[0].max() == 0
+    assert decode(np.full((40, 40), 500, np.uint16), pixel_range="minmax")[0].max() == 0
 
 
 def test_floats_are_taken_as_zero_to_one_and_what_lies_beyond_is_clipped_with_a_remark() -> None:
@@ -358,7 +358,9 @@ def test_floats_are_taken_as_zero_to_one_and_what_lies_beyond_is_clipped_with_a_
     values[0, :3] = [300.0, -1.0, np.nan]
     pixels, remarks = decode(encode(Image.fromarray(values), "TIFF"))
     assert pixels[0, :4, 0].tolist() == [255, 0, 0, 128]
-    assert any("clipped" in remark and "minmax" in remark for remark in remarks)
+    assert remarks == [REMARK_DEPTH]
+    values[0, 3:30] = 2.0
+    assert REMARK_SATURATED in decode(encode(Image.fromarray(values), "TIFF"))[1]
 
 
 def test_thirty_two_bit_integers_are_taken_as_sixteen_bit_data() -> None:
@@ -371,7 +373,7 @@ def test_sixteen_bit_colour_is_scaled_not_clipped() -> None:
         b"\0" + struct.pack(">9H", 65535, 256, 0, 32768, 1000, 65280, 128, 257, 514) for _ in range(3)
     )
     data = png(3, 3, rows, bit_depth=16, colour=2)
-    assert decode(data)[0][0].tolist() == [[255, 1, 0], [128, 3, 255], [0, 1, 2]]
+    assert decode(data)[0][0].tolist() == [[255, 1, 0], [128, 4, 254], [0, 1, 2]]
 
 
 def png(width: int, height: int, rows: bytes, *, bit_depth: int = 8, colour: int = 0) -> bytes:
@@ -489,7 +491,7 @@ def test_of_an_animation_the_first_frame_is_used_with_a_remark(picture: Make, ki
         (b"%PDF-1.4", "a PDF"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "a PostScript file"),
         (b"version https://git-lfs.github.com/spec/v1", r"run `git lfs pull`"),
-        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "pillow-heif"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEI[CF]"),
         (b"\x89PNG\r\n\x1a\n" + bytes(50), "damaged or unsupported PNG file"),
         (b"\xff\xd8\xff\xe0 nothing", "damaged or unsupported JPEG file"),
         (b"GIF89a", "damaged or unsupported GIF file"),
@@ -731,7 +733,7 @@ def test_fast_still_finds_truncation_and_the_limit(picture: Make) -> None:
     ("field", "value", "message"),
     [
         ("decode", "quick", "choose one of exact, fast"),
-        ("bit_depth", "auto", "choose one of full, minmax"),
+        ("pixel_range", "4095", "choose one of full, minmax"),
         ("background", (1, 2), "three numbers, 0 to 255"),
         ("background", (1, 2, 256), "three numbers, 0 to 255"),
         ("max_pixels", 0, "at least 1"),
@@ -751,7 +753,8 @@ def test_a_policy_holds_the_decoder_by_name() -> None:
         "decoder",
         "decode",
         "background",
-        "bit_depth",
+        "pixel_range",
+        "bands",
     }
 
 

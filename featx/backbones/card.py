@@ -246,7 +246,7 @@ class BackboneCard(Record):
             A name (``light``, ``photo``, ``document``, ``medical``) or a custom policy or its text, for
             `view` from 1.
         decoder, **fields
-            Other fields of `FeatureSpec`: decode, background, bit_depth, view, precision, dtype.
+            Other fields of `FeatureSpec`: decode, background, pixel_range, bands, view, precision, dtype.
 
         Raises
         ------

@@ -29,7 +29,6 @@ from featx.classifier.inputs import (
     as_images,
     labelled_images,
     labels_of,
-    refuse_absent,
     refuse_unseen,
 )
 from featx.classifier.packing import check_network, load_model, save_model
@@ -225,7 +224,6 @@ class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
             If more than `max_bad` of the images cannot be read.
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
-        refuse_absent(images, self.max_bad)
         self._fitted = fit_images(images, None, settings_of(self))
         return self
 
@@ -261,7 +259,6 @@ class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
         self
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
-        refuse_absent(images, self.max_bad)
         split = {"test_size": test_size, "salt": split_salt, "previous": previous}
         self._fitted = fit_images(images, split, settings_of(self))
         return self

@@ -22,6 +22,7 @@ from featx.classifier.inputs import (
     fit_data,
     held_out_part,
     labels_of,
+    refuse_absent,
     refuse_too_many,
     refuse_unseen,
     warn_of_training_images,
@@ -95,6 +96,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     LabelError
         If a class of the test part is not in the training part.
     """
+    refuse_absent(images, settings.max_bad)
     seconds: dict[str, float] = {}
     settings.report(Progress(0, len(images)))  # the first seconds load the network
     check_heads(settings.search["heads"])

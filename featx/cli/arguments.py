@@ -22,7 +22,7 @@ FIGURE_ENDINGS = (".png",)
 
 EXTRACTOR_OPTIONS = (
     "input_size", "checkpoint", "allow_download", "runtime", "precision", "dtype", "batch_size", "decode",
-    "background", "bit_depth", "max_pixels", "isolate",
+    "background", "pixel_range", "bands", "max_pixels", "isolate",
 )  # fmt: skip
 """Options with the names of parameters of `FeatureExtractor` that `ImageClassifier` does not have."""
 
@@ -148,10 +148,18 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         help="refuse larger images (default %(default)s)",
     )
     group.add_argument(
-        "--bit-depth",
-        default="full",
-        choices=["full", "minmax"],
-        help="scale 16-bit images by their full range, or by their own minimum and maximum",
+        "--range",
+        dest="pixel_range",
+        default="auto",
+        metavar="LOW,HIGH",
+        help="values of black and white in images of more than 8 bits; or full (of the type), minmax (of "
+        "each image), or auto (from a sample of the set, default)",
+    )
+    group.add_argument(
+        "--bands",
+        default="",
+        metavar="R,G,B",
+        help="bands that are red, green and blue, such as 3,2,1, or one that is grey",
     )
     group.add_argument(
         "--background",

@@ -21,11 +21,11 @@ from sklearn.utils.validation import check_is_fitted
 from featx.backbones import BackboneCard, is_model_file, load_backbone, open_card
 from featx.backbones.runtimes import resolve_runtime
 from featx.exceptions import UsageError
-from featx.extractor.extraction import Extraction, ExtractionCall, Machine
+from featx.extractor.extraction import Extraction, ExtractionCall, Machine, refuse_nothing
 from featx.extractor.pipeline import Callback, spread
 from featx.extractor.sources import ImageTransformer, as_sources, distinct_digests
-from featx.extractor.specs import combine_specs, find_hardware, stored_precision
-from featx.images import MAX_PIXELS, ImageSource, nothing_left, resolve_decoder
+from featx.extractor.specs import combine_specs, find_hardware, resolve_range, stored_precision
+from featx.images import MAX_PIXELS, ImageSource, resolve_decoder
 from featx.images.picture import name_sources
 from featx.spec import DECODE_FIELDS, FeatureSpec
 from featx.stores import open_store
@@ -131,7 +131,10 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         With fast, the JPEG decoder shrinks very large photos while it decodes.
     background : tuple of int, default (255, 255, 255)
         RGB. Transparent pixels are blended with it.
-    bit_depth : {"full", "minmax"}, default "full"
+    pixel_range : str, default "auto"
+        As in `FeatureSpec`, or auto: black and white are chosen from a sample of the images that `fit` gets.
+    bands : str, default ""
+        Bands that are red, green and blue, such as ``"3,2,1"``, or one that is grey.
         How images of more than 8 bits are scaled.
     max_pixels : int
         Larger images are refused.
@@ -186,7 +189,8 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         decoder: str = "auto",
         decode: str = "exact",
         background: tuple[int, int, int] = (255, 255, 255),
-        bit_depth: str = "full",
+        pixel_range: str = "auto",
+        bands: str = "",
         max_pixels: int = MAX_PIXELS,
         view: int | Sequence[int] = 0,
         view_policy: str = "none",
@@ -213,7 +217,8 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         self.decoder = decoder
         self.decode = decode
         self.background = background
-        self.bit_depth = bit_depth
+        self.pixel_range = pixel_range
+        self.bands = bands
         self.max_pixels = max_pixels
         self.view = view
         self.view_policy = view_policy
@@ -348,10 +353,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
             store or self.store_, sources, names, strict=on_error == "raise", callback=self.callback
         )
         call.compute(ids)
-        found = call.extraction(began)
-        if len(sources) and not len(found.kept):
-            raise nothing_left(sources, found.skipped)
-        return found
+        return refuse_nothing(sources, call.extraction(began))
 
     def plan(self, sources: Any) -> Plan:
         """Return what `extract` would compute and how long that takes here; nothing is stored.
@@ -426,6 +428,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
     def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[Any, FeatureSpec]:
         device, precision = self._hardware()
         resolve_runtime(self.runtime, device)  # refuse what cannot be used before anything is read
+        self._range = resolve_range(self.pixel_range, sources, self.max_pixels, self.bands, self._remarks)
         specs = self._combine(precision)
         fixed = self.precision != "auto"
         stored = precision if fixed else stored_precision(self.store_, specs.values(), precision, sources)
@@ -442,7 +445,8 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
 
     def _combine(self, precision: str) -> dict[Any, FeatureSpec]:
         fields = {name: getattr(self, name) for name in (*SPEC_PARAMS, *DECODE_FIELDS)}
-        fields |= {"decoder": resolve_decoder(self.decoder), "precision": precision}
+        fields |= {"decoder": resolve_decoder(self.decoder), "pixel_range": self._range}
+        fields["precision"] = precision
         return dict(combine_specs(self.card_, **fields))
 
     def _call(

@@ -22,7 +22,7 @@ from featx.extractor.forward import BatchSize, Engine, Forward
 from featx.extractor.isolation import CarefulDecoder
 from featx.extractor.pipeline import Callback, ExtractionRun, ExtractionSettings, Progress
 from featx.features import FeatureBlocks
-from featx.images import ImageSource, Skipped
+from featx.images import ImageSource, Skipped, nothing_left
 from featx.spec import MAX_INPUT_PIXELS, FeatureSpec
 from featx.stores.base import FeatureStore, Ids, explain_miss
 from featx.threads import n_threads
@@ -117,6 +117,19 @@ class Extraction:
     runtime: str = ""
     limit: str = ""
     batch_size: int = 0
+
+
+def refuse_nothing(sources: Sequence[ImageSource], found: Extraction) -> Extraction:
+    """Return an extraction; refuse one of which no image can be used.
+
+    Raises
+    ------
+    TooManyBadImagesError
+        Naming the images and the likely cause.
+    """
+    if len(sources) and not len(found.kept):
+        raise nothing_left(sources, found.skipped)
+    return found
 
 
 class ExtractionCall:

@@ -17,7 +17,7 @@ from featx.backbones.runtimes import (
 from featx.exceptions import UsageError
 from featx.extractor.pipeline import spread
 from featx.extractor.sources import distinct_digests
-from featx.images import ImageSource
+from featx.images import DecodePolicy, ImageSource, choose_range
 from featx.representation import BlockName
 from featx.spec import PRECISIONS, FeatureSpec
 from featx.stores.base import FeatureStore
@@ -123,6 +123,32 @@ def stored_precision(
 
     best = max((precision, *others), key=n_stored)
     return best if 2 * n_stored(best) >= len(ids) * len(specs) else precision
+
+
+def resolve_range(
+    pixel_range: str, sources: Sequence[ImageSource], max_pixels: int, bands: str, remarks: list[str]
+) -> str:
+    """Return the range of deep pixels; ``auto`` looks at a sample, and adds what it chose to the remarks.
+
+    Parameters
+    ----------
+    pixel_range, max_pixels, bands
+        As for `FeatureExtractor`.
+    sources : sequence of image sources
+        The set.
+    remarks : list of str
+        Changed.
+    """
+    if pixel_range != "auto":
+        return pixel_range
+    found = choose_range(sources, DecodePolicy(max_pixels=max_pixels, bands=bands))
+    if found != "full":
+        black, _, white = found.partition(",")
+        remarks.append(
+            f"images of more than 8 bits: {black} is black and {white} is white, chosen from a sample "
+            "(--range LOW,HIGH chooses others)."
+        )
+    return found
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -146,7 +146,7 @@ def _test_images(spec: FeatureSpec) -> NDArray[np.float32]:
 def _metadata(card: BackboneCard, spec: FeatureSpec, classes: NDArray[Any]) -> dict[str, str]:
     """Return what a user of the graph needs to know besides the graph."""
     plain = json.loads(spec.to_json())
-    steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "bit_depth")
+    steps = ("input_size", "resize", "crop_pct", "interpolation", "background", "pixel_range", "bands")
     return {
         "classes": json.dumps(classes.tolist()),
         "input": "upright RGB images, resized as 'preprocessing' says: float32, 0 to 255, (n, 3, H, W)",

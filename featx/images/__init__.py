@@ -16,6 +16,7 @@ from featx.images.golden import GOLDEN_PICTURES, golden_pictures
 from featx.images.labels import match_labels
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
 from featx.images.policy import MAX_PIXELS, DecodePolicy
+from featx.images.ranges import choose_range
 from featx.tables import escape_name
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Picture",
     "Skipped",
     "absent_images",
+    "choose_range",
     "decode_picture",
     "escape_name",
     "golden_pictures",

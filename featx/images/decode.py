@@ -9,6 +9,7 @@ can count them; nothing is printed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import os
@@ -21,9 +22,29 @@ from PIL import Image
 from featx.exceptions import ImageError
 from featx.images.budget import DECODING
 from featx.images.decoders import load_decoder
+from featx.images.deep import (
+    MOST_BANDS,
+    REMARK_BAND,
+    REMARK_BANDS,
+    TIFF_STARTS,
+    has_undeclared_band,
+    is_deep_colour,
+    read_tiff,
+    stored_pixels,
+    tiff_shape,
+)
 from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.picture import Picture, reason_of
-from featx.images.pixels import Pixels, Warn, orientation, rgb_from_pillow, rgb_from_pixels, upright
+from featx.images.pixels import (
+    DEEP_MODES,
+    Pixels,
+    Warn,
+    chosen_bands,
+    orientation,
+    rgb_from_pillow,
+    rgb_from_pixels,
+    upright,
+)
 from featx.images.policy import DecodePolicy
 from featx.tables import escape_name
 
@@ -70,7 +91,11 @@ REMARK_SMALL = f"a side is shorter than {SMALL_SIDE} pixels"
 REMARK_RATIO = f"one side is more than {EXTREME_RATIO} times the other"
 REMARK_DAMAGED = "damaged JPEG data; decoded as far as it goes"
 
-HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypmif1", b"ftyphevc")
+HEIF_BRANDS = tuple(
+    b"ftyp" + brand
+    for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1", b"avif", b"avis")
+)
+"""Bytes 4 to 12 of HEIC and AVIF files (ISO 23008-12)."""
 
 
 def decode_picture(
@@ -139,14 +164,24 @@ def picture_size(picture: Picture) -> tuple[int, int]:
 
 def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
     with DECODING.held():
-        image, kind = open_header(data, policy, name)
+        opened = _open_any(data, policy, name)
+        if isinstance(opened, np.ndarray):
+            return _rgb_of_bands(opened, policy, warn)
+        image, kind = opened
         _check_size(image.size, policy)
         _remark_extension(name, kind, warn)
+        if kind == "TIFF" and has_undeclared_band(image) and not policy.bands:
+            warn(REMARK_BAND)
         with DECODING.take(0 if kind == "WEBP" else _working_bytes(image, kind)):
+            stored = _stored(image, kind, data, policy, name)
+            if stored is not None:
+                rgb = rgb_from_pixels(stored, policy, warn)
+                return rgb if kind == "TIFF" else upright(rgb, orientation(image))
             if kind == "JPEG":
                 _check_scans(data, image.size)
                 pixels = _decode_jpeg(data, image, policy, warn)
                 if pixels is not None:
+                    pixels = rgb_from_pixels(pixels, policy, warn) if policy.bands else pixels
                     return upright(pixels, orientation(image))
             elif getattr(image, "is_animated", False):
                 warn(REMARK_FRAMES)
@@ -155,9 +190,73 @@ def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> ND
             return upright(pixels, orientation(image))  # after load: TIFF turns itself, PNG may say it last
 
 
+def _rgb_of_bands(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
+    if pixels.ndim == 3 and pixels.shape[2] > 3 and not policy.bands:
+        warn(REMARK_BANDS)
+        pixels = pixels[:, :, :3]
+    elif pixels.ndim == 3 and pixels.shape[2] in (1, 2) and not policy.bands:
+        pixels = pixels[:, :, 0]
+    with DECODING.take(pixels.shape[0] * pixels.shape[1] * OTHER_BYTES_PER_PIXEL):
+        return rgb_from_pixels(pixels, policy, warn)
+
+
+def deep_pixels(picture: Picture, policy: DecodePolicy) -> Pixels | None:
+    """Return the pixels of an image of more than 8 bits as they are stored; None if it has 8 bits.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be decoded.
+    """
+    try:
+        if not isinstance(picture.data, bytes):
+            stored = picture.data
+        else:
+            opened = _open_any(picture.data, policy, picture.name)
+            if isinstance(opened, np.ndarray):
+                stored = opened
+            else:
+                image, kind = opened
+                _check_size(image.size, policy)
+                if image.mode not in DEEP_MODES and not is_deep_colour(image):
+                    return None
+                found = _stored(image, kind, picture.data, policy, picture.name)
+                stored = np.asarray(image) if found is None else found
+        stored = chosen_bands(stored, policy.bands)
+        stored = stored[..., :3] if stored.ndim == 3 else stored
+    except Exception as error:  # a damaged file makes decoders raise anything
+        raise ImageError(picture.name, escape_name(reason_of(error))) from error
+    return stored if stored.dtype.itemsize > 1 else None
+
+
+def _stored(image: Image.Image, kind: str, data: bytes, policy: DecodePolicy, name: str) -> Pixels | None:
+    """All bands as the file stores them, where Pillow would lose some of it; else None."""
+    undeclared = kind == "TIFF" and has_undeclared_band(image)
+    deep = kind in ("PNG", "TIFF") and is_deep_colour(image)
+    if not deep and not undeclared:
+        return None
+    pixels = stored_pixels(lambda: open_header(data, policy, name)[0])
+    return pixels[:, :, : pixels.shape[2] - 1] if undeclared and not policy.bands else pixels
+
+
+def _open_any(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image, str] | Pixels:
+    """The header by Pillow; the pixels of a TIFF that Pillow does not know."""
+    width, height, n_bands = tiff_shape(data) if data.startswith(TIFF_STARTS) else (0, 0, 0)
+    if n_bands <= MOST_BANDS:
+        try:
+            return open_header(data, policy, name)
+        except Exception:
+            if width * height * n_bands == 0:
+                raise
+    _check_size((width * max(1, n_bands // 4), height), policy)
+    return read_tiff(data)
+
+
 def _working_bytes(image: Image.Image, kind: str) -> int:
     """Bytes that a picture takes while it is decoded and prepared, from its header."""
     per_pixel = BYTES_PER_PIXEL.get(image.mode, OTHER_BYTES_PER_PIXEL)
+    if is_deep_colour(image):
+        per_pixel = OTHER_BYTES_PER_PIXEL
     if kind == "JPEG" and image.mode in ("L", "RGB"):
         per_pixel = NATIVE_BYTES_PER_PIXEL
     if kind == "JPEG" and image.info.get("progressive"):
@@ -190,6 +289,8 @@ def _decode_jpeg(data: bytes, image: Image.Image, policy: DecodePolicy, warn: Wa
 def open_header(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image, str]:
     """Read the header, as `Image.open` does but without its size limit, which is a global."""
     _register_formats()
+    if data[4:12] in HEIF_BRANDS:
+        _register_heif()
     prefix = data[:16]
     refusal = ""
     for kind in FORMATS:
@@ -216,9 +317,18 @@ def _register_formats() -> None:
     Image.init()
 
 
+@functools.cache
+def _register_heif() -> None:
+    """Let Pillow open HEIC, where pillow-heif is installed; it is imported at the first such file."""
+    with contextlib.suppress(ImportError):
+        import pillow_heif
+
+        pillow_heif.register_heif_opener()
+
+
 def _not_an_image(data: bytes, name: str) -> str:
     if data[4:12] in HEIF_BRANDS:
-        return "a HEIC photo; `pip install pillow-heif` and register its opener, or convert it to JPEG"
+        return "a HEIC or AVIF photo; `pip install 'featx[heif]'` reads it, or convert it to JPEG"
     return kind_in_words(data[:START_BYTES], name)
 
 

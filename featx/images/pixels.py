@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
 from featx.images.policy import DecodePolicy
+from featx.spec import parse_bands, parse_range
 
 Pixels = NDArray[Any]
 Warn = Callable[[str], None]
@@ -31,10 +32,11 @@ BAND_PIXELS = 1 << 20
 MANAGED_MODES = ("CMYK", "LAB")
 """Modes whose colours mean little without a profile."""
 
-REMARK_DEPTH = (
-    "more than 8 bits: scaled by the full range of its type (bit_depth='minmax' takes the picture's own)"
-)
-REMARK_RANGE = "values beyond the full range were clipped (bit_depth='minmax' takes the picture's own range)"
+REMARK_DEPTH = "more than 8 bits: scaled by the full range of its type (--range chooses another)"
+REMARK_SATURATED = "more than 1 % of its pixels lie beyond the range, and become black or white (--range)"
+SATURATED = 0.01
+"""Fraction of pixels beyond the range from which `REMARK_SATURATED` is said."""
+
 REMARK_PROFILE = "its colour profile cannot be used; converted without it"
 
 
@@ -64,10 +66,14 @@ def rgb_from_pillow(image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pix
 
 def rgb_from_pixels(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> Pixels:
     """8-bit RGB of shape (H, W, 3) from (H, W), (H, W, 3) or (H, W, 4) pixels of any of the dtypes above."""
+    pixels = chosen_bands(pixels, policy.bands)
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     elif pixels.dtype != np.uint8:
-        pixels = _to_8_bits(pixels, policy.bit_depth, warn)
+        alpha = pixels[..., 3:] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
+        pixels = _to_8_bits(pixels[..., :3] if alpha is not None else pixels, policy.pixel_range, warn)
+        if alpha is not None:
+            pixels = np.concatenate([pixels, _to_8_bits(alpha, "full", lambda remark: None)], axis=2)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)
     return _lay_on(pixels, policy.background) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)
@@ -123,20 +129,35 @@ def _to_srgb(image: Image.Image, warn: Warn) -> Image.Image:
     return converted or image.convert("RGB")
 
 
-def _to_8_bits(pixels: Pixels, bit_depth: str, warn: Warn) -> Pixels:
+def chosen_bands(pixels: Pixels, text: str) -> Pixels:
+    """The bands of a text such as ``"3,2,1"``; all for an empty one."""
+    bands = parse_bands(text)
+    if not bands:
+        return pixels
+    n_bands = 1 if pixels.ndim == 2 else pixels.shape[2]
+    if max(bands) > n_bands:
+        raise ValueError(f"band {max(bands)} was chosen (--bands), and there are {n_bands}")
+    stacked = pixels[:, :, None] if pixels.ndim == 2 else pixels
+    chosen = stacked[:, :, [band - 1 for band in bands]]
+    return np.ascontiguousarray(chosen[:, :, 0] if len(bands) == 1 else chosen)
+
+
+def _to_8_bits(pixels: Pixels, pixel_range: str, warn: Warn) -> Pixels:
     """Scale deep pixels to 0..255.
 
     ``full`` takes 0..65535 for integers (32-bit files hold 16-bit data in practice) and 0..1 for floats,
-    as scikit-image does; ``minmax`` takes the picture's own smallest and largest finite value.
+    as scikit-image does; ``minmax`` takes the image's own smallest and largest finite value.
     """
     values = np.nan_to_num(pixels.astype(np.float32))  # NaN is 0, infinities the largest float
-    low, high = float(values.min()), float(values.max())
-    if bit_depth == "full":
-        top = 1.0 if pixels.dtype.kind == "f" else 65535.0
+    if pixel_range == "minmax":
+        low, high = float(values.min()), float(values.max())
+    elif pixel_range == "full":
+        low, high = 0.0, 1.0 if pixels.dtype.kind == "f" else 65535.0
         warn(REMARK_DEPTH)
-        if low < 0.0 or high > top:
-            warn(REMARK_RANGE)
-        low, high = 0.0, top
+    else:
+        low, high = parse_range(pixel_range)
+    if float(np.mean((values < low) | (values > high))) > SATURATED:
+        warn(REMARK_SATURATED)
     values = (values - low) * (255.0 / (high - low) if high > low else 0.0)
     return np.rint(values, out=values).clip(0, 255).astype(np.uint8)
 

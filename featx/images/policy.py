@@ -1,4 +1,4 @@
-"""DecodePolicy: how a picture becomes pixels, as one value."""
+"""DecodePolicy: how an image becomes pixels, as one value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Self
 
 from featx.exceptions import UsageError
 from featx.images.decoders import DECODERS, resolve_decoder
-from featx.spec import BIT_DEPTHS, DECODE_FIELDS, DECODES, FeatureSpec
+from featx.spec import DECODE_FIELDS, DECODES, FeatureSpec, check_pixels
 
 MAX_PIXELS = 178_956_970
 """Twice the limit at which Pillow warns, where Pillow itself refuses: 0.5 GB of RGB."""
@@ -16,7 +16,7 @@ MAX_PIXELS = 178_956_970
 
 @dataclass(frozen=True, kw_only=True)
 class DecodePolicy:
-    """How the bytes of a picture become RGB pixels.
+    """How the bytes of an image become RGB pixels.
 
     `of` makes the policy of a spec; extraction and fine-tuning both use it. All fields except `max_pixels`
     and `min_side` are fields of `FeatureSpec`, too.
@@ -30,13 +30,12 @@ class DecodePolicy:
         With ``fast`` the JPEG decoder shrinks very large photos by 2, 4 or 8 while it decodes.
     background : tuple of int
         RGB, 0 to 255. Transparent pixels are blended with it.
-    bit_depth : {'full', 'minmax'}
-        How more than 8 bits are scaled: by the full range of the type (0..65535 for integers, 0..1 for
-        floats), or by the picture's own smallest and largest value.
+    pixel_range, bands : str
+        As in `FeatureSpec`.
     max_pixels : int
-        Larger pictures are refused before they are decoded.
+        Larger images are refused before they are decoded.
     min_side : int
-        ``fast`` never makes the shorter side smaller than this. With 0, no picture is shrunk.
+        ``fast`` never makes the shorter side smaller than this. With 0, no image is shrunk.
 
     Raises
     ------
@@ -47,7 +46,8 @@ class DecodePolicy:
     decoder: str = "auto"
     decode: str = "exact"
     background: tuple[int, int, int] = (255, 255, 255)
-    bit_depth: str = "full"
+    pixel_range: str = "full"
+    bands: str = ""
     max_pixels: int = MAX_PIXELS
     min_side: int = 0
 
@@ -58,9 +58,9 @@ class DecodePolicy:
         Parameters
         ----------
         spec : FeatureSpec
-            With ``decode="fast"`` the picture is never smaller than what it is then resized to.
+            With ``decode="fast"`` the image is never smaller than what it is then resized to.
         max_pixels : int
-            Larger pictures are refused.
+            Larger images are refused.
         """
         resized = max(math.floor(side / spec.crop_pct) for side in spec.input_size)
         return cls(
@@ -73,11 +73,9 @@ class DecodePolicy:
         if self.decoder not in DECODERS:
             object.__setattr__(self, "decoder", resolve_decoder(self.decoder))
         object.__setattr__(self, "background", tuple(int(channel) for channel in self.background))
-        for name, allowed in (("decode", DECODES), ("bit_depth", BIT_DEPTHS)):
-            if getattr(self, name) not in allowed:
-                raise UsageError(
-                    f"{name} {getattr(self, name)!r} is not known; choose one of {', '.join(allowed)}."
-                )
+        if self.decode not in DECODES:
+            raise UsageError(f"decode {self.decode!r} is not known; choose one of {', '.join(DECODES)}.")
+        check_pixels(self.pixel_range, self.bands)
         if len(self.background) != 3 or not all(0 <= channel <= 255 for channel in self.background):
             raise UsageError(f"background {self.background} is not a colour; give three numbers, 0 to 255.")
         if self.max_pixels < 1 or self.min_side < 0:

@@ -180,7 +180,7 @@ def test_row_11_deep_pictures_are_scaled_not_clipped_and_it_is_said_once(tmp_pat
     for name in ("deep_1.png", "deep_2.png", "float.tif"):
         np.testing.assert_allclose(found["rows"][name], found["rows"]["eight.png"], rtol=1e-4, atol=1e-5)
     assert said.err.count("more than 8 bits") == 1
-    _, stretched = arrays(tmp_path / "p", "--bit-depth", "minmax")
+    _, stretched = arrays(tmp_path / "p", "--range", "minmax")
     assert not np.allclose(stretched["rows"]["deep_1.png"], found["rows"]["deep_1.png"], rtol=1e-3)
 
 

@@ -222,7 +222,7 @@ def test_row_29_other_weights_under_the_same_name_never_get_the_old_rows(tmp_pat
         ("resize", ["--resize", "squash"]),
         ("dtype", ["--dtype", "float32"]),
         ("background", ["--background", "0,0,0"]),
-        ("bit_depth", ["--bit-depth", "minmax"]),
+        ("pixel_range", ["--range", "minmax"]),
         ("precision", ["--precision", "bf16"]),
         ("decode", ["--decode", "fast"]),
     ],

@@ -1,0 +1,111 @@
+"""The range of deep pixels: which values are black and white, chosen from a sample of a set."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featx.exceptions import ImageError
+from featx.images.decode import deep_pixels
+from featx.images.locate import spread
+from featx.images.picture import ImageSource, read_picture
+from featx.images.policy import DecodePolicy
+
+HEADERS = 512
+"""Files of a set whose first bytes are looked at."""
+
+SAMPLE = 48
+"""Deep images of a set whose pixels are looked at."""
+
+PIXELS = 4096
+"""Pixels of each of them."""
+
+USUAL = (1.0, 255.0, 1023.0, 4095.0, 16383.0, 65535.0)
+"""Values of white that cameras and programs use."""
+
+TAILS = (0.1, 99.9)
+"""Percentiles of the sample that become black and white."""
+
+DEEP_EXTENSIONS = (".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".jxl", ".apng")
+"""Endings of files that may have more than 8 bits; a file without ending may, too."""
+
+START = 32
+"""Bytes of a file that show whether a PNG has 16 bits."""
+
+
+def choose_range(sources: Sequence[ImageSource], policy: DecodePolicy) -> str:
+    """Choose the range of a set: ``"full"`` if it has no deep images, else ``"low,high"``.
+
+    Black is 0, or the smallest value if that is negative or more than a tenth of the largest. White is the
+    largest value. Both are percentiles of the sample, made round, so that a set that grows keeps its range:
+    to the next of `USUAL` where black is 0, else to two digits. Sets of integers and floats have the range
+    ``full``.
+
+    Parameters
+    ----------
+    sources : sequence of image sources
+        The set.
+    policy : DecodePolicy
+        How images are decoded; its range is not used.
+    """
+    likely = [sources[index] for index in spread(len(sources), HEADERS) if _may_be_deep(sources[index])]
+    values, kinds = [], set()
+    for index in spread(len(likely), SAMPLE):
+        try:
+            pixels = deep_pixels(read_picture(likely[index]), policy)
+        except ImageError:
+            continue
+        if pixels is not None:
+            flat = pixels.reshape(-1)
+            values.append(flat[:: max(1, len(flat) // PIXELS)].astype(np.float64))
+            kinds.add(pixels.dtype.kind == "f")
+    if len(kinds) != 1:  # floats beside integers: each by its type
+        return "full"
+    return _round_range(np.concatenate(values))
+
+
+def _may_be_deep(source: ImageSource) -> bool:
+    if isinstance(source, np.ndarray):
+        return source.dtype.kind in "uif" and source.dtype.itemsize > 1
+    if isinstance(source, Image.Image):
+        return source.mode in ("I", "F") or source.mode.startswith("I;")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return _is_deep_start(bytes(source[:START]))
+    path = os.fsdecode(source)
+    extension = os.path.splitext(path)[1].lower()
+    if extension and extension not in DEEP_EXTENSIONS:
+        return False
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return _is_deep_start(file.read(START))
+    except (OSError, ValueError):
+        return False
+
+
+def _is_deep_start(start: bytes) -> bool:
+    if start.startswith(b"\xff\xd8\xff"):
+        return False
+    return start[24] == 16 if start.startswith(b"\x89PNG") and len(start) > 24 else True
+
+
+def _round_range(values: NDArray[Any]) -> str:
+    values = values[np.isfinite(values)]
+    if not len(values):
+        return "full"
+    low, high = (float(value) for value in np.percentile(values, TAILS))
+    low, high = (min(low, high), max(low, high))
+    if 0 <= low <= 0.1 * high:
+        low = 0.0
+    if low == 0.0:
+        near = next((top for top in USUAL if 0.25 * top < high <= top), None)
+        if near is not None:
+            return f"0,{near:g}"
+    digit = 10.0 ** (math.floor(math.log10(high - low)) - 1) if high > low else 1.0
+    low, high = math.floor(low / digit) * digit, math.ceil(high / digit) * digit
+    return f"{low:.9g},{high if high > low else low + digit:.9g}"

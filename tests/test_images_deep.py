@@ -1,0 +1,212 @@
+"""Images of more than 8 bits, or of other bands than red, green and blue."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from featx import FeatureExtractor
+from featx.exceptions import ImageError, UsageError
+from featx.images import DecodePolicy, choose_range, decode_picture, read_picture
+
+Make = Callable[..., Image.Image]
+
+
+def png16(pixels: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits: grey, RGB or RGBA by the shape."""
+    height, width = pixels.shape[:2]
+    colour = {2: 0, 3: 2, 4: 6}[pixels.ndim if pixels.ndim == 2 else pixels.shape[2]]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def tiff(pixels: NDArray[np.generic], extra: int | None = None, order: str = "<") -> bytes:
+    """An uncompressed TIFF of (H, W, bands); `extra` is the tag ExtraSamples."""
+    height, width, bands = pixels.shape
+    data = pixels.astype(pixels.dtype.newbyteorder(order)).tobytes()
+    kind = 3 if pixels.dtype.kind == "f" else 1
+    photometric = 2 if bands in (3, 4) else 1
+    tags = [(256, 4, [width]), (257, 4, [height]), (258, 3, [8 * pixels.dtype.itemsize] * bands)]
+    tags += [(259, 3, [1]), (262, 3, [photometric]), (273, 4, [8]), (277, 3, [bands]), (278, 4, [height])]
+    tags += [(279, 4, [len(data)]), (284, 3, [1]), *([] if extra is None else [(338, 3, [extra])])]
+    tags += [(339, 3, [kind] * bands)]
+    at, more, entries = 8 + len(data) + 2 + 12 * len(tags) + 4, b"", b""
+    for tag, size, values in tags:
+        packed = struct.pack(f"{order}{len(values)}{'H' if size == 3 else 'I'}", *values)
+        if len(packed) > 4:
+            packed, more = struct.pack(f"{order}I", at + len(more)), more + packed
+        entries += struct.pack(f"{order}HHI", tag, size, len(values)) + packed.ljust(4, b"\0")
+    mark = b"II" if order == "<" else b"MM"
+    head = mark + struct.pack(f"{order}HI", 42, 8 + len(data))
+    return head + data + struct.pack(f"{order}H", len(tags)) + entries + b"\0\0\0\0" + more
+
+
+def decode(source: object, **policy: str) -> tuple[NDArray[np.uint8], list[str]]:
+    remarks: list[str] = []
+    return decode_picture(read_picture(source), DecodePolicy(**policy), warn=remarks.append), remarks  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def rgb(picture: Make) -> NDArray[np.uint8]:
+    return np.asarray(picture(1, 48, 40))
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14, 16])
+@pytest.mark.parametrize(
+    "write", [png16, tiff, lambda a: tiff(a, order=">")], ids=["png", "tiff", "tiff, MM"]
+)
+def test_all_bits_of_sixteen_bit_colour_are_read(rgb: NDArray[np.uint8], bits: int, write) -> None:
+    top = 2**bits - 1
+    deep = np.rint(rgb / 255.0 * top).astype(np.uint16)
+    data = write(deep)
+    assert choose_range([data], DecodePolicy()) == f"0,{top}"
+    pixels, remarks = decode(data, pixel_range=f"0,{top}")
+    assert (pixels.tolist(), remarks) == (rgb.tolist(), [])
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda g: g.astype(np.uint16) * 16, "0,4095"),
+        (lambda g: png16(g.astype(np.uint16) * 64), "0,16383"),
+        (lambda g: png16(g.astype(np.uint16) * 257), "0,65535"),
+        (lambda g: tiff((g / 255).astype(np.float32)[:, :, None]), "0,1"),
+        (lambda g: tiff(g.astype(np.float32)[:, :, None]), "0,255"),
+        (lambda g: tiff((g * 16.0).astype(np.float32)[:, :, None]), "0,4095"),
+        (lambda g: Image.fromarray(g.astype(np.int32) * 4), "0,1023"),
+        (lambda g: tiff((g / 127.5 - 1).astype(np.float32)[:, :, None]), "-1,1"),
+        (lambda g: 7000 + 8 * g.astype(np.uint16), "7000,9100"),
+        (lambda g: tiff((g * 4.0 - 1000).astype(np.float32)[:, :, None]), "-1000,100"),
+        (lambda g: g, "full"),
+    ],
+)
+def test_the_range_is_that_of_the_set(make: Callable[[NDArray[np.uint8]], object], expected: str) -> None:
+    grey = np.tile(np.arange(256, dtype=np.uint8), (40, 1))
+    source = make(grey)
+    assert choose_range([source], DecodePolicy()) == expected  # type: ignore[list-item]
+    if expected != "full":
+        pixels, remarks = decode(source, pixel_range=expected)
+        assert remarks == []
+        assert len(np.unique(pixels)) > 225
+        assert np.abs(pixels[0, :, 0].astype(int) - grey[0]).max() <= 20
+
+
+def test_one_bright_pixel_or_a_broken_file_does_not_change_the_range() -> None:
+    images = [np.full((40, 40), 100 * n, np.uint16) for n in range(10)]
+    images[0] = images[0].copy()
+    images[0][0, 0] = 65535
+    assert choose_range([*images, b"\x89PNG" + b"\0" * 20 + b"\x10"], DecodePolicy()) == "0,1023"
+
+
+def test_pixels_beyond_the_range_are_remarked_from_one_percent_on() -> None:
+    grey = np.full((50, 40), 100, np.uint16)
+    grey[0, :20] = 60_000
+    assert decode(grey, pixel_range="0,4095")[1] == []
+    grey[0, 20:30] = 60_000
+    assert "more than 1 % of its pixels lie beyond the range" in decode(grey, pixel_range="0,4095")[1][0]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("extra", [None, 0])
+def test_a_band_that_is_not_declared_as_transparency_is_none(rgb, dtype, extra) -> None:
+    four = np.dstack([rgb, 255 - rgb[:, :, 0]]).astype(dtype)
+    data = tiff(four, extra)
+    pixels, remarks = decode(data, pixel_range="0,255")
+    assert pixels.tolist() == rgb.tolist()
+    assert "a fourth band that is not declared as transparency" in remarks[0]
+    infrared, remarks = decode(data, bands="4", pixel_range="0,255")
+    assert (infrared[:, :, 0].tolist(), remarks) == (four[:, :, 3].tolist(), [])
+    mixed, _ = decode(data, bands="4,3,1", pixel_range="0,255")
+    assert mixed.tolist() == four[:, :, [3, 2, 0]].tolist()
+
+
+def test_a_band_that_is_declared_as_transparency_shows_the_background(rgb: NDArray[np.uint8]) -> None:
+    clear = np.dstack([rgb, np.zeros(rgb.shape[:2], np.uint8)])
+    assert (decode(tiff(clear, 2))[0] == 255).all()
+    assert (decode(tiff(clear.astype(np.uint16) * 257, 2))[0] == 255).all()
+    assert (decode(png16(clear.astype(np.uint16) * 257))[0] == 255).all()
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "array"])
+def test_bands_can_be_chosen_of_any_image(rgb: NDArray[np.uint8], kind: str) -> None:
+    source: object = rgb
+    if kind != "array":
+        buffer = io.BytesIO()
+        Image.fromarray(rgb).save(buffer, kind)
+        source = buffer.getvalue()
+    plain, _ = decode(source)
+    assert decode(source, bands="3,2,1")[0].tolist() == plain[:, :, ::-1].tolist()
+    assert decode(source, bands="2")[0].tolist() == np.repeat(plain[:, :, 1:2], 3, 2).tolist()
+    with pytest.raises(ImageError, match="band 5 was chosen"):
+        decode(source, bands="5")
+
+
+@pytest.mark.parametrize("bands", [2, 5, 7, 13])
+def test_other_numbers_of_bands_are_read_by_tifffile_or_name_the_extra(
+    rgb: NDArray[np.uint8], bands: int
+) -> None:
+    data = tiff(np.repeat(rgb[:, :, :1], bands, axis=2))
+    try:
+        import tifffile  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImageError, match=r"pip install 'featx\[tiff\]'"):
+            decode(data)
+        return
+    assert decode(data)[0].tolist() == np.repeat(rgb[:, :, :1], 3, axis=2).tolist()
+    assert decode(data, bands=str(bands))[0].tolist() == np.repeat(rgb[:, :, :1], 3, axis=2).tolist()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("pixel_range", "4095", "such as 0,4095"),
+        ("pixel_range", "5,5", "such as 0,4095"),
+        ("pixel_range", "0,nan", "such as 0,4095"),
+        ("bands", "1,2", "one or three numbers from 1"),
+        ("bands", "0", "one or three numbers from 1"),
+        ("bands", "r,g,b", "one or three numbers from 1"),
+    ],
+)
+def test_a_range_and_bands_that_are_none_are_refused(field: str, value: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        DecodePolicy(**{field: value})
+
+
+def test_the_range_of_a_set_is_part_of_its_features(tmp_path: Path, rgb: NDArray[np.uint8]) -> None:
+    paths = []
+    for number in range(4):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(png16(np.roll(rgb, number, axis=1).astype(np.uint16) * 16))
+        paths.append(str(path))
+        Image.fromarray(np.roll(rgb, number, axis=1)).save(tmp_path / f"{number}.8.png")
+    options = {"pretrained": False, "store": "memory", "runtime": "torch", "dtype": "float32"}
+    extractor = FeatureExtractor("test_resnet", **options).fit(paths)
+    (spec,) = extractor.specs_.values()
+    assert (spec.pixel_range, spec.bands) == ("0,4095", "")
+    found = extractor.extract(paths)
+    assert "0 is black and 4095 is white" in " ".join(found.remarks)
+    eight = FeatureExtractor("test_resnet", **options).fit_transform(
+        [p.replace(".png", ".8.png") for p in paths]
+    )
+    assert np.abs(found.blocks[next(iter(found.blocks))] - eight).max() < 0.05 * np.abs(eight).max()
+    full = FeatureExtractor("test_resnet", pixel_range="full", **options).fit(paths)
+    assert next(iter(full.specs_.values())).key != spec.key
+
+
+def test_integers_beside_floats_are_each_scaled_by_their_type(rgb: NDArray[np.uint8]) -> None:
+    floats = tiff((rgb[:, :, :1] / 255).astype(np.float32))
+    assert choose_range([png16(rgb.astype(np.uint16) * 257), floats], DecodePolicy()) == "full"
