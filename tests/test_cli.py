@@ -188,6 +188,8 @@ def test_a_dry_run_computes_and_writes_nothing(
     assert code == 0
     assert document["to_compute"] == document["total"] == 24
     assert document["seconds"] > 0
+    assert document["search"]["configurations"] >= 2
+    assert 0 < document["search"]["seconds"] < 60
     assert not (tmp_path / "m.featx").exists()
     _, again = _json(capsys, "fit", str(class_folders), "-o", str(tmp_path / "m.featx"), *FAST, "--dry-run")
     assert again["to_compute"] == 24

@@ -217,7 +217,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
         fine_tuner=_fine_tuner(args),
     )
     if args.dry_run:
+        from featx.classifier.planning import plan_search
+        from featx.classifier.settings import settings_of
+
         render.plans(console, clf.plans(images))
+        render.search_time(console, plan_search(images, settings_of(clf)))
         if args.fine_tune != "no":
             render.fine_tune_plan(console, clf, images)
         return 0

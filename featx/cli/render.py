@@ -280,8 +280,17 @@ def plan(console: Console, plan: Any) -> None:
     """Print what a run would compute."""
     console.text(f"images    {plan.total:,}")
     console.text(f"cached    {plan.cached:,}")
-    console.text(f"to compute {plan.to_compute:,}, about {duration(plan.seconds)} here")
+    console.text(f"compute   {plan.to_compute:,}, about {duration(plan.seconds)} here")
     console.data(total=plan.total, cached=plan.cached, to_compute=plan.to_compute, seconds=plan.seconds)
+
+
+def search_time(console: Console, found: Any) -> None:
+    """Print how long the search takes."""
+    console.text(
+        f"search    about {found.configurations:,} configurations of heads and {found.representations:,} "
+        f"representations, about {duration(found.seconds)} here"
+    )
+    console.data(search=vars(found))
 
 
 def scores(console: Console, header: Sequence[str], sizes: Iterable[int], metrics: Iterable[Any]) -> None:
