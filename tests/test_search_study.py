@@ -57,6 +57,25 @@ def test_other_data_and_other_spaces_have_their_own_studies(tmp_path: Path) -> N
     assert len(names) == 6
 
 
+def test_all_that_scores_depend_on_is_in_the_name_of_a_study(tmp_path: Path) -> None:
+    storage, named = tmp_path / "study.journal", np.array(["a", "b", "c"])[Y]
+
+    def name(y=Y, fit=None, **changes) -> str:
+        return search(storage, n_trials=1, **changes).fit(X, y, **(fit or {})).study_.study_name
+
+    names = [
+        name(named, scoring="f1:b"),
+        name(np.array(["b", "c", "d"])[Y], scoring="f1:b"),  # the same codes, and another class
+        name(named, scoring="f1:c"),
+        name(named),
+        name(class_weight={0: 1, 1: 2, 2: 1}),
+        name(class_weight={0: 1, 1: 3, 2: 1}),
+        name(fit={"sample_weight": np.linspace(1, 2, len(Y))}),
+        name(fit={"groups": np.arange(len(Y)) // 2}),
+    ]
+    assert len(set(names)) == len(names)
+
+
 def test_a_named_study_of_other_data_or_space_is_refused(tmp_path: Path) -> None:
     storage = tmp_path / "study.journal"
     search(storage, n_trials=1, study_name="mine").fit(X, Y)

@@ -267,7 +267,7 @@ def _pruner(pruner: Any) -> Any:
 
 
 def _data_key(plan: SearchPlan) -> str:
-    """Short hash of features, labels, folds and weights. It is part of the study's name."""
+    """Short hash of features, labels, classes, folds, weights and score. It is part of the study's name."""
     if plan.settings.storage is None:
         return "memory"
     folds, blocks = plan.folds, plan.blocks
@@ -277,7 +277,8 @@ def _data_key(plan: SearchPlan) -> str:
         _update(digest, blocks.source(name) if plan.streamed else blocks[name])
     weight = np.empty(0) if folds.weight is None else folds.weight
     splits = [np.concatenate([train, [-1], test]) for train, test in folds.splits]
-    for array in (folds.y, weight, np.array([str(plan.scorer.scoring)]), *splits):
+    classes = np.array([repr(label) for label in plan.scorer.classes.tolist()])  # a score may be of one
+    for array in (folds.y, classes, weight, np.array([str(plan.scorer.scoring)]), *splits):
         _update(digest, np.asarray(array))
     return digest.hexdigest()[:12]
 
