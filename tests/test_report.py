@@ -18,7 +18,7 @@ from featx.cli import main
 from featx.evaluation import Evaluation, evaluate
 from featx.exceptions import UsageError
 from featx.plot.charts import similar_order
-from featx.reporting import report
+from featx.reporting import model_card, report
 
 TINY = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch"]
 FAST = [
@@ -173,3 +173,61 @@ def test_classes_that_are_mistaken_for_each_other_are_neighbours() -> None:
     order = similar_order(matrix).tolist()
     assert abs(order.index(0) - order.index(2)) == 1
     assert abs(order.index(1) - order.index(3)) == 1
+
+
+def test_tables_name_each_image_with_its_answer(class_folders: Path) -> None:
+    clf = fitted(class_folders)
+    oof, wrong = clf.oof_table_, clf.mistakes_
+    columns = ["path", "part", "truth", "answer", "probability", "runner_up", "runner_up_probability"]
+    assert list(oof.columns) == columns
+    assert set(oof.part) == {"train"}
+    assert len(oof) == len(clf.oof_proba_)
+    assert (oof.probability == clf.oof_proba_.max(axis=1)).all()
+    assert len(wrong) == (oof.truth != oof.answer).sum() + int(
+        clf.evaluation_.confusion.sum() - np.trace(clf.evaluation_.confusion)
+    )
+    assert (wrong.truth != wrong.answer).all()
+    sets = clf.predict_sets(class_folders, coverage=0.9)
+    assert [one[0] for one in sets] == clf.predict(class_folders).tolist()
+
+
+def test_a_loaded_classifier_has_tables_of_images_that_are_given(class_folders: Path, tmp_path: Path) -> None:
+    clf = fitted(class_folders)
+    again = featx.load(clf.save(tmp_path / "m.featx"))
+    with pytest.raises(AttributeError, match="call predictions"):
+        _ = again.mistakes_
+    found, before = again.predictions(class_folders), clf.predictions()
+    order = [found.images.names.index(name) for name in before.images.names]
+    np.testing.assert_allclose(found.proba[order], before.proba, atol=1e-3)  # kept in half precision
+    assert again.record_.conformal == clf.record_.conformal
+
+
+def test_evaluate_and_predict_write_what_is_asked(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, table = str(tmp_path / "m.featx"), tmp_path / "wrong.csv"
+    assert main(["fit", str(class_folders), "-o", model, *TINY, *FAST]) == 0
+    assert main(["evaluate", model, str(class_folders), "-o", str(table)]) == 0
+    rows = table.read_text().splitlines()
+    assert rows[0] == "path,part,truth,answer,probability,runner_up,runner_up_probability"
+    assert len(rows) == 25
+    capsys.readouterr()
+    assert main(["predict", model, str(class_folders), "--coverage", "0.9", "--json"]) == 0
+    predictions = json.loads(capsys.readouterr().out)["predictions"]
+    assert all(one["labels"][0] == one["label"] for one in predictions)
+    assert main(["card", model]) == 0
+    card = capsys.readouterr().out
+    assert "| accuracy | " in card
+    assert "licence" in card
+    for what in ("confusion", "map", "balance", "neighbours", "coverage"):
+        assert main(["show", what, model, str(class_folders), "-o", str(tmp_path / f"{what}.png")]) == 0
+        assert (tmp_path / f"{what}.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["show", "map", model, "-o", str(tmp_path / "x.png")]) == 2
+    assert "give those of the fit, or others" in capsys.readouterr().err
+
+
+def test_a_card_shows_names_as_they_are(hostile: Path) -> None:
+    card = model_card(fitted(hostile), "m_1.featx")
+    assert card.startswith(r"# m\_1.featx")
+    assert "<script>" not in card
+    assert r"\<script\>alert(1)" in card

@@ -34,16 +34,16 @@ from featx.classifier.inputs import (
 from featx.classifier.packing import check_network, load_model, save_model
 from featx.classifier.parts import FittedParts
 from featx.classifier.settings import machine_of, restore_params, saved_params, settings_of
+from featx.classifier.tables import ResultTables
 from featx.evaluation import Evaluation
 from featx.exceptions import FeatxWarning, UsageError
 from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan
-from featx.features import FeatureBlocks
 from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
 from featx.selection.candidates import AUTO
 
 
-class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
+class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator):
     """Pretrained features and a tuned classical head, as one scikit-learn classifier of images.
 
     Parameters
@@ -341,11 +341,6 @@ class ImageClassifier(FittedParts, ClassifierMixin, BaseEstimator):
             self._fitted = dataclasses.replace(self._fitted, expected=None)
             check_network(model, found, expected, machine)
         return found
-
-    def proba_of_features(self, features: FeatureBlocks) -> NDArray[np.float64]:
-        """Probabilities, shape (n, n_classes), from features that `extract` returned."""
-        check_is_fitted(self)
-        return cast(NDArray[np.float64], self.model_.proba(features))
 
     def advice(self, **options: Any) -> Advice:
         """Measure what to do next: layer, more labels or not, fine-tuning, other backbones.

@@ -45,10 +45,11 @@ class Predictions:
 
     @classmethod
     def of(
-        cls, model: ImageModel, images: ImageSet, found: Extraction, oof_proba: NDArray[np.float64]
+        cls, model: ImageModel, images: ImageSet, found: Extraction, oof_proba: NDArray[np.float64] | None
     ) -> Predictions:
         """Return the predictions of images whose features were extracted.
 
+        Without `oof_proba`, training images get the answers of the model, which knows them.
         Training images get their out-of-fold probabilities, if all of them are among the images, in the order
         of the fit; else NaN.
         """
@@ -57,7 +58,8 @@ class Predictions:
         parts = np.array([assignment.get(row.tobytes().hex(), "new") for row in found.ids], dtype=np.str_)
         proba = model.proba(found.blocks) if len(kept) else np.empty((0, len(model.classes)))
         trained = parts == "train"
-        proba[trained] = oof_proba if trained.sum() == len(oof_proba) else np.nan
+        if oof_proba is not None:
+            proba[trained] = oof_proba if trained.sum() == len(oof_proba) else np.nan
         return cls(kept, found.ids, parts, model.classes, proba, found)
 
     @property

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluation import Evaluation, evaluate
+from featx.evaluation import Evaluation, class_indices, evaluate
+from featx.evaluation.conformal import conformal_thresholds
 from featx.finetune import Verdict
 from featx.images import Skipped
 from featx.records import APART, Record
@@ -119,6 +120,8 @@ class FitRecord(Record):
         UTC time, ISO 8601.
     versions : dict of str to str
         Versions of the packages.
+    conformal : tuple of float
+        Thresholds for sets of labels (see `featx.evaluation.conformal`), of the out-of-fold probabilities.
     oof_proba : ndarray of shape (n_training_images, n_classes)
         Out-of-fold probabilities of the training images. Saved apart.
     """
@@ -140,6 +143,7 @@ class FitRecord(Record):
     n_computed: int = 0
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    conformal: tuple[float, ...] = ()
     oof_proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), metadata=APART)
 
     @classmethod
@@ -156,6 +160,7 @@ class FitRecord(Record):
             n_configurations=dict(Counter(tuned.cv_results["origin"].tolist())),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            conformal=conformal_thresholds(tuned.oof_proba, class_indices(y, tuned.classes.tolist())),
             oof_proba=tuned.oof_proba,
         )
 

@@ -15,13 +15,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_model(parser)
     arguments.add_manifest(parser)
     parser.add_argument("data", help="labelled images: folder of class folders or manifest")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="CSV file to write: truth, answer and runner-up of each image"
+    )
     arguments.add_min_confidence(parser, "report coverage and accuracy above this probability")
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; warn about images that the model was trained on."""
+    arguments.check_writable(args.output)
     from featx.classifier.fitting import evaluate_images
+    from featx.classifier.predictions import COLUMNS, Predictions
     from featx.cli import render
+    from featx.tables import write_csv
 
     clf = arguments.load_classifier(args, console.progress)
     images = arguments.load(args, args.data)
@@ -31,4 +37,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
     extract = partial(clf.extract, images, on_error="skip")
     result, skipped = evaluate_images(clf.model_, images, extract, clf.max_bad, args.min_confidence)
     render.evaluation(console, result, title=f"{args.data}, {result.n} images")
+    if args.output:
+        found = Predictions.of(clf.model_, images, clf.extract(images, on_error="skip"), None)
+        write_csv(args.output, COLUMNS, [list(row.values()) for row in found.rows()])
+        console.text(f"{len(found.images):,} images, {int(found.wrong.sum()):,} mistaken, in {args.output}")
+        console.data(output=args.output)
     return render.skipped(console, args, skipped, f"{Path(args.model).stem}-evaluate.csv")

@@ -32,6 +32,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of most probable labels to list (default 3)",
     )
     arguments.add_min_confidence(parser, "leave the label empty below this probability")
+    parser.add_argument(
+        "--coverage",
+        type=arguments.fraction,
+        metavar="F",
+        help="add a set of labels that holds the truth in this share of images like the training images",
+    )
 
 
 def run(args: argparse.Namespace, console: Console) -> int:
@@ -55,9 +61,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
         _prediction(name, p, best, clf.classes_, args.min_confidence)
         for name, p, best in zip(names, proba, order, strict=True)
     ]
+    if args.coverage is not None:
+        for prediction, labels in zip(predictions, clf.sets_of(proba, args.coverage), strict=True):
+            prediction["labels"] = labels
     header = ["path", "label", "probability"] + [
         f"{what}_{k}" for k in range(1, order.shape[1] + 1) for what in ("label", "probability")
     ]
+    if args.coverage is not None:
+        header.append("labels")
     if args.output:
         _write(args.output, header, predictions)
         console.text(f"{len(predictions):,} predictions in {args.output}")
@@ -98,7 +109,7 @@ def _row(prediction: dict[str, Any]) -> list[Any]:
     row = [prediction["path"], prediction["label"], prediction["probability"]]
     for entry in prediction["top"]:
         row += [entry["label"], entry["probability"]]
-    return row
+    return row + _set(prediction)
 
 
 def _csv_row(prediction: dict[str, Any]) -> list[Any]:
@@ -106,4 +117,9 @@ def _csv_row(prediction: dict[str, Any]) -> list[Any]:
     row = [prediction["path"], label, f"{prediction['probability']:.6f}"]
     for entry in prediction["top"]:
         row += [entry["label"], f"{entry['probability']:.6f}"]
-    return row
+    return row + _set(prediction)
+
+
+def _set(prediction: dict[str, Any]) -> list[str]:
+    """The set of labels as one cell, where there is one."""
+    return ["; ".join(map(str, prediction["labels"]))] if "labels" in prediction else []

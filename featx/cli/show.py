@@ -1,4 +1,4 @@
-"""``featx show augment``: draw some images beside their augmented views, as the network gets them."""
+"""``featx show``: draw the results of a model, or some images beside their augmented views."""
 
 from __future__ import annotations
 
@@ -16,10 +16,35 @@ if TYPE_CHECKING:
 GAP = 4
 """Pixels between images."""
 
+FIGURES = {
+    "confusion": "the confusion matrix",
+    "classes": "recall and precision of each class",
+    "calibration": "how often answers are right, by their probability",
+    "coverage": "accuracy by share of images answered",
+    "roc": "the ROC curve of two classes",
+    "balance": "the number of images of each class",
+    "layers": "the best score with each layer alone",
+    "history": "the scores of the search",
+    "map": "a map of images by their features",
+    "mistakes": "the mistakes",
+    "neighbours": "some images with the nearest ones",
+}
+"""Figures of results, as in `featx.reporting.drawing`, which is slow to import."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the actions of the verb and their options."""
     shown = parser.add_subparsers(metavar="WHAT", required=True)
+    for name, summary in FIGURES.items():
+        figure = shown.add_parser(name, help=f"draw {summary}", description=f"Draw {summary}.")
+        figure.set_defaults(run=_figure, figure=name)
+        arguments.add_model(figure)
+        arguments.add_manifest(figure)
+        figure.add_argument("data", nargs="?", help="images of the fit, or new labelled images")
+        output = f"{name}.png"
+        figure.add_argument(
+            "-o", "--output", default=output, metavar="FILE", help=f"PNG file to write (default {output})"
+        )
     augment = shown.add_parser(
         "augment",
         help="draw images beside their augmented views",
@@ -58,6 +83,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--follow-links", action="store_true", help="follow symbolic links out of the folder"
     )
     arguments.add_cache(augment)
+
+
+def _figure(args: argparse.Namespace, console: Console) -> int:
+    """Draw a figure of a model's results."""
+    arguments.check_writable(args.output, arguments.FIGURE_ENDINGS)
+    from featx.cli import render
+    from featx.reporting import report
+    from featx.reporting.drawing import draw
+
+    clf = arguments.load_classifier(args, console.progress)
+    made = report(clf, None, None if args.data is None else arguments.load(args, args.data))
+    render.figure(console, args.output, draw(made.known, made.sections, args.figure).to_png())
+    console.data(output=args.output)
+    return 0
 
 
 def _augment(args: argparse.Namespace, console: Console) -> int:

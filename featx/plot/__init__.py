@@ -17,6 +17,7 @@ from featx.plot.charts import (
     layers,
     roc,
     scatter,
+    sheet,
 )
 
 __all__ = [
@@ -30,4 +31,5 @@ __all__ = [
     "layers",
     "roc",
     "scatter",
+    "sheet",
 ]

@@ -271,6 +271,30 @@ def scatter(
     return display
 
 
+def sheet(rows: Sequence[Sequence[tuple[NDArray[Any], str]]]) -> Display:
+    """Draw images with a caption each, in rows.
+
+    Parameters
+    ----------
+    rows : sequence of sequences of (image, caption)
+        Images are arrays of shape (h, w, 3), uint8.
+    """
+    n_columns = max(map(len, rows))
+    with drawing(size=(1.6 * n_columns, 2.0 * len(rows))) as display:
+        ax = display.ax_
+        ax.axis("off")
+        ax.set(xlim=(0, n_columns), ylim=(len(rows), 0))
+        for i, row in enumerate(rows):
+            for j, (image, caption) in enumerate(row):
+                height, width = image.shape[:2]
+                scale = 0.46 / max(height, width * 1.0)
+                w, h = scale * width, 0.8 * scale * height
+                ax.imshow(image, extent=(j + 0.5 - w, j + 0.5 + w, i + 0.4 + h, i + 0.4 - h), aspect="auto")
+                ax.text(j + 0.5, i + 0.82, caption, ha="center", va="top", fontsize=8.5)
+        ax.set(xlim=(0, n_columns), ylim=(len(rows), 0))
+    return display
+
+
 def metric_text(metric: Metric) -> str:
     """``0.993 (95 %: 0.982 to 0.999)``."""
     return f"{metric.value:.3f} ({round(100 * CONFIDENCE)} %: {metric.low:.3f} to {metric.high:.3f})"

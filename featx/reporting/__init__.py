@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from featx.reporting.card import model_card
 from featx.reporting.checking import DataCheck, check
 from featx.reporting.model import Report, report
 
-__all__ = ["DataCheck", "Report", "check", "report"]
+__all__ = ["DataCheck", "Report", "check", "model_card", "report"]

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from featx.audit import CHECKS, AuditData, Finding, audit, image_facts, issue_rows, write_issues
+from featx.audit.fixes import COLUMNS
 from featx.audit.values import count
 from featx.exceptions import DataError
 from featx.extractor import FeatureExtractor
@@ -21,6 +22,7 @@ from featx.images import ImageSet, ImageSource, load_images
 from featx.reporting.findings import TITLES, images_shown, shown_findings
 from featx.reporting.page import render, thumbnails
 from featx.stores import open_store
+from featx.tables import as_frame
 
 RANK = ("error", "warning", "note")
 """Severities in the order of findings."""
@@ -70,7 +72,7 @@ class DataCheck:
 
     def to_frame(self) -> Any:
         """Return a row for each image of each finding: a DataFrame, or a list of dicts without pandas."""
-        return as_frame(issue_rows(self.findings))
+        return as_frame(issue_rows(self.findings), COLUMNS)
 
     def to_html(self, path: str | os.PathLike[str] | None = None) -> str:
         """Return the page of the findings, one self-contained document; write it if a path is given."""
@@ -181,12 +183,3 @@ def check(
     if title is None:
         title = str(data) if isinstance(data, str | Path) else ""
     return DataCheck(images, known, findings, seconds, title)
-
-
-def as_frame(rows: list[dict[str, Any]]) -> Any:
-    """Return rows as a pandas DataFrame, or as they are without pandas."""
-    try:
-        import pandas
-    except ImportError:
-        return rows
-    return pandas.DataFrame(rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,16 +10,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from featx import plot
 from featx.audit import CHECKS, audit, image_facts
 from featx.classifier import ImageClassifier, load
 from featx.classifier.inputs import Images, as_images
 from featx.classifier.predictions import Predictions
 from featx.evaluation import evaluate
+from featx.exceptions import UsageError
 from featx.files import atomic_write
 from featx.reporting.checking import RANK
+from featx.reporting.drawing import ON_PAGE, draw
 from featx.reporting.findings import images_shown, shown_findings
 from featx.reporting.page import render, thumbnails
 from featx.reporting.sections import MAP_THUMBS, SECTIONS, Known, audit_data
@@ -82,27 +82,12 @@ class Report:
         )
 
     def figures(self) -> dict[str, str]:
-        """Return the figures as SVG, by name; figures that have no data are left out."""
-        known = self.known
-        evaluation = known.evaluation or known.clf.oof_evaluation_
-        found = {"classes": plot.classes(evaluation)}
-        held_out = known.held_out
-        judged = None if held_out is None else held_out.take((held_out.truth >= 0) & (held_out.answers >= 0))
-        if judged is None or not len(judged.images):
-            judged = known.predictions
-            if judged is not None:
-                judged = judged.take((judged.truth >= 0) & (judged.answers >= 0))
-        if judged is not None and len(judged.images) >= 20:
-            found["calibration"] = plot.calibration(judged.truth, judged.proba)
-            found["coverage"] = plot.coverage(judged.truth, judged.proba)
-            if len(judged.classes) == 2 and len(np.unique(judged.truth)) == 2:
-                found["roc"] = plot.roc(judged.truth, judged.proba[:, 1], judged.classes[1])
-        chosen = self.sections["choosing"]
-        if len(chosen["layers"]) > 1:
-            found["layers"] = plot.layers(chosen["layers"], scoring=chosen["scoring"])
-        if chosen["history"]["scores"]:
-            found["history"] = plot.history(**chosen["history"], scoring=chosen["scoring"])
-        return {name: display.to_svg(name) for name, display in found.items()}
+        """Return the figures of the page as SVG, by name; figures that have no data are left out."""
+        drawn = {}
+        for name in ON_PAGE:
+            with contextlib.suppress(UsageError):
+                drawn[name] = draw(self.known, self.sections, name).to_svg(name)
+        return drawn
 
     def write(self, path: str | os.PathLike[str]) -> None:
         """Write the page, and the same content as JSON beside it."""

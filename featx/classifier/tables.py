@@ -1,0 +1,90 @@
+"""Tables of a classifier's predictions, image by image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.utils.validation import check_is_fitted
+
+from featx.classifier.inputs import Images, as_images
+from featx.classifier.predictions import COLUMNS, Predictions
+from featx.evaluation.conformal import label_sets
+from featx.exceptions import UsageError
+from featx.features import FeatureBlocks
+from featx.tables import as_frame
+
+if TYPE_CHECKING:
+    from featx.classifier.fitting import Fitted
+
+
+class ResultTables:
+    """What `ImageClassifier` says of each image: a pandas DataFrame, or a list of dicts without pandas."""
+
+    _fitted: Fitted
+
+    def proba_of_features(self, features: FeatureBlocks) -> NDArray[np.float64]:
+        """Return probabilities, shape (n, n_classes), from features that `extract` returned."""
+        check_is_fitted(self)
+        return self._fitted.model.proba(features)
+
+    def predictions(self, X: Images | None = None, y: ArrayLike | None = None) -> Predictions:
+        """Return the predictions of images; those of the fit by default, if it was in this process.
+
+        Training images get their out-of-fold probabilities.
+
+        Raises
+        ------
+        UsageError
+            If no images are given, and the classifier was loaded.
+        """
+        check_is_fitted(self)
+        images = self._fitted.images if X is None else as_images(X, y)
+        if images is None:
+            raise UsageError("the images of the fit are not known: this classifier was loaded. Give images.")
+        found = self.extract(images, on_error="skip")  # type: ignore[attr-defined]
+        return Predictions.of(self._fitted.model, images, found, self._fitted.record.oof_proba)
+
+    def _predictions_of_the_fit(self, name: str) -> Predictions:
+        check_is_fitted(self)
+        if self._fitted.images is None:
+            raise AttributeError(
+                f"{name} is absent: this classifier was loaded or grown; call predictions(images).rows()."
+            )
+        return self.predictions()
+
+    @property
+    def mistakes_(self) -> Any:
+        """Images of the fit whose answer is not their label: the test part, and the others out of fold."""
+        found = self._predictions_of_the_fit("mistakes_")
+        return as_frame(found.take(found.wrong).rows(), COLUMNS)
+
+    @property
+    def oof_table_(self) -> Any:
+        """Out-of-fold answer of each training image."""
+        found = self._predictions_of_the_fit("oof_table_")
+        return as_frame(found.take(found.parts == "train").rows(), COLUMNS)
+
+    def predict_sets(self, X: Images, coverage: float = 0.9) -> list[Sequence[Any]]:
+        """Return a set of labels of each image that holds the truth in a share `coverage` of the images.
+
+        Conformal prediction (`featx.evaluation.conformal`); it holds for images like the training images.
+
+        Raises
+        ------
+        UsageError
+            If the network was fine-tuned, since there are no out-of-fold probabilities of it.
+        """
+        return self.sets_of(self.predict_proba(X), coverage)  # type: ignore[attr-defined]
+
+    def sets_of(self, proba: NDArray[np.float64], coverage: float) -> list[Sequence[Any]]:
+        """`predict_sets` from probabilities; the most probable label of each set comes first."""
+        check_is_fitted(self)
+        model, thresholds = self._fitted.model, self._fitted.record.conformal
+        if model.network is not None or not thresholds:
+            raise UsageError("this model has no out-of-fold probabilities of its own: no sets can be given.")
+        order = np.argsort(-proba, axis=1, kind="stable")
+        inside = np.take_along_axis(label_sets(proba, thresholds, coverage), order, axis=1)
+        return [model.classes[row[kept]].tolist() for row, kept in zip(order, inside, strict=True)]

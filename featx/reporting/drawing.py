@@ -1,0 +1,164 @@
+"""The figures of a report, by name: for its page, and for ``featx show``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from featx import plot
+from featx.audit.probe import nearest
+from featx.classifier.predictions import Predictions
+from featx.evaluation import Evaluation
+from featx.exceptions import UsageError
+from featx.images import DecodePolicy, decode_picture, read_picture
+from featx.plot import Display
+from featx.plot.base import short
+from featx.reporting.sections import Known
+
+FEWEST = 20
+"""With fewer images, probabilities are not drawn."""
+
+SHEET_SIDE, SHEET_ROWS, SHEET_COLUMNS = 160, 6, 6
+
+Sections = Mapping[str, dict[str, Any]]
+
+
+def draw(known: Known, sections: Sections, name: str) -> Display:
+    """Draw a figure of `FIGURES`.
+
+    Raises
+    ------
+    UsageError
+        If there are no data for it; the message says what is needed.
+    """
+    return FIGURES[name](known, sections)
+
+
+def _evaluation(known: Known) -> Evaluation:
+    found: Evaluation = known.evaluation or known.clf.oof_evaluation_
+    return found
+
+
+def _with_images(known: Known) -> Predictions:
+    if known.predictions is None:
+        raise UsageError("this figure needs images: give those of the fit, or new labelled images.")
+    return known.predictions
+
+
+def _judged(known: Known) -> Predictions:
+    """Predictions of labelled images, held-out ones where there are enough."""
+    every = _with_images(known)
+    for found in (every.take(every.parts != "train"), every):
+        judged = found.take((found.truth >= 0) & (found.answers >= 0))
+        if len(judged.images) >= FEWEST:
+            return judged
+    raise UsageError(f"this figure needs at least {FEWEST} labelled images with probabilities.")
+
+
+def _calibration(known: Known, sections: Sections) -> Display:
+    judged = _judged(known)
+    return plot.calibration(judged.truth, judged.proba)
+
+
+def _coverage(known: Known, sections: Sections) -> Display:
+    judged = _judged(known)
+    return plot.coverage(judged.truth, judged.proba)
+
+
+def _roc(known: Known, sections: Sections) -> Display:
+    judged = _judged(known)
+    if len(judged.classes) != 2:
+        raise UsageError("a ROC curve is drawn for two classes.")
+    return plot.roc(judged.truth, judged.proba[:, 1], judged.classes[1])
+
+
+def _balance(known: Known, sections: Sections) -> Display:
+    images = known.clf.model_.images
+    return plot.balance(np.asarray(known.clf.classes_)[images.codes])
+
+
+def _layers(known: Known, sections: Sections) -> Display:
+    chosen = sections["choosing"]
+    if len(chosen["layers"]) < 2:
+        raise UsageError("the record of this fit has scores of fewer than two layers alone.")
+    return plot.layers(chosen["layers"], scoring=chosen["scoring"])
+
+
+def _history(known: Known, sections: Sections) -> Display:
+    chosen = sections["choosing"]
+    if not chosen["history"]["scores"]:
+        raise UsageError("the history of the search is not in a model file; use `featx fit --report`.")
+    return plot.history(**chosen["history"], scoring=chosen["scoring"])
+
+
+def _map(known: Known, sections: Sections) -> Display:
+    points = sections["map"]["points"]
+    if not points:
+        raise UsageError("a map needs at least 10 images: give those of the fit, or others.")
+    labels, wrong = [one["label"] for one in points], [one["wrong"] for one in points]
+    return plot.scatter([(one["x"], -one["y"]) for one in points], labels, wrong=wrong)
+
+
+def _mistakes(known: Known, sections: Sections) -> Display:
+    predictions = _with_images(known)
+    shown = sections["mistakes"]["shown"][: SHEET_ROWS * SHEET_COLUMNS]
+    if not shown:
+        raise UsageError("no image is mistaken, so there is nothing to draw.")
+    cells = []
+    for one in shown:
+        caption = f"{short(one['answer'])} {one['probability']:.0%}\nis {short(one['truth'])}"
+        cells.append((_pixels(predictions, one["index"]), caption))
+    return plot.sheet([cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)])
+
+
+def _neighbours(known: Known, sections: Sections) -> Display:
+    predictions = _with_images(known)
+    features = known.features
+    if features is None or len(features) < 2:
+        raise UsageError("neighbours need at least two images.")
+    wrong = [one["index"] for one in sections["mistakes"]["shown"]]
+    spread = np.linspace(0, len(features) - 1, SHEET_ROWS).astype(int).tolist()
+    chosen = list(dict.fromkeys([*wrong[: SHEET_ROWS // 2], *spread]))[:SHEET_ROWS]
+    found, cosines = nearest(features, np.array(chosen, np.intp), SHEET_COLUMNS - 1)
+    rows = []
+    for image, row, cosine in zip(chosen, found.tolist(), cosines.tolist(), strict=True):
+        cells = [(_pixels(predictions, image), f"{_label(predictions, image)}\nits nearest:")]
+        for other, value in zip(row, cosine, strict=True):
+            cells.append((_pixels(predictions, other), f"{_label(predictions, other)}\n{value:.2f}"))
+        rows.append(cells)
+    return plot.sheet(rows)
+
+
+def _label(predictions: Predictions, index: int) -> str:
+    labels = predictions.images.labels
+    return "" if labels is None else short(labels[index])
+
+
+def _pixels(predictions: Predictions, index: int) -> NDArray[np.uint8]:
+    policy = DecodePolicy(decode="fast", min_side=SHEET_SIDE)
+    image = Image.fromarray(decode_picture(read_picture(predictions.images.sources[index]), policy))
+    image.thumbnail((SHEET_SIDE, SHEET_SIDE))
+    return np.asarray(image)
+
+
+FIGURES: dict[str, Callable[[Known, Sections], Display]] = {
+    "confusion": lambda known, sections: plot.confusion(_evaluation(known)),
+    "classes": lambda known, sections: plot.classes(_evaluation(known)),
+    "calibration": _calibration,
+    "coverage": _coverage,
+    "roc": _roc,
+    "balance": _balance,
+    "layers": _layers,
+    "history": _history,
+    "map": _map,
+    "mistakes": _mistakes,
+    "neighbours": _neighbours,
+}
+"""Each figure by its name: a function of what is known and of the sections of the report."""
+
+ON_PAGE = ("classes", "calibration", "coverage", "roc", "layers", "history")
+"""Figures of the page. The others are there as tables, images or a map."""
