@@ -9,14 +9,18 @@ import shutil
 import stat
 import subprocess
 import sys
+import textwrap
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from test_stores import KEY, fill, ids_of, make_spec, rows_of, segments
 
+from featx import FeatureExtractor
 from featx.exceptions import StoreError, StoreFormatError, StoreWarning
 from featx.extractor.isolation import _entries, _is_abandoned
 from featx.stores.hdf5 import HDF5Store
@@ -157,6 +161,50 @@ def test_a_journals_name_on_something_else_counts_as_absent(
     make(tmp_path / "x.journal")
     assert not _is_abandoned(tmp_path / "x.journal")
     assert _entries(tmp_path / "x.journal") == []
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\x00" * 2000])
+def test_an_old_file_that_is_no_journal_is_named(tmp_path: Path, content: bytes, picture: Any) -> None:
+    (tmp_path / "cache" / "v1" / "decoding").mkdir(parents=True)
+    path = tmp_path / "cache" / "v1" / "decoding" / "x.journal"
+    path.write_bytes(content)
+    extractor = FeatureExtractor("test_resnet", pretrained=False, store=tmp_path / "cache", runtime="torch")
+    extractor.fit_transform([picture(1)])  # another process may be writing it
+    os.utime(path, (1e9, 1e9))
+    with pytest.warns(StoreWarning, match=r"x\.journal: it is no journal"):
+        extractor.fit_transform([picture(2)])
+    assert path.read_bytes() == content
+
+
+def test_an_export_beside_packing_begins_again(tmp_path: Path) -> None:
+    cache = make_cache(tmp_path / "cache", range(200))
+    script = f"""
+        import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
+        from test_stores_hostile import HDF5Store, fill
+        from pathlib import Path
+        number = 1000
+        while not Path({str(tmp_path / "end")!r}).exists():
+            store = HDF5Store(Path({str(cache)!r}))
+            for _ in range(3):
+                fill(store, range(number, number + 50))
+                store.commit()
+                number += 50
+            store.pack()
+            Path({str(tmp_path / "began")!r}).touch()
+    """
+    packer = subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)])
+    try:
+        while not (tmp_path / "began").exists():
+            assert packer.poll() is None
+            time.sleep(0.05)
+        rows = [HDF5Store(cache).export(KEY, tmp_path / f"{number}.npz") for number in range(30)]
+    finally:
+        (tmp_path / "end").touch()
+        packer.wait()
+    assert rows == sorted(rows)
+    for number, n_rows in enumerate(rows):
+        with np.load(tmp_path / f"{number}.npz") as table:
+            assert len(table["id"]) == n_rows
 
 
 # Links that somebody planted in a shared cache

@@ -26,6 +26,7 @@ import sys
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -33,9 +34,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import FeatxError, ImageError
+from featx.exceptions import FeatxError, ImageError, StoreWarning
 from featx.extractor.pipeline import ExtractionSettings, Input
-from featx.files import make_folder, read_plain
+from featx.files import LEFTOVER_S, make_folder, read_plain
 from featx.images import Picture, read_picture
 from featx.stores.base import FeatureStore
 
@@ -148,7 +149,7 @@ class CarefulDecoder:
         suspects: dict[str, str] = self._store.recall(*NOTE) or {}
         if self._folder is None:
             return suspects
-        journals = () if self._folder.is_symlink() else self._folder.glob("*.journal")
+        journals = [] if self._folder.is_symlink() else list(self._folder.glob("*.journal"))
         abandoned = [path for path in journals if _is_abandoned(path)]
         found = {digest: name for path in abandoned for digest, name in _entries(path)}
         if set(found) - set(suspects):
@@ -156,6 +157,8 @@ class CarefulDecoder:
             self._store.remember(*NOTE, suspects)
         for path in abandoned:
             path.unlink(missing_ok=True)
+        for path in set(journals) - set(abandoned):
+            _warn_if_damaged(path)
         return suspects
 
 
@@ -214,30 +217,42 @@ def _entries(path: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _is_abandoned(path: Path) -> bool:
-    """Whether the process that wrote a journal has ended."""
+def _warn_if_damaged(path: Path) -> None:
+    """Name an old file that is no journal; a new one may be written right now."""
+    with contextlib.suppress(OSError):
+        if time.time() - path.lstat().st_mtime > LEFTOVER_S and _owner(path) is None:
+            warnings.warn(
+                StoreWarning(f"{path}: it is no journal of decoding, or damaged; ignored. Delete it."),
+                stacklevel=2,
+            )
+
+
+def _owner(path: Path) -> dict[str, Any] | None:
+    """The process that wrote a journal; None if there is no journal, or a damaged one."""
     try:
         owner = json.loads((read_plain(path, limit=JOURNAL_BYTES) or b"")[:SLOT_BYTES])
-        age = time.time() - path.lstat().st_mtime
-        pid = int(owner["pid"])
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-    ):  # no journal, or a damaged one
+        return {"pid": int(owner["pid"]), "host": owner.get("host"), "born": owner.get("born")}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _is_abandoned(path: Path) -> bool:
+    """Whether the process that wrote a journal has ended."""
+    owner = _owner(path)
+    if owner is None:
         return False
-    if owner.get("host") != socket.gethostname() or os.name == "nt":
-        return age > FOREIGN_S
+    pid = owner["pid"]
+    if owner["host"] != socket.gethostname() or os.name == "nt":
+        with contextlib.suppress(OSError):
+            return time.time() - path.lstat().st_mtime > FOREIGN_S
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return True
     except (OSError, OverflowError):
         return False
-    return bool(owner.get("born") != _birth(pid))
+    return bool(owner["born"] != _birth(pid))
 
 
 def _whoami() -> dict[str, Any]:

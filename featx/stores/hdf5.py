@@ -41,7 +41,7 @@ from featx.stores.layout import (
 from featx.stores.notes import read_note, write_note
 from featx.stores.packing import PACK_BYTES, exclusive_lock, n_small, pack_space
 from featx.stores.segments import BadSegmentError
-from featx.stores.space import KEY_CHARACTERS, StoredSpace, quarantined
+from featx.stores.space import KEY_CHARACTERS, StoredSpace, quarantined, segment_names
 
 COMMIT_ROWS = 1024
 COMMIT_BYTES = 64 << 20
@@ -53,6 +53,9 @@ WRITERS = 4
 
 PACK_SEGMENTS, CLOSE_SEGMENTS = 32, 8
 """A commit packs a space with so many small segments; closing packs it at fewer."""
+
+EXPORT_TRIES = 20
+"""An export begins again if another process packs the space meanwhile."""
 
 NOTES = "notes"
 
@@ -351,33 +354,36 @@ class HDF5Store:
         UsageError
             If there is no such space or format.
         StoreError
-            If a segment is damaged. It is quarantined, and nothing is written.
+            If a segment is damaged (it is quarantined, and nothing is written), or if other processes pack or
+            prune the space all the time.
         StoreWriteError
             If the file cannot be written.
         """
         self.commit()
         full = self._full_key(key)
-        space = self._buffer(full).space
-        space.refresh(force=True)
+        space = StoredSpace(self._root, full)  # its segments do not change while they are exported
         spec = self.keys()[full]
-        table = Table(
-            space.n_distinct(),
-            {str(spec.block): space.row_shape or ()},
-            lambda names: ((ids, [features]) for ids, features in space.distinct()),
-            spec.to_json(),
-        )
-        with write_errors(Path(path)):
-            try:
-                export_table(table, Path(path))
-            except BadSegmentError as error:
-                raise StoreError(f"{error} (it was quarantined); export again for the rest.") from error
-            except FileNotFoundError as error:
-                if Path(path).parent.is_dir():
-                    raise StoreError(
-                        f"{space.folder} was packed or pruned by another process; export again."
-                    ) from error
-                raise
-        return table.n_rows
+        for _ in range(EXPORT_TRIES):
+            names = segment_names(space.folder)
+            space.refresh(force=True)
+            if not set(names) <= {segment.path.name for segment in space.segments}:
+                continue  # another process packed them meanwhile; the packed segment may not be listed yet
+            with write_errors(Path(path)):
+                try:
+                    table = Table(
+                        space.n_distinct(),
+                        {str(spec.block): space.row_shape or ()},
+                        lambda names: ((ids, [features]) for ids, features in space.distinct()),
+                        spec.to_json(),
+                    )
+                    export_table(table, Path(path))
+                    return table.n_rows
+                except BadSegmentError as error:
+                    raise StoreError(f"{error} (it was quarantined); export again for the rest.") from error
+                except FileNotFoundError:  # another process has packed or pruned segments
+                    if not Path(path).parent.is_dir():
+                        raise
+        raise StoreError(f"{space.folder}: other processes pack or prune it; export when they have ended.")
 
     def __enter__(self) -> HDF5Store:
         return self

@@ -38,6 +38,7 @@ from featx.stores.space import (
     read_spec_text,
     rows_of,
     segment_names,
+    warn_of_spec,
 )
 
 FORMAT_FILE = "format.json"
@@ -149,6 +150,7 @@ def spec_text_of(folder: Path) -> str | None:
     text = read_spec_text(folder)
     if text is not None:
         return text
+    warn_of_spec(folder)
     for name in segment_names(folder):
         with contextlib.suppress(BadSegmentError, OSError):
             return open_segment(folder / name)[0].spec

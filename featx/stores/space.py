@@ -367,6 +367,7 @@ class StoredSpace:
         make_folder(self.folder, follow_links=False)
         found = read_spec_text(self.folder)
         if found is None:
+            warn_of_spec(self.folder)
             with contextlib.suppress(IsADirectoryError):  # the segments state the spec, too
                 atomic_write(self.folder / SPEC_FILE, spec.to_json().encode(), follow_links=False)
         elif hashlib.sha256(found.encode()).hexdigest() != self.key:
@@ -408,6 +409,13 @@ def read_spec_text(folder: Path) -> str | None:
     except UnicodeDecodeError:
         return None
     return text if hashlib.sha256(text.encode()).hexdigest().startswith(folder.name) else None
+
+
+def warn_of_spec(folder: Path) -> None:
+    """Name a spec.json that was not read, if there is one."""
+    if os.path.lexists(folder / SPEC_FILE):
+        text = f"{folder / SPEC_FILE}: it is damaged or no file; the spec is taken from a segment."
+        warnings.warn(StoreWarning(text), stacklevel=3)
 
 
 def _names(folder: Path) -> list[str]:
