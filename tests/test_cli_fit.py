@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import re
-import shutil
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from featx import load
 from featx.cli import main
@@ -66,43 +62,6 @@ def test_the_first_line_is_the_score_and_the_representation_comes_last(
     assert places == sorted(places)
     code, out, _ = _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "n.featx", "--no-test")
     assert re.match(r"accuracy [01]\.\d{3} \[.*\] out of fold on the 24 training images", out)
-
-
-def test_classes_that_change_between_fits_are_compared_on_all_of_them(
-    class_folders: Path,
-    tmp_path: Path,
-    picture: Callable[..., Image.Image],
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    model = tmp_path / "m.featx"
-    assert _run(capsys, "fit", class_folders, *FIT, "-o", model)[0] == 0
-    (class_folders / "green").mkdir()
-    for seed in range(12):
-        picture(500 + seed, tint=(-60, 90, -60)).save(class_folders / "green" / f"{seed}.png")
-    shutil.rmtree(class_folders / "red")
-    code, out, err = _run(capsys, "fit", class_folders, *FIT, "-o", model)
-    assert (code, err.count("error")) == (0, 0)
-    assert "test images that neither was fitted on" in out
-    assert "nan" not in out
-    assert load(model).classes_.tolist() == ["blue", "green"]
-
-
-def test_a_comparison_that_fails_is_one_line_and_the_fit_is_done(
-    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    import timm
-    import torch
-
-    model, weights = tmp_path / "m.featx", tmp_path / "own.pth"
-    torch.save(timm.create_model("test_resnet").state_dict(), weights)
-    assert _run(capsys, "fit", class_folders, *TINY, "--checkpoint", weights, *FAST, "-o", model)[0] == 0
-    weights.unlink()  # the replaced model cannot predict any more
-    command = [sys.executable, "-m", "featx", "fit", class_folders, *FIT, "-o", model, "--no-cache"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)  # which has no weights
-    assert done.returncode == 0
-    assert done.stderr.count("no comparison with the replaced model: ") == 1
-    assert done.stdout.startswith("accuracy")
-    assert f"model     {model}" in done.stdout
 
 
 def test_a_list_of_skipped_images_that_cannot_be_written_does_not_fail_the_fit(

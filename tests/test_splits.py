@@ -209,7 +209,7 @@ def test_fewer_images_than_folds_lower_the_folds_and_say_so() -> None:
 
 
 def test_a_class_of_one_image_is_named_with_the_way_out() -> None:
-    with pytest.raises(LabelError, match=r"a single image: 'owl'.*--min-per-class 2"):
+    with pytest.raises(LabelError, match=r"a single image: 'owl'.*leave these classes out"):
         make_folds(["cat"] * 20 + ["owl"])
 
 
