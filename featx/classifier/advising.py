@@ -157,7 +157,7 @@ def _random_baseline(
     # Without the callback: that there are no cached features of these weights is expected.
     extractor = FeatureExtractor(
         card.name, pretrained=False, cut=spec.cut, pool=spec.pool, resize=spec.resize,
-        input_size=spec.input_size, precision=spec.precision,
+        input_size=spec.input_size, precision=spec.precision, pixel_range=spec.pixel_range, bands=spec.bands,
         **{**machine, "checkpoint": None, "callback": None},
     )  # fmt: skip
     sources = [images.sources[row] for row in chosen]
@@ -182,9 +182,12 @@ def _others(
     if not names:
         return ()
     pretrained = not card.source.startswith("random:")
-    extractors = {card.name: FeatureExtractor(card.name, pretrained=pretrained, **machine).fit()}
+    sources = images.sources  # for the range of deep pixels
+    extractors = {card.name: FeatureExtractor(card.name, pretrained=pretrained, **machine).fit(sources)}
     apart = {**machine, "checkpoint": None}
-    extractors |= {name: FeatureExtractor(name, pretrained=pretrained, **apart).fit() for name in names}
+    extractors |= {
+        name: FeatureExtractor(name, pretrained=pretrained, **apart).fit(sources) for name in names
+    }
     return compare_backbones(
         extractors,
         images,

@@ -122,6 +122,7 @@ def tuner_of(
         card = next(card for card in model.cards if is_of(first, card))
         extractor |= {
             "resize": first.resize,
+            "pixel_range": first.pixel_range,
             "backbone": model.backbone_files.get(card.weights, card.name),
         }
     else:

@@ -25,7 +25,7 @@ from featx.finetune.features import (
 )
 from featx.finetune.phases import Phase
 from featx.finetune.stream import StemFunction, StreamedFeatures
-from featx.images import ImageSet, image_digest, load_images
+from featx.images import DecodePolicy, ImageSet, choose_range, image_digest, load_images
 from featx.spec import LAST, FeatureSpec
 from featx.splits import image_groups
 from featx.stores import open_store
@@ -140,6 +140,9 @@ class FineTuneInputs:
         named = None if groups is None else np.asarray(groups)
         ids = np.empty((0, 32), np.uint8)
         if images is not None:
+            if params["pixel_range"] == "auto":
+                policy = DecodePolicy(max_pixels=params["max_pixels"], bands=params["bands"])
+                params["pixel_range"] = choose_range(images.sources, policy)
             ids = as_ids(image_digest(source) for source in images.sources)
             named = image_groups(ids, images.groups if named is None else named)
         return cls(params, store, card, settings, images, ids, given, named)
