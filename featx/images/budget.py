@@ -1,4 +1,4 @@
-"""MemoryBudget: how many bytes the pictures that are being decoded may take together."""
+"""MemoryBudget: how many bytes the images that are being decoded may take together."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections import deque
 from collections.abc import Iterator
 
 DECODE_BYTES = 2 << 30
-"""Limit for the pictures that all threads decode at the same time, working copies included."""
+"""Limit for the images that all threads decode at the same time, working copies included."""
 
 
 class MemoryBudget:
     """Bytes that threads share.
 
-    A thread waits until its picture fits. Threads are served in the order in which they came, so that a
-    large picture is not passed for ever. A picture that is larger than the budget is decoded alone.
+    A thread waits until its image fits. Threads are served in the order in which they came, so that a
+    large image is not passed for ever. An image that is larger than the budget is decoded alone.
 
     Parameters
     ----------

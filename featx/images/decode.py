@@ -1,6 +1,6 @@
-"""Decode a picture's bytes to upright RGB, within a limit of pixels, or say why not.
+"""Decode an image's bytes to upright RGB, within a limit of pixels, or say why not.
 
-The header is read first, by Pillow and without allocating the picture, and the size checked; then the
+The header is read first, by Pillow and without allocating the image, and the size checked; then the
 body is decoded in full (`verify()` passes a truncated JPEG, only decoding finds it): JPEG by the native
 decoder chosen, everything else by Pillow. Pillow's globals stay untouched, so another library in the
 process keeps its own limits. Remarks go to a callback, one constant text per kind, so that the caller
@@ -70,7 +70,7 @@ SMALL_SIDE, EXTREME_RATIO = 32, 20
 
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF", "HEIF", "JXL")
 """What is read, by Pillow's names. HEIF and JXL where a plugin has registered them; never EPS, which runs a
-program, nor formats without a signature, which take any bytes for a picture."""
+program, nor formats without a signature, which take any bytes for an image."""
 
 EXTENSIONS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
@@ -101,7 +101,7 @@ HEIF_BRANDS = tuple(
 def decode_picture(
     picture: Picture, policy: DecodePolicy | None = None, *, warn: Warn | None = None
 ) -> NDArray[np.uint8]:
-    """Decode a picture in full.
+    """Decode an image in full.
 
     Safe to call from several threads; decoding releases the GIL.
 
@@ -112,8 +112,8 @@ def decode_picture(
     policy : DecodePolicy, optional
         The default policy if left out.
     warn : callable, optional
-        Called with each remark about a picture that is accepted nevertheless: a str, the same for all
-        pictures of a kind. Remarks are dropped if left out.
+        Called with each remark about an image that is accepted nevertheless: a str, the same for all
+        images of a kind. Remarks are dropped if left out.
 
     Returns
     -------
@@ -253,7 +253,7 @@ def _open_any(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image
 
 
 def _working_bytes(image: Image.Image, kind: str) -> int:
-    """Bytes that a picture takes while it is decoded and prepared, from its header."""
+    """Bytes that an image takes while it is decoded and prepared, from its header."""
     per_pixel = BYTES_PER_PIXEL.get(image.mode, OTHER_BYTES_PER_PIXEL)
     if is_deep_colour(image):
         per_pixel = OTHER_BYTES_PER_PIXEL
@@ -298,7 +298,7 @@ def open_header(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Ima
         if factory is None or accept is None or accept(prefix) in (False, None):
             continue
         if kind == "WEBP":
-            width, height = _webp_size(data)  # its decoder allocates the picture when it is opened
+            width, height = _webp_size(data)  # its decoder allocates the image when it is opened
             _check_size((width, height), policy)
             with DECODING.take(width * height * OTHER_BYTES_PER_PIXEL):
                 pass  # held until the caller's block ends
@@ -351,7 +351,7 @@ def _check_size(size: tuple[int, int], policy: DecodePolicy) -> None:
     if width * height > policy.max_pixels:
         raise ValueError(
             f"{width:,} x {height:,} pixels are more than max_pixels {policy.max_pixels:,}; "
-            "shrink the picture or raise the limit (--max-pixels)"
+            "shrink the image or raise the limit (--max-pixels)"
         )
 
 

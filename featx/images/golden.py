@@ -1,4 +1,4 @@
-"""Pictures made here, never a user's: what a kept model or an exported graph is tried on."""
+"""Images made here, never a user's: what a kept model or an exported graph is tried on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ GOLDEN_SEED = 20_260
 
 
 def golden_pictures() -> list[NDArray[np.uint8]]:
-    """Seeded synthetic pictures, each (96, 96, 3) uint8: smooth colour fields with noise; never a user's."""
+    """Seeded synthetic images, each (96, 96, 3) uint8: smooth colour fields with noise; never a user's."""
     rng = np.random.default_rng(GOLDEN_SEED)
     across = np.linspace(0, 1, GOLDEN_SIDE)
     pictures = []

@@ -1,4 +1,4 @@
-"""Read a picture once: its bytes (or pixels) and the digest that names its rows.
+"""Read an image once: its bytes (or pixels) and the digest that names its features.
 
 A file is opened without following what is not a file (a pipe would wait for ever), read whole, and
 hashed; what is decoded later is what was hashed, even if the file has vanished or changed since.
@@ -26,7 +26,7 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 """A path, a file's bytes, a PIL image, or an (H, W), (H, W, 3) or (H, W, 4) array of uint8, uint16, bool."""
 
 MAX_FILE_BYTES = 2 << 30
-"""A larger file is no picture that `max_pixels` would let through (16-bit RGBA at 179 megapixels: 1.4 GB)."""
+"""A larger file is no image that `max_pixels` would let through (16-bit RGBA at 179 megapixels: 1.4 GB)."""
 
 READERS = 4
 """Threads that read files ahead: enough for a network disk, too few to disturb."""
@@ -36,7 +36,7 @@ ARRAY_DTYPES = (np.uint8, np.uint16, np.bool_)
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """A picture as it was read.
+    """An image as it was read.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def read_picture(source: ImageSource, *, name: str | None = None) -> Picture:
 
 
 def image_digest(source: ImageSource) -> bytes:
-    """sha256 that names the picture's rows, 32 bytes: of the file's bytes, or of shape, dtype and pixels.
+    """sha256 that names the features of the image, 32 bytes: of the file's bytes, or of shape, dtype and pixels.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def image_digest(source: ImageSource) -> bytes:
 def read_digests(
     sources: Sequence[ImageSource], names: Sequence[str] | None = None
 ) -> tuple[list[bytes | None], dict[int, ImageError]]:
-    """Digests of many pictures, read by a few threads and not decoded.
+    """Digests of many images, read by a few threads and not decoded.
 
     Returns
     -------
@@ -151,11 +151,11 @@ def _read_file(path: str, name: str) -> bytes:
 
 def _refuse_file(status: os.stat_result) -> str:
     if stat.S_ISDIR(status.st_mode):
-        return "a folder, not a picture; give the folder by itself to read what it holds"
+        return "a folder, not an image; give the folder by itself to read what it holds"
     if not stat.S_ISREG(status.st_mode):
         return "not a regular file (a pipe, socket or device)"
     if status.st_size > MAX_FILE_BYTES:
-        return f"{status.st_size:,} bytes; a picture's file may have at most {MAX_FILE_BYTES:,}"
+        return f"{status.st_size:,} bytes; an image's file may have at most {MAX_FILE_BYTES:,}"
     return ""
 
 
@@ -190,7 +190,7 @@ def _checked_array(array: Pixels, name: str) -> Pixels:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or array.size == 0:
         hint = "; channels come last: array.transpose(1, 2, 0)" if _channels_first(array.shape) else ""
         raise ImageError(
-            name, f"an array of shape {array.shape} is no picture; give (H, W), (H, W, 3) or (H, W, 4){hint}"
+            name, f"an array of shape {array.shape} is no image; give (H, W), (H, W, 3) or (H, W, 4){hint}"
         )
     if array.dtype.type not in ARRAY_DTYPES:
         raise ImageError(
