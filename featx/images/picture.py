@@ -93,7 +93,7 @@ def read_picture(source: ImageSource, *, name: str | None = None) -> Picture:
 
 
 def image_digest(source: ImageSource) -> bytes:
-    """sha256 that names the features of the image, 32 bytes: of the file's bytes, or of shape, dtype and pixels.
+    """sha256 that names an image's features, 32 bytes: of the file, or of shape, dtype and pixels.
 
     Raises
     ------
