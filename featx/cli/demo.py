@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     model, cache = folder / "digits.featx", folder / "cache"
     for step in (
         ["doctor"],
-        ["fit", folder / "digits/learn", "-o", model],
+        ["fit", folder / "digits/learn", "-o", model, "--report", folder / "report.html"],
         ["evaluate", model, folder / "digits/score"],
         ["predict", model, folder / "digits/new", "-o", folder / "predictions.csv"],
     ):
@@ -77,6 +77,7 @@ def _print_next_steps(console: Console, folder: Path) -> None:
     for name, what in (
         ("digits/", "the images"),
         ("digits.featx", "the model"),
+        ("report.html", "how good the model is, every mistake, and the findings on the data"),
         ("predictions.csv", "label, probability and next labels of each new image"),
         ("cache/", "the features; a second run reads them from here"),
     ):
@@ -84,3 +85,4 @@ def _print_next_steps(console: Console, folder: Path) -> None:
     console.text("\nnext, with your own images in one folder per class:")
     console.text("  featx fit photos/ -o photos.featx")
     console.text("  featx predict photos.featx new-photos/ -o predictions.csv")
+    console.text(f"\nopen {folder}/report.html in a browser")
