@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from imbalance import TITLE
 from machine import describe
 
 from featx import ImageClassifier
@@ -57,7 +58,9 @@ def main() -> None:
     page = render(rows)
     print(page)
     if not chosen:
-        (ROOT / "docs" / "results.md").write_text(page, encoding="utf-8")
+        path = ROOT / "docs" / "results.md"
+        imbalanced = path.read_text(encoding="utf-8").partition(TITLE)[1:]
+        path.write_text(page + ("\n" + "".join(imbalanced) if imbalanced[0] else ""), encoding="utf-8")
 
 
 def measure(job: Job, cache: str) -> list[str]:

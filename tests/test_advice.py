@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from scipy.special import softmax
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
@@ -41,13 +40,7 @@ from featx.selection.choice import Candidate, Choice, choose
 from featx.selection.halving import plan_halving, survivors
 from featx.selection.imbalance import (
     IMBALANCED_FROM,
-    Adjustment,
-    fit_adjustment,
     imbalance_ratio,
-    logit_offsets,
-    metric_for,
-    shift_scores,
-    threshold_offsets,
     views_for_minority,
 )
 from featx.splits import stratified_sample
@@ -258,97 +251,12 @@ def test_a_choice_survives_json() -> None:
 # Rare classes --------------------------------------------------------------------------------------------
 
 
-def imbalanced(n: int = 2000, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Logits and truth of three classes, 90 : 8 : 2, of a model that is calibrated for these shares."""
-    rng = np.random.default_rng(seed)
-    share = np.array([0.9, 0.08, 0.02])
-    y = rng.choice(3, n, p=share)
-    evidence = rng.normal(size=(n, 3)) + 2.0 * np.eye(3)[y]
-    return 2.0 * evidence + np.log(share), y  # the exact log posterior, up to a constant of each row
-
-
-def test_the_ratio_decides_what_counts() -> None:
+def test_the_ratio_of_the_largest_to_the_smallest_class() -> None:
     assert imbalance_ratio(["a"] * 6 + ["b"] * 2) == 3.0 == IMBALANCED_FROM
-    assert metric_for(["a"] * 6 + ["b"] * 2) == "balanced_accuracy"
-    assert metric_for(["a"] * 5 + ["b"] * 2) == "accuracy"
 
 
 def test_minorities_get_more_views() -> None:
     assert views_for_minority(["a"] * 90 + ["b"] * 30 + ["c"] * 2, most=8) == {"a": 0, "b": 2, "c": 8}
-
-
-def test_logit_adjustment_makes_equal_shares_of_unequal_ones() -> None:
-    y = np.repeat([0, 1], [75, 25])
-    offsets = logit_offsets(y, 2)
-    assert offsets[1] - offsets[0] == pytest.approx(np.log(3))
-    assert softmax(np.log([0.75, 0.25]) + offsets) == pytest.approx([0.5, 0.5])
-
-
-def test_adjusted_decisions_serve_rare_classes() -> None:
-    logits, y = imbalanced()
-    found = fit_adjustment(logits, y, 3)
-    assert found.kind != "none"
-    assert found.score > found.score_before + 0.1
-    fresh, truth = imbalanced(seed=1)
-    recall = [(found.proba(fresh).argmax(1) == truth)[truth == c].mean() for c in range(3)]
-    plain = [(fresh.argmax(1) == truth)[truth == c].mean() for c in range(3)]
-    assert np.mean(recall) > np.mean(plain) + 0.1
-
-
-def test_adjusted_probabilities_are_calibrated_for_equal_classes() -> None:
-    logits, y = imbalanced(20_000)
-    proba = fit_adjustment(logits, y, 3).proba(logits)
-    weight = 1 / np.bincount(y)[y]
-    confidence, right = proba.max(axis=1), proba.argmax(axis=1) == y
-    sure = confidence > 0.8
-    assert np.average(right[sure], weights=weight[sure]) == pytest.approx(
-        np.average(confidence[sure], weights=weight[sure]), abs=0.04
-    )
-
-
-def test_balanced_classes_are_left_alone() -> None:
-    rng = np.random.default_rng(0)
-    y = rng.integers(0, 3, 600)
-    logits = rng.normal(size=(600, 3)) + 2 * np.eye(3)[y]
-    found = fit_adjustment(logits, y, 3)
-    assert found.kind == "none"
-    assert found.offsets == (0, 0, 0)
-    assert (found.proba(logits).argmax(1) == logits.argmax(1)).all()
-
-
-def test_two_classes_get_one_threshold() -> None:
-    rng = np.random.default_rng(0)
-    y = (rng.random(3000) < 0.05).astype(int)
-    decision = 2 * (2 * y - 1) + rng.normal(size=3000) * 1.5 - 2.5  # all but a few below zero
-    found = fit_adjustment(decision, y, 2)
-    answer = found.proba(decision).argmax(axis=1)
-    assert (answer == (found.scores(decision) > 0)).all()
-    recall = [(answer == y)[y == c].mean() for c in (0, 1)]
-    assert min(recall) > 0.85
-    assert (decision > 0)[y == 1].mean() < 0.7
-
-
-def test_the_threshold_of_a_worked_example() -> None:
-    # Between -1 and -0.5 a cut tells all apart.
-    offsets = threshold_offsets([-3.0, -2.0, -1.0, -0.5, 1.0], [0, 0, 0, 1, 1], 2)
-    assert shift_scores([-0.75], offsets) == pytest.approx([0.0])
-
-
-def test_thresholds_of_more_classes_raise_the_rare_one() -> None:
-    logits, y = imbalanced(600)
-    offsets = threshold_offsets(logits, y, 3)
-    assert offsets[2] - offsets[0] > 1
-
-
-def test_an_adjustment_survives_json() -> None:
-    logits, y = imbalanced(600)
-    found = fit_adjustment(logits, y, 3)
-    assert Adjustment.from_dict(json.loads(json.dumps(found.to_dict()))) == found
-
-
-def test_an_unknown_metric_is_named() -> None:
-    with pytest.raises(UsageError, match="'kappa' is not known"):
-        fit_adjustment([0.0, 1.0], [0, 1], 2, metric="kappa")
 
 
 # What to do ----------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from featx.selection.tuning import TunedHead, tune, tune_again
 
 SETTINGS: dict[str, Any] = {
     "heads": ["ridge"], "n_trials": 0, "timeout": None, "cv": 3, "n_repeats": "auto", "scoring": "auto",
-    "class_weight": "auto", "storage": None, "study_name": None, "n_jobs": 1, "random_state": 0,
+    "class_weight": None, "storage": None, "study_name": None, "n_jobs": 1, "random_state": 0,
 }  # fmt: skip
 
 
@@ -70,19 +70,23 @@ def test_a_single_representation_gives_no_choice() -> None:
     assert tuned(FeatureBlocks({"last:avg:crop": noisy(y, 8, signal=3)}, 60), y).choice is None
 
 
-def test_imbalance_changes_the_metric_and_the_options() -> None:
+def test_a_decision_for_rare_classes_is_tried_where_it_may_be_wanted() -> None:
     y = (np.arange(400) % 10 == 0).astype(int)
-    rare = tuned(FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y)
-    assert rare.scoring == "balanced_accuracy"
-    assert {one.name for one in rare.tried} >= {"class weights: balanced", "class weights: sqrt"}
-    assert any(one.kept for one in rare.tried)
-    answers = rare.oof_proba.argmax(axis=1)
-    recall = [(answers[y == c] == c).mean() for c in (0, 1)]
-    assert np.mean(recall) > 0.7  # otherwise the rare class is almost never predicted
-    plain = tuned(FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400), y, scoring="accuracy")
+    blocks = FeatureBlocks({"last:avg:crop": noisy(y, 6, signal=1.6)}, 400)
+    rare, plain = tuned(blocks, y), tuned(blocks, y, scoring="accuracy")
+    assert rare.scoring == "accuracy"
+    assert [one.name.partition(",")[0] for one in rare.tried] == ["decision for rare classes"]
+    assert rare.tried[0].kept
+    recall = [
+        [(own.decision.shares(own.oof_proba).argmax(axis=1) == y)[y == c].mean() for c in (0, 1)]
+        for own in (rare, plain)
+    ]
+    assert np.mean(recall[0]) > np.mean(recall[1]) + 0.05
+    np.testing.assert_allclose(rare.oof_proba, plain.oof_proba)
     assert plain.tried == ()
+    assert plain.decision.is_argmax
     even = np.arange(400) % 2
-    assert tuned(FeatureBlocks({"last:avg:crop": noisy(even, 6, signal=2)}, 400), even).scoring == "accuracy"
+    assert tuned(FeatureBlocks({"last:avg:crop": noisy(even, 6, signal=2)}, 400), even).tried == ()
 
 
 @pytest.mark.parametrize(
@@ -102,7 +106,6 @@ def test_features_picked_over_blocks_are_used_again() -> None:
     assert first.params["representation"] == "relevant:1024"
     again = tune_again(
         blocks.only(first.blocks), y, groups=np.arange(120), settings=SETTINGS, params=first.params,
-        adjusted=False,
     )  # fmt: skip
     assert again.representation.picked == 1024
     np.testing.assert_allclose(again.oof_proba, first.oof_proba, atol=1e-6)
@@ -114,13 +117,14 @@ def test_the_same_configuration_on_the_same_features_gives_the_same_classifier()
     first = tuned(blocks, y)
     again = tune_again(
         blocks.only(first.blocks), y, groups=np.arange(300), settings=SETTINGS,
-        params=first.params, adjusted=first.adjustment is not None,
+        params=first.params,
     )  # fmt: skip
     assert again.score == pytest.approx(first.score)
     np.testing.assert_allclose(again.oof_proba, first.oof_proba, atol=1e-6)
+    assert again.decision == first.decision
 
 
-def test_an_imbalanced_model_is_saved_with_its_adjustment(
+def test_an_imbalanced_model_is_saved_with_what_was_tried(
     picture: Callable[..., Image.Image], tmp_path: Any
 ) -> None:
     rng = np.random.default_rng(0)
@@ -133,13 +137,14 @@ def test_an_imbalanced_model_is_saved_with_its_adjustment(
         "test_resnet", pretrained=False, runtime="torch", cut=["layer1", "last"], pool="avg", resize="crop",
         heads=["lda", "nearest_mean"], n_trials=1, cv=3, n_jobs=1, random_state=0,
     ).fit(pictures, rare)  # fmt: skip
-    assert clf.scoring_ == "balanced_accuracy"
+    assert clf.scoring_ == "accuracy"
     assert clf.choice_ is not None
     assert clf.tried_
     loaded = featx.load(clf.save(tmp_path / "m.featx"))
     assert loaded.tried_ == clf.tried_
-    assert loaded.adjustment_ == clf.adjustment_
+    assert loaded.decision_ == clf.decision_
+    assert loaded.operating_points_ == clf.operating_points_
     assert loaded.choice_ == clf.choice_
     rows = clf.extract(pictures).blocks
     np.testing.assert_allclose(loaded.proba_of_features(rows), clf.proba_of_features(rows), atol=1e-6)
-    assert (clf.proba_of_features(rows).argmax(1) == (clf.decision_function(pictures) > 0)).mean() > 0.98
+    assert (clf.predict(pictures) == (clf.decision_function(pictures) > 0)).all()

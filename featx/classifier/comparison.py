@@ -115,7 +115,8 @@ def compare_fits(
     test = images.select(np.array(chosen))
     local = {**machine, "allow_download": False}  # the old model may come from someone else
     after, before = (
-        model.proba(model.extract(test.sources, local, names=test.names).blocks) for model in (new, old)
+        model.decision.shares(model.proba(model.extract(test.sources, local, names=test.names).blocks))
+        for model in (new, old)
     )
     classes = [*new.classes.tolist(), *(c for c in old.classes.tolist() if c not in new.classes.tolist())]
     after, before = widened(after, new.classes, classes), widened(before, old.classes, classes)

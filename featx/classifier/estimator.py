@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -36,7 +36,7 @@ from featx.classifier.parts import FittedParts
 from featx.classifier.settings import machine_of, restore_params, saved_params, settings_of
 from featx.classifier.tables import ResultTables
 from featx.evaluation import Evaluation
-from featx.exceptions import FeatxWarning, UsageError
+from featx.exceptions import FeatxError, FeatxWarning, ModelFileError, UsageError
 from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan
 from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
@@ -71,12 +71,16 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
     cv : int, default 5
         Folds; at most the size of the smallest class.
     scoring : str or callable, default "auto"
-        Any scikit-learn scorer. "auto" is balanced accuracy where the largest class has three times the
-        images of the smallest, or more, and accuracy otherwise.
-    class_weight : None, "auto", "balanced", "sqrt", "search" or dict, default "auto"
-        "auto" tries, where classes are imbalanced as above and `scoring` weighs classes equally, balanced
-        weights, their square root, logit adjustment and thresholds for the selected head, and keeps what
-        helps out of fold (see `tried_`); probabilities are then calibrated for classes of equal weight.
+        Any scikit-learn scorer. "auto" is accuracy; the decision is then allowed to favour rare classes.
+    class_weight : None, "balanced", "sqrt", "search" or dict, default None
+        Weights of the classes in training. The decision then has these weights, too.
+    decide : {"auto", "argmax", "balanced"} or dict, default "auto"
+        How labels follow from probabilities: the most probable class ("argmax"), as if all classes were
+        equally frequent ("balanced"), or by the cost of missing each class (``{"rare": 5}``; others cost 1).
+        "auto" favours rare classes where the largest class has three times the images of the smallest, or
+        more, and `scoring` is "auto" or counts classes equally. How much is found out of fold, and it is done
+        only if macro-F1 gains more than chance and more than accuracy loses (see `tried_`). Setting another
+        value needs no other fit. Probabilities do not depend on it.
     fine_tune : {"auto", True, False}, default False
         Whether the network's upper layers are trained on the training part after the search, and kept if
         they are better than the tuned head (in minutes to hours). "auto": if a gain can be significant.
@@ -122,7 +126,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         One entry for each configuration of the search. Absent in a loaded model.
     training_ : TrainingSet
         The training images. Absent in a loaded or unpickled model.
-    classes_, best_estimator_, best_blocks_, specs_, cards_, card_, calibration_, adjustment_, ...
+    classes_, best_estimator_, best_blocks_, specs_, cards_, card_, calibration_, decision_, ...
         Parts of `model_`.
     best_params_, best_score_, scoring_, choice_, tried_, oof_proba_, evaluation_, skipped_, ...
         Parts of `record_`. `evaluation_` is None after `fit`, which has no test part.
@@ -151,7 +155,8 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         timeout: float | None = None,
         cv: Any = 5,
         scoring: str | Callable[..., float] = AUTO,
-        class_weight: str | Mapping[Any, float] | None = AUTO,
+        class_weight: str | Mapping[Any, float] | None = None,
+        decide: str | Mapping[Any, float] = AUTO,
         fine_tune: bool | str = False,
         backbone_budget: float = 600.0,
         max_bad: float = 0.05,
@@ -176,6 +181,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         self.cv = cv
         self.scoring = scoring
         self.class_weight = class_weight
+        self.decide = decide
         self.fine_tune = fine_tune
         self.backbone_budget = backbone_budget
         self.max_bad = max_bad
@@ -263,25 +269,40 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         self._fitted = fit_images(images, split, settings_of(self))
         return self
 
-    def predict(self, X: Images) -> NDArray[Any]:
-        """Most probable label of each image, shape (n_images,); the argmax of `predict_proba`.
+    def predict(self, X: Images, *, decide: str | Mapping[Any, float] | None = None) -> NDArray[Any]:
+        """Label of each image, shape (n_images,): the decision for `predict_proba`.
+
+        Parameters
+        ----------
+        X : Images
+            As for `fit`.
+        decide : {"auto", "argmax", "balanced"} or dict, optional
+            Another decision than that of the parameter `decide`.
 
         Raises
         ------
         ImageError
             If an image cannot be read; ``extract(on_error="skip")`` and `proba_of_features` set it aside.
         """
-        proba = self.predict_proba(X)
-        return np.asarray(self.classes_[proba.argmax(1)])
+        model = self._deciding(decide)
+        return model.labels(self.predict_proba(X))
 
     def predict_proba(self, X: Images) -> NDArray[np.float64]:
-        """Calibrated probabilities, shape (n_images, n_classes), in the order of `classes_`."""
+        """Probabilities, shape (n_images, n_classes), in the order of `classes_`.
+
+        They are calibrated to the frequencies of the training images, whatever the decision is.
+        """
         return self.proba_of_features(self.extract(X).blocks)
 
     def decision_function(self, X: Images) -> NDArray[np.float64]:
-        """Calibrated decision scores, shape (n_images,) for two classes, else (n_images, n_classes)."""
-        features = self.extract(X).blocks
-        return cast(NDArray[np.float64], self.model_.scores(features))
+        """Decision scores, shape (n_images,) for two classes, else (n_images, n_classes); `predict` follows
+        them.
+
+        They are log probabilities, up to a constant for each image, plus the logarithms of the decision's
+        weights.
+        """
+        model = self._deciding()
+        return model.scores(self.extract(X).blocks)
 
     def score(self, X: Images, y: ArrayLike | None = None, sample_weight: ArrayLike | None = None) -> float:
         """Accuracy on labelled images.
@@ -317,10 +338,10 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         min_confidence : float, optional
             Also report coverage and accuracy when less probable answers are withheld.
         """
-        check_is_fitted(self)
+        model = self._deciding()
         images = as_images(X, y, groups=groups)
         extract = partial(self.extract, images, on_error="skip")
-        return evaluate_images(self._fitted.model, images, extract, self.max_bad, min_confidence)[0]
+        return evaluate_images(model, images, extract, self.max_bad, min_confidence)[0]
 
     def extract(self, X: Images, *, on_error: str = "raise") -> Extraction:
         """Features that predictions are made from, for new images.
@@ -387,7 +408,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
                 FeatxWarning,
                 stacklevel=2,
             )
-        return save_model(self.model_, self.record_, params, machine_of(self), path)
+        return save_model(self._fitted.model, self.record_, params, machine_of(self), path)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_fitted")
@@ -453,4 +474,8 @@ def load(
     )
     clf.set_params(store=store, extractor__checkpoint=checkpoint, extractor__allow_download=allow_download)
     clf._fitted = Fitted(loaded.model, loaded.record, expected=loaded.expected)
+    try:
+        clf._deciding()  # the decision of a forged file may not fit its classes
+    except FeatxError as error:
+        raise ModelFileError(f"{os.fspath(path)}: {error}") from None
     return clf

@@ -75,9 +75,7 @@ def fine_tune(
             check_labels(images.labels),
             groups=images.groups,
             sample_weight=images.weights,
-            probe=LinearProbe(
-                model.head, features.stack(model.blocks), model.calibration, adjustment=model.adjustment
-            ),
+            probe=LinearProbe(model.head, features.stack(model.blocks), model.calibration),
         )
     except LabelError as error:  # the result of the search remains
         reason = f"the images cannot be divided into parts for training, stopping and comparison ({error})"

@@ -30,7 +30,7 @@ from featx.classifier.inputs import (
 from featx.classifier.model import FittedImages, ImageModel
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings
-from featx.evaluation import Evaluation
+from featx.evaluation import Evaluation, make_decision
 from featx.extractor import Extraction, Plan, Progress
 from featx.features import FeatureBlocks
 from featx.heads import check_heads
@@ -102,6 +102,8 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     check_heads(settings.search["heads"])
     if settings.search["scoring"] != AUTO:
         check_scoring(settings.search["scoring"], np.unique(labels_of(images)))
+    if settings.decide != AUTO:  # an unknown class is named before the work
+        make_decision(settings.decide, *np.unique(labels_of(images), return_counts=True))
     with _timed(seconds, "group"):
         images = with_auto_groups(images, settings)
     held_out = np.zeros(len(images), bool)
@@ -143,22 +145,25 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         _fitted_images(images, names, found, data, tuned.classes),
         networks.backbone_files,
     )
-    record = FitRecord.of(tuned, data.y, data.groups)
+    record = FitRecord.of(tuned, data.y, data.groups, model.deciding(settings.decide).decision)
     training = TrainingSet(
         data.train, found.ids[~data.is_test], networks.specs_, networks.cards_, networks.backbone_files
     )
     with _timed(seconds, "fine-tune"):
         network, report = fine_tune(model, record, training, features, settings)
     model = replace(model, network=network)
-    evaluation = None
+    deciding, evaluation, measured = model.deciding(settings.decide), None, (tuned.oof_proba, data.y)
     if split is not None:
         settings.report(Progress(0, len(data.test), stage="evaluate"))
         with _timed(seconds, "evaluate"):
-            evaluation = model.evaluate(_test_features(model, found, data, settings), data.test)
+            features = _test_features(model, found, data, settings)
+            evaluation = deciding.evaluate(features, data.test)
+            measured = (model.proba(features), labels_of(data.test))
         settings.report(Progress(len(data.test), len(data.test), stage="evaluate"))
     record = replace(
         record,
         evaluation=evaluation,
+        operating_points=deciding.operating_points(*measured),
         backbones=comparison,
         fine_tuning=report,
         skipped=data.skipped,

@@ -154,7 +154,7 @@ def grow(
         If the old model has no test part, or no new image is left.
     """
     check_is_fitted(clf)
-    model, settings = clf.model_, settings_of(clf)
+    model, settings = clf._fitted.model, settings_of(clf)
     _refuse(model, images)
     images = as_classes(images, model.classes)
     store = settings.machine["store"]
@@ -180,17 +180,23 @@ def grow(
     )
     grown_model = ImageModel.of(tuned, specs, model.cards, grown_images, model.backbone_files)
     test = np.flatnonzero(data.is_test)
-    after, before = (
+    deciding = grown_model.deciding(settings.decide)
+    proba, proba_before = (
         one.proba(one.augmentation.averaged_blocks(blocks.take(test), one.blocks))
         for one in (grown_model, model)
     )
+    after = deciding.decision.shares(proba)
+    before = model.deciding(settings.decide).decision.shares(proba_before)
     before = widened(before, model.classes, grown_model.classes.tolist())
     test_groups = _take(_names(data.groups), data.is_test)
-    evaluation = evaluate(data.labels[test], after, grown_model.classes, groups=test_groups)
+    evaluation = evaluate(
+        data.labels[test], proba, grown_model.classes, groups=test_groups, decision=deciding.decision
+    )
     units = image_groups(data.ids[~data.is_test], _take(_names(data.groups), ~data.is_test))
     record = dataclasses.replace(
-        FitRecord.of(tuned, data.labels[~data.is_test], units),
+        FitRecord.of(tuned, data.labels[~data.is_test], units, deciding.decision),
         evaluation=evaluation,
+        operating_points=deciding.operating_points(proba, data.labels[test]),
         skipped=(*images.skipped, *found.skipped),
         remarks=found.remarks,
         n_computed=computed + found.computed,
@@ -373,7 +379,7 @@ def _refit(
         return tune(plain, labels, groups=units, settings=search)
     return tune_again(
         blocks.only(model.blocks), labels, groups=units, settings=search, params=record.params,
-        adjusted=model.adjustment is not None, views=model.augmentation.split(blocks, model.blocks),
+        views=model.augmentation.split(blocks, model.blocks),
         augmentation=model.augmentation,
     )  # fmt: skip
 

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones import BackboneCard
-from featx.evaluation import Calibration, Evaluation, evaluate
+from featx.evaluation import (
+    ARGMAX,
+    BALANCED,
+    Calibration,
+    Decision,
+    Evaluation,
+    OperatingPoint,
+    class_indices,
+    evaluate,
+    make_decision,
+)
 from featx.extractor import Extraction
 from featx.features import FeatureBlocks
 from featx.finetune import FineTunedNetwork
 from featx.heads import decision_scores
 from featx.images import ImageSet, ImageSource
 from featx.selection.augmentation import Augmentation
-from featx.selection.imbalance import Adjustment
+from featx.selection.imbalance import AUTO, IMBALANCED_FROM
 from featx.selection.networks import Networks, gather
 from featx.selection.tuning import TunedHead
 from featx.spec import FeatureSpec
@@ -103,9 +113,12 @@ class ImageModel:
     head : sklearn.pipeline.Pipeline
         Scaler and classifier, from features to decision scores.
     calibration : Calibration
-        From (adjusted) decision scores to probabilities.
-    adjustment : Adjustment or None
-        What is added to decision scores in favour of rare classes.
+        From decision scores to probabilities of classes that are weighted by `class_weights`.
+    class_weights : tuple of float
+        Weights of the classes in training. `proba` divides by them, so that its probabilities are those of
+        the training frequencies.
+    decision : Decision
+        How a label follows from the probabilities.
     augmentation : Augmentation
         Augmentation that the features of an image go through.
     network : FineTunedNetwork or None
@@ -122,7 +135,8 @@ class ImageModel:
     cards: tuple[BackboneCard, ...]
     head: Any
     calibration: Calibration
-    adjustment: Adjustment | None
+    class_weights: tuple[float, ...]
+    decision: Decision
     augmentation: Augmentation
     images: FittedImages
     network: FineTunedNetwork | None = None
@@ -155,7 +169,8 @@ class ImageModel:
             cards=cards,
             head=tuned.pipeline,
             calibration=tuned.calibration,
-            adjustment=tuned.adjustment,
+            class_weights=tuned.class_weights,
+            decision=tuned.decision,
             augmentation=tuned.augmentation,
             images=images,
             backbone_files=backbone_files,
@@ -218,18 +233,65 @@ class ImageModel:
         found = networks.extract(sources, names=names, on_error=on_error, store=store)
         return self.augmentation.averaged(found, self.blocks)
 
-    def head_scores(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        """Decision scores of the head before calibration, from its blocks side by side."""
-        scores = decision_scores(self.head, features)
-        return scores if self.adjustment is None else self.adjustment.scores(scores)
+    def deciding(self, decide: str | Mapping[Any, float]) -> ImageModel:
+        """The same model with another decision; ``"auto"`` is the decision that was found in training.
+
+        Parameters
+        ----------
+        decide : {'auto', 'argmax', 'balanced'} or mapping of class to float
+            As for `ImageClassifier`.
+
+        Raises
+        ------
+        UsageError
+            If it is none of these.
+        LabelError
+            If it names a class that the model does not know.
+        """
+        if isinstance(decide, str) and decide == AUTO:
+            return self
+        return replace(self, decision=make_decision(decide, self.classes, self._counts))
+
+    def operating_points(
+        self, proba: NDArray[np.float64], labels: NDArray[Any]
+    ) -> tuple[OperatingPoint, ...]:
+        """What the most probable class, the decision in use and a balanced one score; empty for balanced
+        classes.
+
+        Parameters
+        ----------
+        proba : array of shape (n, n_classes)
+            Probabilities; rows of NaN do not count.
+        labels : array of shape (n,)
+            True labels.
+        """
+        if self.decision.is_argmax and self._counts.max() < IMBALANCED_FROM * self._counts.min():
+            return ()
+        known = np.isfinite(proba).all(axis=1)
+        y = class_indices(np.asarray(labels)[known], self.classes.tolist())
+        others = [make_decision(decide, self.classes, self._counts) for decide in (ARGMAX, BALANCED)]
+        decisions = {own.weights: own for own in (others[0], self.decision, others[1])}
+        return tuple(
+            OperatingPoint.of(own, y, proba[known], used=own.weights == self.decision.weights)
+            for own in decisions.values()
+        )
 
     def scores(self, features: FeatureBlocks) -> NDArray[np.float64]:
-        """Calibrated decision scores: shape (n,) for two classes, else (n, n_classes)."""
-        return self._calibration.scores(self._decisions(features))
+        """Decision scores, shape (n,) for two classes, else (n, n_classes): log probabilities, up to a
+        constant for each image, plus the logarithms of the weights of the decision.
+        """
+        logits = self._calibration.scores(self._decisions(features))
+        return self.decision.shift(self._trained.shift(logits))
 
     def proba(self, features: FeatureBlocks) -> NDArray[np.float64]:
-        """Calibrated probabilities, shape (n, n_classes), from features that `extract` returned."""
-        return self._calibration.proba(self._decisions(features))
+        """Probabilities calibrated to the training frequencies, shape (n, n_classes), from features that
+        `extract` returned. They do not depend on the decision.
+        """
+        return self._trained.shares(self._calibration.proba(self._decisions(features)))
+
+    def labels(self, proba: NDArray[np.float64]) -> NDArray[Any]:
+        """Labels that the decision gives for probabilities, shape (n,)."""
+        return np.asarray(self.classes[self.decision.shares(proba).argmax(axis=1)])
 
     def evaluate(
         self, features: FeatureBlocks, images: ImageSet, *, min_confidence: float | None = None
@@ -241,13 +303,26 @@ class ImageModel:
             self.proba(features),
             self.classes,
             groups=images.groups,
+            decision=self.decision,
             abstain_below=min_confidence,
         )
+
+    @property
+    def _counts(self) -> NDArray[np.intp]:
+        """Training images of each class."""
+        return np.bincount(self.images.codes[~self.images.is_test], minlength=len(self.classes))
+
+    @property
+    def _trained(self) -> Decision:
+        """From classes weighted as in training to the training frequencies."""
+        return Decision("", tuple(1 / weight for weight in self.class_weights))
 
     @property
     def _calibration(self) -> Calibration:
         return self.calibration if self.network is None else self.network.calibration
 
     def _decisions(self, features: FeatureBlocks) -> NDArray[np.float64]:
-        score = self.head_scores if self.network is None else self.network.logits_of_features
+        score = (
+            partial(decision_scores, self.head) if self.network is None else self.network.logits_of_features
+        )
         return np.concatenate([score(part) for _, part in features.chunks(self.used_blocks)])

@@ -27,7 +27,7 @@ from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import parse_policy
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel
 from featx.classifier.record import FitRecord
-from featx.evaluation import Calibration
+from featx.evaluation import Calibration, Decision
 from featx.exceptions import DriftWarning, FeatxError, FeatxWarning, ModelFileError, UsageError
 from featx.extractor import Extraction
 from featx.files import (
@@ -39,12 +39,12 @@ from featx.files import (
     write_archive,
 )
 from featx.finetune import FineTunedNetwork
+from featx.heads import decision_scores
 from featx.images import GOLDEN_PICTURES, golden_pictures
 from featx.modelfile import dump_arrays, dump_head, load_arrays, load_head, read_classes
 from featx.records import from_plain, to_plain
 from featx.representation import BlockName
 from featx.selection.augmentation import KINDS, Augmentation
-from featx.selection.imbalance import Adjustment
 from featx.selection.networks import is_of
 from featx.spec import FeatureSpec
 from featx.stores.base import DIGEST_BYTES
@@ -254,7 +254,8 @@ def _describe(model: ImageModel) -> dict[str, Any]:
             "values": classes.tolist(),
         },
         "calibration": to_plain(model.calibration),
-        "adjustment": to_plain(model.adjustment),
+        "class_weights": list(model.class_weights),
+        "decision": to_plain(model.decision),
         "augmentation": to_plain(model.augmentation),
     }
 
@@ -271,7 +272,8 @@ def _restore(
         cards=from_plain(tuple[BackboneCard, ...], plain["cards"], "cards"),
         head=head,
         calibration=from_plain(Calibration, plain["calibration"], "calibration"),
-        adjustment=from_plain(Adjustment | None, plain["adjustment"], "adjustment"),
+        class_weights=from_plain(tuple[float, ...], plain["class_weights"], "class_weights"),
+        decision=from_plain(Decision, plain["decision"], "decision"),
         augmentation=from_plain(Augmentation, plain["augmentation"], "augmentation"),
         images=_fitted_images(split, len(classes)),
     )
@@ -298,8 +300,9 @@ def _fitted_images(split: Mapping[str, NDArray[Any]], n_classes: int) -> FittedI
 
 def _check_fit(model: ImageModel, split: Mapping[str, NDArray[Any]]) -> None:
     """Refuse values and sizes that fit neither the networks nor the head, before they are used."""
-    if model.adjustment is not None and len(model.adjustment.offsets) != len(model.classes):
-        raise ValueError(f"{len(model.adjustment.offsets)} offsets for {len(model.classes)} classes")
+    for weights in (model.class_weights, model.decision.weights):
+        if len(weights) != len(model.classes) or not min(weights) > 0:
+            raise ValueError(f"{len(weights)} weights, above {min(weights, default=0)}, for the classes")
     if set(model.blocks) != set(model.specs):
         raise ValueError("the blocks are not those of the specs")
     for own in model.cards:
@@ -378,4 +381,4 @@ def _warn_of_version(record: FitRecord, where: str) -> None:
 
 
 def _head_proba(model: ImageModel, features: NDArray[Any]) -> NDArray[np.float64]:
-    return model.calibration.proba(model.head_scores(features))
+    return model.calibration.proba(decision_scores(model.head, features))

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from operator import attrgetter
 from typing import Any
 
 from sklearn.utils.validation import check_is_fitted
 
 from featx.classifier.fitting import Fitted
+from featx.classifier.model import ImageModel
+from featx.exceptions import FeatxError
 
 ONLY_AFTER_FIT = ("training", "study", "cv_results")
 """Parts that are absent where the classifier was loaded or grown."""
@@ -29,9 +32,17 @@ def _part(path: str, doc: str) -> Any:
 class FittedParts:
     """Properties of a fitted classifier; looking at one computes nothing."""
 
+    decide: str | Mapping[Any, float]
     _fitted: Fitted
 
-    model_ = _part("model", "The fitted model.")
+    @property
+    def model_(self) -> ImageModel:
+        """The fitted model, with the decision that `decide` describes."""
+        try:
+            return self._deciding()
+        except FeatxError as error:  # hasattr and dir expect this error of an attribute
+            raise AttributeError(str(error)) from error
+
     record_ = _part("record", "How it came about.")
     training_ = _part("training", "The training images, for advice.")
     study_ = _part("study", "All trials.")
@@ -43,7 +54,10 @@ class FittedParts:
     cards_ = _part("model.cards", "The networks that they come from.")
     card_ = _part("model.card", "The first of these networks.")
     calibration_ = _part("model.calibration", "From decision scores to probabilities.")
-    adjustment_ = _part("model.adjustment", "What favours rare classes, or None.")
+    decision_ = property(lambda self: self.model_.decision, doc="How labels follow from probabilities.")
+    operating_points_ = _part(
+        "record.operating_points", "Scores of other decisions, if classes are imbalanced."
+    )
     augmentation_ = _part("model.augmentation", "The augmentation that was kept.")
     network_ = _part("model.network", "The fine-tuned network, or None.")
     assignment_ = _part("model.assignment", "Part of each image, by its hex digest.")
@@ -60,3 +74,8 @@ class FittedParts:
     skipped_ = _part("record.skipped", "Images that were set aside.")
     remarks_ = _part("record.remarks", "Remarks of the extraction.")
     n_computed_ = _part("record.n_computed", "Images that went through the network.")
+
+    def _deciding(self, decide: str | Mapping[Any, float] | None = None) -> ImageModel:
+        """The fitted model with a decision, by default that of the parameter `decide`."""
+        check_is_fitted(self)
+        return self._fitted.model.deciding(self.decide if decide is None else decide)

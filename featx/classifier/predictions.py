@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.classifier.model import ImageModel
+from featx.evaluation import Decision
 from featx.extractor import Extraction
 from featx.images import ImageSet
 
@@ -34,6 +35,8 @@ class Predictions:
         Probabilities: out-of-fold for training images; NaN where they are not known.
     found : Extraction
         The features.
+    decision : Decision
+        How answers follow from probabilities.
     """
 
     images: ImageSet
@@ -42,6 +45,7 @@ class Predictions:
     classes: NDArray[Any]
     proba: NDArray[np.float64]
     found: Extraction
+    decision: Decision
 
     @classmethod
     def of(
@@ -60,7 +64,7 @@ class Predictions:
         trained = parts == "train"
         if oof_proba is not None:
             proba[trained] = oof_proba if trained.sum() == len(oof_proba) else np.nan
-        return cls(kept, found.ids, parts, model.classes, proba, found)
+        return cls(kept, found.ids, parts, model.classes, proba, found, model.decision)
 
     @property
     def truth(self) -> NDArray[np.intp]:
@@ -74,7 +78,8 @@ class Predictions:
     def answers(self) -> NDArray[np.intp]:
         """Columns of the answers, shape (n,); -1 where there is no probability."""
         known = ~np.isnan(self.proba).any(axis=1)
-        return np.where(known, np.nan_to_num(self.proba).argmax(axis=1), -1)
+        shares = self.decision.shares(np.where(known[:, None], self.proba, 1.0))
+        return np.where(known, shares.argmax(axis=1), -1)
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
@@ -91,11 +96,15 @@ class Predictions:
             self.classes,
             self.proba[index],
             self.found,
+            self.decision,
         )
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict of `COLUMNS` for each image."""
-        order = np.argsort(-np.nan_to_num(self.proba), axis=1, kind="stable")[:, :2]
+        others = np.nan_to_num(self.proba)
+        answers = self.answers
+        others[np.arange(len(others)), answers] = np.inf  # the answer, then the most probable other class
+        order = np.argsort(-others, axis=1, kind="stable")[:, :2]
         rows = []
         labels = [None] * len(self.images) if self.images.labels is None else self.images.labels.tolist()
         for name, part, label, proba, two in zip(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluation import Evaluation, class_indices, evaluate
+from featx.evaluation import Decision, Evaluation, OperatingPoint, class_indices, evaluate
 from featx.evaluation.conformal import conformal_thresholds
 from featx.finetune import Verdict
 from featx.images import Skipped
@@ -96,6 +96,8 @@ class FitRecord(Record):
         Out-of-fold estimate on the training images.
     evaluation : Evaluation or None
         Score on the held-out test part, if there is one.
+    operating_points : tuple of OperatingPoint
+        If classes are imbalanced: what other decisions score on the test part, or out of fold without one.
     choice : Choice or None
         The selected representation against its rivals. None if there was a single representation.
     tried : tuple of Tried
@@ -131,6 +133,7 @@ class FitRecord(Record):
     scoring: str
     oof_evaluation: Evaluation
     evaluation: Evaluation | None = None
+    operating_points: tuple[OperatingPoint, ...] = ()
     choice: Choice | None = None
     tried: tuple[Tried, ...] = ()
     backbones: BackboneComparison | None = None
@@ -147,13 +150,15 @@ class FitRecord(Record):
     oof_proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), metadata=APART)
 
     @classmethod
-    def of(cls, tuned: TunedHead, y: NDArray[Any], groups: NDArray[np.intp]) -> FitRecord:
-        """Return the record of what was tuned, on training labels `y` in `groups`."""
+    def of(cls, tuned: TunedHead, y: NDArray[Any], groups: NDArray[np.intp], decision: Decision) -> FitRecord:
+        """Return the record of what was tuned, on training labels `y` in `groups`, with the decision to
+        use.
+        """
         return cls(
             params=tuned.params,
             score=tuned.score,
             scoring=tuned.scoring if isinstance(tuned.scoring, str) else tuned.scoring.__name__,
-            oof_evaluation=evaluate(y, tuned.oof_proba, tuned.classes, groups=groups),
+            oof_evaluation=evaluate(y, tuned.oof_proba, tuned.classes, groups=groups, decision=decision),
             choice=tuned.choice,
             tried=tuned.tried,
             trials=best_trials(tuned.cv_results),

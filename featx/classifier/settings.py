@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 
 from featx.backbones import is_model_file
 from featx.backbones.views import name_policy
+from featx.evaluation import check_decide
 from featx.exceptions import UsageError
 from featx.extractor import FeatureExtractor, Progress
 from featx.finetune import FineTuner, Phase
@@ -77,7 +78,9 @@ class FitSettings:
     machine : dict
         The others, with the store opened.
     search : dict
-        Parameters of `HeadSearchCV`; scoring, class_weight and n_repeats may be ``"auto"``.
+        Parameters of `HeadSearchCV`; scoring and n_repeats may be ``"auto"``.
+    decide : str or mapping
+        How labels follow from probabilities.
     fine_tune : {"auto", True, False}
         Whether to fine-tune.
     fine_tuner : dict
@@ -104,6 +107,7 @@ class FitSettings:
     recipe: Mapping[str, Any]
     machine: Mapping[str, Any]
     search: Mapping[str, Any]
+    decide: str | Mapping[Any, float]
     fine_tune: bool | str
     fine_tuner: Mapping[str, Any]
     views: int
@@ -143,6 +147,7 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
         _refuse_shared(nested, params[nested])
     if not any(params["fine_tune"] is one or params["fine_tune"] == one == AUTO for one in FINE_TUNE):
         raise UsageError(f"fine_tune {params['fine_tune']!r} is not known; choose 'auto', True or False.")
+    check_decide(params["decide"], AUTO)
     names = backbone_names(params["backbone"])
     extractor = nested_params("extractor", params)
     machine = {name: extractor.pop(name) for name in MACHINE_PARAMS} | {"callback": callback_of(params)}
@@ -156,6 +161,7 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
         recipe={**recipe, "view": 0, "view_policy": "none", "backbone": params["backbone"]},
         machine={**machine, "store": open_store(params["store"])},
         search=search,
+        decide=params["decide"],
         fine_tune=params["fine_tune"],
         fine_tuner=_given(params["fine_tuner"]),
         views=views,

@@ -45,7 +45,8 @@ class ResultTables:
         if images is None:
             raise UsageError("the images of the fit are not known: this classifier was loaded. Give images.")
         found = self.extract(images, on_error="skip")  # type: ignore[attr-defined]
-        return Predictions.of(self._fitted.model, images, found, self._fitted.record.oof_proba)
+        model = self.model_  # type: ignore[attr-defined]
+        return Predictions.of(model, images, found, self._fitted.record.oof_proba)
 
     def _predictions_of_the_fit(self, name: str) -> Predictions:
         check_is_fitted(self)

@@ -20,6 +20,9 @@ MODEL_ENDINGS = (".featx",)
 FIGURE_ENDINGS = (".png",)
 """Endings of figures."""
 
+DECISIONS = ("auto", "argmax", "balanced")
+"""Decisions that have a name."""
+
 EXTRACTOR_OPTIONS = (
     "input_size", "checkpoint", "allow_download", "runtime", "precision", "dtype", "batch_size", "decode",
     "background", "pixel_range", "bands", "max_pixels", "isolate",
@@ -296,16 +299,49 @@ def add_min_confidence(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--min-confidence", type=fraction, metavar="P", help=text)
 
 
+def add_decide(parser: argparse._ActionsContainer, default: str | None, text: str) -> None:
+    """Add ``--decide``."""
+    parser.add_argument(
+        "--decide",
+        type=_decide,
+        default=default,
+        metavar="auto|argmax|balanced|CLASS=COST,...",
+        help="how a label follows from probabilities: the most probable class (argmax), as if classes were "
+        f"equally frequent (balanced), or by the cost of missing a class; others cost 1 ({text})",
+    )
+
+
+def decision(decide: str | dict[str, float], classes: Sequence[Any]) -> Any:
+    """Return the parameter ``decide``: costs by the classes themselves, not by their text.
+
+    Parameters
+    ----------
+    decide : str or dict
+        As parsed.
+    classes : sequence
+        Labels.
+    """
+    if isinstance(decide, str):
+        return decide
+    of_text = {str(label): label for label in classes}
+    return {of_text.get(name, name): cost for name, cost in decide.items()}
+
+
 def load_classifier(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
     """Load the `ImageClassifier` that the options of `add_model` describe."""
     from featx.classifier import load
 
-    return load(
+    clf = load(
         args.model,
         store=store_of(args),
         checkpoint=args.checkpoint,
         allow_download=bool(args.allow_download),
-    ).set_params(
+    )
+    if vars(args).get("decide") is not None:
+        decide = decision(args.decide, clf.classes_.tolist())
+        clf.model_.deciding(decide)  # an unknown class is named before the work
+        clf.set_params(decide=decide)
+    return clf.set_params(
         device=args.device,
         extractor__runtime=args.runtime,
         extractor__batch_size=args.batch_size,
@@ -500,6 +536,24 @@ def _size(text: str) -> int | tuple[int, int]:
     if len(sides) > 2:
         raise argparse.ArgumentTypeError(f"{text!r}: write one side (224) or height and width (224x320)")
     return sides[0] if len(sides) == 1 else (sides[0], sides[1])
+
+
+def _decide(text: str) -> str | dict[str, float]:
+    """Read a decision: a word, or costs such as ``melanoma=5,other=2``."""
+    if "=" not in text:
+        if text not in DECISIONS:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is not known; write {', '.join(DECISIONS)}, or costs such as melanoma=5"
+            )
+        return text
+    costs = {}
+    for part in re.split(r"(?<=[\d.]),", text):  # a comma after a number: names may have commas
+        name, _, cost = part.rpartition("=")
+        try:
+            costs[name.strip()] = float(cost)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{part!r}: write CLASS=COST, such as melanoma=5") from None
+    return costs
 
 
 def _auto_or_int(text: str) -> int | str:

@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="CSV file to write: truth, answer and runner-up of each image"
     )
+    arguments.add_decide(parser, None, "default: as the model was fitted")
     arguments.add_min_confidence(parser, "report coverage and accuracy above this probability")
 
 

@@ -56,8 +56,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--scoring",
         default="auto",
         metavar="NAME",
-        help="scikit-learn scorer to maximise (default auto: balanced accuracy if classes are imbalanced by "
-        "3:1 or more, else accuracy)",
+        help="scikit-learn scorer to maximise (default auto: accuracy)",
+    )
+    arguments.add_decide(
+        group, "auto", "default auto: rare classes are favoured if it gains macro-F1 and costs less accuracy"
     )
     group.add_argument(
         "--positive",
@@ -66,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--class-weight",
-        choices=["auto", "balanced", "sqrt", "search", "none"],
-        default="auto",
-        help="weight classes by their size (default auto: if classes are imbalanced and it helps)",
+        choices=["balanced", "sqrt", "search", "none"],
+        default="none",
+        help="weight classes by their size in training (default none)",
     )
     group.add_argument(
         "--min-per-class",
@@ -208,6 +210,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
         timeout=args.timeout,
         cv=args.cv,
         scoring=args.scoring if args.positive is None else f"{args.scoring}:{args.positive}",
+        decide=arguments.decision(args.decide, [] if images.labels is None else images.labels.tolist()),
         class_weight=None if args.class_weight == "none" else args.class_weight,
         fine_tune=args.fine_tune if args.fine_tune == "auto" else args.fine_tune == "yes",
         backbone_budget=args.backbone_budget,
@@ -243,6 +246,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         part = f"the held-out test part, {clf.evaluation_.n} images"
         render.evaluation(console, clf.evaluation_, title=part)
+    render.operating_points(console, clf)
     if before is not None:
         _compare(console, before, clf, images)
     render.fine_tuning(console, clf)
@@ -280,7 +284,8 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
     from featx.cli import render
 
     with render.aside(console, "comparison with the replaced model"):
-        render.refit(console, compare_fits(before, clf.model_, images, machine_of(clf)))
+        old = before.deciding(clf.decide)
+        render.refit(console, compare_fits(old, clf.model_, images, machine_of(clf)))
 
 
 def _fixed(args: argparse.Namespace, console: Console, images: Any) -> Any:

@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K",
         help="number of most probable labels to list (default 3)",
     )
+    arguments.add_decide(parser, None, "default: as the model was fitted")
     arguments.add_min_confidence(parser, "leave the label empty below this probability")
     parser.add_argument(
         "--coverage",
@@ -54,12 +55,14 @@ def run(args: argparse.Namespace, console: Console) -> int:
     for remark in images.remarks:
         console.log(remark)
     found = clf.extract(images, on_error="raise" if args.strict else "skip")
-    proba = clf.proba_of_features(found.blocks)
+    model = clf.model_
+    proba = model.proba(found.blocks)
+    answers = model.decision.shares(proba).argmax(axis=1)
     names = [images.names[index] for index in found.kept]
     order = np.argsort(-proba, axis=1, kind="stable")[:, : min(args.top_k, proba.shape[1])]
     predictions = [
-        _prediction(name, p, best, clf.classes_, args.min_confidence)
-        for name, p, best in zip(names, proba, order, strict=True)
+        _prediction(name, p, answer, best, model.classes, args.min_confidence)
+        for name, p, answer, best in zip(names, proba, answers, order, strict=True)
     ]
     if args.coverage is not None:
         for prediction, labels in zip(predictions, clf.sets_of(proba, args.coverage), strict=True):
@@ -81,15 +84,16 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
 
 def _prediction(
-    name: str, proba: Any, best: Any, classes: Any, min_confidence: float | None
+    name: str, proba: Any, answer: Any, best: Any, classes: Any, min_confidence: float | None
 ) -> dict[str, Any]:
-    top = [{"label": classes[index].item(), "probability": float(proba[index])} for index in best]
-    sure = min_confidence is None or top[0]["probability"] >= min_confidence
+    """Label, its probability, and the most probable labels, of which it may not be the first."""
+    probability = float(proba[answer])
+    sure = min_confidence is None or probability >= min_confidence
     return {
         "path": name,
-        "label": top[0]["label"] if sure else None,
-        "probability": top[0]["probability"],
-        "top": top,
+        "label": classes[answer].item() if sure else None,
+        "probability": probability,
+        "top": [{"label": classes[index].item(), "probability": float(proba[index])} for index in best],
     }
 
 

@@ -207,6 +207,28 @@ def no_test(console: Console, clf: Any) -> None:
     console.data(evaluation=None, out_of_fold=found.to_dict())
 
 
+def operating_points(console: Console, clf: Any) -> None:
+    """Print what other decisions score with the same probabilities, if classes are imbalanced."""
+    points = clf.operating_points_
+    console.data(operating_points=[point.to_dict() for point in points], decision=clf.decision_.to_dict())
+    if not points:
+        return
+    console.text()
+    where = " out of fold" if clf.evaluation_ is None else ""
+    console.text(f"decisions (--decide){where}, from the same probabilities")
+    console.table(
+        ["", "accuracy", "balanced accuracy", "macro F1"],
+        [
+            [
+                f"{escape_name(point.name)}{' (used)' if point.used else ''}",
+                *(f"{value:.3f}" for value in (point.accuracy, point.balanced_accuracy, point.macro_f1)),
+            ]
+            for point in points
+        ],
+        right=(1, 2, 3),
+    )
+
+
 def saved(console: Console, path: Path, seconds: float) -> None:
     """Print path and size of the model, and the time."""
     size = path.stat().st_size

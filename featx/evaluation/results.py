@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.stats import binomtest
 
 from featx.evaluation.bootstrap import clip_share, interval, resamples, unit_indices
+from featx.evaluation.decision import Decision
 from featx.evaluation.metrics import (
     CONFIDENCE,
     METRICS,
@@ -113,6 +114,7 @@ def evaluate(
     classes: Sequence[Any] | NDArray[Any],
     *,
     groups: ArrayLike | None = None,
+    decision: Decision | None = None,
     n_boot: int = 1000,
     random_state: int | None = 0,
     abstain_below: float | None = None,
@@ -129,12 +131,15 @@ def evaluate(
         Labels of the columns.
     groups : array of shape (n,), optional
         Images of one group are resampled together (cluster bootstrap).
+    decision : Decision, optional
+        How labels follow from the probabilities; by default the most probable class is predicted. Metrics of
+        probabilities do not depend on it.
     n_boot : int
         Number of resamples.
     random_state : int or None
         Seed of the resampling.
     abstain_below : float, optional
-        Also report coverage and accuracy without the predictions of lower top probability.
+        Also report coverage and accuracy without the predictions of lower probability.
 
     Returns
     -------
@@ -158,28 +163,32 @@ def evaluate(
     proba = _checked_proba(y_proba, len(y), len(labels))
     units = unit_indices(groups, len(y))
     n_units = int(units.max()) + 1
-    answered = proba.max(axis=1) >= (abstain_below or 0.0)
+    decided = proba if decision is None else decision.shares(proba)
+    predicted = decided.argmax(axis=1)
+    answered = proba[np.arange(len(y)), predicted] >= (abstain_below or 0.0)
+    of = {name: proba if metric.of_probabilities else decided for name, metric in METRICS.items()}
 
     draws: dict[str, list[Floats]] = {name: [] for name in (*METRICS, "answered")}
     for weight in resamples(units, n_boot, random_state):
         for name, function in METRICS.items():
-            draws[name].append(function(y, proba, weight))
+            draws[name].append(function(y, of[name], weight))
         if abstain_below is not None and answered.any():
-            draws["answered"].append(accuracy(y[answered], proba[answered], weight[:, answered]))
+            draws["answered"].append(accuracy(y[answered], decided[answered], weight[:, answered]))
 
     metrics = {}
     for name, function in METRICS.items():
-        metrics[name] = interval(float(function(y, proba)), np.concatenate(draws[name]), n_units, floor=0.0)
+        value = float(function(y, of[name]))
+        metrics[name] = interval(value, np.concatenate(draws[name]), n_units, floor=0.0)
     smallest = np.bincount(np.unique(np.column_stack([y, units]), axis=0)[:, 0])
     evenly = int(smallest[smallest > 0].min() * (smallest > 0).sum())  # a macro metric depends on the rarest
     for name, entry in METRICS.items():
         if entry.is_share:
             metrics[name] = clip_share(metrics[name], evenly if entry.equal_classes else n_units)
     confusion = np.zeros((len(labels), len(labels)), np.int64)
-    np.add.at(confusion, (y, proba.argmax(axis=1)), 1)
+    np.add.at(confusion, (y, predicted), 1)
     accuracy_answered = None
     if abstain_below is not None and answered.any():
-        value = float(accuracy(y[answered], proba[answered]))
+        value = float(accuracy(y[answered], decided[answered]))
         n_answered = len(np.unique(units[answered]))
         raw = interval(value, np.concatenate(draws["answered"]), n_answered, floor=0.0)
         accuracy_answered = clip_share(raw, n_answered)

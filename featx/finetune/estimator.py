@@ -65,7 +65,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     view_policy : str, default 'light'
         Augmentation of stored views or of streamed images; ``"none"`` for none.
     class_weight : None, 'balanced', 'sqrt' or dict, default None
-        As in scikit-learn; ``sqrt`` is the square root of ``balanced``.
+        As in scikit-learn; ``sqrt`` is the square root of ``balanced``. Probabilities are those of classes
+        with these weights.
     validation : float, default 0.15
         Share of the training images on which the best epoch is chosen and the network is calibrated.
     verdict : float, default 0.2
@@ -385,7 +386,11 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         calibration = Calibration("identity")
         if len(stops):
             scores = [job.logits(one, part.validation) for one, part in zip(trained, parts, strict=True)]
-            calibration = fit_calibration(np.concatenate(scores), job.y[stops], len(self.classes_))
+            truth = job.y[stops]
+            weight = None if job.class_weights is None else job.class_weights[truth]
+            calibration = fit_calibration(
+                np.concatenate(scores), truth, len(self.classes_), sample_weight=weight
+            )
         final = trained[0]
         if self.refit and len(stops) and (self.verdict_ is None or self.verdict_.kept):
             epochs = np.median([one.run.best_epochs for one in trained], axis=0).round().astype(int)

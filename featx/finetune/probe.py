@@ -45,14 +45,11 @@ class LinearProbe:
         Features of all images, as the estimator takes them.
     calibration : Calibration
         From its decision scores to probabilities.
-    adjustment : optional
-        Correction for rare classes: its ``scores`` maps decision scores before the calibration.
     """
 
     estimator: Any
     features: Rows
     calibration: Calibration = Calibration("identity")  # noqa: RUF009  (frozen)
-    adjustment: Any = None
 
     def fit(self, y: NDArray[np.intp], index: Index, weights: ArrayLike | None = None) -> FittedProbe:
         """Fit a copy on some of the images; `y` and `weights` are those of all images."""
@@ -62,7 +59,7 @@ class LinearProbe:
             name = f"{estimator.steps[-1][0]}__sample_weight"
         options = {} if weights is None else {name: np.asarray(weights)[index]}
         estimator.fit(self.features[index], y[index], **options)
-        return FittedProbe(estimator, self.calibration, self.adjustment)
+        return FittedProbe(estimator, self.calibration)
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,6 @@ class FittedProbe:
 
     estimator: Any
     calibration: Calibration
-    adjustment: Any = None
 
     def scores(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Calibrated logits, shape (n,) for two classes, else (n, C)."""
@@ -82,10 +78,6 @@ class FittedProbe:
         return np.asarray(self.calibration.proba(self._decisions(features)), np.float64)
 
     def _decisions(self, features: NDArray[Any]) -> NDArray[np.float64]:
-        decisions = self._plain_decisions(features)
-        return decisions if self.adjustment is None else np.asarray(self.adjustment.scores(decisions))
-
-    def _plain_decisions(self, features: NDArray[Any]) -> NDArray[np.float64]:
         if isinstance(self.estimator, Pipeline) and "head" in self.estimator.named_steps:
             return decision_scores(self.estimator, features)
         if hasattr(self.estimator, "decision_function"):

@@ -149,7 +149,7 @@ def _known(clf: ImageClassifier, data: Images | None, labels: Sequence[Any] | No
     new = predictions.take((predictions.parts == "new") & (predictions.truth >= 0))
     if len(new.images):
         assert new.images.labels is not None
-        evaluation = evaluate(new.images.labels, new.proba, new.classes)
+        evaluation = evaluate(new.images.labels, new.proba, new.classes, decision=new.decision)
     findings = audit(audit_data(predictions, facts, features), IN_REPORT)
     findings = tuple(sorted(findings, key=lambda finding: RANK.index(finding.severity)))
     return Known(clf, predictions, evaluation, facts, features, findings)

@@ -2,8 +2,8 @@
 
 The search compares representations and heads by one score each, and the best of many scores is partly luck.
 So its winner is compared image by image with other representations, and a cheaper one that is as good is
-used. Class weights, augmentation and thresholds are then tried for the winner alone, on the same folds, and
-kept only if they help there. This module sees features only, no images.
+used. Augmentation is then tried for the winner alone, on the same folds, and kept only if it helps there; so
+is a decision for rare classes. This module sees features only, no images.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import check_random_state
 
-from featx.evaluation import METRICS, Calibration, has_equal_classes
+from featx.evaluation import METRICS, Calibration, Decision, has_equal_classes
 from featx.exceptions import SearchWarning
 from featx.features import FeatureBlocks
 from featx.heads import HEADS
@@ -36,11 +36,9 @@ from featx.search.scoring import distances, standard_error
 from featx.search.space import Params
 from featx.selection.augmentation import PLAIN, Augmentation, augment, kinds_to_try
 from featx.selection.choice import Candidate, Choice, choose
-from featx.selection.imbalance import IMBALANCED_FROM, Adjustment, fit_adjustment, imbalance_ratio, metric_for
-from featx.solvers import CLASS_WEIGHTS
+from featx.selection.imbalance import AUTO, IMBALANCED_FROM, fit_decision, imbalance_ratio
+from featx.solvers import class_weights
 from featx.splits import fold_repeats
-
-AUTO = "auto"
 
 SAME_METRICS = {"f1_macro": "macro_f1"}
 """scikit-learn's names of metrics that have another name in featx."""
@@ -129,9 +127,13 @@ class TunedHead:
     classes : array of shape (n_classes,)
         Labels.
     calibration : Calibration
-        Maps (adjusted) decision values to probabilities.
+        Maps decision values to probabilities of classes that are weighted by `class_weights`.
+    class_weights : tuple of float
+        Weights of the classes.
     oof_proba : array of shape (n, n_classes)
-        Out-of-fold probabilities of the images.
+        Out-of-fold probabilities of the images, calibrated to the training frequencies.
+    decision : Decision
+        How labels follow from probabilities.
     scoring : str or callable
         The objective.
     cv_results : dict of arrays
@@ -140,8 +142,6 @@ class TunedHead:
         All trials.
     choice : Choice or None
         Comparison of the winner with other representations; None if there was a single one.
-    adjustment : Adjustment or None
-        Offsets of the decision values; None if none were tried or none helped.
     tried : tuple of Tried
         Options that were tried.
     augmentation : Augmentation
@@ -155,12 +155,13 @@ class TunedHead:
     pipeline: Any = field(repr=False)
     classes: NDArray[Any]
     calibration: Calibration
+    class_weights: tuple[float, ...]
     oof_proba: NDArray[np.float64] = field(repr=False)
+    decision: Decision
     scoring: str | Callable[..., float]
     cv_results: Mapping[str, Any] = field(repr=False)
     study: Any = field(repr=False)
     choice: Choice | None = None
-    adjustment: Adjustment | None = None
     tried: tuple[Tried, ...] = ()
     augmentation: Augmentation = PLAIN
 
@@ -219,7 +220,7 @@ def tune(
     weight : array of shape (n,), optional
         Sample weights.
     settings : mapping
-        Parameters of `HeadSearchCV`; `scoring`, `class_weight` and `n_repeats` may be ``"auto"``.
+        Parameters of `HeadSearchCV`; `scoring` and `n_repeats` may be ``"auto"``.
     views : Views, optional
         Views that may be used.
     callback : callable, optional
@@ -232,18 +233,12 @@ def tune(
     results = run(plan)
     record = {"cv_results": table(results), "study": results.study}
     selected, choice = choose_representation(results, data)
-    found = _by_score(results)
     del results  # it keeps the matrices of all folds in memory
     seconds = time.monotonic() - start
     best = _Fitted(plan, selected, selected.params)
     tried: list[Tried] = []
-    is_weighed = settings["class_weight"] == AUTO and imbalance_ratio(y) >= IMBALANCED_FROM
-    is_weighed = is_weighed and has_equal_classes(plain.scoring)
-    if is_weighed:
-        best = _try_class_weights(best, found, data, plain, tried)
     best, augmentation = _try_augmentation(best, data, plain, views or Views(), seconds, tried)
-    adjustment = _try_adjustment(best.selected, data, plain, tried) if is_weighed else None
-    return _tuned(best, data, plain, record, tried, augmentation, adjustment, choice)
+    return _tuned(best, data, plain, settings["scoring"], record, tried, augmentation, choice)
 
 
 def tune_again(
@@ -253,7 +248,6 @@ def tune_again(
     groups: NDArray[Any],
     settings: Mapping[str, Any],
     params: Params,
-    adjusted: bool,
     views: Sequence[FeatureBlocks] = (),
     augmentation: Augmentation = PLAIN,
 ) -> TunedHead:
@@ -265,8 +259,6 @@ def tune_again(
         As for `tune`; the blocks are those that the configuration uses.
     params : dict
         The configuration.
-    adjusted : bool
-        Whether decision values were adjusted. The adjustment is then fitted again, and kept if it helps.
     views : sequence of FeatureBlocks
         Features of each view, if the augmentation uses views.
     augmentation : Augmentation
@@ -280,20 +272,16 @@ def tune_again(
     results = _evaluate([params], representation, rows, plain)
     record = {"cv_results": table(results), "study": results.study}
     best = _Fitted(results.plan, select(results, winner(results)), params)
-    tried: list[Tried] = []
-    adjustment = _try_adjustment(best.selected, data, plain, tried) if adjusted else None
-    return _tuned(best, data, plain, record, tried, augmentation, adjustment)
+    return _tuned(best, data, plain, settings["scoring"], record, [], augmentation)
 
 
 def resolve(settings: Mapping[str, Any], y: NDArray[Any]) -> SearchSettings:
     """Return the settings of the search with every ``"auto"`` replaced by its value, and with a seed."""
     plain = {**settings, "one_se": False}  # `choose_representation` compares image by image instead
     if plain["scoring"] == AUTO:
-        plain["scoring"] = metric_for(y)
+        plain["scoring"] = "accuracy"
     elif isinstance(plain["scoring"], str):
         plain["scoring"] = SAME_METRICS.get(plain["scoring"], plain["scoring"])
-    if plain["class_weight"] == AUTO:
-        plain["class_weight"] = None
     if plain["n_repeats"] == AUTO:
         plain["n_repeats"] = fold_repeats(len(y))
     if not isinstance(plain["random_state"], int | np.integer):  # every evaluation uses the same folds
@@ -372,10 +360,6 @@ def _evaluate(
     **changes
         Settings that differ from those of the search.
     """
-    fixed = {"representation"}
-    if settings.class_weight != "search" and "class_weight" in configs[0]:  # it is not part of the space
-        fixed.add("class_weight")
-        changes = {"class_weight": configs[0]["class_weight"], **changes}
     if representation.picked is not None:  # over the blocks that are left
         representation = Representation.read(str(representation), data.blocks)
     plan = data.plan(
@@ -383,7 +367,9 @@ def _evaluate(
             settings,
             heads=[configs[0]["head"]],
             n_trials=0,
-            grid=[{name: value for name, value in own.items() if name not in fixed} for own in configs],
+            grid=[
+                {name: value for name, value in own.items() if name != "representation"} for own in configs
+            ],
             storage=None,
             study_name=None,
             representations=[representation],
@@ -394,35 +380,6 @@ def _evaluate(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SearchWarning)  # the search has given the same warnings
         return run(plan)
-
-
-def _try_class_weights(
-    best: _Fitted, found: Sequence[Result], data: _Data, settings: SearchSettings, tried: list[Tried]
-) -> _Fitted:
-    """Try weighted classes, with the best head of the same representation that can use weights."""
-    representation = best.selected.configuration.representation
-    config = next(
-        (
-            result.params
-            for result in found
-            if result.configuration.head.takes_weights
-            and result.configuration.representation == representation
-        ),
-        None,
-    )
-    if config is None:
-        return best
-    points = [config, *_grid_points(config)]
-    for name in CLASS_WEIGHTS:
-        start = time.monotonic()
-        results = _evaluate(points, representation, data, settings, class_weight=name)
-        selected = select(results, winner(results))
-        kept = helps(best.selected, selected)
-        tried.append(_tried(f"class weights: {name}", best.selected, selected, kept, start))
-        if kept:
-            params = {**best.params, **selected.params, "class_weight": name}
-            best = _Fitted(results.plan, selected, _of_its_head(params))
-    return best
 
 
 def _try_augmentation(
@@ -462,60 +419,72 @@ def _try_augmentation(
     return best, kept
 
 
-def _try_adjustment(
-    selected: Selected, data: _Data, settings: SearchSettings, tried: list[Tried]
-) -> Adjustment | None:
-    """Try logit adjustment and thresholds; keep them if they help on scores that they were not fitted on."""
+def _decide(
+    proba: NDArray[np.float64],
+    weights: tuple[float, ...],
+    data: _Data,
+    scoring: str | Callable[..., float],
+    tried: list[Tried],
+) -> Decision:
+    """Return the decision: that of the class weights, one for rare classes, or the most probable class.
+
+    A decision for rare classes is tried where a metric of equal classes was requested, or none and the
+    classes are imbalanced.
+    """
+    if len(set(weights)) > 1:
+        return Decision("class weights", weights)
     start = time.monotonic()
-    n = len(data.y)
-    classes, codes = np.unique(data.y, return_inverse=True)
-    decision = selected.oof_decision[:n]
-    scored = np.isfinite(decision.reshape(n, -1)).all(axis=1)
-    found = fit_adjustment(
-        decision[scored],
-        codes[scored],
-        len(classes),
-        metric=str(settings.scoring),
-        sample_weight=None if data.weight is None else data.weight[scored],
+    wanted = has_equal_classes(scoring) if scoring != AUTO else imbalance_ratio(data.y) >= IMBALANCED_FROM
+    if not wanted:
+        return Decision.argmax(len(weights))
+    scored = np.isfinite(proba).all(axis=1)
+    codes = np.unique(data.y, return_inverse=True)[1][scored]
+    found = fit_decision(
+        proba[scored], codes, groups=data.groups[scored], scoring=None if scoring == AUTO else str(scoring)
     )
-    kept = found.kind != "none"
-    gain = found.score - found.score_before
-    name = {"logit": "logit adjustment", "threshold": "thresholds"}.get(found.kind, "logit or thresholds")
-    tried.append(Tried(name, found.score, gain, None, kept, time.monotonic() - start))
-    return found if kept else None
+    metric = "balanced accuracy" if scoring == "balanced_accuracy" else "macro F1"
+    name = f"decision for rare classes, {metric} (accuracy {100 * found.accuracy:+.1f})"
+    seconds = time.monotonic() - start
+    tried.append(Tried(name, found.value, found.gain, found.error, found.kept, seconds))
+    return found.decision
 
 
 def _tuned(
     best: _Fitted,
     data: _Data,
     settings: SearchSettings,
+    scoring: str | Callable[..., float],
     record: Mapping[str, Any],
-    tried: Sequence[Tried],
+    tried: list[Tried],
     augmentation: Augmentation,
-    adjustment: Adjustment | None,
     choice: Choice | None = None,
 ) -> TunedHead:
-    """Fit the best configuration on all rows."""
+    """Fit the best configuration on all rows; `scoring` is as it was given."""
     selected, n = best.selected, len(data.y)
     representation, params = selected.configuration.representation, best.params
     if representation.picked is not None:  # `tune_again` cannot know it from the blocks
         params = {"representation": str(representation), **params}
-    if adjustment is None:
-        calibration, oof_proba = selected.calibration, selected.oof_proba[:n]
-    else:
-        calibration, oof_proba = adjustment.calibration, adjustment.proba(selected.oof_decision[:n])
+    classes, folds = best.plan.classes, best.plan.folds
+    plain = np.arange(n)  # the rows that are scored come first
+    weights = class_weights(
+        selected.configuration.class_weight, folds.y[plain], folds.row_weights(plain), len(classes)
+    )
+    trained = tuple(weights.tolist())
+    oof_proba = Decision("", tuple((1 / weights).tolist())).shares(selected.oof_proba[:n])
+    decision = _decide(oof_proba, trained, data, scoring, tried)
     return TunedHead(
         params=params,
         score=selected.score,
         representation=representation,
         blocks=selected.blocks,
         pipeline=refit(best.plan, selected),
-        classes=best.plan.classes,
-        calibration=calibration,
+        classes=classes,
+        calibration=selected.calibration,
+        class_weights=trained,
         oof_proba=oof_proba,
+        decision=decision,
         scoring=settings.scoring,
         choice=choice,
-        adjustment=adjustment,
         tried=tuple(tried),
         augmentation=augmentation,
         **record,
@@ -547,19 +516,8 @@ def _tried(name: str, before: Selected, after: Selected, kept: bool, start: floa
     return Tried(name, after.score, float(gain.mean()), error, kept, time.monotonic() - start)
 
 
-def _by_score(results: Results) -> list[Result]:
-    """Return results that were evaluated on all folds and all rows, the highest score first."""
-    return sorted((one for one in results.found if one.is_exact), key=lambda one: -one.score)
-
-
 def _grid_points(params: Params) -> list[Params]:
     """Return the coarse values of a configuration's head, with its scaling and representation."""
     head = HEADS[params["head"]]
     kept = {key: value for key, value in params.items() if not key.startswith(f"{head.name}__")}
     return [kept | {f"{head.name}__{key}": value for key, value in point.items()} for point in head.grid]
-
-
-def _of_its_head(params: Params) -> Params:
-    """Remove parameters of other heads."""
-    own = f"{params['head']}__"
-    return {key: value for key, value in params.items() if "__" not in key or key.startswith(own)}
