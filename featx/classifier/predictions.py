@@ -77,7 +77,7 @@ class Predictions:
     @property
     def answers(self) -> NDArray[np.intp]:
         """Columns of the answers, shape (n,); -1 where there is no probability."""
-        known = ~np.isnan(self.proba).any(axis=1)
+        known = np.asarray(~np.isnan(self.proba).any(axis=1))
         shares = self.decision.shares(np.where(known[:, None], self.proba, 1.0))
         return np.where(known, shares.argmax(axis=1), -1)
 
