@@ -420,7 +420,7 @@ def test_byte_order_does_not_move_the_digest() -> None:
     ("make", "reason"),
     [
         (lambda path: path.touch(), "empty file"),
-        (lambda path: path.mkdir(), "a folder, not a picture"),
+        (lambda path: path.mkdir(), "a folder, not an image"),
         (lambda path: None, "no such file or directory; it was moved or deleted"),
     ],
 )
