@@ -329,7 +329,7 @@ def test_row_19_an_empty_folder_is_an_error_and_litter_is_ignored(tmp_path: Path
     (tmp_path / "empty").mkdir()
     said = featx("extract", tmp_path / "empty", *EXTRACT)
     assert said.code == 1
-    assert "no picture found" in said.error
+    assert "no image found" in said.error
     photos = classes(tmp_path / "photos")
     (photos / "green").mkdir()
     (photos / "green" / "Thumbs.db").write_bytes(b"litter")
@@ -338,7 +338,7 @@ def test_row_19_an_empty_folder_is_an_error_and_litter_is_ignored(tmp_path: Path
         (photos / "red" / litter).write_bytes(b"litter")
     said = featx("fit", photos, "-o", "m.featx", *FIT)
     assert (said.code, said.document["skipped"], said.document["computed"]) == (0, [], 24)
-    assert "class folder green holds no picture; the class is dropped" in said.err
+    assert "class folder green holds no image; the class is dropped" in said.err
 
 
 @pytest.mark.parametrize("verb", ["fit", "extract", "predict"])
