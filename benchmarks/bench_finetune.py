@@ -1,9 +1,9 @@
 """Fine-tuning against the tuned probe, against training from scratch, and what an epoch costs.
 
 ``python benchmarks/bench_finetune.py PART [--sets a,b] [--folds 0,1]`` runs one part (``epoch``, ``catdog``,
-``far``, ``scratch``, ``curve``) and keeps what it found as JSON, fold by fold, so that a part can be run in
-pieces; ``page`` writes docs/finetuning.md from all that is kept; ``all`` does everything. What is kept is
-not run again (``--again`` does). Sets are looked for in FEATX_TEST_DATA (default ../shared/data).
+``rule``, ``far``, ``scratch``, ``curve``) and keeps what it found as JSON, fold by fold, so that a part can
+be run in pieces; ``page`` writes docs/finetuning.md from all that is kept; ``all`` does everything. What is
+kept is not run again (``--again`` does). Sets are looked for in FEATX_TEST_DATA (default ../shared/data).
 
 A set's images are dealt into folds; in each, probe and fine-tuner see the training folds only and both
 predict the fold. Predictions of all folds are compared by one paired bootstrap over images, or over groups
@@ -28,12 +28,14 @@ from typing import Any
 import numpy as np
 from machine import describe
 from page import table
+from scipy.stats import binomtest
 
 from featx import HeadSearchCV, ImageClassifier
 from featx.evaluation import compare
 from featx.extractor import FeatureExtractor
 from featx.finetune import FineTuner, Phase
 from featx.finetune.scratch import CONVNETS, ScratchClassifier
+from featx.finetune.verdict import OPEN_TO, expected_gain, paired_error
 from featx.images import ImageSet, image_digest, load_images
 from featx.splits import image_groups, make_folds
 from featx.stores.base import as_ids
@@ -336,6 +338,90 @@ def play_catdog() -> dict[str, Any]:
             "disk": clf.fine_tune_.disk,
         }
     return found
+
+
+# The rule that keeps a network ------------------------------------------------------------------------
+
+RULE_SIZES = (128, 300, 1000)
+RULE_LIMITS = (0.5, 0.35, 0.1)
+RULE_GAINS = (0.062, -0.014, 0.033, 0.009, -0.002, -0.019, 0.001)
+"""True gains to draw from: the differences of the far sets and the near set."""
+RULE_LOSSES = (-0.005, -0.01, -0.02, -0.04)
+DIFFER = 0.12
+"""Share of images that only one of the two gets right; more where the gain is larger."""
+RULE_REPEATS = 2000
+
+
+def run_rule(options: argparse.Namespace) -> None:
+    """Simulate the verdict, and the rule of significance on as many images."""
+    play({"rule": play_rule}, options)
+
+
+def play_rule() -> dict[str, Any]:
+    """Mean points that each rule gains, trainings, and the most that it loses where the network is worse."""
+    found: dict[str, Any] = {}
+    for n in RULE_SIZES:
+        rng = np.random.default_rng(SEED)
+        for name, limit in {"significant": None, **{str(limit): limit for limit in RULE_LIMITS}}.items():
+            mean = [
+                (kept * gain, trainings)
+                for gain in rng.choice(RULE_GAINS, RULE_REPEATS)
+                for kept, trainings in [simulate(n, gain, limit, rng)]
+            ]
+            lost = [
+                -loss * np.mean([simulate(n, loss, limit, rng)[0] for _ in range(RULE_REPEATS // 2)])
+                for loss in RULE_LOSSES
+            ]
+            gained, trainings = np.mean(mean, axis=0)
+            found[f"{n} {name}"] = [100 * gained, trainings, 100 * max(lost)]
+    return found
+
+
+def simulate(n: int, gain: float, limit: float | None, rng: np.random.Generator) -> tuple[bool, int]:
+    """Whether a network of this gain is kept, and after how many trainings; by the sign test for None."""
+    differ = max(DIFFER, 1.2 * abs(gain))
+    shares = [(differ + gain) / 2, (differ - gain) / 2, 1 - differ]
+    counts = rng.multinomial(n // 5, shares, 5).cumsum(axis=0)
+    if limit is None:
+        better, worse, _ = counts[-1]
+        return bool(better > worse and binomtest(better, better + worse).pvalue < 0.05), 5
+    trainings = 0
+    for better, worse, equal in counts:
+        trainings += 1
+        difference = np.repeat([1.0, -1.0, 0.0], [better, worse, equal])
+        found, chance = expected_gain(float(difference.mean()), paired_error(difference))
+        if not limit <= chance < OPEN_TO:
+            break
+    return found.value > 0, trainings
+
+
+def rule_part() -> list[str]:
+    """Return the table of the rules."""
+    found = read("rule")
+    if not found:
+        return []
+    head = ["training images", "rule", "mean gain, points", "trainings", "largest mean loss, points"]
+    names = {"significant": "sign test, p < 0.05, on all images"} | {
+        str(limit): f"expected gain above 0; further parts while its chance is {limit:g} to {OPEN_TO:g}"
+        for limit in RULE_LIMITS
+    }
+    rows = [
+        [
+            str(n),
+            words,
+            *(f"{value:.{digits}f}" for value, digits in zip(found[f"{n} {name}"], (2, 1, 2), strict=True)),
+        ]
+        for n in RULE_SIZES
+        for name, words in names.items()
+    ]
+    return [
+        "A simulation. True gains are drawn from the differences of the near set and the far sets below. "
+        f"Only one of the two is right on {DIFFER:.0%} of the images, or on more for larger gains. There are "
+        "five parts, each with a training. The loss is the mean loss where the network is worse by 0.5, 1, 2 or 4 "
+        "points, the largest of these. featx uses 0.35 (`featx.finetune.verdict`).",
+        "",
+        *table(head, rows),
+    ]
 
 
 # What an epoch costs ----------------------------------------------------------------------------------
@@ -763,6 +849,7 @@ def scratch_part() -> list[str]:
 
 SECTIONS: Mapping[str, tuple[Callable[[], list[str]], str]] = {
     "What an epoch costs": (epoch_part, "epoch-*"),
+    "The rule that keeps a network": (rule_part, "rule"),
     "A near set": (catdog_part, "catdog"),
     "Far sets": (far_part, "far-*"),
     "From scratch: the tutorials' nets on catdog": (scratch_part, "[sc]*r*[eh]-*"),
@@ -770,6 +857,7 @@ SECTIONS: Mapping[str, tuple[Callable[[], list[str]], str]] = {
 PARTS: Mapping[str, Callable[[argparse.Namespace], None]] = {
     "epoch": run_epoch,
     "catdog": run_catdog,
+    "rule": run_rule,
     "tryout": run_tryout,
     "far": run_far,
     "scratch": run_scratch,

@@ -95,7 +95,7 @@ def test_auto_does_not_try_what_cannot_win() -> None:
     clf = classifier(fine_tune="auto", tuning={}).fit(x, y)
     report = clf.fine_tune_
     assert (report.tried, report.kept, clf.network_) == (False, False, None)
-    assert "needs 6 more correct" in report.reason
+    assert "wrong on 0 of the 40 training images" in report.reason
 
 
 def test_auto_tries_where_a_network_could_win_and_advice_knows_what_it_brought() -> None:
@@ -106,7 +106,7 @@ def test_auto_tries_where_a_network_could_win_and_advice_knows_what_it_brought()
     [option] = [option for option in clf.advice().options if option.action == "fine_tune"]
     assert option.measured
     assert option.what == "layer3"
-    assert option.gain.value == pytest.approx(clf.fine_tune_.verdict.comparison.difference)
+    assert option.gain.value == pytest.approx(clf.fine_tune_.verdict.gain.value)
 
 
 def test_nobody_asked_nothing_is_told() -> None:

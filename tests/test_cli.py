@@ -107,7 +107,7 @@ def test_fit_tells_disk_and_phases_of_fine_tuning_and_what_came_of_it(
     assert "phase 1 of 2: at most 25 epochs" in err
     told = json.loads(out)["fine_tuning"]
     assert told["tried"] is True
-    assert told["kept"] is (told["verdict"]["comparison"]["low"] > 0)
+    assert told["kept"] is (told["verdict"]["gain"]["value"] > 0)
     assert "held-out images" in told["reason"]
     assert main(["predict", str(path), str(class_folders)]) == 0
 

@@ -24,7 +24,6 @@ from featx.advice import (
 from featx.backbones import BackboneCard
 from featx.classifier.model import ImageModel
 from featx.classifier.record import FitRecord
-from featx.evaluation import Metric
 from featx.extractor import Extraction, FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
@@ -116,9 +115,7 @@ def advise_model(
     units = image_groups(training.ids, images.groups)
     verdict = None if record.fine_tuning is None else record.fine_tuning.verdict
     if fine_tuning is None and record.fine_tuning is not None and verdict is not None:
-        measured = verdict.comparison
-        gain = Metric(measured.difference, measured.low, measured.high)
-        fine_tuning = FineTuning(verdict.minutes, record.fine_tuning.cut or "the input", gain)
+        fine_tuning = FineTuning(verdict.minutes, record.fine_tuning.cut or "the input", verdict.gain)
     card = training.cards[0]
     baseline, seconds = _random_baseline(card, training, machine, random_state)
     return advise_on_features(

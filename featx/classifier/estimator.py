@@ -83,7 +83,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         value needs no other fit. Probabilities do not depend on it.
     fine_tune : {"auto", True, False}, default False
         Whether the network's upper layers are trained on the training part after the search, and kept if
-        they are better than the tuned head (in minutes to hours). "auto": if a gain can be significant.
+        they are expected to be better than the tuned head (in minutes to hours). "auto": if a gain is likely.
     backbone_budget : float, default 600
         Seconds for the comparison of backbones. The most expensive ones are left out if it does not suffice.
     max_bad : float, default 0.05

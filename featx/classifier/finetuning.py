@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from featx.advice import Option
 from featx.classifier.advising import TrainingSet, advise_model
 from featx.classifier.model import ImageModel
 from featx.classifier.record import FineTuneReport, FitRecord
@@ -22,9 +21,6 @@ from featx.selection.candidates import AUTO
 from featx.selection.networks import is_of
 from featx.solvers import CLASS_WEIGHTS
 from featx.splits import check_labels
-
-MAX_VERDICTS = 5
-"""Disjoint fifths of the training part that may be used for the comparison: together they are all of it."""
 
 
 def fine_tune(
@@ -53,23 +49,14 @@ def fine_tune(
     """
     if settings.fine_tune is False:
         return None, None
-    images = training.images
-    n_verdicts, reason = _verdicts(record, len(images), settings)
-    advised: dict[str, Any] = {"n_verdicts": n_verdicts or 1}
+    advised: dict[str, Any] = {}
     if settings.fine_tune == AUTO:
-        option = None
-        try:
-            option = _advised(model, record, training, features, settings) if n_verdicts else None
-        except DataError as error:
-            n_verdicts, reason = 0, f"there are too few images to measure whether it pays ({error})"
-        if option is not None and not option.worthwhile:
-            gain = f" ({100 * option.gain.value:+.1f} points)" if option.gain is not None else ""
-            n_verdicts, reason = 0, f"the advice for these images expects too little of it{gain}"
-        if not n_verdicts:
+        reason, advised = _advised(model, record, training, features, settings)
+        if reason:
             return None, _not_tried(reason, settings)
-        advised |= {} if option is None else {"unfreeze": option.what}
     tuner = tuner_of(settings, model=model, params=record.params, **advised)
     try:
+        images = training.images
         tuner.fit(
             images,
             check_labels(images.labels),
@@ -141,28 +128,29 @@ def _not_tried(reason: str, settings: FitSettings) -> FineTuneReport:
     return report
 
 
-def _verdicts(record: FitRecord, n: int, settings: FitSettings) -> tuple[int, str]:
-    """Return how many parts must be compared so that a gain can be significant; 0 if it cannot be."""
-    accuracy = record.oof_evaluation.metrics["accuracy"].value
-    share = settings.fine_tuner.get("verdict", 0.2)
-    reason = ""
-    for count in range(1, MAX_VERDICTS + 1):
-        worth, reason = worth_trying(n, accuracy, verdict=share, n_verdicts=count)
-        if worth:
-            return count, reason
-    return 0, reason
-
-
 def _advised(
     model: ImageModel,
     record: FitRecord,
     training: TrainingSet,
     features: FeatureBlocks,
     settings: FitSettings,
-) -> Option | None:
-    """What measured advice says of fine-tuning and of the layer to begin at; None if it says nothing."""
-    advice = advise_model(model, record, training, settings.machine, features=features)
-    return next((option for option in advice.options if option.action == "fine_tune"), None)
+) -> tuple[str, dict[str, Any]]:
+    """Return why fine-tuning is not worth trying, empty if it is, and the parameters that advice gives it."""
+    accuracy = record.oof_evaluation.metrics["accuracy"].value
+    worth, reason = worth_trying(len(training.images), accuracy)
+    if not worth:
+        return reason, {}
+    try:
+        advice = advise_model(model, record, training, settings.machine, features=features)
+    except DataError as error:
+        return f"there are too few images to measure whether it pays ({error})", {}
+    option = next((option for option in advice.options if option.action == "fine_tune"), None)
+    if option is None:
+        return "", {}
+    if not option.worthwhile:
+        gain = f" ({100 * option.gain.value:+.1f} points)" if option.gain is not None else ""
+        return f"the advice for these images expects too little of it{gain}", {}
+    return "", {"unfreeze": option.what}
 
 
 def _class_weight(settings: FitSettings, params: Mapping[str, Any]) -> Any:

@@ -124,7 +124,7 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
         "--fine-tune",
         choices=["auto", "yes", "no"],
         default="no",
-        help="auto: if an improvement could be significant (default no: it takes minutes to hours)",
+        help="auto: if the advice expects a gain (default no: it takes minutes to hours)",
     )
     group.add_argument(
         "--unfreeze", metavar="K|TAP|all", help="last K stages, layers above a tap, or all (default 2)"
@@ -151,7 +151,7 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
         "--verdicts",
         type=arguments.whole(1),
         metavar="N",
-        help="disjoint parts of the training images to compare on (1 to 5)",
+        help="most disjoint parts of the training images to compare on (default: until the result is clear)",
     )
     group.add_argument(
         "--disk-limit",

@@ -7,7 +7,6 @@ trained on. Torch is imported when something is trained.
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -21,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from featx.evaluation import Calibration, fit_calibration
 from featx.exceptions import DataError, UsageError
 from featx.extractor import FeatureExtractor, Progress
+from featx.finetune.crossfit import Clock, cross_fit, refit_seconds
 from featx.finetune.features import MEMORY
 from featx.finetune.inputs import (
     DISK_LIMIT,
@@ -33,7 +33,7 @@ from featx.finetune.inputs import (
 )
 from featx.finetune.phases import HEADS, Phase, TrainedLayer, default_phases, describe_phases
 from featx.finetune.probe import LinearProbe
-from featx.finetune.verdict import Parts, Verdict, decide, make_parts
+from featx.finetune.verdict import Parts, make_parts, without_chosen
 from featx.solvers import CLASS_WEIGHTS
 from featx.solvers import class_weights as weigh_classes
 from featx.splits import check_labels
@@ -70,10 +70,11 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     validation : float, default 0.15
         Share of the training images on which the best epoch is chosen and the network is calibrated.
     verdict : float, default 0.2
-        Share of the images on which the network is compared with the probe; 0 for no comparison.
-    n_verdicts : int, default 1
-        Number of disjoint shares for the comparison, each with a training of its own. Small data sets need
-        more than one.
+        Share of the images on which the network is compared with the probe; 0 for no comparison. While the
+        verdict is open, the comparison is repeated on further disjoint shares, each with a training of its
+        own.
+    n_verdicts : int, optional
+        Most shares to compare on. By default as many as there are, which are all images once.
     refit : bool, default True
         Whether a network that is kept is trained again on all images, for as many epochs.
     monitor : {'accuracy', 'loss'}, default 'accuracy'
@@ -81,7 +82,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     n_trials : int, default 0
         Optuna trials over the last phase and `unfreeze`, pruned by epoch.
     timeout : float, optional
-        Seconds for these trials.
+        Seconds for the fit. When they are used up, no further trial or comparison begins, and there is no
+        training on all images if it would take longer. A training that has begun is finished.
     precision : {'auto', 'fp32', 'bf16', 'fp16'}, default 'auto'
         Precision of the forward pass in training. ``auto`` is bf16 where the device supports it natively,
         else fp16 on CUDA, else fp32. On a CPU depthwise convolutions stay in fp32.
@@ -130,7 +132,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         class_weight: str | Mapping[Any, float] | None = None,
         validation: float = 0.15,
         verdict: float = 0.2,
-        n_verdicts: int = 1,
+        n_verdicts: int | None = None,
         refit: bool = True,
         monitor: str = "accuracy",
         n_trials: int = 0,
@@ -227,7 +229,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
                 jobs[unfreeze] = self._job(inputs, unfreeze, codes, sample_weight, probe)
             return jobs[unfreeze]
 
-        began = time.monotonic()
+        clock = Clock(self.timeout)
         if self.n_trials:
             from featx.finetune.tuning import tune
 
@@ -241,17 +243,23 @@ class FineTuner(ClassifierMixin, BaseEstimator):
                 seed=seed,
                 tell=self._tell,
             )
-        tuning_minutes = (time.monotonic() - began) / 60 if self.n_trials else 0.0
+            parts = without_chosen(parts)
+        tuning_minutes = clock.seconds / 60 if self.n_trials else 0.0
         job = open_job(self.unfreeze_)
         self.plan_ = inputs.plan(self.unfreeze_)
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
         for line in describe_phases(self.phases_, self.trained_, self.head):
             self._tell(line)
-        epochs = sum(phase.epochs for phase in self.phases_)
-        total = epochs * (sum(len(part.train) for part in parts) + (len(codes) if self.refit else 0))
-        job.on_images = image_reporter(self.callback, total, "fine-tuning")
-        trained = self._compare(job, parts, tuning_minutes)
-        self._keep(job, trained, parts)
+        trained, self.verdict_ = cross_fit(
+            job,
+            parts,
+            self.phases_,
+            clock=clock,
+            refit=self.refit,
+            minutes=tuning_minutes,
+            before_part=lambda number: self._report(job, len(parts[number].train), number, len(parts)),
+        )
+        self._keep(job, trained, parts[: len(trained)], clock)
         for path in job.files:
             path.unlink(missing_ok=True)
         return self
@@ -353,34 +361,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             if not 0 <= getattr(self, name) <= 0.5:
                 raise UsageError(f"{name} is {getattr(self, name)!r}; it is a share from 0 to 0.5.")
 
-    def _compare(self, job: Job, parts: Sequence[Parts], minutes: float) -> list[TrainingResult]:
-        """Train on each part and compare with the probe on its remaining images; tuning took `minutes`."""
-        tuned, probed, probe_minutes = [], [], 0.0
-        trainings = []
-        for part in parts:
-            trained = job.train(part.train, part.validation, self.phases_)
-            trainings.append(trained)
-            minutes += trained.seconds / 60
-            if len(part.comparison):
-                started = time.monotonic()
-                fitted = job.fit_probe(np.concatenate([part.train, part.validation]))
-                probed.append(job.probe_proba(fitted, part.comparison))
-                probe_minutes += (time.monotonic() - started) / 60
-                tuned.append(job.proba(trained, part.comparison))
-        compared = np.concatenate([part.comparison for part in parts])
-        self.verdict_: Verdict | None = None
-        if len(compared):
-            self.verdict_ = decide(
-                job.y[compared],
-                np.concatenate(tuned),
-                np.concatenate(probed),
-                groups=None if job.groups is None else job.groups[compared],
-                minutes=minutes,
-                probe_minutes=probe_minutes,
-            )
-        return trainings
-
-    def _keep(self, job: Job, trained: list[TrainingResult], parts: Sequence[Parts]) -> None:
+    def _keep(self, job: Job, trained: list[TrainingResult], parts: Sequence[Parts], clock: Clock) -> None:
         """Calibrate on the validation images, and train on all images if the network is kept."""
         stops = np.concatenate([part.validation for part in parts])
         calibration = Calibration("identity")
@@ -393,12 +374,26 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             )
         final = trained[0]
         if self.refit and len(stops) and (self.verdict_ is None or self.verdict_.kept):
-            epochs = np.median([one.run.best_epochs for one in trained], axis=0).round().astype(int)
-            everything = np.arange(len(job.y))
-            final = job.train(everything, everything[:0], self.phases_, last_epochs=tuple(map(int, epochs)))
+            if clock.left < refit_seconds(job, trained, parts):
+                self._tell("fine-tuning: no time is left for a training on all images")
+            else:
+                final = self._train_on_all(job, trained)
         self.history_ = [*(final.run.history or trained[0].run.history)]
         verdict = None if self.verdict_ is None else self.verdict_.to_dict()
         self.network_ = job.network(final, self.classes_, calibration, verdict)
+
+    def _train_on_all(self, job: Job, trained: Sequence[TrainingResult]) -> TrainingResult:
+        """Train on all images, for as many epochs as were best."""
+        epochs = np.median([one.run.best_epochs for one in trained], axis=0).round().astype(int)
+        everything = np.arange(len(job.y))
+        self._report(job, len(everything))
+        return job.train(everything, everything[:0], self.phases_, last_epochs=tuple(map(int, epochs)))
+
+    def _report(self, job: Job, n: int, number: int = 0, parts: int = 0) -> None:
+        """Report the progress of the next training, on `n` images."""
+        name = f"fine-tuning: part {number + 1} of at most {parts}" if parts > 1 else "fine-tuning"
+        total = n * sum(phase.epochs for phase in self.phases_)
+        job.on_images = image_reporter(self.callback, total, name)
 
     def _tell(self, message: str) -> None:
         if self.callback is not None and message:
