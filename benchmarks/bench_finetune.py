@@ -31,11 +31,13 @@ from page import table
 from scipy.stats import binomtest
 
 from featx import HeadSearchCV, ImageClassifier
+from featx.classifier.finetuning import AUTO_TIMEOUT
 from featx.evaluation import compare
 from featx.extractor import FeatureExtractor
 from featx.finetune import FineTuner, Phase
+from featx.finetune.recipes import HOPELESS, RECIPES
 from featx.finetune.scratch import CONVNETS, ScratchClassifier
-from featx.finetune.verdict import OPEN_TO, expected_gain, paired_error
+from featx.finetune.verdict import FEWEST_ERRORS, OPEN_TO, expected_gain, paired_error
 from featx.images import ImageSet, image_digest, load_images
 from featx.splits import image_groups, make_folds
 from featx.stores.base import as_ids
@@ -342,6 +344,45 @@ def play_catdog() -> dict[str, Any]:
 
 # The rule that keeps a network ------------------------------------------------------------------------
 
+
+def recipes_part() -> list[str]:
+    """Return the table of recipes."""
+    head = [
+        "recipe",
+        "trained",
+        "input",
+        "augmented images",
+        "epochs, rate, batch",
+        "below 500 images",
+        "set by",
+    ]
+    rows = [
+        [
+            name,
+            "all layers" if one.unfreeze == "all" else f"the last {one.unfreeze} stages",
+            f"{one.side} pixels" if one.side else "as the probe's",
+            f"{one.views} stored for each" if one.views else "afresh in each epoch",
+            *(f"{phase.epochs}, {phase.lr:g}, {phase.batch_size}" for phase in (one.phase, one.few)),
+            one.source,
+        ]
+        for name, one in RECIPES.items()
+    ]
+    return [
+        '`fine_tune="auto"` chooses among these, the cheapest first. Each is trained for a quarter of its '
+        "epochs; the better half for half of them; the best one for all. After the first quarter it stops if "
+        f"the chance of a gain on the validation images is below {HOPELESS:g}. All of it takes at most "
+        f"{AUTO_TIMEOUT / 60:.0f} minutes (`fine_tuner__timeout`), with fewer epochs if necessary. It is not "
+        f"tried if the probe is wrong on fewer than {FEWEST_ERRORS} training images, or if the images are "
+        "like those of the pretraining and the advice expects too little.",
+        "",
+        "The network is calibrated on the validation images. Its probabilities are not averaged with those "
+        "of the probe: the features of the probe are those of the layers before training, so each prediction "
+        "would need another pass.",
+        "",
+        *table(head, rows),
+    ]
+
+
 RULE_SIZES = (128, 300, 1000)
 RULE_LIMITS = (0.5, 0.35, 0.1)
 RULE_GAINS = (0.062, -0.014, 0.033, 0.009, -0.002, -0.019, 0.001)
@@ -417,8 +458,8 @@ def rule_part() -> list[str]:
     return [
         "A simulation. True gains are drawn from the differences of the near set and the far sets below. "
         f"Only one of the two is right on {DIFFER:.0%} of the images, or on more for larger gains. There are "
-        "five parts, each with a training. The loss is the mean loss where the network is worse by 0.5, 1, 2 or 4 "
-        "points, the largest of these. featx uses 0.35 (`featx.finetune.verdict`).",
+        "five parts, each with a training. The loss is the mean loss where the network is worse by 0.5, 1, 2 "
+        "or 4 points, the largest of these. featx uses 0.35 (`featx.finetune.verdict`).",
         "",
         *table(head, rows),
     ]
@@ -726,7 +767,7 @@ def catdog_part() -> list[str]:
     ]
 
 
-RECIPES = (
+FAR_WORDS = (
     "The settings are the same for all folds of a set. Those of the shapes are the best of the table "
     "below. Those of omniglot_small1 were chosen on its first fold without augmentation, and are used for "
     "sign_digits without a test. Those of fsdd_spectrograms by speakers were chosen on one speaker. The "
@@ -768,7 +809,7 @@ def far_part() -> list[str]:
         "pixels. The fine-tuner starts from a logistic one on the last layer and trains on all training "
         "folds for a fixed number of epochs. The two are compared on the held-out folds. Intervals are "
         "bootstraps over images, each with all its predictions if folds are drawn more than once "
-        "(over speakers where they are groups). " + RECIPES,
+        "(over speakers where they are groups). " + FAR_WORDS,
         "",
         *table(head, [far_row(*result) for result in results]),
         "",
@@ -849,6 +890,7 @@ def scratch_part() -> list[str]:
 
 SECTIONS: Mapping[str, tuple[Callable[[], list[str]], str]] = {
     "What an epoch costs": (epoch_part, "epoch-*"),
+    "Recipes": (recipes_part, ""),
     "The rule that keeps a network": (rule_part, "rule"),
     "A near set": (catdog_part, "catdog"),
     "Far sets": (far_part, "far-*"),

@@ -94,7 +94,7 @@ def test_fit_tells_disk_and_phases_of_fine_tuning_and_what_came_of_it(
     class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "tuned.featx"
-    command = ["fit", str(class_folders), *FAST, *TUNED, "--head", "mlp", "-o", str(path)]
+    command = ["fit", str(class_folders), *FAST, *TUNED, "--head", "mlp", "--verdicts", "1", "-o", str(path)]
     assert main([*command, "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert "kB at layer3" in said

@@ -7,10 +7,12 @@ from featx.finetune.features import ArrayFeatures, FeatureSource, StoredFeatures
 from featx.finetune.inputs import FineTunePlan
 from featx.finetune.phases import Phase, default_phases, describe_phases
 from featx.finetune.probe import LinearProbe
+from featx.finetune.recipes import RECIPES, Recipe
 from featx.finetune.tuned import FineTunedNetwork
 from featx.finetune.verdict import Verdict, worth_trying
 
 __all__ = [
+    "RECIPES",
     "ArrayFeatures",
     "FeatureSource",
     "FineTunePlan",
@@ -18,6 +20,7 @@ __all__ = [
     "FineTuner",
     "LinearProbe",
     "Phase",
+    "Recipe",
     "StoredFeatures",
     "Verdict",
     "default_phases",

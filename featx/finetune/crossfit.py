@@ -50,6 +50,7 @@ def cross_fit(
     clock: Clock,
     refit: bool,
     minutes: float = 0.0,
+    first: TrainingResult | None = None,
     before_part: Callable[[int], None] = lambda number: None,
 ) -> tuple[list[TrainingResult], Verdict | None]:
     """Train on each part in turn and compare on its remaining images, while the verdict is open.
@@ -66,6 +67,8 @@ def cross_fit(
         Whether a training on all images follows if the network is kept.
     minutes : float
         Time that was used to find the phases; it counts as training.
+    first : TrainingResult, optional
+        A finished training on the first part, which is used instead of another one.
     before_part : callable
         Called with the number of each part before its training.
 
@@ -88,9 +91,12 @@ def cross_fit(
                 note = f"{number} of {len(parts)} parts were compared, since the time is used up: "
                 verdict = replace(verdict, reason=f"{note}{verdict.reason}")
                 break
-        before_part(number)
-        trained.append(job.train(part.train, part.validation, phases))
-        minutes += trained[-1].seconds / 60
+        if number == 0 and first is not None:
+            trained.append(first)
+        else:
+            before_part(number)
+            trained.append(job.train(part.train, part.validation, phases))
+            minutes += trained[-1].seconds / 60
         if not len(part.comparison):
             break
         started = time.monotonic()

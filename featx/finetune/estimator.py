@@ -33,7 +33,8 @@ from featx.finetune.inputs import (
 )
 from featx.finetune.phases import HEADS, Phase, TrainedLayer, default_phases, describe_phases
 from featx.finetune.probe import LinearProbe
-from featx.finetune.verdict import Parts, make_parts, without_chosen
+from featx.finetune.recipes import RECIPES, Recipe, choose_recipe
+from featx.finetune.verdict import Parts, Verdict, make_parts, without_chosen
 from featx.solvers import CLASS_WEIGHTS
 from featx.solvers import class_weights as weigh_classes
 from featx.splits import check_labels
@@ -58,6 +59,9 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         dropout as in the Keras tutorials.
     phases : sequence of Phase, optional
         By default the head alone first, except for ``head='probe'``; then everything unfrozen.
+    recipes : {'auto'} or mapping of str to Recipe, optional
+        Choose cut, phases, views and size of the input among these, by successive halving; what is given for
+        them is not used. ``auto`` stands for `featx.finetune.RECIPES`.
     resize : {'crop', 'squash', 'pad'}, optional
         By default that of the extractor (the first of several).
     views : int, default 0
@@ -113,6 +117,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         What each phase trained.
     phases_ : tuple of Phase
     unfreeze_ : int or str
+    recipe_ : str or None
+        The recipe that was chosen.
     plan_ : FineTunePlan or None
         None if features were given instead of images.
     study_ : optuna.Study
@@ -126,6 +132,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         unfreeze: int | str = 2,
         head: str = "probe",
         phases: Sequence[Phase] | None = None,
+        recipes: str | Mapping[str, Recipe] | None = None,
         resize: str | None = None,
         views: int = 0,
         view_policy: str = "light",
@@ -148,6 +155,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         self.unfreeze = unfreeze
         self.head = head
         self.phases = phases
+        self.recipes = recipes
         self.resize = resize
         self.views = views
         self.view_policy = view_policy
@@ -219,15 +227,22 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             random_state=seed % 1000,
         )
         self.unfreeze_, self.phases_ = self.unfreeze, phases
-        jobs: dict[int | str, Job] = {}
+        self.recipe_: str | None = None
+        self.verdict_: Verdict | None = None
+        recipes = RECIPES if isinstance(self.recipes, str) else self.recipes or {}
+        jobs: dict[Any, Job] = {}
 
-        def open_job(unfreeze: int | str) -> Job:
-            """Open the job of a cut once; report the disk space first."""
-            if unfreeze not in jobs:
-                plan = inputs.plan(unfreeze)
+        def open_job(unfreeze: int | str, recipe: str | None = None) -> Job:
+            """Open the job of a cut or a recipe once; report the disk space first."""
+            if (unfreeze, recipe) not in jobs:
+                tuner, opened = self, inputs
+                if recipe is not None:
+                    tuner = FineTuner(**recipes[recipe].params(self.get_params(deep=False)))
+                    tuner.classes_, opened = self.classes_, tuner._open(X, groups, seed)
+                plan = opened.plan(unfreeze)
                 self._tell("fine-tuning: " + plan.reason if plan is not None else "")
-                jobs[unfreeze] = self._job(inputs, unfreeze, codes, sample_weight, probe)
-            return jobs[unfreeze]
+                jobs[unfreeze, recipe] = tuner._job(opened, unfreeze, codes, sample_weight, probe)
+            return jobs[unfreeze, recipe]
 
         clock = Clock(self.timeout)
         if self.n_trials:
@@ -243,22 +258,39 @@ class FineTuner(ClassifierMixin, BaseEstimator):
                 seed=seed,
                 tell=self._tell,
             )
-            parts = without_chosen(parts)
-        tuning_minutes = clock.seconds / 60 if self.n_trials else 0.0
-        job = open_job(self.unfreeze_)
-        self.plan_ = inputs.plan(self.unfreeze_)
+        chosen = None
+        if recipes:
+            chosen = choose_recipe(
+                recipes,
+                lambda name: open_job(recipes[name].unfreeze, name),
+                parts[0],
+                clock=clock,
+                refit=self.refit,
+                tell=self._tell,
+            )
+            self.recipe_, self.phases_ = chosen.name, chosen.phases
+            self.unfreeze_ = recipes[chosen.name].unfreeze
+        tuning_minutes = 0.0
+        if self.n_trials or chosen is not None:
+            parts, tuning_minutes = without_chosen(parts), clock.seconds / 60
+        job = open_job(self.unfreeze_, self.recipe_)
+        self.plan_ = job.inputs.plan(self.unfreeze_)
         self.trained_: list[list[TrainedLayer]] = job.describe(self.phases_)
         for line in describe_phases(self.phases_, self.trained_, self.head):
             self._tell(line)
-        trained, self.verdict_ = cross_fit(
-            job,
-            parts,
-            self.phases_,
-            clock=clock,
-            refit=self.refit,
-            minutes=tuning_minutes,
-            before_part=lambda number: self._report(job, len(parts[number].train), number, len(parts)),
-        )
+        if chosen is not None and chosen.verdict is not None:
+            trained, self.verdict_ = [chosen.trained], chosen.verdict
+        else:
+            trained, self.verdict_ = cross_fit(
+                job,
+                parts,
+                self.phases_,
+                clock=clock,
+                refit=self.refit,
+                minutes=tuning_minutes,
+                first=chosen.trained if chosen is not None and chosen.is_trained else None,
+                before_part=lambda number: self._report(job, len(parts[number].train), number, len(parts)),
+            )
         self._keep(job, trained, parts[: len(trained)], clock)
         for path in job.files:
             path.unlink(missing_ok=True)
@@ -356,6 +388,13 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             raise UsageError(
                 f"class_weight {self.class_weight!r} is not known; choose {', '.join(CLASS_WEIGHTS)}, a dict "
                 "or None."
+            )
+        if isinstance(self.recipes, str) and self.recipes != "auto":
+            raise UsageError(f"recipes {self.recipes!r} are not known; choose 'auto', a mapping or None.")
+        if self.recipes and (self.n_trials or not self.validation or as_features(X) is not None):
+            raise UsageError(
+                "recipes need images and a share for validation, and allow no trials; pass images, "
+                "and neither n_trials nor validation=0."
             )
         for name in ("validation", "verdict"):
             if not 0 <= getattr(self, name) <= 0.5:

@@ -1,0 +1,244 @@
+"""Recipes of fine-tuning that are known to win, and the choice among them by successive halving.
+
+Each rung trains every recipe that is left for a share of its epochs, with a schedule of that length, so that
+short trainings can be compared. The worse half is dropped after each rung. All of this uses the images for
+training and validation of one part, and not those of its comparison.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from featx.exceptions import FeatxError, UsageError
+from featx.extractor import FeatureExtractor
+from featx.finetune.crossfit import Clock
+from featx.finetune.phases import Phase
+from featx.finetune.verdict import Parts, Verdict, judge
+
+if TYPE_CHECKING:
+    from featx.finetune.job import Job, TrainingResult
+
+FEW = 500
+"""Images below which a recipe trains as for few images. The experiments had 128, and 960 or more."""
+RUNGS = (0.25, 0.5)
+"""Shares of the epochs after which the worse half of the recipes is dropped."""
+HOPELESS = 0.05
+"""Chance of a gain on the validation images below which nothing is trained after the first rung. It is low,
+since a quarter of the epochs is less than what the network can do."""
+
+ALL_LAYERS = Phase(epochs=14, lr=1e-3, batch_norm="trained")
+FEW_ALL_LAYERS = ALL_LAYERS.replace(epochs=40, batch_size=16)
+UPPER_LAYERS = Phase(epochs=20, lr=5e-4, batch_size=16)
+UNFLIPPED = "rotate=10,shear=8,shift=0.08,zoom=0.15,border=edge"
+FLIPPED = "flip=0.5,rotate=10,shift=0.08,zoom=0.15,border=edge"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is trained, how, and on which augmented images.
+
+    Parameters
+    ----------
+    unfreeze : int or str
+        See `FineTuner`.
+    phase : Phase
+        The training, with the head from the start.
+    few : Phase
+        The same for fewer than `FEW` images.
+    view_policy : str
+        Augmentation.
+    views : int
+        Stored augmented views of each image; 0 where images are augmented afresh in each epoch.
+    side : int, optional
+        Side of the input in pixels; by default that of the extractor.
+    source : str
+        The experiment of docs/finetuning.md that set it.
+    """
+
+    unfreeze: int | str
+    phase: Phase
+    few: Phase
+    view_policy: str
+    source: str
+    views: int = 0
+    side: int | None = None
+
+    def params(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters of a `FineTuner` with this recipe's cut, views and size of the input."""
+        extractor = given["backbone"]
+        if not isinstance(extractor, FeatureExtractor):
+            extractor = FeatureExtractor(extractor)
+        if self.side is not None:
+            extractor = FeatureExtractor(**{**extractor.get_params(deep=False), "input_size": self.side})
+        own = {"unfreeze": self.unfreeze, "views": self.views, "view_policy": self.view_policy}
+        return {**given, **own, "backbone": extractor}
+
+    def phases(self, n: int, share: float = 1.0) -> tuple[Phase, ...]:
+        """Return the phases for `n` training images and a share of the epochs."""
+        phase = self.few if n < FEW else self.phase
+        return (
+            Phase(trainable="head", epochs=0),
+            phase.replace(epochs=max(1, math.ceil(share * phase.epochs))),
+        )
+
+
+RECIPES: Mapping[str, Recipe] = {
+    "all-80": Recipe(
+        unfreeze="all", phase=ALL_LAYERS, few=FEW_ALL_LAYERS, view_policy=UNFLIPPED, side=80,
+        source="far sets: +3.3 points on omniglot_small1",
+    ),
+    "upper": Recipe(
+        unfreeze=2, phase=UPPER_LAYERS, few=UPPER_LAYERS, view_policy=FLIPPED, views=8,
+        source="settings for 128 images: 0.856 on shape_edges16, where the probe has 0.794",
+    ),
+    "all-112": Recipe(
+        unfreeze="all", phase=ALL_LAYERS, few=FEW_ALL_LAYERS, view_policy=UNFLIPPED, side=112,
+        source="far sets: +0.9 points on sign_digits; for 128 images 0.844 on shape_edges16",
+    ),
+}  # fmt: skip
+"""Recipes by name, the cheapest first (for an image, from the table of epochs in docs/finetuning.md)."""
+
+
+@dataclass(frozen=True)
+class ChosenRecipe:
+    """The recipe that is left.
+
+    Parameters
+    ----------
+    name : str
+        Its name.
+    phases : tuple of Phase
+        For fewer epochs, if the time left does not suffice for all.
+    trained : TrainingResult
+        Its last training on the images of the part.
+    is_trained : bool
+        Whether this training was with these phases.
+    verdict : Verdict or None
+        Only if the first rung sees nothing to gain: the comparison with the probe on the validation images.
+    """
+
+    name: str
+    phases: tuple[Phase, ...]
+    trained: TrainingResult
+    is_trained: bool
+    verdict: Verdict | None = None
+
+
+class _TimeIsUp(Exception):
+    """Ends a training."""
+
+
+def choose_recipe(
+    recipes: Mapping[str, Recipe],
+    open_job: Callable[[str], Job],
+    part: Parts,
+    *,
+    clock: Clock,
+    refit: bool,
+    tell: Callable[[str], None],
+) -> ChosenRecipe:
+    """Choose a recipe by successive halving.
+
+    Parameters
+    ----------
+    recipes : mapping of str to Recipe
+        The cheapest first.
+    open_job : callable
+        Returns the job of a recipe, by its name.
+    part : Parts
+        Images for training and validation.
+    clock : Clock
+        The budget of the fit.
+    refit : bool
+        Whether a training on all images follows.
+    tell : callable
+        Called with a sentence about each training.
+
+    Raises
+    ------
+    UsageError
+        If no recipe can be trained with this network, or none within the time.
+    """
+    n, left = len(part.train), list(recipes)
+    found: dict[str, TrainingResult] = {}
+    failed: dict[str, str] = {}
+    for share in RUNGS:
+        for name in left:
+            phases = recipes[name].phases(n, share)
+            epochs = phases[-1].epochs
+            if name in found and clock.left < _seconds(found[name], epochs):
+                continue  # the previous rung counts
+            try:
+                trained = _train(open_job(name), part, phases, clock)
+            except _TimeIsUp:
+                failed[name] = f"{clock.timeout:.0f} seconds are too short"
+                continue
+            except FeatxError as error:  # not every network takes a small input
+                failed[name] = str(error)
+                continue
+            found[name] = trained
+            tell(
+                f"fine-tuning, recipe {name}: {_score(trained)[0]:.1%} of {len(part.validation)} validation "
+                f"images after {epochs} epochs, {trained.seconds / 60:.1f} minutes"
+            )
+        if not found:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+            raise UsageError(f"no recipe of fine-tuning could be trained ({reasons}).")
+        ranked = sorted((name for name in left if name in found), key=lambda name: _score(found[name]))[::-1]
+        best = ranked[0]
+        if share == RUNGS[0]:
+            verdict = _compare(open_job(best), part, found[best], clock)
+            if verdict.chance < HOPELESS:
+                reason = f"stopped after the first epochs of {len(found)} recipes: {verdict.reason}"
+                verdict = replace(verdict, kept=False, reason=reason)
+                return ChosenRecipe(best, found[best].settings.phases, found[best], True, verdict)
+        left = ranked[: math.ceil(len(ranked) / 2)]
+        if len(left) == 1:
+            break
+    trained, n_all = found[best], len(open_job(best).y)
+    for share in (1.0, *reversed(RUNGS)):
+        phases = recipes[best].phases(n, share)
+        is_trained = phases == trained.settings.phases
+        images = n * (not is_trained) + n_all * refit
+        if is_trained or clock.left > _seconds(trained, phases[-1].epochs) * images / n:
+            return ChosenRecipe(best, phases, trained, is_trained)
+    return ChosenRecipe(best, trained.settings.phases, trained, True)
+
+
+def _train(job: Job, part: Parts, phases: tuple[Phase, ...], clock: Clock) -> TrainingResult:
+    """Train and keep the last epoch, at which the schedule ends; raise `_TimeIsUp` after the last second."""
+
+    def listen(record: dict[str, Any]) -> None:
+        if clock.left < 0:
+            raise _TimeIsUp
+
+    epochs = tuple(phase.epochs for phase in phases)
+    return job.train(
+        part.train, part.validation, phases, last_epochs=epochs, on_epoch=listen, resumable=False
+    )
+
+
+def _score(trained: TrainingResult) -> tuple[float, float]:
+    """Accuracy on the validation images after the last epoch; the log loss breaks ties."""
+    last = trained.run.history[-1]
+    return float(last["val_accuracy"]), -float(last["val_loss"])
+
+
+def _seconds(trained: TrainingResult, epochs: int) -> float:
+    """Seconds that a training of so many epochs takes."""
+    return trained.seconds * epochs / len(trained.run.history)
+
+
+def _compare(job: Job, part: Parts, trained: TrainingResult, clock: Clock) -> Verdict:
+    """Compare with the probe on the validation images."""
+    index = part.validation
+    return judge(
+        job.y[index],
+        job.proba(trained, index),
+        job.probe_proba(job.fit_probe(part.train), index),
+        groups=None if job.groups is None else job.groups[index],
+        minutes=clock.seconds / 60,
+    )
