@@ -371,4 +371,4 @@ def test_row_20_nothing_but_bad_pictures_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "p" / f"{number}.jpg").write_bytes(io.BytesIO(b"\0" * 9).getvalue())
     said = featx("extract", tmp_path / "p", *TINY)
     assert said.code == 1
-    assert "3 of 3 images cannot be used" in said.error
+    assert "none of the 3 images can be used: 0.jpg: " in said.error
