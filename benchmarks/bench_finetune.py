@@ -754,7 +754,12 @@ def catdog_part() -> list[str]:
     if not found:
         return []
     auto, tried = found["auto"], found["True"]
+    before = (
+        "These figures are from before the rule above: then a network was kept only if it was significantly "
+        "better."
+    )
     return [
+        *([] if "expected gain" in tried["reason"] else [before, ""]),
         f'catdog, {tried["n_test"]} photos of a stable test part. `fine_tune="auto"`: {auto["reason"]} '
         f"Test accuracy {auto['test']:.4f}.",
         "",

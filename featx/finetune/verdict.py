@@ -28,8 +28,8 @@ the seven differences in docs/finetuning.md (a near set, six far sets): their me
 standard errors is (0.021)²."""
 OPEN_FROM, OPEN_TO = 0.35, 0.975
 """A verdict is open, and is repeated on further images, while the chance that the network is better lies
-between these. ``python benchmarks/bench_finetune.py rule`` compares other lower limits: 0.5 loses up to 0.2
-points of the gain on small sets, and 0.1 costs more trainings for the same gain."""
+between these. ``python benchmarks/bench_finetune.py rule`` compares other lower limits: 0.5 loses 0.13
+points of the gain with 128 images, and 0.1 costs more trainings for the same gain."""
 FEWEST_ERRORS = 6
 """Errors of the probe, out of fold, below which fine-tuning is not tried: if it corrected five and made none,
 a sign test could not tell (2 × 0.5⁵ = 0.06)."""
