@@ -177,7 +177,7 @@ def test_classes_that_are_mistaken_for_each_other_are_neighbours() -> None:
 
 def test_tables_name_each_image_with_its_answer(class_folders: Path) -> None:
     clf = fitted(class_folders)
-    oof, wrong = clf.oof_table_, clf.mistakes_
+    oof, wrong = clf.oof_table(), clf.mistakes()
     columns = ["path", "part", "truth", "answer", "probability", "runner_up", "runner_up_probability"]
     assert list(oof.columns) == columns
     assert set(oof.part) == {"train"}
@@ -194,8 +194,8 @@ def test_tables_name_each_image_with_its_answer(class_folders: Path) -> None:
 def test_a_loaded_classifier_has_tables_of_images_that_are_given(class_folders: Path, tmp_path: Path) -> None:
     clf = fitted(class_folders)
     again = featx.load(clf.save(tmp_path / "m.featx"))
-    with pytest.raises(AttributeError, match="call predictions"):
-        _ = again.mistakes_
+    with pytest.raises(UsageError, match="was loaded"):
+        again.mistakes()
     found, before = again.predictions(class_folders), clf.predictions()
     order = [found.images.names.index(name) for name in before.images.names]
     np.testing.assert_allclose(found.proba[order], before.proba, atol=1e-3)  # kept in half precision

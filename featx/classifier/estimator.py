@@ -42,6 +42,10 @@ from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
 from featx.selection.candidates import AUTO
 
+SEARCH_TIMEOUT = 600.0
+"""Seconds. The search took 155 s on the largest set of `docs/results.md` (2,720 images, 136 classes). Without
+a limit it takes hours for 10,000 images in 200 classes."""
+
 
 class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator):
     """Pretrained features and a tuned classical head, as one scikit-learn classifier of images.
@@ -66,8 +70,8 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         Names of `featx.heads.HEADS` to try; by default the fast ones.
     n_trials : int, default 30
         Optuna trials beyond the coarse grid.
-    timeout : float, optional
-        Seconds for the search.
+    timeout : float or None, default 600
+        Seconds for the search, without the fit of the selected head; None for no limit.
     cv : int, default 5
         Folds; at most the size of the smallest class.
     scoring : str or callable, default "auto"
@@ -152,7 +156,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         resize: str | Sequence[str] = AUTO,
         heads: Sequence[str] | None = None,
         n_trials: int = 30,
-        timeout: float | None = None,
+        timeout: float | None = SEARCH_TIMEOUT,
         cv: Any = 5,
         scoring: str | Callable[..., float] = AUTO,
         class_weight: str | Mapping[Any, float] | None = None,

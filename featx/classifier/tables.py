@@ -48,24 +48,20 @@ class ResultTables:
         model = self.model_  # type: ignore[attr-defined]
         return Predictions.of(model, images, found, self._fitted.record.oof_proba)
 
-    def _predictions_of_the_fit(self, name: str) -> Predictions:
-        check_is_fitted(self)
-        if self._fitted.images is None:
-            raise AttributeError(
-                f"{name} is absent: this classifier was loaded or grown; call predictions(images).rows()."
-            )
-        return self.predictions()
+    def mistakes(self) -> Any:
+        """Return images of the fit whose answer is not their label: the test part, and others out of fold.
 
-    @property
-    def mistakes_(self) -> Any:
-        """Images of the fit whose answer is not their label: the test part, and the others out of fold."""
-        found = self._predictions_of_the_fit("mistakes_")
+        Raises
+        ------
+        UsageError
+            If the classifier was loaded; ``predictions(images)`` has the same for given images.
+        """
+        found = self.predictions()
         return as_frame(found.take(found.wrong).rows(), COLUMNS)
 
-    @property
-    def oof_table_(self) -> Any:
-        """Out-of-fold answer of each training image."""
-        found = self._predictions_of_the_fit("oof_table_")
+    def oof_table(self) -> Any:
+        """Return the out-of-fold answer of each training image of the fit; raises as `mistakes`."""
+        found = self.predictions()
         return as_frame(found.take(found.parts == "train").rows(), COLUMNS)
 
     def predict_sets(self, X: Images, coverage: float = 0.9) -> list[Sequence[Any]]:

@@ -520,6 +520,11 @@ def seconds(text: str) -> float:
     return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)
 
 
+def limit(text: str) -> float | None:
+    """Read an option: a time as `seconds` reads it, or ``none``."""
+    return None if text == "none" else seconds(text)
+
+
 def fraction(text: str) -> float:
     """Read an option: a fraction (``0.05``) or a percentage (``5%``)."""
     try:

@@ -49,7 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = arguments.add_search(parser)
     group.add_argument(
-        "--timeout", type=arguments.seconds, metavar="TIME", help="time for the search, such as 90s or 10m"
+        "--timeout",
+        type=arguments.limit,
+        default=600.0,
+        metavar="TIME",
+        help="time for the search, such as 90s or 2h, or none (default 10m)",
     )
     group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")
     group.add_argument(

@@ -187,7 +187,7 @@ class _Loop:
         elif time.monotonic() > self.plan.deadline and len(self.results) < n_grid:
             reason = (
                 f"the time budget of {settings.timeout:g} s ended the search after "
-                f"{len(self.results)} of {self.total} configurations"
+                f"{len(self.results)} of {self.total} configurations (timeout= or --timeout gives it more)"
             )
         else:
             return
