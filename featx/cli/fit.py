@@ -122,7 +122,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group(
         "fine-tuning",
-        "Train the upper layers of the network, and keep them if they are significantly better.",
+        "Train the upper layers of the network, and keep them if they are expected to be better.",
     )
     group.add_argument(
         "--fine-tune",
