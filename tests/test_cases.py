@@ -175,7 +175,9 @@ def test_labels_of_tables_and_folders_are_matched(
         capsys.readouterr()
         assert main(["evaluate", model, str(folder / name)]) == 0
         shown = capsys.readouterr()
-        accuracy.add(next(line for line in shown.out.splitlines() if "accuracy" in line))
+        accuracy.add(
+            next(line for line in shown.out.splitlines() if line.startswith("accuracy")).split(" on ")[0]
+        )
         assert ("labels are read as the classes that are known: 0" in shown.err) == (name != "new")
     assert len(accuracy) == 1
     assert main(["add", model, str(folder / "new_int.csv"), "-o", str(tmp_path / "grown.featx")]) == 0

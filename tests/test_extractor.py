@@ -27,6 +27,7 @@ from featx.backbones import load_backbone
 from featx.backbones.runtimes import agree
 from featx.backbones.transform import prepare
 from featx.exceptions import (
+    DataError,
     DriftWarning,
     ImageError,
     ImageWarning,
@@ -590,11 +591,20 @@ def test_a_wrong_parameter_is_refused_by_fit_in_words(make: Make, params: dict[s
 
 
 @pytest.mark.parametrize(
-    "sources", [5, b"bytes", np.zeros((48, 64, 3), np.uint8), np.zeros((2, 2), np.float32)]
+    ("sources", "message"),
+    [
+        (5, "a int is no image"),
+        (b"bytes", "text, not an image"),
+        (np.zeros((2, 2), np.float32), "no agreed range"),
+    ],
 )
-def test_what_is_no_list_of_images_is_refused_in_words(make: Make, sources: Any) -> None:
-    with pytest.raises(UsageError, match="is no"):
+def test_what_is_no_image_is_refused_in_words(make: Make, sources: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
         make().extract(sources)
+
+
+def test_a_single_image_is_a_list_of_one(make: Make) -> None:
+    assert len(make().extract(np.zeros((48, 64, 3), np.uint8)).ids) == 1
 
 
 # --- the real thing ---

@@ -131,7 +131,7 @@ def test_a_configuration_outside_the_space_is_refused() -> None:
     ("wrong", "message"),
     [
         ({"heads": ("svc",)}, "choose from logistic"),
-        ({"heads": "ridge"}, "are not known"),
+        ({"heads": "ridge"}, "give a list of names"),
         ({"scalings": ("minmax",)}, "choose from standard"),
         ({"scoring": "acuracy"}, "choose one of accuracy"),
         ({"scoring": 3}, "neither a name nor a callable"),

@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 import featx
 from featx.cli.console import Console
 from featx.cli.streams import open_closed_streams, tolerant_streams
-from featx.exceptions import FeatxError, FeatxWarning, Interrupted
+from featx.exceptions import FeatxError, FeatxWarning, Interrupted, TooManyBadImagesError
 from featx.signals import answered_by
 from featx.tables import escape_name
 
@@ -96,6 +96,10 @@ def _run(arguments: list[str]) -> int:
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, _Stopped) else signal.SIGINT
             return _fail(console, Interrupted(_how_to_resume(arguments), number))
+        except TooManyBadImagesError as error:
+            if error.skipped:
+                _list_skipped(console, args, arguments, error)
+            return _fail(console, error)
         except FeatxError as error:
             return _fail(console, error)
         except OSError as error:
@@ -105,6 +109,16 @@ def _run(arguments: list[str]) -> int:
             return _fail(console, error)
     console.flush()
     return code
+
+
+def _list_skipped(
+    console: Console, args: argparse.Namespace, arguments: Sequence[str], error: TooManyBadImagesError
+) -> None:
+    """Print the images that were set aside, and write them beside the output."""
+    from featx.cli import render
+
+    verb = next(word for word in arguments if word in VERBS)
+    render.skipped(console, args, error.skipped, getattr(args, "output", None) or verb)
 
 
 def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:

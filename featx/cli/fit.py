@@ -11,7 +11,7 @@ from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
-from featx.exceptions import TooManyBadImagesError, UsageError
+from featx.exceptions import UsageError
 
 SHOWN = (
     "--output", "--dry-run", "--test-size", "--no-test", "--heads", "--trials", "--timeout", "--scoring",
@@ -232,14 +232,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         if args.fine_tune != "no":
             render.fine_tune_plan(console, clf, images)
         return 0
-    try:
-        if args.no_test or args.test_size == 0:
-            clf.fit(images)
-        else:
-            clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
-    except TooManyBadImagesError as error:
-        render.skipped(console, args, error.skipped, args.output)
-        raise
+    if args.no_test or args.test_size == 0:
+        clf.fit(images)
+    else:
+        clf.fit_with_test(images, test_size=args.test_size, split_salt=args.split_salt)
     for remark in clf.remarks_:
         console.log(remark)
     before = _model_before(args.output)

@@ -149,6 +149,20 @@ def _read_file(path: str, name: str) -> bytes:
     return data
 
 
+def read_start(path: str, size: int) -> bytes:
+    """Return the first bytes of a file; empty if it is no regular file, or cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | _NO_WAITING)
+    except (OSError, ValueError):
+        return b""
+    try:
+        return b"" if _refuse_file(os.fstat(descriptor)) else os.read(descriptor, size)
+    except OSError:
+        return b""
+    finally:
+        os.close(descriptor)
+
+
 def _refuse_file(status: os.stat_result) -> str:
     if stat.S_ISDIR(status.st_mode):
         return "a folder, not an image; give the folder by itself to read what it holds"

@@ -14,7 +14,7 @@ from PIL import Image
 from featx.exceptions import ImageError
 from featx.images.decode import deep_pixels
 from featx.images.locate import spread
-from featx.images.picture import ImageSource, read_picture
+from featx.images.picture import ImageSource, read_picture, read_start
 from featx.images.policy import DecodePolicy
 
 HEADERS = 512
@@ -81,15 +81,11 @@ def _may_be_deep(source: ImageSource) -> bool:
     extension = os.path.splitext(path)[1].lower()
     if extension and extension not in DEEP_EXTENSIONS:
         return False
-    try:
-        with open(path, "rb", buffering=0) as file:
-            return _is_deep_start(file.read(START))
-    except (OSError, ValueError):
-        return False
+    return _is_deep_start(read_start(path, START))
 
 
 def _is_deep_start(start: bytes) -> bool:
-    if start.startswith(b"\xff\xd8\xff"):
+    if not start or start.startswith(b"\xff\xd8\xff"):
         return False
     return start[24] == 16 if start.startswith(b"\x89PNG") and len(start) > 24 else True
 

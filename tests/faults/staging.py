@@ -80,8 +80,9 @@ def classes(root: Path, *labels: str, each: int = 12, suffix: str = ".png") -> P
 
 
 def rows(cache: Path) -> int:
-    """Rows that the cache holds."""
-    return sum(space["rows"] for space in featx("cache", "ls", "--cache-dir", cache).document["spaces"])
+    """Rows of features that the cache holds."""
+    spaces = featx("cache", "ls", "--cache-dir", cache).document["spaces"]
+    return sum(space["rows"] for space in spaces if space["spec"]["architecture"] != "image-facts")
 
 
 @contextlib.contextmanager

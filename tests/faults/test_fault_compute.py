@@ -66,9 +66,9 @@ def test_row_32_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) 
 
 
 def test_row_32_a_size_that_does_not_fit_into_memory_is_named(tmp_path: Path) -> None:
-    code, document, err = in_little_memory(400, photos_in(tmp_path / "p", 2), 4096, 2)
+    code, document, err = in_little_memory(150, photos_in(tmp_path / "p", 2), 2048, 2)
     assert code == 1, err
-    assert "not enough memory for one image of (4096, 4096) pixels" in document["error"]["message"]
+    assert "not enough memory for one image of (2048, 2048) pixels" in document["error"]["message"]
 
 
 @pytest.mark.gpu

@@ -94,7 +94,8 @@ def rows_in(cache: Path) -> dict[str, dict[bytes, bytes]]:
         with tempfile.TemporaryDirectory() as folder:
             store.export(key, Path(folder, "rows.npz"))
             with np.load(Path(folder, "rows.npz")) as kept:
-                ids, rows = kept["ids"], kept["features"]
+                ids = kept["id"]
+                rows = kept[next(name for name in kept.files if kept[name].dtype == np.float32)]
         found[key] = {digest.tobytes(): row.tobytes() for digest, row in zip(ids, rows, strict=True)}
     return found
 
