@@ -322,7 +322,7 @@ def test_mixing_needs_pictures() -> None:
     net = TailClassifier(
         torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(128, 4)), make_head("linear", 4, 2)
     )
-    with pytest.raises(UsageError, match="mix pictures"):
+    with pytest.raises(UsageError, match="mix images"):
         training.train(
             net, make_data(features=features), TrainingSettings(phases=(Phase(epochs=1, mixup=0.2),))
         )
