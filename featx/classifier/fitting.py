@@ -30,7 +30,7 @@ from featx.classifier.inputs import (
 from featx.classifier.model import FittedImages, ImageModel
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings
-from featx.evaluation import Evaluation, make_decision
+from featx.evaluation import Evaluation, OperatingPoint, make_decision
 from featx.extractor import Extraction, Plan, Progress
 from featx.features import FeatureBlocks
 from featx.heads import check_heads
@@ -96,22 +96,8 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     LabelError
         If a class of the test part is not in the training part.
     """
-    refuse_absent(images, settings.max_bad)
     seconds: dict[str, float] = {}
-    settings.report(Progress(0, len(images)))  # the first seconds load the network
-    check_heads(settings.search["heads"])
-    if settings.search["scoring"] != AUTO:
-        check_scoring(settings.search["scoring"], np.unique(labels_of(images)))
-    if settings.decide != AUTO:  # an unknown class is named before the work
-        make_decision(settings.decide, *np.unique(labels_of(images), return_counts=True))
-    with _timed(seconds, "group"):
-        images = with_auto_groups(images, settings)
-    held_out = np.zeros(len(images), bool)
-    if split is not None:
-        images, held_out = held_out_part(images, **split)
-    names = images.groups
-    if names is not None:
-        images = replace(images, groups=group_codes(names, len(images)))
+    images, names, held_out = _prepare(images, split, settings, seconds)
     with _timed(seconds, "select"):
         networks, comparison = select_networks(
             settings.backbones,
@@ -145,25 +131,22 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         _fitted_images(images, names, found, data, tuned.classes),
         networks.backbone_files,
     )
-    record = FitRecord.of(tuned, data.y, data.groups, model.deciding(settings.decide).decision)
+    deciding = model.deciding(settings.decide)
+    points = deciding.operating_points(tuned.oof_proba, data.y)
+    record = FitRecord.of(tuned, data.y, data.groups, deciding.decision)
     training = TrainingSet(
         data.train, found.ids[~data.is_test], networks.specs_, networks.cards_, networks.backbone_files
     )
     with _timed(seconds, "fine-tune"):
         network, report = fine_tune(model, record, training, features, settings)
     model = replace(model, network=network)
-    deciding, evaluation, measured = model.deciding(settings.decide), None, (tuned.oof_proba, data.y)
+    evaluation = None
     if split is not None:
-        settings.report(Progress(0, len(data.test), stage="evaluate"))
-        with _timed(seconds, "evaluate"):
-            features = _test_features(model, found, data, settings)
-            evaluation = deciding.evaluate(features, data.test)
-            measured = (model.proba(features), labels_of(data.test))
-        settings.report(Progress(len(data.test), len(data.test), stage="evaluate"))
+        evaluation, points = _measure(model, found, data, settings, seconds)
     record = replace(
         record,
         evaluation=evaluation,
-        operating_points=deciding.operating_points(*measured),
+        operating_points=points,
         backbones=comparison,
         fine_tuning=report,
         skipped=data.skipped,
@@ -171,8 +154,46 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         seconds=seconds,
         n_computed=found.computed,
     )
-    kept = images.select(found.kept)
-    return Fitted(model, record, training, kept, tuned.study, tuned.cv_results)
+    return Fitted(model, record, training, data.images, tuned.study, tuned.cv_results)
+
+
+def _prepare(
+    images: ImageSet, split: Mapping[str, Any] | None, settings: FitSettings, seconds: dict[str, float]
+) -> tuple[ImageSet, NDArray[Any] | None, NDArray[np.bool_]]:
+    """Check the settings, and find groups and the test part.
+
+    Returns the images with groups as codes, the names of the groups, and the mask of the test part.
+    """
+    refuse_absent(images, settings.max_bad)
+    settings.report(Progress(0, len(images)))  # the first seconds load the network
+    check_heads(settings.search["heads"])
+    if settings.search["scoring"] != AUTO:
+        check_scoring(settings.search["scoring"], np.unique(labels_of(images)))
+    if settings.decide != AUTO:  # an unknown class is named before the work
+        make_decision(settings.decide, *np.unique(labels_of(images), return_counts=True))
+    with _timed(seconds, "group"):
+        images = with_auto_groups(images, settings)
+    held_out = np.zeros(len(images), bool)
+    if split is not None:
+        images, held_out = held_out_part(images, **split)
+    names = images.groups
+    if names is not None:
+        images = replace(images, groups=group_codes(names, len(images)))
+    return images, names, held_out
+
+
+def _measure(
+    model: ImageModel, found: Extraction, data: FitData, settings: FitSettings, seconds: dict[str, float]
+) -> tuple[Evaluation, tuple[OperatingPoint, ...]]:
+    """Evaluate the decision in use, and the other ones, on the test part."""
+    deciding = model.deciding(settings.decide)
+    settings.report(Progress(0, len(data.test), stage="evaluate"))
+    with _timed(seconds, "evaluate"):
+        features = _test_features(model, found, data, settings)
+        evaluation = deciding.evaluate(features, data.test)
+        points = deciding.operating_points(model.proba(features), labels_of(data.test))
+    settings.report(Progress(len(data.test), len(data.test), stage="evaluate"))
+    return evaluation, points
 
 
 def evaluate_images(

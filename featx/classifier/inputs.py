@@ -264,8 +264,10 @@ class FitData:
 
     Parameters
     ----------
+    images : ImageSet
+        The images that have features.
     train, test : ImageSet
-        The parts; the second may be empty.
+        Their parts; the second may be empty.
     y : array of shape (n_train,)
         Labels of the training part.
     groups : array of shape (n_train,), int
@@ -276,6 +278,7 @@ class FitData:
         Images that were set aside.
     """
 
+    images: ImageSet
     train: ImageSet
     test: ImageSet
     y: NDArray[Any]
@@ -321,4 +324,4 @@ def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *
     test = as_classes(test, np.unique(y))
     refuse_unseen(labels_of(test), np.unique(y), what="test images")
     groups = image_groups(found.ids[~held_out], train.groups)
-    return FitData(train, test, y, groups, held_out, tuple(skipped))
+    return FitData(images, train, test, y, groups, held_out, tuple(skipped))
