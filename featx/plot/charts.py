@@ -31,13 +31,10 @@ def confusion(evaluation: Evaluation, *, ax: Any = None) -> Display:
     -------
     Display
     """
-    order = similar_order(evaluation.confusion)
     matrix = evaluation.confusion
+    order = worst_classes(matrix, MOST_CLASSES)
     note = ""
-    if len(order) > MOST_CLASSES:
-        recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
-        worst = set(np.argsort(recall, kind="stable")[:MOST_CLASSES].tolist())
-        order = np.array([code for code in order if code in worst])
+    if len(order) < len(matrix):
         note = f"; the {MOST_CLASSES} worst of {len(evaluation.classes)} classes"
     counts = matrix[np.ix_(order, order)]
     share = counts / np.maximum(matrix.sum(axis=1)[order, None], 1)
@@ -58,6 +55,13 @@ def confusion(evaluation: Evaluation, *, ax: Any = None) -> Display:
         wrong = int(evaluation.confusion.sum() - np.trace(evaluation.confusion))
         ax.set_title(f"{wrong:,} of {evaluation.n:,} images are mistaken{note}")
     return display
+
+
+def worst_classes(matrix: NDArray[Any], most: int) -> NDArray[np.intp]:
+    """Return the `most` classes of the lowest recall, in the order of `similar_order`."""
+    recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
+    order = similar_order(matrix)
+    return order[np.isin(order, np.argsort(recall, kind="stable")[:most])]
 
 
 def similar_order(matrix: NDArray[Any]) -> NDArray[np.intp]:

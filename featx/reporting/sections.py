@@ -18,7 +18,7 @@ from featx.classifier import ImageClassifier
 from featx.classifier.predictions import Predictions
 from featx.evaluation import Evaluation
 from featx.images.facts import ImageFacts
-from featx.plot.charts import metric_text, similar_order
+from featx.plot.charts import metric_text, worst_classes
 from featx.reporting.findings import TITLES
 from featx.tables import escape_name
 
@@ -162,13 +162,10 @@ def quality(known: Known) -> dict[str, Any]:
     """Metrics with intervals, the score of the selection, and the confusion matrix."""
     clf = known.clf
     evaluation = known.evaluation or clf.oof_evaluation_
-    order = similar_order(evaluation.confusion)
     matrix = evaluation.confusion
+    order = worst_classes(matrix, MOST_CELLS)
     note = ""
-    if len(order) > MOST_CELLS:
-        recall = np.diag(matrix) / np.maximum(matrix.sum(axis=1), 1)
-        worst = set(np.argsort(recall, kind="stable")[:MOST_CELLS].tolist())
-        order = np.array([code for code in order if code in worst])
+    if len(order) < len(matrix):
         note = f"The {MOST_CELLS} classes of the lowest recall, of {len(matrix)}."
     rows = [
         {
