@@ -244,12 +244,26 @@ def image_groups(ids: Ids, groups: ArrayLike | None = None) -> NDArray[np.intp]:
     digests = digest_array(ids)
     n = len(digests)
     same = np.unique(digests.view("V32").ravel(), return_inverse=True)[1] if n else np.empty(0, np.intp)
-    if groups is not None:
-        named = group_codes(groups, n)
-        nodes = n + max(n, int(named.max(initial=-1)) + 1)
-        links = coo_array((np.ones(n), (same, n + named)), shape=(nodes, nodes))
-        same = connected_components(links, directed=False)[1][same]
-    return _in_order(same)
+    return _in_order(same) if groups is None else joined_groups(same, group_codes(groups, n))
+
+
+def joined_groups(first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[np.intp]:
+    """Number the groups that two ways of grouping the same images make together (connected components).
+
+    Parameters
+    ----------
+    first, second : array of shape (n,), int
+        Group numbers, from 0.
+
+    Returns
+    -------
+    array of shape (n,), int
+        Group numbers from 0, in the order of first appearance.
+    """
+    offset = int(first.max(initial=-1)) + 1
+    nodes = offset + int(second.max(initial=-1)) + 1
+    links = coo_array((np.ones(len(first)), (first, offset + second)), shape=(nodes, nodes))
+    return _in_order(connected_components(links, directed=False)[1][first])
 
 
 def check_labels(y: Any, *, min_classes: int = 2) -> NDArray[Any]:

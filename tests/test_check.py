@@ -82,6 +82,30 @@ def test_fixes_are_obeyed_by_fix_and_by_fit(
     assert "near copies" not in capsys.readouterr().err
 
 
+def test_images_of_one_source_stay_together(
+    tmp_path: Path, picture: Callable[..., Image.Image], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for number, label in enumerate(("blue", "red")):
+        (tmp_path / "films" / label).mkdir(parents=True)
+        for film in range(4):
+            scene = np.asarray(picture(10 * number + film), float)
+            for frame in range(5):  # alike, and no near copies
+                noisy = (0.7 * scene + rng.integers(0, 75, scene.shape)).astype(np.uint8)
+                Image.fromarray(noisy).save(tmp_path / "films" / label / f"film{'abcd'[film]}_{frame}.png")
+    fast = ["--cut", "last", "--pool", "avg", "--resize", "crop", "--heads", "ridge", "--trials", "0"]
+    argv = ["fit", str(tmp_path / "films"), "-o", str(tmp_path / "m.featx"), *TINY, *fast]
+    assert main(argv) == 0
+    assert "40 images in 8 groups of images that share a name stay on one side" in capsys.readouterr().err
+    parts: dict[str, set[str]] = {}
+    clf = featx.load(tmp_path / "m.featx")
+    images = load_images(tmp_path / "films")
+    for name, digest in zip(images.names, read_digests(images.sources)[0], strict=True):
+        parts.setdefault(name.rpartition("_")[0], set()).add(clf.assignment_[digest.hex()])
+    assert len(parts) == 8
+    assert all(len(part) == 1 for part in parts.values())
+
+
 def test_the_call_returns_plain_data(faulty: Path, tmp_path: Path) -> None:
     extractor = FeatureExtractor("test_resnet", pretrained=False, runtime="torch", store="memory")
     found = featx.check(faulty, extractor=extractor)

@@ -12,7 +12,7 @@ from featx.audit.values import count
 from featx.classifier.inputs import with_digests
 from featx.classifier.settings import FitSettings
 from featx.images import ImageSet
-from featx.splits import image_groups
+from featx.splits import joined_groups
 
 
 def with_auto_groups(images: ImageSet, settings: FitSettings) -> ImageSet:
@@ -67,7 +67,7 @@ def _names(
     """Names of groups, made from digests, so that they do not depend on the order; None if there is none."""
     assert images.ids is not None
     ids = images.ids[place]
-    joined = near if sources is None else image_groups(near.astype("V32").view(np.uint8), sources)
+    joined = near if sources is None else joined_groups(near, sources)
     names = np.full(len(images), None, object)
     order = np.argsort(joined, kind="stable")
     for members in np.split(order, np.flatnonzero(np.diff(joined[order])) + 1):
