@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from featx.backbones.card import BackboneCard, Tap
+from featx.backbones.memory import lack_of_memory
 from featx.backbones.pooling import POOL_FUNCTIONS, keep_all
 from featx.exceptions import BackboneError, UsageError
 from featx.spec import LAST, FeatureSpec
@@ -99,7 +100,7 @@ class Backbone:
                 num_classes=n_classes,
                 img_size=input_size,
             )
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except (MemoryError, RuntimeError, AssertionError, ValueError) as error:
             raise _impossible_size(self.card, input_size, error) from error
         return module.eval().requires_grad_(False).to(next(self.module.parameters()).device)
 
@@ -188,7 +189,7 @@ class Stem(nn.Module):
         try:
             with torch.inference_mode():
                 outputs = self(example)
-        except (RuntimeError, AssertionError, ValueError) as error:
+        except (MemoryError, RuntimeError, AssertionError, ValueError) as error:
             raise _impossible_size(card, self.input_size, error) from error
         if not all(output.numel() for output in outputs):
             raise _impossible_size(card, self.input_size, "the output at the cut is empty")
@@ -371,10 +372,10 @@ def _arguments(call: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def _impossible_size(
     card: BackboneCard, input_size: tuple[int, int], reason: object
 ) -> BackboneError | UsageError:
-    words = str(reason).lower()
-    if isinstance(reason, MemoryError) or "allocate memory" in words or "out of memory" in words:
+    lack = lack_of_memory(reason) if isinstance(reason, Exception) else None
+    if lack:
         return BackboneError(
-            f"{card.name}: not enough memory for one image of {input_size} pixels; choose a smaller "
+            f"{card.name}: {lack} for one image of {input_size} pixels; choose a smaller "
             "input_size or backbone, or free memory."
         )
     return UsageError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.backbones.memory import lack_of_memory
 from featx.backbones.runtimes import Batch, Compiled, compile_stem
 from featx.backbones.state import STATE
 from featx.exceptions import BackboneError
@@ -23,16 +24,6 @@ if TYPE_CHECKING:
     from featx.backbones.network import Backbone, Stem
 
 Outputs = list[NDArray[np.float32]]
-
-OUT_OF_MEMORY = (
-    "out of memory",
-    "not enough memory",
-    "can't allocate",
-    "cannot allocate",
-    "bad_alloc",
-    "alloc_cpu",
-)
-"""Phrases of torch and OpenVINO in a RuntimeError when memory runs out, in lower case."""
 
 TRIAL_S = 0.3
 """Seconds of forward passes that a batch size is measured by."""
@@ -212,7 +203,7 @@ class Forward:
     def _run(self, compiled: Compiled, batch: Batch, names: Sequence[str]) -> Outputs:
         """Features of a batch, which is halved as often as memory requires."""
         rows = self._try(compiled, batch)
-        if rows is not None:
+        if not isinstance(rows, str):
             return rows
         done: list[Outputs] = []
         todo = [slice(0, len(batch))]
@@ -220,14 +211,14 @@ class Forward:
             while todo:
                 part = todo.pop()
                 rows = self._try(compiled, batch[part])
-                if rows is not None:
+                if not isinstance(rows, str):
                     done.append(rows)
                     continue
                 size = part.stop - part.start
                 if size == 1:
                     height, width = batch.shape[1:3]
                     raise BackboneError(
-                        f"{names[part.start]}: not enough memory for this one image at {height}×{width} "
+                        f"{names[part.start]}: {rows} for this one image at {height}×{width} "
                         "pixels; choose a smaller backbone or input_size, or free memory. "
                         "Finished features are stored."
                     )
@@ -236,15 +227,16 @@ class Forward:
                 todo += [slice(middle, part.stop), slice(part.start, middle)]
         return [np.concatenate(rows) for rows in zip(*done, strict=True)]
 
-    def _try(self, compiled: Compiled, batch: Batch) -> Outputs | None:
-        """Features, or None if memory ran out; the memory of the attempt is then free again."""
+    def _try(self, compiled: Compiled, batch: Batch) -> Outputs | str:
+        """Features, or words for the lack of memory; the memory of the attempt is then free again."""
         try:
             return compiled(batch)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            lack = lack_of_memory(error)
+            if lack is None:
                 raise
         _free_device_memory()
-        return None
+        return lack
 
     def _mend(
         self, rows: Outputs, outputs: Sequence[FeatureSpec], batch: Batch, names: Sequence[str]
@@ -264,11 +256,6 @@ def finite_rows(rows: Outputs) -> NDArray[np.bool_]:
         [np.isfinite(part).reshape(len(part), -1).all(axis=1) for part in rows]
     )
     return finite
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    text = str(error).lower()
-    return isinstance(error, MemoryError) or any(phrase in text for phrase in OUT_OF_MEMORY)
 
 
 def _free_device_memory() -> None:
