@@ -1,4 +1,4 @@
-"""Write the CLI reference from the parsers, and check what the documents say: links, reference up to date.
+"""Write the CLI reference from the parsers and the presets from their table, and check links and both pages.
 
 ``python docs/build.py`` writes, ``python docs/build.py --check`` fails if anything would change.
 """
@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "cli.md"
+PRESETS = ROOT / "docs" / "presets.md"
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -23,14 +24,15 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    text = cli_reference()
+    written = {REFERENCE: cli_reference(), PRESETS: presets()}
     faults = [
         f"{page.relative_to(ROOT)}: no such file: {link}" for page in pages() for link in broken_links(page)
     ]
-    if check and (not REFERENCE.exists() or REFERENCE.read_text(encoding="utf-8") != text):
-        faults.append("docs/cli.md does not match the parsers; run `make docs`")
-    if not check:
-        REFERENCE.write_text(text, encoding="utf-8")
+    for page, text in written.items():
+        if check and (not page.exists() or page.read_text(encoding="utf-8") != text):
+            faults.append(f"docs/{page.name} does not match the code; run `make docs`")
+        if not check:
+            page.write_text(text, encoding="utf-8")
     for fault in faults:
         print(fault, file=sys.stderr)
     print(f"documents: {len(pages())} pages, {len(faults)} faults")
@@ -49,6 +51,41 @@ def cli_reference() -> str:
             for action in _actions(verb)
             for part in ("", f"### featx {verb} {action}", "", _help_block([verb, action]))
         ]
+    return "\n".join(parts) + "\n"
+
+
+def presets() -> str:
+    """The table of presets, and that of their networks."""
+    from featx.classifier.presets import NETWORKS, PRESETS
+
+    parts = [
+        "# Presets",
+        "",
+        "Written by `make docs` from `featx/classifier/presets.py`; `featx presets` shows the same.",
+        'Choose one with `featx fit photos --preset quick` or `ImageClassifier(preset="quick")`.',
+        "A parameter that you give wins over the preset.",
+        "",
+        "| parameter | " + " | ".join(PRESETS) + " |",
+        "|---|" + "---|" * len(PRESETS),
+    ]
+    names = dict.fromkeys(name for preset in PRESETS.values() for name in preset.params)
+    for name in names:
+        values = [repr(one.params[name]) if name in one.params else "" for one in PRESETS.values()]
+        parts.append(f"| `{name}` | " + " | ".join(f"`{value}`" if value else "" for value in values) + " |")
+    parts += ["", *(f"* **{name}**: {preset.what}" for name, preset in PRESETS.items()), ""]
+    parts += [
+        "`auto` stands for the networks whose weights are on this machine: the packaged ones, and those of",
+        "timm's repositories in the hub's local cache. Networks of the hub are downloaded for `best` alone,",
+        "after size and licence were said; those that cannot be had, or would take too long, are left out,",
+        "and the reason is given.",
+        "",
+        "| network | presets | source | licence | MB |",
+        "|---|---|---|---|---|",
+    ]
+    for one in NETWORKS:
+        used = ", ".join(name for name in PRESETS if one.name in PRESETS[name].networks)
+        extra = f" (extra `{one.extra}`)" if one.extra else ""
+        parts.append(f"| {one.name} | {used} | {one.source}{extra} | {one.licence} | {one.megabytes} |")
     return "\n".join(parts) + "\n"
 
 

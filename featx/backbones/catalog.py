@@ -5,13 +5,12 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from featx.backbones import sources
 from featx.exceptions import UnknownModelError
 
-if TYPE_CHECKING:
-    pass
+OF_TIMM = "models--timm--"
+"""Start of the folders of timm's repositories in the hub's cache."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +52,39 @@ def list_models(pattern: str | None = None) -> list[ModelRow]:
         pattern = f"*{pattern}*"
     rows = [_model_row(name) for name in timm.list_models(pattern or "", pretrained=True)]
     return sorted(rows, key=lambda row: not row.available)
+
+
+def local_names() -> tuple[str, ...]:
+    """Names of networks whose weights are on this machine, without a search through all of timm.
+
+    These are the packaged ones, and those of timm's repositories in the hub's local cache. timm is imported
+    only if there is one.
+    """
+    from huggingface_hub import constants
+
+    packaged = [name for name in sources.PACKAGES if sources.find_in_package(name, None) is not None]
+    folders = Path(constants.HF_HUB_CACHE).glob(f"{OF_TIMM}*")
+    cached = sorted(folder.name.removeprefix(OF_TIMM) for folder in folders)
+    return (*packaged, *(name for name in cached if name not in packaged and _is_cached(name)))
+
+
+def count_operations(name: str) -> float:
+    """Multiplications and additions of one image of the pretrained size, counted without weights.
+
+    Raises
+    ------
+    UnknownModelError
+        If timm has no such name.
+    """
+    check_name(name)
+    import timm
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    size = timm.get_pretrained_cfg(name).input_size
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        timm.create_model(name, pretrained=False).eval()(torch.empty(1, *size))
+    return float(counter.get_total_flops())
 
 
 def nearest_names(pattern: str, n: int = 5) -> list[str]:
@@ -108,6 +140,13 @@ def check_name(name: str) -> None:
         f"{name!r} is not a registered timm name (folders and hub addresses are not loaded by name; use "
         f"checkpoint=); nearest: {', '.join(near)}. See: featx models PATTERN"
     )
+
+
+def _is_cached(name: str) -> bool:
+    import timm
+
+    is_known = timm.is_model(name.partition(".")[0]) and timm.get_pretrained_cfg(name) is not None
+    return is_known and sources.find_in_cache(name, None) is not None
 
 
 def _model_row(name: str) -> ModelRow:

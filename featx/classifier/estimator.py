@@ -33,11 +33,12 @@ from featx.classifier.inputs import (
 )
 from featx.classifier.packing import check_network, load_model, save_model
 from featx.classifier.parts import FittedParts
+from featx.classifier.presets import PRESET
 from featx.classifier.settings import machine_of, restore_params, saved_params, settings_of
 from featx.classifier.tables import ResultTables
 from featx.evaluation import Evaluation
 from featx.exceptions import FeatxError, FeatxWarning, ModelFileError, UsageError
-from featx.extractor import DEFAULT_BACKBONE, Extraction, FeatureExtractor, Plan
+from featx.extractor import Extraction, FeatureExtractor, Plan
 from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
 from featx.selection.candidates import AUTO
@@ -52,23 +53,29 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
 
     Parameters
     ----------
-    backbone : str, list of str or "auto", default "tf_efficientnet_lite0.in1k"
-        Any timm name with its tag. The default's ImageNet weights are installed with featx. Several
-        backbones, or all whose weights are on this machine ("auto"), are compared on at most 500 training
-        images; the best is used, or the best two if their blocks side by side are better by a standard error.
-    cut : str, int, list or None, default "auto"
+    backbone : str or list of str
+        Any timm name with its tag. Several are compared on at most 500 training images; the best is used, or
+        the best two if their blocks side by side are better by a standard error. "auto" stands for all on
+        this machine: the packaged ones, and those of timm in the hub's local cache.
+    preset : {"quick", "good", "best"}, default "good"
+        Parameters that go together (see ``featx presets``): `backbone`, `cut`, `pool`, `resize`, `heads`,
+        `n_trials`, `fine_tune`, `backbone_budget`, and the views of the extractor. Those that are given win:
+        all whose value is not "preset", their default.
+    budget : float or str, optional
+        Time for the whole fit: seconds, or such as "90s", "10m" or "2h". Features of all images are computed
+        even if they take longer, and a step that has begun is finished. By default there is no limit.
+    cut : str, int, list or None
         Layer whose output is used: None for the whole network without its classifier, the name or number of
-        a layer (see ``featx taps``), a list of them, or "auto" for all. The search chooses one, or several
-        side by side.
-    pool : str or list, default "auto"
+        a layer (see ``featx taps``), a list of them, or "auto" for all.
+    pool : str or list
         Pooling of a layer's map: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4; a list, or "auto" for
         all that the layer allows.
-    resize : {"crop", "squash", "pad"} or list, default "auto"
-        Resizing of images that are not square: centre crop, squeezed, or with bars. "auto" tries each on a
-        few hundred training images, and leaves the usual one only for one that is significantly better.
-    heads : sequence of str, optional
-        Names of `featx.heads.HEADS` to try; by default the fast ones.
-    n_trials : int, default 30
+    resize : {"crop", "squash", "pad", "auto"} or list
+        Of images that are not square: centre crop, squeezed, or with bars. "auto" tries each on a few hundred
+        training images, and leaves the usual one only for one that is significantly better.
+    heads : sequence of str or None
+        Names of `featx.heads.HEADS` to try; None for those that are quick to fit.
+    n_trials : int
         Optuna trials beyond the coarse grid.
     timeout : float or None, default 600
         Seconds for the search, without the fit of the selected head; None for no limit.
@@ -85,11 +92,13 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         more, and `scoring` is "auto" or counts classes equally. How much is found out of fold, and it is done
         only if macro-F1 gains more than chance and more than accuracy loses (see `tried_`). Setting another
         value needs no other fit. Probabilities do not depend on it.
-    fine_tune : {"auto", True, False}, default False
+    fine_tune : {"auto", True, False}
         Whether the network's upper layers are trained on the training part after the search, and kept if
         they are expected to be better than the tuned head (in minutes to hours). "auto": if a gain is likely.
-    backbone_budget : float, default 600
-        Seconds for the comparison of backbones. The most expensive ones are left out if it does not suffice.
+    backbone_budget : float, str or "auto"
+        Time for the comparison of backbones. The most expensive ones are left out if it does not suffice.
+        With "auto" it costs no more than the features of the default backbone for all images again, or 600 s
+        where all backbones were named.
     max_bad : float, default 0.05
         Fraction of unreadable images that `fit` sets aside with a warning; more is an error.
     auto_groups : bool, default True
@@ -149,20 +158,22 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
 
     def __init__(
         self,
-        backbone: str | Sequence[str] = DEFAULT_BACKBONE,
+        backbone: str | Sequence[str] = PRESET,
         *,
-        cut: str | int | Sequence[str | int] | None = AUTO,
-        pool: str | Sequence[str] = AUTO,
-        resize: str | Sequence[str] = AUTO,
-        heads: Sequence[str] | None = None,
-        n_trials: int = 30,
+        preset: str = "good",
+        budget: float | str | None = None,
+        cut: str | int | Sequence[str | int] | None = PRESET,
+        pool: str | Sequence[str] = PRESET,
+        resize: str | Sequence[str] = PRESET,
+        heads: str | Sequence[str] | None = PRESET,
+        n_trials: int | str = PRESET,
         timeout: float | None = SEARCH_TIMEOUT,
         cv: Any = 5,
         scoring: str | Callable[..., float] = AUTO,
         class_weight: str | Mapping[Any, float] | None = None,
         decide: str | Mapping[Any, float] = AUTO,
-        fine_tune: bool | str = False,
-        backbone_budget: float = 600.0,
+        fine_tune: bool | str = PRESET,
+        backbone_budget: float | str = PRESET,
         max_bad: float = 0.05,
         auto_groups: bool = True,
         store: Any = None,
@@ -176,6 +187,8 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         fine_tuner: FineTuner | None = None,
     ) -> None:
         self.backbone = backbone
+        self.preset = preset
+        self.budget = budget
         self.cut = cut
         self.pool = pool
         self.resize = resize

@@ -6,10 +6,12 @@ part is never used. The report says why the network was kept or not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from featx.classifier.advising import TrainingSet, advise_model
+from featx.classifier.budget import LEAST_S, TUNING
 from featx.classifier.model import ImageModel
 from featx.classifier.record import FineTuneReport, FitRecord
 from featx.classifier.settings import FitSettings
@@ -57,16 +59,21 @@ def fine_tune(
     if settings.fine_tune is False:
         return None, None
     advised: dict[str, Any] = {}
+    budget = settings.budget
+    if budget.share(TUNING) < LEAST_S:
+        return None, _not_tried(f"{budget.left:.0f} s of the budget are left", settings)
     if settings.fine_tune == AUTO:
         reason, cut = _advised(model, record, training, features, settings)
         if reason:
             return None, _not_tried(reason, settings)
-        advised = {"timeout": AUTO_TIMEOUT}
-        if OF_RECIPES.isdisjoint(settings.fine_tuner):
+        advised = {} if budget.is_limited else {"timeout": AUTO_TIMEOUT}
+        if chooses_recipe(settings):
             advised |= {"recipes": AUTO}
         elif cut:
             advised |= {"unfreeze": cut}
     tuner = tuner_of(settings, model=model, params=record.params, **advised)
+    if budget.is_limited:
+        tuner.timeout = min(budget.share(TUNING), math.inf if tuner.timeout is None else tuner.timeout)
     try:
         images = training.images
         tuner.fit(
@@ -96,6 +103,11 @@ def fine_tune(
         history=tuple(tuner.history_),
     )
     return tuner.network_ if report.kept else None, report
+
+
+def chooses_recipe(settings: FitSettings) -> bool:
+    """Whether fine-tuning chooses among the recipes."""
+    return settings.fine_tune == AUTO and OF_RECIPES.isdisjoint(settings.fine_tuner)
 
 
 def tuner_of(

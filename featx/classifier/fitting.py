@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.classifier.advising import TrainingSet
+from featx.classifier.budget import EXTRACTION, NETWORKS, SEARCH, VIEWS
 from featx.classifier.finetuning import fine_tune
 from featx.classifier.grouping import with_auto_groups
 from featx.classifier.inputs import (
@@ -28,6 +29,7 @@ from featx.classifier.inputs import (
     warn_of_training_images,
 )
 from featx.classifier.model import FittedImages, ImageModel
+from featx.classifier.presets import missing_networks
 from featx.classifier.record import FitRecord
 from featx.classifier.settings import FitSettings
 from featx.evaluation import Evaluation, OperatingPoint, make_decision
@@ -38,11 +40,14 @@ from featx.images import ImageSet, Skipped
 from featx.search import SearchProgress
 from featx.search.scoring import check_scoring
 from featx.selection.augmentation import Augmentation
-from featx.selection.backbones import select_networks
+from featx.selection.backbones import planned_names, select_networks
 from featx.selection.candidates import AUTO, widest
 from featx.selection.networks import Networks, gather
-from featx.selection.tuning import Views, tune
+from featx.selection.tuning import NOISE_SHARE, Views, tune
 from featx.splits import group_codes
+
+LEAST_SEARCH_S = 1.0
+"""Seconds of a search for which a budget leaves no time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +102,14 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         If a class of the test part is not in the training part.
     """
     seconds: dict[str, float] = {}
+    budget = settings.budget
+    budget.begin(
+        networks=len(settings.backbones) > 1,
+        views=settings.views > 0,
+        fine_tune=settings.fine_tune is not False,
+    )
     images, names, held_out = _prepare(images, split, settings, seconds)
+    _name_extra(settings)
     with _timed(seconds, "select"):
         networks, comparison = select_networks(
             settings.backbones,
@@ -106,6 +118,9 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
             machine=settings.machine,
             n_all=len(images),
             budget_s=settings.backbone_budget,
+            limit_s=budget.share(NETWORKS) if budget.is_limited else math.inf,
+            extraction_s=lambda: EXTRACTION * budget.left,
+            optional=settings.optional,
             say=settings.say,
             n_jobs=settings.n_threads,
             random_state=settings.seed,
@@ -114,14 +129,16 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         found = networks.extract(images.sources, names=images.names, on_error="skip", ids=images.ids)
     data = fit_data(images, held_out, found, max_bad=settings.max_bad)
     features = found.blocks.take(~data.is_test)
+    budget.learn(comparison)
+    views = _views(data.train, networks, settings, found)
     with _timed(seconds, "search"):
         tuned = tune(
             features,
             data.y,
             groups=data.groups,
             weight=data.train.weights,
-            settings=settings.search,
-            views=_views(data.train, networks, settings),
+            settings=_limited(settings),
+            views=views,
             callback=_reporter(settings),
         )
     model = ImageModel.of(
@@ -143,6 +160,8 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     evaluation = None
     if split is not None:
         evaluation, points = _measure(model, found, data, settings, seconds)
+    if budget.is_limited:
+        settings.say(budget.describe(seconds), stage="budget")
     record = replace(
         record,
         evaluation=evaluation,
@@ -155,6 +174,18 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         n_computed=found.computed,
     )
     return Fitted(model, record, training, data.images, tuned.study, tuned.cv_results)
+
+
+def _name_extra(settings: FitSettings) -> None:
+    """Name the extra with more networks, once for each cache, if a choice could use them."""
+    store = settings.machine["store"]
+    missing = missing_networks() if settings.optional else ()
+    if missing and store.recall("hints", missing[0].extra) is None:
+        settings.say(
+            f"pip install 'featx[{missing[0].extra}]' adds {', '.join(one.name for one in missing)} to the "
+            f"networks that are compared ({sum(one.megabytes for one in missing)} MB)"
+        )
+        store.remember("hints", missing[0].extra, {"named": True})
 
 
 def _prepare(
@@ -235,22 +266,51 @@ def plan_fit(images: ImageSet, settings: FitSettings) -> dict[str, Plan]:
         recipe |= {"view": list(range(settings.views + 1)), "view_policy": settings.view_policy}
     if recipe["resize"] == AUTO:  # the others are tried on a few hundred images only
         recipe["resize"] = "crop"
+    names = planned_names(
+        settings.backbones,
+        settings.machine["store"],
+        n_all=len(images),
+        budget_s=settings.backbone_budget,
+        optional=settings.optional,
+    )
     return {
         name: widest({**recipe, "backbone": name}, settings.machine, images.sources).plan(images.sources)
-        for name in settings.backbones
+        for name in names
     }
 
 
-def _views(train: ImageSet, networks: Networks, settings: FitSettings) -> Views:
-    """Augmented views of the training images, which are computed when the tuning requests them."""
+def _limited(settings: FitSettings) -> Mapping[str, Any]:
+    """Parameters of the search, with the seconds that the budget leaves for it."""
+    budget, given = settings.budget, settings.search["timeout"]
+    if not budget.is_limited:
+        return settings.search
+    seconds = max(budget.share(SEARCH) / (1 + NOISE_SHARE), LEAST_SEARCH_S)
+    return {**settings.search, "timeout": seconds if given is None else min(seconds, given)}
+
+
+def _views(train: ImageSet, networks: Networks, settings: FitSettings, found: Extraction) -> Views:
+    """Augmented views of the training images, which are computed when the tuning requests them.
+
+    They are not, if a budget leaves too little time for it.
+    """
     requested = Augmentation("rows", settings.views, settings.view_policy)
+    budget = settings.budget
+    each = (found.seconds - found.loading_s) / found.computed if found.computed else 0.0
 
     def features(names: tuple[str, ...]) -> list[FeatureBlocks]:
+        seconds, left = each * settings.views * len(train), budget.share(VIEWS)
+        if budget.is_limited and seconds > left / 2:
+            settings.say(
+                f"no views are tried: their features take about {seconds:.0f} s, and the budget leaves "
+                f"{left:.0f} s for views",
+                stage="views",
+            )
+            return []
         specs = requested.specs({name: networks.specs_[name] for name in names})
         extractor = gather(specs, networks.cards_, settings.machine, backbones=networks.backbone_files)
         return requested.split(extractor.extract(train.sources, names=train.names).blocks, names)
 
-    return Views(settings.views, settings.view_policy, features)
+    return Views(settings.views, settings.view_policy, features, seconds=lambda: budget.share(VIEWS))
 
 
 def _fitted_images(

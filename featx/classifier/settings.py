@@ -18,9 +18,12 @@ from sklearn.utils import check_random_state
 
 from featx.backbones import is_model_file
 from featx.backbones.views import name_policy
+from featx.classifier.budget import Budget
+from featx.classifier.presets import PRESET, is_given, with_preset
+from featx.duration import seconds_of
 from featx.evaluation import check_decide
 from featx.exceptions import UsageError
-from featx.extractor import FeatureExtractor, Progress
+from featx.extractor import DEFAULT_BACKBONE, FeatureExtractor, Progress
 from featx.finetune import FineTuner, Phase
 from featx.progress import ProgressBar, is_watched
 from featx.records import from_plain, to_plain
@@ -64,6 +67,9 @@ LOCAL = frozenset(
 
 FINE_TUNE = (AUTO, True, False)
 
+NAMED_BUDGET_S = 600.0
+"""Seconds for a comparison of backbones that were all named, where no limit is given."""
+
 
 @dataclass(frozen=True)
 class FitSettings:
@@ -73,6 +79,8 @@ class FitSettings:
     ----------
     backbones : tuple of str
         Candidates.
+    optional : bool
+        Whether candidates that cannot be used are left out; otherwise they are an error.
     recipe : dict
         Parameters of `FeatureExtractor` that features depend on.
     machine : dict
@@ -89,8 +97,10 @@ class FitSettings:
         Augmented views of each image that may be used.
     view_policy : str
         Their augmentation policy.
-    backbone_budget : float
+    backbone_budget : float or "auto"
         Seconds for the comparison of backbones.
+    budget : Budget
+        Time of the whole fit.
     max_bad : float
         Fraction of images that may be unreadable.
     auto_groups : bool
@@ -104,6 +114,7 @@ class FitSettings:
     """
 
     backbones: tuple[str, ...]
+    optional: bool
     recipe: Mapping[str, Any]
     machine: Mapping[str, Any]
     search: Mapping[str, Any]
@@ -112,7 +123,8 @@ class FitSettings:
     fine_tuner: Mapping[str, Any]
     views: int
     view_policy: str
-    backbone_budget: float
+    backbone_budget: float | str
+    budget: Budget
     max_bad: float
     auto_groups: bool
     seed: int
@@ -142,14 +154,23 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
     UsageError
         If a parameter is not known, or a nested estimator sets one that the classifier gives it.
     """
-    params = clf.get_params(deep=False)
+    given = clf.get_params(deep=False)
     for nested in SHARED:
-        _refuse_shared(nested, params[nested])
+        _refuse_shared(nested, given[nested])
+    params = with_preset(given)
     if not any(params["fine_tune"] is one or params["fine_tune"] == one == AUTO for one in FINE_TUNE):
         raise UsageError(f"fine_tune {params['fine_tune']!r} is not known; choose 'auto', True or False.")
     check_decide(params["decide"], AUTO)
-    names = backbone_names(params["backbone"])
     extractor = nested_params("extractor", params)
+    has_own_weights = extractor["checkpoint"] is not None or not extractor["pretrained"]
+    if has_own_weights and given["backbone"] == PRESET:  # they are of one network
+        params["backbone"] = extractor["backbone"] = DEFAULT_BACKBONE
+    names = backbone_names(params["backbone"])
+    named = params["backbone"]
+    optional = named == AUTO if isinstance(named, str) else AUTO in named
+    limit = params["backbone_budget"]
+    if limit == AUTO and not optional:  # every network was named
+        limit = NAMED_BUDGET_S
     machine = {name: extractor.pop(name) for name in MACHINE_PARAMS} | {"callback": callback_of(params)}
     recipe = extractor
     refuse_checkpoint(names, machine["checkpoint"])
@@ -158,6 +179,7 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
     views, policy = _views(recipe)
     return FitSettings(
         backbones=names,
+        optional=optional,
         recipe={**recipe, "view": 0, "view_policy": "none", "backbone": params["backbone"]},
         machine={**machine, "store": open_store(params["store"])},
         search=search,
@@ -166,7 +188,8 @@ def settings_of(clf: BaseEstimator) -> FitSettings:
         fine_tuner=_given(params["fine_tuner"]),
         views=views,
         view_policy=policy,
-        backbone_budget=params["backbone_budget"],
+        backbone_budget=limit if limit == AUTO else seconds_of(limit),
+        budget=Budget(params["budget"]),
         max_bad=params["max_bad"],
         auto_groups=params["auto_groups"],
         seed=int(check_random_state(params["random_state"]).randint(2**31 - 1)),
@@ -260,8 +283,7 @@ def _refuse_shared(nested: str, estimator: Any) -> None:
     defaults = inspect.signature(kind).parameters
     for name in shared:
         value = getattr(estimator, name)
-        default = defaults[name].default
-        if value is not default and not (type(value) is type(default) and value == default):
+        if is_given(value, defaults[name].default):
             raise UsageError(
                 f"{nested}__{name}={value!r:.80} would be ignored: {nested} takes {name} from the "
                 f"classifier. Pass {name} to ImageClassifier."
@@ -272,12 +294,7 @@ def _given(estimator: BaseEstimator) -> dict[str, Any]:
     """Parameters that are not the defaults; what featx measures replaces defaults, never what was given."""
     defaults = inspect.signature(type(estimator)).parameters
     params = estimator.get_params(deep=False)
-    given = {}
-    for name, value in params.items():
-        default = defaults[name].default
-        if value is not default and not (type(value) is type(default) and value == default):
-            given[name] = value
-    return given
+    return {name: value for name, value in params.items() if is_given(value, defaults[name].default)}
 
 
 def _views(recipe: Mapping[str, Any]) -> tuple[int, str]:

@@ -60,6 +60,7 @@ VERBS: dict[str, Verb] = {
     "cache": Verb("featx.cli.cache", "list, check, merge, delete or export cached features"),
     "models": Verb("featx.cli.models", "list backbones, and where their weights come from"),
     "heads": Verb("featx.cli.heads", "list the classifiers that a search can try"),
+    "presets": Verb("featx.cli.presets", "list the presets of a fit, with sources and licences of networks"),
     "taps": Verb("featx.cli.taps", "list the layers of a backbone whose output can be used"),
     "download": Verb(
         "featx.cli.download", "download the weights of a backbone, for later use without a network"

@@ -85,7 +85,7 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
     one = "timm model (see `featx models`), or a fine-tuned .featx file"
     group.add_argument(
         "--backbone",
-        default=DEFAULT_BACKBONE,
+        default=None if several else DEFAULT_BACKBONE,
         metavar="NAME[,NAME...]|auto" if several else "NAME",
         help=f"{one}. Several, or all whose weights are here (auto), are compared on at most 500 training "
         "images. The best is used, or the best two side by side"
@@ -96,9 +96,9 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
         group.add_argument(
             "--backbone-budget",
             type=seconds,
-            default=600.0,
             metavar="TIME",
-            help="time for the comparison of backbones, such as 90s or 10m (default 10m)",
+            help="time for the comparison of backbones, such as 90s or 10m (default: that of the features of "
+            "the default network for all images; 10m if you name the backbones)",
         )
     add_weights(group)
     group.add_argument(
@@ -239,24 +239,32 @@ def add_test_part(
     )
 
 
-def add_search(parser: argparse.ArgumentParser) -> argparse._ArgumentGroup:
-    """Add the options of the search; return their group, for more of them."""
+def add_search(parser: argparse.ArgumentParser, *, by_preset: bool = False) -> argparse._ArgumentGroup:
+    """Add the options of the search; return their group, for more of them.
+
+    With `by_preset`, the number of trials is that of the preset if it is not given.
+    """
     group = parser.add_argument_group("search")
     group.add_argument("--heads", metavar="A,B,...", help="heads to try (default: the fast ones)")
-    add_trials(group)
+    if by_preset:
+        add_trials(group, None)
+    else:
+        add_trials(group)
     add_seed(group)
     add_jobs(group)
     return group
 
 
-def add_trials(group: argparse._ActionsContainer, default: int = 30, of: str = "beyond the grid") -> None:
+def add_trials(
+    group: argparse._ActionsContainer, default: int | None = 30, of: str = "beyond the grid"
+) -> None:
     """Add ``--trials``."""
     group.add_argument(
         "--trials",
         type=whole(0),
         default=default,
         metavar="N",
-        help=f"Optuna trials {of} (default {default})",
+        help=f"Optuna trials {of} (default {'30' if default is None else default})",
     )
 
 
@@ -364,13 +372,16 @@ def classifier(args: argparse.Namespace, callback: Callable[[Any], None], **give
     """
     from featx.classifier import ImageClassifier
 
+    options = {
+        "backbone": args.backbone and one_or_list(args.backbone, ""),
+        "cut": args.cut and one_or_list(args.cut, ""),
+        "pool": args.pool and one_or_list(args.pool, ""),
+        "resize": args.resize and one_or_list(args.resize, ""),
+        "heads": listed(args.heads),
+        "n_trials": args.trials,
+    }
+    given |= {name: value for name, value in options.items() if value is not None}  # others: by the preset
     return ImageClassifier(
-        one_or_list(args.backbone, "auto"),
-        cut=one_or_list(args.cut, "auto"),
-        pool=one_or_list(args.pool, "auto"),
-        resize=one_or_list(args.resize, "auto"),
-        heads=listed(args.heads),
-        n_trials=args.trials,
         max_bad=0.0 if args.strict else args.max_bad,
         device=args.device,
         n_jobs=args.jobs,
@@ -411,7 +422,7 @@ def extractor(args: argparse.Namespace, **given: Any) -> Any:
     params = {name: options[name] for name in EXTRACTOR_OPTIONS if name in options}
     if "random_weights" in options:
         params["pretrained"] = not args.random_weights
-    if options.get("views"):
+    if options.get("views") is not None:  # range(1) is no view, whatever the preset says
         params |= {"view": range(args.views + 1), "view_policy": args.view_policy}
     return FeatureExtractor(**{**params, **given})
 
@@ -505,19 +516,14 @@ def number(low: float, high: float) -> Callable[[str], float]:
     return read
 
 
-UNITS_S = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-"""Seconds of the units of a time."""
-
-
 def seconds(text: str) -> float:
     """Read an option: a time, such as ``90``, ``90s``, ``10m``, ``1.5h`` or ``1h30m``, in seconds."""
-    words = text.strip().lower()
-    number = r"\d+(?:\.\d+)?"
-    parts = re.findall(rf"({number})\s*([a-z]*)", words)
-    is_time = re.fullmatch(rf"{number}|(?:{number}\s*[a-z]+\s*)+", words)
-    if not is_time or any(unit not in UNITS_S for _, unit in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; write 90s, 10m, 1h30m or seconds")
-    return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)
+    from featx.duration import seconds_of
+
+    try:
+        return seconds_of(text)
+    except UsageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def limit(text: str) -> float | None:

@@ -14,7 +14,7 @@ from featx.cli.console import Console
 from featx.exceptions import UsageError
 
 SHOWN = (
-    "--output", "--dry-run", "--test-size", "--no-test", "--heads", "--trials", "--timeout", "--scoring",
+    "--output", "--preset", "--budget", "--dry-run", "--test-size", "--no-test", "--heads", "--scoring",
     "--backbone", "--fine-tune", "--json", "--quiet",
 )  # fmt: skip
 """Options that ``--help`` lists; ``--help-all`` lists all."""
@@ -35,6 +35,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "-o", "--output", default="model.featx", metavar="FILE", help="file to write (default model.featx)"
     )
+    parser.add_argument(
+        "--preset",
+        choices=["quick", "good", "best"],
+        default="good",
+        help="parameters that go together, see `featx presets` (default good); options that you give win",
+    )
+    parser.add_argument(
+        "--budget",
+        type=arguments.seconds,
+        metavar="TIME",
+        help="time for all, such as 90s, 10m or 2h; features of all images are computed in any case",
+    )
     parser.add_argument("--report", metavar="FILE", help="page of results to write (see `featx report`)")
     arguments.add_dry_run(parser)
     arguments.add_test_part(parser, may_be_none=True)
@@ -47,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="let near copies, and images of one source, stand on both sides of splits",
     )
-    group = arguments.add_search(parser)
+    group = arguments.add_search(parser, by_preset=True)
     group.add_argument(
         "--timeout",
         type=arguments.limit,
@@ -100,7 +112,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--views",
         type=arguments.whole(0),
-        default=0,
         metavar="K",
         help="augmented views of each training image (default 0). They are used if they help out of fold, "
         "and by fine-tuning",
@@ -127,7 +138,6 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fine-tune",
         choices=["auto", "yes", "no"],
-        default="no",
         help="auto: if the advice expects a gain (default no: it takes minutes to hours)",
     )
     group.add_argument(
@@ -187,7 +197,10 @@ def _fine_tuner(args: argparse.Namespace) -> Any:
     if changes := {name: value for name, value in changes.items() if value is not None}:
         *first, last = default_phases(args.head or "probe")
         given["phases"] = (*first, last.replace(**changes))
-    if args.fine_tune != "no":
+    from featx.classifier.presets import PRESETS
+
+    by_preset = PRESETS[args.preset].params["fine_tune"] is not False
+    if by_preset if args.fine_tune is None else args.fine_tune != "no":
         given["view_policy"] = args.view_policy
         if args.views:
             given["views"] = args.views
@@ -200,6 +213,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, evaluate, save and report."""
     arguments.check_writable(args.output, arguments.MODEL_ENDINGS)
     arguments.check_writable(args.report)
+    from featx.classifier.presets import PRESETS
     from featx.cli import render
     from featx.search import HeadSearchCV
 
@@ -208,6 +222,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if args.fixes:
         images = _fixed(args, console, images)
     images = render.data_set(console, images, min_per_class=args.min_per_class)
+    if args.views is None and args.view_policy != "light":  # another policy for the views of the preset
+        args.views = len(PRESETS[args.preset].params.get("extractor__view", (0,))) - 1
     clf = arguments.classifier(
         args,
         console.progress,
@@ -216,8 +232,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         scoring=args.scoring if args.positive is None else f"{args.scoring}:{args.positive}",
         decide=arguments.decision(args.decide, [] if images.labels is None else images.labels.tolist()),
         class_weight=None if args.class_weight == "none" else args.class_weight,
-        fine_tune=args.fine_tune if args.fine_tune == "auto" else args.fine_tune == "yes",
-        backbone_budget=args.backbone_budget,
+        preset=args.preset,
+        budget=args.budget,
+        **_by_preset(args),
         store=arguments.store_of(args),
         auto_groups=not args.no_auto_groups,
         search=HeadSearchCV(n_repeats="auto", storage=args.storage, study_name=args.study_name),
@@ -229,8 +246,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
         render.plans(console, clf.plans(images))
         render.search_time(console, plan_search(images, settings_of(clf)))
-        if args.fine_tune != "no":
-            render.fine_tune_plan(console, clf, images)
+        render.fine_tune_plan(console, clf, images)
         return 0
     if args.no_test or args.test_size == 0:
         clf.fit(images)
@@ -255,6 +271,13 @@ def run(args: argparse.Namespace, console: Console) -> int:
     console.data(seconds=seconds, data=os.fspath(args.data), remarks=list(clf.remarks_))
     _report(args, console, clf)
     return render.skipped(console, args, clf.skipped_, args.output)
+
+
+def _by_preset(args: argparse.Namespace) -> dict[str, Any]:
+    """Parameters that the preset sets, if they were given."""
+    tune = {"auto": "auto", "yes": True, "no": False, None: None}[args.fine_tune]
+    options = {"fine_tune": tune, "backbone_budget": args.backbone_budget}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def _report(args: argparse.Namespace, console: Console, clf: Any) -> None:

@@ -134,12 +134,28 @@ def fine_tuning(console: Console, clf: Any) -> None:
 
 
 def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
-    """Print the disk space that fine-tuning would use, and what each phase would train."""
-    from featx.classifier.finetuning import tuner_of
+    """Print what fine-tuning would do, if it was requested: the recipes, or the phases and the disk space."""
+    from featx.classifier.finetuning import AUTO_TIMEOUT, chooses_recipe, tuner_of
     from featx.classifier.settings import settings_of
     from featx.finetune import describe_phases
+    from featx.finetune.recipes import RECIPES
 
-    tuner = tuner_of(settings_of(clf))
+    settings = settings_of(clf)
+    if settings.fine_tune is False:
+        return
+    if chooses_recipe(settings):
+        limit = AUTO_TIMEOUT if not settings.budget.is_limited else settings.budget.left
+        limit = settings.fine_tuner.get("timeout") or limit
+        console.text(
+            f"fine-tuning within {duration(limit)}, if the advice expects a gain: the best of these recipes, "
+            "by successive halving"
+        )
+        lines = [f"{name}: {recipe.describe(len(images))}" for name, recipe in RECIPES.items()]
+        for line in lines:
+            console.text(f"          {line}")
+        console.data(fine_tuning={"recipes": lines, "timeout": limit})
+        return
+    tuner = tuner_of(settings)
     found = tuner.plan(images)
     n_classes = len(np.unique(np.asarray(images.labels, dtype=str)))
     phases, trained = tuner.first_phases(), tuner.describe(n_classes)

@@ -76,6 +76,16 @@ class Recipe:
         own = {"unfreeze": self.unfreeze, "views": self.views, "view_policy": self.view_policy}
         return {**given, **own, "backbone": extractor}
 
+    def describe(self, n: int) -> str:
+        """Say what is trained, for `n` training images."""
+        what = {"all": "all layers"}.get(str(self.unfreeze), f"the last {self.unfreeze} stages")
+        if isinstance(self.unfreeze, str) and self.unfreeze != "all":
+            what = f"all layers above {self.unfreeze}"
+        size = f" at {self.side} pixels" if self.side else ""
+        images = f"{self.views} stored augmented views" if self.views else "augmented images"
+        phase = self.phases(n)[-1]
+        return f"{what}{size}, on {images}, {phase.epochs} epochs, learning rate {phase.lr:g}"
+
     def phases(self, n: int, share: float = 1.0) -> tuple[Phase, ...]:
         """Return the phases for `n` training images and a share of the epochs."""
         phase = self.few if n < FEW else self.phase

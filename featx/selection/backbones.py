@@ -7,10 +7,12 @@ earlier rounds; no image is computed twice.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,19 +20,21 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from featx.advice import BackboneScore, ProbeResult, h_score, log_me, probe
-from featx.backbones import list_models
+from featx.backbones import is_model_file, local_names
 from featx.evaluation import Metric
-from featx.exceptions import UsageError
+from featx.exceptions import FeatxError, UsageError
 from featx.extractor import FeatureExtractor
 from featx.features import FeatureBlocks
-from featx.images import ImageSet
+from featx.images import ImageSet, read_digests
 from featx.records import Record
 from featx.representation import is_usual
 from featx.search.screening import screen_representations
+from featx.selection.affordable import affordable, fetch, operations, too_slow
 from featx.selection.candidates import choose, widest
 from featx.selection.halving import HalvingPlan, plan_halving, survivors
 from featx.selection.networks import Networks, side_by_side
 from featx.splits import stratified_sample
+from featx.stores.base import FeatureStore
 
 AUTO = "auto"
 
@@ -40,6 +44,9 @@ comparison should cost no more than the fit itself."""
 
 SPEED_IMAGES = 32
 """Images that the speed of a candidate is measured on; their features are cached for the first round."""
+
+COMPARISON = 1
+"""Version of the method that compares. Results of another version are not reused."""
 
 CACHED_S = 1e-6
 """Seconds an image where all features are cached."""
@@ -58,13 +65,17 @@ class BackboneComparison(Record):
     together : Metric or None
         Accuracy of the two best side by side minus that of the best alone, paired. None with one candidate.
     plan : HalvingPlan
-        Rounds, and candidates that the budget left out.
+        Rounds, and candidates that were left out.
+    over_last : Metric or None
+        Accuracy of the best layer of the best backbone minus that of its last features, paired; None if the
+        last features were not compared.
     """
 
     scores: tuple[BackboneScore, ...]
     winners: tuple[str, ...]
     together: Metric | None
     plan: HalvingPlan
+    over_last: Metric | None = None
 
     def sentences(self) -> list[str]:
         """Describe the result."""
@@ -80,6 +91,27 @@ class BackboneComparison(Record):
             said.append(f"the two best side by side: {gain} {interval}, {verdict}")
         return said + [f"{name} left out: {why}" for name, why in self.plan.left_out.items()]
 
+    def within(self, seconds: float) -> BackboneComparison:
+        """Return the same with fewer or cheaper winners, if the features of all images take too long.
+
+        Parameters
+        ----------
+        seconds : float
+            For these features. The backbone that takes least is a winner whatever it takes.
+        """
+        cost = {one.name: 60 * one.minutes for one in self.scores}
+        ranked = [self.winners, *((one.name,) for one in self.scores)]
+        cheapest = (min(cost, key=lambda name: cost[name]),)
+        winners = next((w for w in ranked if sum(cost[name] for name in w) <= seconds), cheapest)
+        if winners == self.winners:
+            return self
+        reason = (
+            f"its features of all images would not fit the {seconds:.0f} s that the budget leaves for them"
+        )
+        late = {name: reason for name in self.winners if name not in winners}
+        plan = replace(self.plan, left_out={**self.plan.left_out, **late})
+        return replace(self, winners=winners, plan=plan)
+
 
 @dataclass(frozen=True)
 class _Candidate:
@@ -92,23 +124,46 @@ class _Candidate:
 
 
 def backbone_names(backbone: str | Sequence[str]) -> tuple[str, ...]:
-    """Return the candidates: one name, several, or all whose weights are here for ``"auto"``.
+    """Return the candidates: one name, or several; ``"auto"`` stands for all whose weights are here.
 
     Raises
     ------
     UsageError
         If there is none.
     """
-    if isinstance(backbone, str) and backbone == AUTO:
-        names = tuple(row.name for row in list_models() if row.available)
-    else:
-        names = (backbone,) if isinstance(backbone, str) else tuple(dict.fromkeys(backbone))
+    given = (backbone,) if isinstance(backbone, str) else tuple(backbone)
+    every = [local_names() if name == AUTO else (name,) for name in given]
+    names = tuple(dict.fromkeys(name for some in every for name in some))
     if not names:
         raise UsageError(
             f"backbone {backbone!r} names no network; give a timm name, or download weights first "
             "(featx download NAME)."
         )
     return names
+
+
+def planned_names(
+    names: Sequence[str], store: FeatureStore, *, n_all: int, budget_s: float | str, optional: bool
+) -> tuple[str, ...]:
+    """Return the backbones that `select_networks` would compare, of those that are on this machine.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Backbones.
+    store : FeatureStore
+        Its notes have the operations of networks.
+    n_all : int
+        Images of the whole set.
+    budget_s, optional
+        As for `select_networks`.
+    """
+    if optional:
+        names = [name for name in names if name in local_names() or is_model_file(name)]
+    if budget_s == AUTO and len(names) > 1:
+        work = operations(names, store)
+        return affordable(work, n_all=n_all, n_images=n_all, most=COMPARED_IMAGES).names
+    return tuple(names)
 
 
 def refuse_checkpoint(names: Sequence[str], checkpoint: Any) -> None:
@@ -127,7 +182,10 @@ def select_networks(
     recipe: Mapping[str, Any],
     machine: Mapping[str, Any],
     n_all: int,
-    budget_s: float = math.inf,
+    budget_s: float | str = math.inf,
+    limit_s: float = math.inf,
+    extraction_s: Callable[[], float] = lambda: math.inf,
+    optional: bool = False,
     say: Callable[[str], None] | None = None,
     n_jobs: int = 1,
     random_state: int = 0,
@@ -145,7 +203,16 @@ def select_networks(
         ``"auto"``), and the others.
     n_all : int
         Images of the whole set, for its cost.
-    budget_s, say, n_jobs, random_state
+    budget_s : float or "auto"
+        Seconds for the comparison. With ``"auto"`` it costs no more than the features of the default network
+        for all images (see `affordable`).
+    limit_s : float
+        Most seconds for the comparison, whatever `budget_s` is; the result is then not stored.
+    extraction_s : callable, optional
+        Called after the comparison; returns the seconds that the features of all images may take.
+    optional : bool
+        Whether backbones that cannot be used are left out; otherwise they are an error.
+    say, n_jobs, random_state
         As for `compare_backbones`.
 
     Returns
@@ -153,23 +220,52 @@ def select_networks(
     Networks
         Extractors of all representations that the search may choose.
     BackboneComparison or None
-        None if there is one name.
+        None if nothing was compared.
     """
     codes = np.unique(np.asarray(training.labels, dtype=str), return_inverse=True)[1]
-    comparison = None
+    say = say or (lambda message: None)
+    comparison, most, left_out = None, COMPARED_IMAGES, dict[str, str]()
+    work: Mapping[str, float] | None = None
+    limit = limit_s if isinstance(budget_s, str) else min(budget_s, limit_s)
+    if len(names) > 1 and budget_s == AUTO:
+        work = operations(names, machine["store"])
+        found = affordable(work, n_all=n_all, n_images=len(training), most=COMPARED_IMAGES)
+        names, most, left_out = found.names, found.images, found.left_out
+    compared = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
+    if optional and len(names) > 1:
+        if math.isfinite(limit):
+            first = widest({**compared, "backbone": names[0]}, machine, training.sources)
+            seconds = _seconds_per_image(first, training, codes, random_state)
+            left_out |= too_slow(names, machine["store"], seconds, len(training), limit)
+        wanted = [name for name in names if name not in left_out]
+        left_out |= fetch(wanted, say, allowed=machine["allow_download"] is not False)
+        names = [name for name in names if name not in left_out]
     if len(names) > 1:
-        compared = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
-        comparison = compare_backbones(
-            {name: widest({**compared, "backbone": name}, machine, training.sources) for name in names},
+        extractors = {}
+        for name in names:
+            try:
+                extractors[name] = widest({**compared, "backbone": name}, machine, training.sources)
+            except FeatxError as error:
+                if not optional or name == names[0]:
+                    raise
+                left_out[name] = str(error).rstrip(".")
+        compare = compare_backbones if math.isfinite(limit_s) else _remembered
+        comparison = compare(
+            extractors,
             training,
             codes,
             groups=training.groups,
             n_all=n_all,
-            budget_s=budget_s,
+            budget_s=limit,
+            most=most,
+            work=work,
             say=say,
             n_jobs=n_jobs,
             random_state=random_state,
         )
+        left_out = {**left_out, **comparison.plan.left_out}
+        comparison = replace(comparison, plan=replace(comparison.plan, left_out=left_out))
+        comparison = comparison.within(extraction_s())
         names = comparison.winners
     wide = [widest({**recipe, "backbone": name}, machine, training.sources) for name in names]
     chosen = [
@@ -177,6 +273,34 @@ def select_networks(
         for one in wide
     ]
     return side_by_side(chosen), comparison
+
+
+def _remembered(
+    extractors: Mapping[str, FeatureExtractor], images: ImageSet, codes: NDArray[np.intp], **options: Any
+) -> BackboneComparison:
+    """`compare_backbones`, with a stored result for the same images, networks and limits.
+
+    So the same fit chooses the same networks, however busy the machine is.
+    """
+    chosen = stratified_sample(codes, options["most"], options["random_state"], per_class=2)
+    sample = images.select(chosen)
+    ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
+    inputs = [
+        (COMPARISON, options["most"], options["n_all"], len(images), options["random_state"]),
+        None if math.isinf(options["budget_s"]) else options["budget_s"],
+        {name: sorted(spec.key for spec in one.specs_.values()) for name, one in extractors.items()},
+        [digest and digest.hex() for digest in ids],
+        codes[chosen].tolist(),
+        None if sample.groups is None else list(map(str, sample.groups)),
+    ]
+    name = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
+    store = next(iter(extractors.values())).store_
+    known = store.recall("networks", name)
+    if known is not None:
+        return BackboneComparison.from_dict(known)
+    found = compare_backbones(extractors, images, codes, **options)
+    store.remember("networks", name, found.to_dict())
+    return found
 
 
 def compare_backbones(
@@ -188,6 +312,8 @@ def compare_backbones(
     n_all: int | None = None,
     always: str | None = None,
     budget_s: float = math.inf,
+    most: int = COMPARED_IMAGES,
+    work: Mapping[str, float] | None = None,
     say: Callable[[str], None] | None = None,
     n_jobs: int = 1,
     random_state: int = 0,
@@ -211,6 +337,10 @@ def compare_backbones(
         best).
     budget_s : float
         Seconds for the comparison. If they do not suffice, the most expensive candidates are left out.
+    most : int
+        Most images for a candidate.
+    work : mapping of str to float, optional
+        Cost of each candidate. Of equally good ones the cheaper is better. By default the measured time.
     say : callable, optional
         Called with messages about the cost, before it is paid.
     n_jobs, random_state : int
@@ -231,7 +361,7 @@ def compare_backbones(
         rivals,
         n_images=len(images),
         budget_s=max(budget_s - (time.monotonic() - began), 0),
-        most=COMPARED_IMAGES,
+        most=most,
     )
     if say is not None:
         say(f"{len(plan.candidates)} backbones on at most {plan.rounds[-1][0]} images: {plan.seconds:.0f} s")
@@ -243,8 +373,8 @@ def compare_backbones(
                 extractors[name], images, chosen, codes, groups, n_jobs=n_jobs, random_state=random_state
             )
         last = list(left)
-        left = survivors({name: found[name].leave_one_out for name in left}, keep, costs)
-    order = survivors({name: found[name].leave_one_out for name in last}, len(last), costs)
+        left = survivors({name: found[name].leave_one_out for name in left}, keep, work or costs)
+    order = survivors({name: found[name].leave_one_out for name in last}, len(last), work or costs)
     scorer = _Scorer(codes, groups, n_jobs, random_state)
     together, both = None, False
     if len(order) > 1:
@@ -255,7 +385,8 @@ def compare_backbones(
         scorer.score(name, one, found[current], costs[name] * total / 60) for name, one in found.items()
     ]
     scores.sort(key=lambda one: (-one.n, -one.leave_one_out))  # fewer images: dropped in an earlier round
-    return BackboneComparison(tuple(scores), tuple(order[: 2 if both else 1]), together, plan)
+    winners = tuple(order[: 2 if both else 1])
+    return BackboneComparison(tuple(scores), winners, together, plan, scorer.over_last(found[order[0]]))
 
 
 @dataclass(frozen=True)
@@ -277,6 +408,13 @@ class _Scorer:
         a, b = _rows(first, shared), _rows(second, shared)
         both = FeatureBlocks({"a": a, "b": b}, len(shared))
         return self(both, shared), self(a, shared)
+
+    def over_last(self, one: _Candidate) -> Metric | None:
+        """Return the accuracy of the best layer minus that of the last features."""
+        usual = next((block for block in one.blocks if is_usual(block)), None)
+        if usual is None:
+            return None
+        return self(_rows(one, one.chosen), one.chosen).minus(self(one.blocks[usual], one.chosen))
 
     def score(self, name: str, candidate: _Candidate, current: _Candidate, minutes: float) -> BackboneScore:
         shared = np.intersect1d(candidate.chosen, current.chosen)

@@ -100,12 +100,16 @@ class Views:
     policy : str
         Their augmentation policy.
     of : callable
-        ``of(names)`` returns the features of these blocks for each view, by the names of the blocks.
+        ``of(names)`` returns the features of these blocks for each view, by the names of the blocks; nothing
+        if there is no time for views.
+    seconds : callable
+        Returns the seconds that are left for trying them.
     """
 
     number: int = 0
     policy: str = "none"
     of: Callable[[tuple[str, ...]], Sequence[FeatureBlocks]] = lambda names: ()
+    seconds: Callable[[], float] = lambda: math.inf
 
 
 @dataclass(frozen=True)
@@ -394,11 +398,14 @@ def _try_augmentation(
     kinds = kinds_to_try(data.y, views=views.number)
     names = before.selected.blocks
     rows = views.of(names) if views.number and kinds else ()
+    if not rows:
+        kinds = kinds_to_try(data.y, views=0)
     points = [before.params, *_grid_points(before.params)]
     best, kept, first = before, PLAIN, len(tried)
-    for kind in kinds:
+    for place, kind in enumerate(kinds):
         start = time.monotonic()
-        budget = max(NOISE_SHARE * seconds, 0.1) if kind == "noise" else seconds
+        share = views.seconds() / (len(kinds) - place) if rows else math.inf
+        budget = max(min(NOISE_SHARE * seconds if kind == "noise" else seconds, share), 0.1)
         results = _evaluate(
             points,
             before.selected.configuration.representation,
