@@ -13,6 +13,7 @@ from featx.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from featx.classifier import ImageClassifier as ImageClassifier
+    from featx.classifier import Predictor as Predictor
     from featx.classifier import load as load
     from featx.evaluation import Evaluation as Evaluation
     from featx.extractor import FeatureExtractor as FeatureExtractor
@@ -36,6 +37,7 @@ _HOMES = {
     "FeatureBlocks": "featx.features",
     "check": "featx.reporting",
     "report": "featx.reporting",
+    "Predictor": "featx.classifier",
     "load": "featx.classifier",
 }
 

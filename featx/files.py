@@ -52,6 +52,7 @@ MODEL_MEMBERS = {
     "head.safetensors": 2**31 - 1,
     "finetune.json": 16 << 20,
     "finetune.safetensors": 2**31 - 1,
+    "networks.safetensors": 2**31 - 1,
 }
 """What the file of a classifier may hold, and how many bytes of each."""
 

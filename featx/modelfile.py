@@ -7,22 +7,32 @@ attributes from arrays that were checked against the declarations in `featx.head
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.pipeline import Pipeline
 
 from featx.exceptions import ModelFileError
 from featx.files import MODEL_MEMBERS, read_json
 from featx.heads import HEADS, SCALINGS
+from featx.heads.formulas import Formula, scale
 from featx.heads.saved import Arrays, Dims, check_arrays, check_params, require
-from featx.heads.scaling import MAX_COLUMNS, scaler_arrays, scaler_from_arrays, scaler_to_arrays
+from featx.heads.scaling import (
+    MAX_COLUMNS,
+    check_scaler,
+    scaler_arrays,
+    scaler_from_arrays,
+    scaler_to_arrays,
+)
 from featx.records import Record, from_plain, to_plain
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 HEAD_JSON = "head.json"
 HEAD_ARRAYS = "head.safetensors"
@@ -95,29 +105,97 @@ def dump_head(head: str, pipeline: Pipeline) -> dict[str, bytes]:
     return {HEAD_JSON: text, HEAD_ARRAYS: dump_arrays(arrays)}
 
 
-def load_head(members: Mapping[str, bytes], classes: NDArray[Any], *, where: str = "head") -> Pipeline:
+@dataclass(frozen=True, eq=False)
+class SavedHead:
+    """A head as it was saved, with all values checked.
+
+    Parameters
+    ----------
+    description : HeadDescription
+        Which head, its parameters, its scaling.
+    of_scaler, own : dict of str to array
+        Arrays of the scaler and of the classifier.
+    dims : dict of str to int
+        Lengths of the arrays' dimensions.
+    """
+
+    description: HeadDescription
+    of_scaler: Arrays
+    own: Arrays
+    dims: Dims
+
+    @property
+    def formula(self) -> Formula | None:
+        """Its scores without scikit-learn; None if only scikit-learn computes them."""
+        return HEADS[self.description.head].formula
+
+    def prepared(self) -> tuple[Arrays, Arrays, Mapping[str, Any]]:
+        """Return the arrays of the scaler and of the classifier, and the parameters, for its formula.
+
+        Raises
+        ------
+        LookupError
+            If the head has no formula.
+        """
+        if self.formula is None:
+            raise LookupError(f"the head {self.description.head} has no formula")
+        prepare = self.formula.prepare
+        arrays, params = prepare(self.own, self.description.params, self.dims["n_classes"])
+        return _as_doubles(self.of_scaler), _as_doubles(arrays), params
+
+    def scorer(self) -> Callable[[NDArray[Any]], NDArray[np.float64]]:
+        """Return the decision scores as a function of features (n, n_columns), without scikit-learn.
+
+        Raises
+        ------
+        LookupError
+            If the head has no formula.
+        """
+        of_scaler, arrays, params = self.prepared()
+        assert self.formula is not None
+        scores, described = self.formula.scores, self.description
+
+        def score(rows: NDArray[Any]) -> NDArray[np.float64]:
+            wide = np.asarray(rows, np.float64)
+            return np.asarray(
+                scores(np, arrays, params, scale(np, described.scaling, described.widths, of_scaler, wide))
+            )
+
+        return score
+
+    def pipeline(self, classes: NDArray[Any]) -> Pipeline:
+        """Build the fitted scikit-learn pipeline.
+
+        Attributes that only fitting uses (sample counts, random states) are absent or at defaults.
+        """
+        from sklearn.pipeline import Pipeline
+
+        described = self.description
+        scaler = scaler_from_arrays(described.scaling, described.widths, self.of_scaler)
+        saved = HEADS[described.head].saved
+        return Pipeline(
+            [("scale", scaler), ("head", saved.from_arrays(self.own, described.params, classes, self.dims))]
+        )
+
+
+def read_head(members: Mapping[str, bytes], n_classes: int, *, where: str = "head") -> SavedHead:
     """Read what `dump_head` wrote, as a hostile file.
 
     Parameters
     ----------
     members : mapping of str to bytes
         Members of the archive; those in `HEAD_MEMBERS` are read.
-    classes : array of shape (n_classes,)
-        Class labels, sorted.
+    n_classes : int
+        Number of classes.
     where : str
         Name of the file, for messages.
-
-    Returns
-    -------
-    sklearn.pipeline.Pipeline
-        Fitted. Attributes that only fitting uses (sample counts, random states) are absent or at defaults.
 
     Raises
     ------
     ModelFileError
         If a value is missing, of another type or shape, out of its range, or does not fit the others.
     """
-    try:
+    with _as_forged(where):
         for name, most in HEAD_MEMBERS.items():
             require(len(members[name]) <= most, f"{name} is too large")
         plain = read_json(members[HEAD_JSON], where=HEAD_JSON)
@@ -125,16 +203,35 @@ def load_head(members: Mapping[str, bytes], classes: NDArray[Any], *, where: str
         found = read_arrays(members[HEAD_ARRAYS], where=HEAD_ARRAYS)
         of_scaler = {n.removeprefix(OF_SCALER): a for n, a in found.items() if n.startswith(OF_SCALER)}
         own = {n.removeprefix(OF_HEAD): a for n, a in found.items() if not n.startswith(OF_SCALER)}
-        dims = _check(description, of_scaler, own, len(classes))
-        scaler = scaler_from_arrays(description.scaling, description.widths, of_scaler)
-        saved = HEADS[description.head].saved
-        classifier = saved.from_arrays(own, description.params, classes, dims)
+        dims = _check(description, of_scaler, own, n_classes)
+        return SavedHead(description, of_scaler, own, dims)
+
+
+def load_head(members: Mapping[str, bytes], classes: NDArray[Any], *, where: str = "head") -> Pipeline:
+    """Read what `dump_head` wrote as a fitted scikit-learn pipeline; see `read_head`.
+
+    Parameters
+    ----------
+    members, where
+        As for `read_head`.
+    classes : array of shape (n_classes,)
+        Class labels, sorted.
+    """
+    head = read_head(members, len(classes), where=where)
+    with _as_forged(where):
+        return head.pipeline(classes)
+
+
+@contextlib.contextmanager
+def _as_forged(where: str) -> Iterator[None]:
+    """Raise what goes wrong with values of a head as a `ModelFileError` that names the file."""
+    try:
+        yield
     except ModelFileError as error:
         reason = str(error).rstrip(".")
         raise ModelFileError(f"{where}: {reason}; the file is damaged or forged.") from None
     except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise ModelFileError(f"{where}: the head's values do not fit ({str(error)[:200]}).") from None
-    return Pipeline([("scale", scaler), ("head", classifier)])
 
 
 def read_classes(values: Any, dtype: Any) -> NDArray[Any]:
@@ -180,7 +277,13 @@ def _check(description: HeadDescription, of_scaler: Arrays, own: Arrays, n_class
         dims["n_features"] = n_columns
     check_arrays(of_scaler, scaler_arrays(description.scaling, picked=description.picked), dims)
     check_arrays(own, saved.arrays, dims)
+    check_scaler(of_scaler)
+    saved.check(own, description.params, dims)
     return dims
+
+
+def _as_doubles(arrays: Mapping[str, NDArray[Any]]) -> Arrays:
+    return {n: a.astype(np.float64, copy=False) if a.dtype.kind == "f" else a for n, a in arrays.items()}
 
 
 def dump_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:

@@ -15,9 +15,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedKFold
 
 from featx.exceptions import DataError, FeatxWarning, LabelError, SearchWarning, UsageError
 
@@ -179,6 +176,8 @@ def make_folds(
     SearchWarning
         If the number of folds was lowered.
     """
+    from sklearn.model_selection import StratifiedKFold
+
     if n_splits < 2 or n_repeats < 1:
         raise UsageError(
             f"n_splits {n_splits} with n_repeats {n_repeats}: at least 2 folds and 1 repeat are needed."
@@ -260,6 +259,9 @@ def joined_groups(first: NDArray[np.intp], second: NDArray[np.intp]) -> NDArray[
     array of shape (n,), int
         Group numbers from 0, in the order of first appearance.
     """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
     offset = int(first.max(initial=-1)) + 1
     nodes = offset + int(second.max(initial=-1)) + 1
     links = coo_array((np.ones(len(first)), (first, offset + second)), shape=(nodes, nodes))
@@ -375,6 +377,8 @@ def _can_spare(
 def _grouped_folds(
     codes: NDArray[np.intp], unit: NDArray[np.intp], folds: int, rng: np.random.Generator
 ) -> NDArray[np.intp]:
+    from scipy.sparse import coo_array
+
     n_classes, n_units = int(codes.max()) + 1, int(unit.max()) + 1
     table = coo_array((np.ones(len(codes)), (unit, codes)), shape=(n_units, n_classes)).tocsr()
     size = np.bincount(unit, minlength=n_units)

@@ -22,7 +22,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.advice import Advice
 from featx.classifier.advising import advise_model
-from featx.classifier.fitting import Fitted, evaluate_images, fit_images, plan_fit
+from featx.classifier.fitting import evaluate_images, fit_images, plan_fit
 from featx.classifier.inputs import (
     Images,
     as_classes,
@@ -31,13 +31,14 @@ from featx.classifier.inputs import (
     labels_of,
     refuse_unseen,
 )
-from featx.classifier.packing import check_network, load_model, save_model
+from featx.classifier.packing import save_model
 from featx.classifier.parts import FittedParts
 from featx.classifier.presets import PRESET
-from featx.classifier.settings import machine_of, restore_params, saved_params, settings_of
+from featx.classifier.reading import check_network
+from featx.classifier.settings import machine_of, saved_params, settings_of
 from featx.classifier.tables import ResultTables
 from featx.evaluation import Evaluation
-from featx.exceptions import FeatxError, FeatxWarning, ModelFileError, UsageError
+from featx.exceptions import FeatxWarning, UsageError
 from featx.extractor import Extraction, FeatureExtractor, Plan
 from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
@@ -448,51 +449,3 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         params = self.get_params(deep=False)
         shared = {name: params.pop(name) for name in ("store", "callback")}
         return type(self)(**{name: clone(value, safe=False) for name, value in params.items()}, **shared)
-
-
-def load(
-    path: str | os.PathLike[str],
-    *,
-    store: Any = "memory",
-    checkpoint: str | os.PathLike[str] | None = None,
-    allow_download: bool = False,
-) -> ImageClassifier:
-    """Read a classifier that `ImageClassifier.save` wrote.
-
-    Needs no training data, no cache and no network, and never runs code from the file. The digests inside
-    prove that the file is whole, not who made it: load only files from people you trust.
-
-    Parameters
-    ----------
-    path : path-like
-        A ``.featx`` file.
-    store : path, FeatureStore or "memory", default "memory"
-        Where features of predicted images are kept; by default nowhere.
-    checkpoint : path, optional
-        Weights of the backbone, where they cannot be found by its name.
-    allow_download : bool, default False
-        Whether weights that are not on this machine are downloaded by the name in the file.
-
-    Returns
-    -------
-    ImageClassifier
-
-    Raises
-    ------
-    ModelFileError
-        If the file is damaged, hostile, of a newer format, or its head now gives other outputs.
-    """
-    clf = ImageClassifier()
-    loaded = load_model(
-        path,
-        checkpoint=checkpoint,
-        allow_download=allow_download,
-        restore=lambda params: restore_params(clf, params),
-    )
-    clf.set_params(store=store, extractor__checkpoint=checkpoint, extractor__allow_download=allow_download)
-    clf._fitted = Fitted(loaded.model, loaded.record, expected=loaded.expected)
-    try:
-        clf._deciding()  # the decision of a forged file may not fit its classes
-    except FeatxError as error:
-        raise ModelFileError(f"{os.fspath(path)}: {error}") from None
-    return clf

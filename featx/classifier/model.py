@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
-from typing import Any
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,18 +23,22 @@ from featx.evaluation import (
     evaluate,
     make_decision,
 )
-from featx.extractor import Extraction
+from featx.evaluation.conformal import label_sets
+from featx.exceptions import UsageError
 from featx.features import FeatureBlocks
-from featx.finetune import FineTunedNetwork
 from featx.heads import decision_scores
 from featx.images import ImageSet, ImageSource
 from featx.selection.augmentation import Augmentation
 from featx.selection.imbalance import AUTO, IMBALANCED_FROM
 from featx.selection.networks import Networks, gather
-from featx.selection.tuning import TunedHead
 from featx.spec import FeatureSpec
 from featx.splits import is_unnamed
 from featx.stores.base import FeatureStore, Ids
+
+if TYPE_CHECKING:
+    from featx.extractor.extraction import Extraction
+    from featx.finetune import FineTunedNetwork
+    from featx.selection.tuning import TunedHead
 
 GROUP_BYTES = 16
 """Bytes of the hash that a group is kept by: a model file does not hold the names of groups."""
@@ -110,7 +114,7 @@ class ImageModel:
         How each of these blocks is computed.
     cards : tuple of BackboneCard
         The networks that they come from.
-    head : sklearn.pipeline.Pipeline
+    head : sklearn.pipeline.Pipeline, or a function
         Scaler and classifier, from features to decision scores.
     calibration : Calibration
         From decision scores to probabilities of classes that are weighted by `class_weights`.
@@ -127,6 +131,8 @@ class ImageModel:
         The images that it was fitted and tested on.
     backbone_files : mapping of str to str
         For digests of weights that came from a saved model: its path on this machine. Not saved.
+    graphs : mapping of str to bytes
+        For digests of weights: the converted network, in a model file that runs without torch.
     """
 
     classes: NDArray[Any]
@@ -141,6 +147,7 @@ class ImageModel:
     images: FittedImages
     network: FineTunedNetwork | None = None
     backbone_files: Mapping[str, str] = field(default_factory=dict)
+    graphs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
     @classmethod
     def of(
@@ -213,8 +220,7 @@ class ImageModel:
         """
         if self.network is None:
             return self.extract_for_head(sources, machine, names=names, on_error=on_error, store=store)
-        networks = Networks([self.network.to_extractor(**machine)])
-        return networks.extract(sources, names=names, on_error=on_error, store=store)
+        return self.networks(machine).extract(sources, names=names, on_error=on_error, store=store)
 
     def extract_for_head(
         self,
@@ -226,12 +232,25 @@ class ImageModel:
         store: FeatureStore | None = None,
     ) -> Extraction:
         """`extract` for the head on frozen features, also where a fine-tuned network predicts."""
+        networks = replace(self, network=None).networks(machine)
+        found = networks.extract(sources, names=names, on_error=on_error, store=store)
+        return self.augmentation.averaged(found, self.blocks)
+
+    def networks(self, machine: Mapping[str, Any]) -> Networks:
+        """Extractors of the blocks that predictions are made from, with all views.
+
+        Parameters
+        ----------
+        machine : mapping
+            As for `extract`.
+        """
+        if self.network is not None:
+            graph = self.graphs.get(self.network.weights)
+            return Networks([self.network.to_extractor(graph=graph, **machine)])
         specs = {name: self.specs[name] for name in self.blocks}
         if self.augmentation.averages:
             specs |= self.augmentation.specs(specs)
-        networks = gather(specs, self.cards, machine, backbones=self.backbone_files)
-        found = networks.extract(sources, names=names, on_error=on_error, store=store)
-        return self.augmentation.averaged(found, self.blocks)
+        return gather(specs, self.cards, machine, backbones=self.backbone_files, graphs=self.graphs)
 
     def deciding(self, decide: str | Mapping[Any, float]) -> ImageModel:
         """The same model with another decision; ``"auto"`` is the decision that was found in training.
@@ -289,6 +308,33 @@ class ImageModel:
         """
         return self._trained.shares(self._calibration.proba(self._decisions(features)))
 
+    def proba_of_rows(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """`proba` from the features of `used_blocks` side by side, shape (n, n_features)."""
+        return self._trained.shares(self._calibration.proba(self._score(rows)))
+
+    def sets_of(
+        self, proba: NDArray[np.float64], thresholds: tuple[float, ...], coverage: float
+    ) -> list[list[Any]]:
+        """Sets of labels that hold the truth in a share `coverage` of images; the most probable come first.
+
+        Parameters
+        ----------
+        proba : array of shape (n, n_classes)
+        thresholds : tuple of float
+            See `featx.evaluation.conformal`; those of the fit.
+        coverage : float
+
+        Raises
+        ------
+        UsageError
+            If there are no thresholds, or those of the head, and a fine-tuned network predicts.
+        """
+        if self.network is not None or not thresholds:
+            raise UsageError("this model has no out-of-fold probabilities of its own: no sets can be given.")
+        order = np.argsort(-proba, axis=1, kind="stable")
+        inside = np.take_along_axis(label_sets(proba, thresholds, coverage), order, axis=1)
+        return [self.classes[row[kept]].tolist() for row, kept in zip(order, inside, strict=True)]
+
     def labels(self, proba: NDArray[np.float64]) -> NDArray[Any]:
         """Labels that the decision gives for probabilities, shape (n,)."""
         return np.asarray(self.classes[self.decision.shares(proba).argmax(axis=1)])
@@ -322,7 +368,9 @@ class ImageModel:
         return self.calibration if self.network is None else self.network.calibration
 
     def _decisions(self, features: FeatureBlocks) -> NDArray[np.float64]:
-        score = (
-            partial(decision_scores, self.head) if self.network is None else self.network.logits_of_features
-        )
-        return np.concatenate([score(part) for _, part in features.chunks(self.used_blocks)])
+        return np.concatenate([self._score(part) for _, part in features.chunks(self.used_blocks)])
+
+    def _score(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        if self.network is not None:
+            return self.network.logits_of_features(rows)
+        return decision_scores(self.head, rows)

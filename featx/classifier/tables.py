@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.classifier.inputs import Images, as_images
 from featx.classifier.predictions import COLUMNS, Predictions
-from featx.evaluation.conformal import label_sets
 from featx.exceptions import UsageError
 from featx.features import FeatureBlocks
 from featx.tables import as_frame
@@ -64,7 +62,7 @@ class ResultTables:
         found = self.predictions()
         return as_frame(found.take(found.parts == "train").rows(), COLUMNS)
 
-    def predict_sets(self, X: Images, coverage: float = 0.9) -> list[Sequence[Any]]:
+    def predict_sets(self, X: Images, coverage: float = 0.9) -> list[list[Any]]:
         """Return a set of labels of each image that holds the truth in a share `coverage` of the images.
 
         Conformal prediction (`featx.evaluation.conformal`); it holds for images like the training images.
@@ -76,12 +74,7 @@ class ResultTables:
         """
         return self.sets_of(self.predict_proba(X), coverage)  # type: ignore[attr-defined]
 
-    def sets_of(self, proba: NDArray[np.float64], coverage: float) -> list[Sequence[Any]]:
+    def sets_of(self, proba: NDArray[np.float64], coverage: float) -> list[list[Any]]:
         """`predict_sets` from probabilities; the most probable label of each set comes first."""
         check_is_fitted(self)
-        model, thresholds = self._fitted.model, self._fitted.record.conformal
-        if model.network is not None or not thresholds:
-            raise UsageError("this model has no out-of-fold probabilities of its own: no sets can be given.")
-        order = np.argsort(-proba, axis=1, kind="stable")
-        inside = np.take_along_axis(label_sets(proba, thresholds, coverage), order, axis=1)
-        return [model.classes[row[kept]].tolist() for row, kept in zip(order, inside, strict=True)]
+        return self._fitted.model.sets_of(proba, self._fitted.record.conformal, coverage)

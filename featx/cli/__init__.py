@@ -51,6 +51,7 @@ VERBS: dict[str, Verb] = {
     "fix": Verb("featx.cli.fix", "write a manifest with the corrections of a table of issues"),
     "report": Verb("featx.cli.report", "write a page of what a model does, how good it is, where it fails"),
     "card": Verb("featx.cli.card", "write a model card in Markdown"),
+    "export": Verb("featx.cli.export", "write a model as ONNX or OpenVINO, or for machines without torch"),
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
     "add": Verb("featx.cli.add", "add new labelled images to a model, and say what changed"),
     "curve": Verb("featx.cli.curve", "measure accuracy by number of labels, and forecast the gain of more"),

@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from featx.cli import render
 
-    clf = arguments.load_classifier(args, console.progress)
+    clf = arguments.load_predictor(args, console.progress)
     images = arguments.load(args, args.images, labelled=False)
     for remark in images.remarks:
         console.log(remark)

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import beta
 
 from featx.evaluation.metrics import CONFIDENCE, Floats, Indices, Metric
 from featx.exceptions import DataError
@@ -55,8 +54,10 @@ def interval(value: float, draws: Floats, n_units: int, *, floor: float = -math.
 
 def clip_share(metric: Metric, n_units: int) -> Metric:
     """Limit the interval of a share to 1; at 0 and 1 use the exact binomial bound (Clopper & Pearson)."""
-    if math.isnan(metric.low):
-        return metric
+    if math.isnan(metric.low) or 0 < metric.value < 1:
+        return Metric(metric.value, metric.low, min(metric.high, 1.0))
+    from scipy.stats import beta
+
     tail = (1 - CONFIDENCE) / 2
     low, high = metric.low, min(metric.high, 1.0)
     if metric.value == 1.0:

@@ -8,8 +8,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.optimize import minimize, minimize_scalar
-from scipy.special import expit, logsumexp, softmax
 
 from featx.exceptions import DataError
 from featx.records import Record
@@ -56,7 +54,7 @@ class Calibration(Record):
         """Probabilities of shape (n, C); they have the order of `scores`."""
         logits = self.scores(decision)
         if logits.ndim == 2:
-            return np.asarray(softmax(logits, axis=1))
+            return softmax(logits)
         return np.column_stack([expit(-logits), expit(logits)])
 
 
@@ -101,6 +99,18 @@ def fit_calibration(
     return _fit_temperature(decision, y, weight)
 
 
+def softmax(logits: Floats) -> Floats:
+    """Shares of exp(logits) of each row, shape (n, C)."""
+    shifted = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return np.asarray(shifted / shifted.sum(axis=1, keepdims=True))
+
+
+def expit(logits: Floats) -> Floats:
+    """1 / (1 + exp(-logits)), without overflow."""
+    small = np.exp(-np.abs(logits))
+    return np.asarray(np.where(logits >= 0, 1, small) / (1 + small))
+
+
 def _one_or_many(decision: ArrayLike) -> Floats:
     """Scores as (n,) for two classes, (n, C) for more."""
     scores = np.asarray(decision, dtype=np.float64)
@@ -143,6 +153,8 @@ def _fit_sigmoid(decision: Floats, y: Indices, weight: Floats) -> Calibration:
     start = np.array([1.0, math.log((positive + 1) / (negative + 1))])
     found, converged = newton(start, NEWTON_STEPS, 5.0)
     if not converged:
+        from scipy.optimize import minimize
+
         bounds = [(MIN_SLOPE, None), (None, None)]
         found, _ = newton(minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds).x, POLISHING, 0.1)
     return Calibration("sigmoid", float(found[0] / scale), float(found[1]))
@@ -156,6 +168,9 @@ def _fit_temperature(decision: Floats, y: Indices, weight: Floats) -> Calibratio
     smoothing = 1 / (total + n_classes)  # target of each other class; the true one has the rest
     aim = (1 - n_classes * smoothing) * of_truth + smoothing * of_all
 
+    from scipy.optimize import minimize_scalar
+    from scipy.special import logsumexp
+
     def loss(log_slope: float) -> float:
         slope = math.exp(log_slope)
         return float(weight @ (logsumexp(slope * standard, axis=1) - slope * aim) / total)
@@ -164,7 +179,7 @@ def _fit_temperature(decision: Floats, y: Indices, weight: Floats) -> Calibratio
     found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-4})
     slope = math.exp(float(found.x))
     for _ in range(POLISHING):
-        proba = softmax(slope * standard, axis=1)
+        proba = softmax(slope * standard)
         mean = (proba * standard).sum(axis=1)
         hessian = weight @ ((proba * standard**2).sum(axis=1) - mean**2)
         step = weight @ (mean - aim) / hessian if hessian > 0 else math.inf

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.sparse import csr_array
-from scipy.stats import norm
 
 from featx.records import FloatOrNaN, Record
 
@@ -19,7 +18,7 @@ Indices = NDArray[np.intp]
 CONFIDENCE = 0.95
 """Coverage of every reported interval."""
 
-NORMAL = float(norm.ppf((1 + CONFIDENCE) / 2))
+NORMAL = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
 """Half the width of a normal interval of this coverage, in standard errors: 1.96."""
 
 ECE_BINS = 15
@@ -146,6 +145,8 @@ def _counts(y_true: Indices, y_proba: Floats, weight: Floats) -> tuple[Floats, F
 
 def _sum_by(index: Indices, size: int, weight: Floats) -> Floats:
     """Sums of weights (..., n) over equal indices, shape (..., size)."""
+    from scipy.sparse import csr_array
+
     n = len(index)
     one_hot = csr_array((np.ones(n), (index, np.arange(n))), shape=(size, n))
     return np.asarray((one_hot @ weight.T).T)

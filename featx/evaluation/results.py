@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import binomtest
 
 from featx.evaluation.bootstrap import clip_share, interval, resamples, unit_indices
 from featx.evaluation.decision import Decision
@@ -249,6 +248,8 @@ def compare(
     truth = class_indices(y, labels)
     a = _checked_proba(first, len(truth), len(labels))
     b = _checked_proba(proba_b, len(truth), len(labels))
+    from scipy.stats import binomtest
+
     units = unit_indices(groups, len(truth))
     n_units = int(units.max()) + 1
     function, sign = METRICS[metric], METRICS[metric].sign
@@ -282,6 +283,8 @@ def _exact_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
     differing = only_a + only_b
     if not differing:
         return 0.0, 0.0
+    from scipy.stats import binomtest
+
     found = binomtest(only_a, differing).proportion_ci(CONFIDENCE, method="exact")
     low, high = ((2 * share - 1) * differing / n for share in (found.low, found.high))
     return float(low), float(high)

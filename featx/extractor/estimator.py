@@ -23,12 +23,13 @@ from featx.backbones.runtimes import resolve_runtime
 from featx.exceptions import UsageError
 from featx.extractor.extraction import Extraction, ExtractionCall, Machine, refuse_nothing
 from featx.extractor.pipeline import Callback, spread
-from featx.extractor.sources import ImageTransformer, as_sources, distinct_digests
+from featx.extractor.sources import as_sources, distinct_digests
 from featx.extractor.specs import combine_specs, find_hardware, resolve_range, stored_precision
+from featx.extractor.transformer import ImageTransformer
 from featx.images import MAX_PIXELS, ImageSource, resolve_decoder
 from featx.images.picture import name_sources
 from featx.spec import DECODE_FIELDS, FeatureSpec
-from featx.stores import open_store
+from featx.stores import converted_networks, open_store
 from featx.stores.base import FeatureStore, Ids
 from featx.stores.memory import MemoryStore
 
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     from featx.backbones.network import Backbone
 
 DEFAULT_BACKBONE = "tf_efficientnet_lite0.in1k"
-
-MODELS = "models"
-"""Folder of the store for converted networks."""
 
 SPEED_PICTURES = 32
 """Images that `FeatureExtractor.plan` computes to measure the speed."""
@@ -467,7 +465,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
             n_jobs=self.n_jobs,
             max_pixels=self.max_pixels,
             isolate=self.isolate,
-            models=store.folder(MODELS) or self.store_.folder(MODELS),
+            models=converted_networks(store, self.store_),
         )
         return ExtractionCall(
             machine, self.card_, self.specs_, store, sources, names,

@@ -57,6 +57,8 @@ class Machine:
         As for `FeatureExtractor`.
     models : Path or None
         Folder of converted networks.
+    graph : bytes, optional
+        The converted network of a model file.
     """
 
     open_backbone: Callable[[], Backbone]
@@ -68,6 +70,11 @@ class Machine:
     max_pixels: int
     isolate: bool
     models: Path | None
+    graph: bytes | None = None
+
+    def engine(self, workers: int) -> Engine:
+        """Return what compiles the network, for a number of threads."""
+        return Engine(self.open_backbone, self.runtime, self.device, workers, self.models, self.graph)
 
 
 @dataclass(frozen=True)
@@ -242,7 +249,7 @@ class ExtractionCall:
     ) -> tuple[ExtractionRun, Forward]:
         machine = self.machine
         workers = n_threads(machine.n_jobs)
-        engine = Engine(machine.open_backbone, machine.runtime, machine.device, workers, machine.models)
+        engine = machine.engine(workers)
         batch_size, streams = machine.batch_size, workers if machine.resolved_device == "cpu" else 2
         n_pixels = math.prod(specs[0].input_size)
         if n_pixels > LARGE_INPUT and machine.resolved_device == "cpu":

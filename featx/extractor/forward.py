@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import threading
 import time
@@ -14,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.memory import lack_of_memory
-from featx.backbones.runtimes import Batch, Compiled, compile_stem
+from featx.backbones.runtimes import Batch, Compiled, compile_stem, convert_stem
 from featx.backbones.state import STATE
 from featx.exceptions import BackboneError
 from featx.extractor.stages import TORCH_THREADS
@@ -52,6 +53,8 @@ class Engine:
         CPU threads.
     model_cache : Path or None
         Folder of converted models.
+    graph : bytes, optional
+        The converted network of a model file.
     """
 
     open_backbone: Callable[[], Backbone]
@@ -59,6 +62,7 @@ class Engine:
     device: str
     n_threads: int
     model_cache: Path | None
+    graph: bytes | None = None
 
     def compiled(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
         """The stem with one output for each spec, from memory if it was used recently."""
@@ -66,10 +70,14 @@ class Engine:
         stem = [tuple(getattr(spec, name) for name in stem_fields) for spec in outputs]
         first = outputs[0]
         key = repr((first.weights, first.input_size, first.mean, first.std, stem, precision,
-                    self.runtime, self.device, self.n_threads))  # fmt: skip
-        compiled: Compiled = STATE.network(
-            key,
-            lambda: compile_stem(
+                    self.runtime, self.device, self.n_threads,
+                    hashlib.sha256(self.graph).hexdigest() if self.graph else ""))  # fmt: skip
+        compiled: Compiled = STATE.network(key, lambda: self._compile(outputs, precision))
+        return compiled
+
+    def _compile(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
+        try:
+            return compile_stem(
                 lambda: self._stem(outputs),
                 outputs,
                 runtime=self.runtime,
@@ -77,9 +85,24 @@ class Engine:
                 precision=precision,
                 n_threads=self.n_threads,
                 model_cache=self.model_cache,
-            ),
-        )
-        return compiled
+                graph=self.graph,
+            )
+        except ModuleNotFoundError as error:
+            raise BackboneError(
+                f"{error.name} is not installed, and this machine has no converted network of "
+                f"{outputs[0].architecture} for these features. On a machine with torch, 'featx export MODEL "
+                "--to featx' writes a model file with its network inside."
+            ) from None
+
+    def converted(self, outputs: Sequence[FeatureSpec]) -> bytes:
+        """The converted network, for a model file.
+
+        Raises
+        ------
+        BackboneError
+            If OpenVINO cannot convert it.
+        """
+        return convert_stem(lambda: self._stem(outputs), outputs, model_cache=self.model_cache)
 
     def _stem(self, outputs: Sequence[FeatureSpec]) -> Stem:
         TORCH_THREADS.limit()

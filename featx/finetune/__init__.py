@@ -1,15 +1,45 @@
-"""Fine-tuning: train the layers above a cut in phases, and compare the result with the probe."""
+"""Fine-tuning: train the layers above a cut in phases, and compare the result with the probe.
+
+Names are loaded at first use: a model that only predicts needs few of them.
+"""
 
 from __future__ import annotations
 
-from featx.finetune.estimator import FineTuner
-from featx.finetune.features import ArrayFeatures, FeatureSource, StoredFeatures
-from featx.finetune.inputs import FineTunePlan
-from featx.finetune.phases import Phase, default_phases, describe_phases
-from featx.finetune.probe import LinearProbe
-from featx.finetune.recipes import RECIPES, Recipe
-from featx.finetune.tuned import FineTunedNetwork
-from featx.finetune.verdict import Verdict, worth_trying
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from featx.finetune.estimator import FineTuner as FineTuner
+    from featx.finetune.features import ArrayFeatures as ArrayFeatures
+    from featx.finetune.features import FeatureSource as FeatureSource
+    from featx.finetune.features import StoredFeatures as StoredFeatures
+    from featx.finetune.inputs import FineTunePlan as FineTunePlan
+    from featx.finetune.phases import Phase as Phase
+    from featx.finetune.phases import default_phases as default_phases
+    from featx.finetune.phases import describe_phases as describe_phases
+    from featx.finetune.probe import LinearProbe as LinearProbe
+    from featx.finetune.recipes import RECIPES as RECIPES
+    from featx.finetune.recipes import Recipe as Recipe
+    from featx.finetune.tuned import FineTunedNetwork as FineTunedNetwork
+    from featx.finetune.verdict import Verdict as Verdict
+    from featx.finetune.verdict import worth_trying as worth_trying
+
+_HOMES = {
+    "ArrayFeatures": "features",
+    "FeatureSource": "features",
+    "FineTunePlan": "inputs",
+    "FineTunedNetwork": "tuned",
+    "FineTuner": "estimator",
+    "LinearProbe": "probe",
+    "Phase": "phases",
+    "RECIPES": "recipes",
+    "Recipe": "recipes",
+    "StoredFeatures": "features",
+    "Verdict": "verdict",
+    "default_phases": "phases",
+    "describe_phases": "phases",
+    "worth_trying": "verdict",
+}
 
 __all__ = [
     "RECIPES",
@@ -27,3 +57,11 @@ __all__ = [
     "describe_phases",
     "worth_trying",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -108,7 +108,7 @@ def export_onnx(
             verbose=False,
         )
     proto = program.model_proto
-    _strip(proto)
+    strip_private(proto)
     onnx.helper.set_model_props(proto, _metadata(card, spec, classes))
     content = proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
@@ -127,14 +127,14 @@ def export_onnx(
     return worst
 
 
-def _strip(message: Any) -> None:
+def strip_private(message: Any) -> None:
     """Clear doc strings and metadata in all parts of a graph: the exporter writes stack traces with paths."""
     for field, value in message.ListFields():
         if field.name in ("doc_string", "metadata_props"):
             message.ClearField(field.name)
         elif field.message_type is not None:
             for part in [value] if hasattr(value, "ListFields") else value:
-                _strip(part)
+                strip_private(part)
 
 
 def _test_images(spec: FeatureSpec) -> NDArray[np.float32]:

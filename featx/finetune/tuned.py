@@ -25,7 +25,7 @@ from featx.backbones.loading import open_base
 from featx.backbones.runtimes import resolve_device
 from featx.evaluation import Calibration
 from featx.exceptions import FeatxError, ModelFileError
-from featx.extractor import FeatureExtractor
+from featx.extractor.fixed import SpecExtractor
 from featx.files import read_json
 from featx.finetune.features import FeatureSource
 from featx.finetune.stream import StemFunction, StreamedFeatures
@@ -154,12 +154,19 @@ class FineTunedNetwork:
     def logits_of_features(self, features: NDArray[Any]) -> NDArray[np.float64]:
         """Logits from pooled features of shape (n, width), by the head alone, without torch."""
         values = np.asarray(features, np.float64)
-        for number, name in enumerate(HEADS[self.head]):
-            values = np.maximum(values, 0) if number else values
-            values = (
-                values @ self.tensors[f"{name}.weight"].T.astype(np.float64) + self.tensors[f"{name}.bias"]
-            )
+        for number, (weight, bias) in enumerate(self.layers()):
+            values = (np.maximum(values, 0) if number else values) @ weight.T + bias
         return values
+
+    def layers(self) -> list[tuple[NDArray[np.float64], NDArray[np.float64]]]:
+        """Weights and biases of the head's dense layers, with a ReLU between two."""
+        return [
+            (
+                self.tensors[f"{name}.weight"].astype(np.float64),
+                self.tensors[f"{name}.bias"].astype(np.float64),
+            )
+            for name in HEADS[self.head]
+        ]
 
     def to_backbone(self) -> Backbone:
         """Return the fine-tuned network without its head as a backbone.
@@ -179,17 +186,19 @@ class FineTunedNetwork:
             )
         return Backbone(self.tuned_card, network)
 
-    def to_extractor(self, **machine: Any) -> FeatureExtractor:
+    def to_extractor(self, *, graph: bytes | None = None, **machine: Any) -> SpecExtractor:
         """Return an extractor of the head's input; the network is loaded when features must be computed.
 
         Parameters
         ----------
+        graph : bytes, optional
+            The converted network.
         **machine
             Parameters of `FeatureExtractor` that do not change features: store, runtime, device, ...
         """
         spec = self.feature_spec
         backbone: Any = _LazyBackbone(self)
-        return FeatureExtractor.from_specs({spec.block: spec}, self.tuned_card, backbone=backbone, **machine)
+        return SpecExtractor({spec.block: spec}, self.tuned_card, backbone=backbone, graph=graph, **machine)
 
     def module(self) -> Any:
         """Return the whole timm network with the trained layers (and its original classifier)."""

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
-
-from sklearn.pipeline import Pipeline
+from typing import TYPE_CHECKING, Any
 
 from featx.exceptions import UsageError
 from featx.heads.base import Head, Params
@@ -19,6 +17,9 @@ from featx.heads.scaling import LEARNT_SCALINGS, SCALINGS, make_scaler
 from featx.heads.scores import decision_scores, vote_scores
 from featx.heads.svm import RBF_SVM
 from featx.heads.trees import BOOSTING, FOREST, TREE
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
 
 HEADS: dict[str, Head] = {
     "logistic": LOGISTIC,
@@ -115,6 +116,8 @@ def make_pipeline(
     sklearn.pipeline.Pipeline
         Steps ``"scale"`` and ``"head"``.
     """
+    from sklearn.pipeline import Pipeline
+
     width = sum(widths) if columns is None else len(columns)
     classifier = HEADS[head].make(params, random_state, (n_rows, width))
     return Pipeline([("scale", make_scaler(scaling, widths, columns=columns)), ("head", classifier)])

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featx.heads.formulas import Formula
 from featx.heads.saved import SavedForm
 
 Params = Mapping[str, Any]
@@ -35,6 +36,9 @@ class Head:
         Rank of the cost of a prediction. Of heads with equal scores the one with the lowest cost is chosen.
     saved : SavedForm
         How the fitted classifier is saved and loaded.
+    formula : Formula, optional
+        How the scores follow from the saved arrays without scikit-learn. None if only scikit-learn computes
+        them; such a head cannot be exported as a graph.
     write_streamed : callable, optional
         ``write_streamed(classifier, fitted, classes)`` sets the fitted attributes from a
         `featx.solvers.StreamedFit`. None if the head cannot be fitted from chunks of rows.
@@ -60,6 +64,7 @@ class Head:
     solver: str
     cost: int
     saved: SavedForm
+    formula: Formula | None = None
     write_streamed: Callable[[Any, Any, Any], None] | None = None
     takes_weights: bool = True
     scalings: tuple[str, ...] = ("standard", "l2")

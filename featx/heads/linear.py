@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import clone
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression, RidgeClassifier
-from sklearn.multiclass import OneVsRestClassifier
-from sklearn.preprocessing import LabelBinarizer
-from sklearn.svm import LinearSVC
 
+from featx.heads import formulas
 from featx.heads.base import Head, Params, Shape, product
 from featx.heads.saved import FLOAT, Array, Arrays, Dims, SavedForm
-from featx.solvers import StreamedFit
+
+if TYPE_CHECKING:
+    from featx.solvers import StreamedFit
 
 LOGISTIC_TOLERANCE = 1e-6
 """scikit-learn stops at an absolute gradient; features of unit length have gradients of a hundredth."""
@@ -51,26 +48,36 @@ def suggest_lda(trial: Any, prefix: str, n_rows: int) -> dict[str, Any]:
 
 def make_logistic(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Softmax (multinomial) logistic regression, L2."""
+    from sklearn.linear_model import LogisticRegression
+
     return LogisticRegression(C=params["C"], tol=LOGISTIC_TOLERANCE, max_iter=2000)
 
 
 def make_logistic_ovr(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """One binary logistic regression for each class."""
+    from sklearn.multiclass import OneVsRestClassifier
+
     return OneVsRestClassifier(make_logistic(params))
 
 
 def make_linear_svm(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Linear SVM, squared hinge, one against the rest."""
+    from sklearn.svm import LinearSVC
+
     return LinearSVC(C=params["C"], dual="auto", max_iter=20_000, random_state=random_state)
 
 
 def make_ridge(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Least squares on -1/+1 targets with an L2 penalty."""
+    from sklearn.linear_model import RidgeClassifier
+
     return RidgeClassifier(alpha=params["alpha"])
 
 
 def make_lda(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Linear discriminant analysis with a shrunk covariance."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
     return LinearDiscriminantAnalysis(solver="lsqr", shrinkage=params["shrinkage"])
 
 
@@ -93,6 +100,11 @@ def _write_linear_svm(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> 
 
 
 def _write_logistic_ovr(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
+    from sklearn.base import clone
+    from sklearn.preprocessing import LabelBinarizer
+
+    from featx.solvers import StreamedFit
+
     head.label_binarizer_ = LabelBinarizer(sparse_output=True).fit(classes)
     head.classes_, head.estimators_, head.n_features_in_ = classes, [], len(fitted.weights)
     for weights, intercept in zip(fitted.weights.T, fitted.intercept, strict=True):
@@ -105,6 +117,8 @@ def _write_logistic_ovr(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -
 
 
 def _write_ridge(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
+    from sklearn.preprocessing import LabelBinarizer
+
     head._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
     coef = fitted.weights.T.copy()
     _write(head, coef[0] if len(coef) == 1 else coef, fitted.intercept, classes, len(fitted.weights))
@@ -130,6 +144,8 @@ def _saved(make: Any, write: Any, param: str, means: Mapping[str, Array] | None 
         return arrays, {param: getattr(models[0], param)}
 
     def from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
+        from featx.solvers import StreamedFit
+
         learnt: dict[str, Any] = {"means": arrays["means"], "count": arrays["priors"]} if means else {}
         head = make(params)
         write(head, StreamedFit(arrays["coef"].T, arrays["intercept"], **learnt), classes)
@@ -146,6 +162,7 @@ LOGISTIC = Head(
     solver="softmax",
     cost=1,
     saved=_saved(make_logistic, _write_logistic, "C"),
+    formula=formulas.LINEAR,
     write_streamed=_write_logistic,
 )
 LOGISTIC_OVR = Head(
@@ -156,6 +173,7 @@ LOGISTIC_OVR = Head(
     solver="logistic_ovr",
     cost=1,
     saved=_saved(make_logistic_ovr, _write_logistic_ovr, "C"),
+    formula=formulas.LINEAR,
     write_streamed=_write_logistic_ovr,
     min_classes=3,
     scalings=("standard",),
@@ -168,6 +186,7 @@ LINEAR_SVM = Head(
     solver="squared_hinge",
     cost=1,
     saved=_saved(make_linear_svm, _write_linear_svm, "C"),
+    formula=formulas.LINEAR,
     write_streamed=_write_linear_svm,
 )
 RIDGE = Head(
@@ -178,6 +197,7 @@ RIDGE = Head(
     solver="ridge",
     cost=1,
     saved=_saved(make_ridge, _write_ridge, "alpha"),
+    formula=formulas.LINEAR,
     write_streamed=_write_ridge,
     quick=True,
     draws_curve=True,
@@ -190,6 +210,7 @@ LDA = Head(
     solver="lda",
     cost=1,
     saved=_saved(make_lda, _write_lda, "shrinkage", MEANS),
+    formula=formulas.LINEAR,
     write_streamed=_write_lda,
     takes_weights=False,
     scalings=("standard",),

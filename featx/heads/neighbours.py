@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
+from featx.heads import formulas
 from featx.heads.base import Head, Params, Shape, product
 from featx.heads.saved import FLOAT, Array, Arrays, Dims, SavedForm, require
 from featx.heads.scaling import SCALINGS
-from featx.solvers import StreamedFit
+
+if TYPE_CHECKING:
+    from featx.solvers import StreamedFit
 
 K = (5, 1, 3, 10, 20)
 """Numbers of neighbours in the coarse grid."""
@@ -44,17 +45,6 @@ class ExponentialWeights:
         return hash((ExponentialWeights, self.temperature))
 
 
-class NearestMean(NearestCentroid):
-    """`NearestCentroid` whose decision scores are those that its `predict` uses.
-
-    scikit-learn's own decision scores are those of another classifier, which divides by variances.
-    """
-
-    def _decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Negative squared distances to the class means, shape (n, n_classes)."""
-        return np.asarray(-euclidean_distances(X, self.centroids_, squared=True), np.float64)
-
-
 def suggest_knn(trial: Any, prefix: str, n_rows: int) -> dict[str, Any]:
     """Draw the number of neighbours, the metric and the weighting of their votes."""
     params = {
@@ -74,6 +64,8 @@ def suggest_nothing(trial: Any, prefix: str, n_rows: int) -> dict[str, Any]:
 
 def make_knn(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Nearest neighbours by brute force: no tree helps in a thousand dimensions."""
+    from sklearn.neighbors import KNeighborsClassifier
+
     weights: Any = params["weights"]
     if weights == "temperature":
         weights = ExponentialWeights(params["temperature"])
@@ -84,6 +76,8 @@ def make_knn(params: Params, random_state: int | None = None, shape: Shape = (0,
 
 def make_nearest_mean(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """The class whose mean is nearest."""
+    from featx.heads.nearest_mean import NearestMean
+
     return NearestMean()
 
 
@@ -99,14 +93,18 @@ def knn_to_arrays(knn: Any) -> tuple[Arrays, dict[str, Any]]:
     return {"features": knn._fit_X, "labels": knn._y}, params
 
 
-def knn_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
-    """Build the classifier; the class indices are used as positions in a table of votes."""
+def check_knn(arrays: Arrays, params: dict[str, Any], dims: Dims) -> None:
+    """Check that there are as many rows as neighbours, and that the parameters fit each other."""
     temperature = params["temperature"]
     require(1 <= params["n_neighbors"] <= dims["n_rows"], "there are fewer rows than neighbours")
     require(
         (params["weights"] == "temperature") == (temperature is not None), "neighbours' weights do not fit"
     )
     require(temperature is None or temperature > 0, "the temperature of neighbours' weights is not positive")
+
+
+def knn_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
+    """Build the classifier; the class indices are used as positions in a table of votes."""
     knn = make_knn(params)
     vars(knn).update(
         classes_=classes,
@@ -133,7 +131,9 @@ def nearest_mean_from_arrays(
     arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims
 ) -> Any:
     """Build the classifier from the class means."""
-    head = NearestMean()
+    from featx.solvers import StreamedFit
+
+    head = make_nearest_mean(params)
     _write_nearest_mean(head, StreamedFit(np.empty((0, 0)), np.empty(0), arrays["means"]), classes)
     return head
 
@@ -160,7 +160,9 @@ KNN = Head(
             "weights": Literal["uniform", "distance", "temperature"],
             "temperature": float | None,
         },
+        check_knn,
     ),
+    formula=formulas.NEIGHBOURS,
     takes_weights=False,
     scalings=SCALINGS,
     votes=True,
@@ -179,6 +181,7 @@ NEAREST_MEAN = Head(
         nearest_mean_from_arrays,
         {},
     ),
+    formula=formulas.NEAREST_MEAN,
     write_streamed=_write_nearest_mean,
     takes_weights=False,
     scalings=SCALINGS,

@@ -64,15 +64,18 @@ class SavedForm:
         ``to_arrays(classifier)`` returns the arrays by name and the parameters.
     from_arrays : callable
         ``from_arrays(arrays, params, classes, dims)`` returns the fitted classifier. The arrays and
-        parameters were checked by their declarations; it checks what they do not express with `require`.
+        parameters were checked by their declarations and by `check`.
     params : mapping of str to type
         Parameters with their annotations, as in `featx.records`.
+    check : callable
+        ``check(arrays, params, dims)`` checks what the declarations do not express with `require`.
     """
 
     arrays: Mapping[str, Array]
     to_arrays: Callable[[Any], tuple[Arrays, Params]]
     from_arrays: Callable[[Arrays, Params, NDArray[Any], Dims], Any]
     params: Mapping[str, Any]
+    check: Callable[[Arrays, Params, Dims], None] = lambda arrays, params, dims: None
 
 
 def require(holds: Any, otherwise: str) -> None:

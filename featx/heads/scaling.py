@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sklearn.compose import ColumnTransformer
-from sklearn.pipeline import Pipeline
-from sklearn.preprocessing import Normalizer, StandardScaler
 
 from featx.exceptions import UsageError
 from featx.heads.saved import Array, Arrays, require
+
+if TYPE_CHECKING:
+    from sklearn.preprocessing import StandardScaler
 
 SCALINGS = ("standard", "l2", "center_l2", "none")
 """Scalings of a block: unit variance, unit length, centred and then unit length, none."""
@@ -49,6 +49,8 @@ def make_scaler(scaling: str, widths: Sequence[int], *, columns: Sequence[int] |
         raise UsageError(f"scaling {scaling!r} is not known; choose one of {', '.join(SCALINGS)}.")
     if len(widths) == 1 and columns is None and scaling in ("l2", "center_l2"):
         return _block_scaler(scaling)
+    from sklearn.compose import ColumnTransformer
+
     if columns is not None:
         places: list[Any] = [[int(column) for column in columns]]
         widths = [len(columns)]
@@ -68,6 +70,10 @@ def block_weight(scaling: str, width: int) -> float:
 
 def standard_scalers(scaler: Any, columns: Any = slice(None)) -> Iterator[tuple[StandardScaler, Any]]:
     """Iterate over the parts of a fitted scaler that learn, with the columns that each sees."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import StandardScaler
+
     if isinstance(scaler, StandardScaler):
         yield scaler, columns
     elif isinstance(scaler, Pipeline):
@@ -80,6 +86,10 @@ def standard_scalers(scaler: Any, columns: Any = slice(None)) -> Iterator[tuple[
 
 def scaler_to_arrays(scaler: Any) -> tuple[str, list[int], Arrays]:
     """Return the scaling, the widths of the blocks and the arrays of a fitted `make_scaler`."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
     arrays: Arrays = {}
     if isinstance(scaler, ColumnTransformer):
         parts = [(part, place) for name, part, place in scaler.transformers_ if name != "remainder"]
@@ -108,11 +118,22 @@ def scaler_arrays(scaling: str, *, picked: bool) -> dict[str, Array]:
     return declared | ({"scale": SCALE} if scaling == "standard" else {})
 
 
-def scaler_from_arrays(scaling: str, widths: Sequence[int], arrays: Arrays) -> Any:
-    """Build the fitted scaler from checked arrays."""
+def check_scaler(arrays: Arrays) -> None:
+    """Check what the declaration of a scaler's arrays does not express.
+
+    Raises
+    ------
+    ModelFileError
+        If a column is picked twice.
+    """
     columns = arrays.get("columns")
     if columns is not None:
         require(len(np.unique(columns)) == len(columns), "a column is picked twice")
+
+
+def scaler_from_arrays(scaling: str, widths: Sequence[int], arrays: Arrays) -> Any:
+    """Build the fitted scaler from checked arrays."""
+    columns = arrays.get("columns")
     scaler = make_scaler(scaling, widths, columns=None if columns is None else columns.tolist())
     scaler.fit(np.zeros((1, sum(widths)), np.float32))  # for the attributes that are not learnt
     start = 0
@@ -126,6 +147,9 @@ def scaler_from_arrays(scaling: str, widths: Sequence[int], arrays: Arrays) -> A
 
 
 def _block_scaler(scaling: str) -> Any:
+    from sklearn.pipeline import Pipeline
+    from sklearn.preprocessing import Normalizer, StandardScaler
+
     if scaling == "standard":
         return StandardScaler()
     if scaling == "l2":

@@ -14,8 +14,11 @@ VOTE_FLOOR = 1e-3
 def decision_scores(pipeline: Any, X: NDArray[Any]) -> NDArray[np.float64]:
     """Decision scores of a fitted pipeline: shape (n,) for two classes, else (n, n_classes).
 
-    Heads without a decision function (neighbours, trees) give the logarithm of their class shares.
+    Heads without a decision function (neighbours, trees) give the logarithm of their class shares. What is no
+    pipeline is a function that returns the scores (`featx.modelfile.SavedHead.scorer`).
     """
+    if not hasattr(pipeline, "named_steps"):
+        return np.asarray(pipeline(X), np.float64)
     head = pipeline.named_steps["head"]
     scaled = pipeline[:-1].transform(X)
     if hasattr(head, "decision_function"):

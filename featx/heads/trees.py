@@ -7,15 +7,8 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
-from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
-from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
-from sklearn.pipeline import Pipeline
-from sklearn.tree import DecisionTreeClassifier
-from sklearn.tree._tree import NODE_DTYPE, Tree
 
+from featx.heads import formulas
 from featx.heads.base import Head, Params, Shape, product
 from featx.heads.saved import FLOAT, Array, Arrays, Dims, SavedForm, require
 
@@ -61,16 +54,24 @@ def suggest_boosting(trial: Any, prefix: str, n_rows: int) -> dict[str, Any]:
 
 def make_tree(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """One decision tree."""
+    from sklearn.tree import DecisionTreeClassifier
+
     return DecisionTreeClassifier(**params, random_state=random_state)
 
 
 def make_forest(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """A random forest; one thread, since folds run side by side."""
+    from sklearn.ensemble import RandomForestClassifier
+
     return RandomForestClassifier(**params, random_state=random_state, n_jobs=1)
 
 
 def make_boosting(params: Params, random_state: int | None = None, shape: Shape = (0, 0)) -> Any:
     """Histogram gradient boosting on the leading principal components."""
+    from sklearn.decomposition import PCA
+    from sklearn.ensemble import HistGradientBoostingClassifier
+    from sklearn.pipeline import Pipeline
+
     components = min(PCA_COMPONENTS, *shape) if min(shape) > 0 else PCA_COMPONENTS
     return Pipeline(
         [
@@ -85,11 +86,23 @@ def make_boosting(params: Params, random_state: int | None = None, shape: Shape 
 
 # Saved form of scikit-learn's trees: the nodes of all trees one after the other, one array a field.
 
-NODE_FIELDS: tuple[str, ...] = NODE_DTYPE.names
+NODE_FIELDS = {
+    "left_child": "int64",
+    "right_child": "int64",
+    "feature": "int64",
+    "threshold": "float64",
+    "impurity": "float64",
+    "n_node_samples": "int64",
+    "weighted_n_node_samples": "float64",
+    "missing_go_to_left": "uint8",
+}
+"""Fields of ``sklearn.tree._tree.NODE_DTYPE``, which is not imported here."""
+
+FLAGS = ("missing_go_to_left", "is_leaf")
 
 NODES = {
-    name: Array((NODE_DTYPE[name].name,), ("n_nodes",), below=2 if name == "missing_go_to_left" else None)
-    for name in NODE_FIELDS
+    name: Array((dtype,), ("n_nodes",), below=2 if name in FLAGS else None)
+    for name, dtype in NODE_FIELDS.items()
 }
 TREES = NODES | {
     "values": Array(("float64",), ("n_nodes", "n_classes"), low=0),
@@ -108,9 +121,9 @@ def _trees_to_arrays(trees: list[Any]) -> Arrays:
 
 
 def _trees_from_arrays(arrays: Arrays, dims: Dims) -> Iterator[Any]:
-    left, right = arrays["left_child"], arrays["right_child"]
-    parts = _check_nodes(left, right, arrays["feature"], left != LEAF, arrays["sizes"], dims["n_features"])
-    for part, depth in zip(parts, arrays["depths"].tolist(), strict=True):
+    from sklearn.tree._tree import NODE_DTYPE, Tree
+
+    for part, depth in zip(_parts(arrays["sizes"]), arrays["depths"].tolist(), strict=True):
         nodes = np.zeros(part.stop - part.start, NODE_DTYPE)
         for name in NODE_FIELDS:
             nodes[name] = arrays[name][part]
@@ -127,22 +140,26 @@ def _check_nodes(
     inner: NDArray[np.bool_],
     sizes: NDArray[np.int64],
     n_features: int,
-) -> list[slice]:
-    """Check what native code follows without a check: children and features; return each tree's nodes.
+) -> None:
+    """Check what native code follows without a check: children and features.
 
     A child stands after its parent and within its tree, so there is no cycle.
     """
     n_nodes = len(left)
     require(int(sizes.max()) <= n_nodes and len(sizes) <= n_nodes, "a tree has more nodes than the file")
     require(sum(sizes.tolist()) == n_nodes, "the sizes of the trees do not fit their nodes")
-    ends = np.cumsum(sizes)
-    for part in (slice(end - size, end) for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)):
+    for part in _parts(sizes):
         own = np.flatnonzero(inner[part])
         for child in (left[part][own], right[part][own]):
             require(((child > own) & (child < part.stop - part.start)).all(), "a tree's node points astray")
     asked = feature[inner]
     require(((asked >= 0) & (asked < n_features)).all(), "a tree asks for a feature that does not exist")
-    return [slice(end - size, end) for end, size in zip(ends.tolist(), sizes.tolist(), strict=True)]
+
+
+def _parts(sizes: NDArray[np.int64]) -> list[slice]:
+    """Nodes of each tree."""
+    ends = np.cumsum(sizes).tolist()
+    return [slice(end - size, end) for end, size in zip(ends, sizes.tolist(), strict=True)]
 
 
 def _as_fitted(estimator: Any, tree: Any, classes: NDArray[Any], dims: Dims) -> Any:
@@ -161,9 +178,26 @@ def tree_to_arrays(tree: Any) -> tuple[Arrays, dict[str, Any]]:
     return _trees_to_arrays([tree]), {name: getattr(tree, name) for name in TREE_PARAMS}
 
 
+def _check_trees(arrays: Arrays, dims: Dims) -> None:
+    left, right = arrays["left_child"], arrays["right_child"]
+    _check_nodes(left, right, arrays["feature"], left != LEAF, arrays["sizes"], dims["n_features"])
+
+
+def check_tree(arrays: Arrays, params: dict[str, Any], dims: Dims) -> None:
+    """Check that it is one tree, and its nodes."""
+    require(dims["n_trees"] == MAX_TREES["tree"], "a decision tree is not one tree")
+    _check_trees(arrays, dims)
+
+
+def check_forest(arrays: Arrays, params: dict[str, Any], dims: Dims) -> None:
+    """Check the number of trees, and their nodes."""
+    require(dims["n_trees"] == params["n_estimators"], "the number of trees does not fit a forest")
+    require(dims["n_trees"] <= MAX_TREES["forest"], "a forest has too many trees")
+    _check_trees(arrays, dims)
+
+
 def tree_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
     """Build a decision tree from its nodes."""
-    require(dims["n_trees"] == MAX_TREES["tree"], "a decision tree is not one tree")
     (tree,) = _trees_from_arrays(arrays, dims)
     return _as_fitted(make_tree(params), tree, classes, dims)
 
@@ -175,8 +209,8 @@ def forest_to_arrays(forest: Any) -> tuple[Arrays, dict[str, Any]]:
 
 def forest_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
     """Build a random forest from the nodes of its trees."""
-    require(dims["n_trees"] == params["n_estimators"], "the number of trees does not fit a forest")
-    require(dims["n_trees"] <= MAX_TREES["forest"], "a forest has too many trees")
+    from sklearn.tree import DecisionTreeClassifier
+
     forest, codes = make_forest(params), np.arange(len(classes), dtype=float)
     leaf = {"min_samples_leaf": params["min_samples_leaf"], "max_features": params["max_features"]}
     vars(forest).update(
@@ -195,21 +229,20 @@ def forest_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[
 
 # Saved form of boosting: the principal components, and of the trees what `predict` reads.
 
-BOOSTED_FIELDS = (
-    "value",
-    "feature_idx",
-    "num_threshold",
-    "missing_go_to_left",
-    "left",
-    "right",
-    "is_leaf",
-)
-
-FLAGS = ("missing_go_to_left", "is_leaf")
+BOOSTED_FIELDS = {
+    "value": "float64",
+    "feature_idx": "int64",
+    "num_threshold": "float64",
+    "missing_go_to_left": "uint8",
+    "left": "uint32",
+    "right": "uint32",
+    "is_leaf": "uint8",
+}
+"""Fields of scikit-learn's ``PREDICTOR_RECORD_DTYPE`` that `predict` reads."""
 
 BOOSTED = {
-    name: Array((PREDICTOR_RECORD_DTYPE[name].name,), ("n_nodes",), below=2 if name in FLAGS else None)
-    for name in BOOSTED_FIELDS
+    name: Array((dtype,), ("n_nodes",), below=2 if name in FLAGS else None)
+    for name, dtype in BOOSTED_FIELDS.items()
 } | {
     "sizes": Array(("int64",), ("n_trees",), low=1, below=2**31),
     "baseline": Array(("float64",), ("n_outputs",)),
@@ -231,15 +264,23 @@ def boosting_to_arrays(pipeline: Any) -> tuple[Arrays, dict[str, Any]]:
     return arrays, {name: getattr(boosting, name) for name in BOOSTING_PARAMS}
 
 
+def check_boosting(arrays: Arrays, params: dict[str, Any], dims: Dims) -> None:
+    """Check the number of trees, and their nodes."""
+    require(dims["n_trees"] <= MAX_TREES["boosting"], "boosting has too many trees")
+    rounds = params["max_iter"] * dims["n_outputs"]
+    require(dims["n_trees"] == rounds, "the number of trees does not fit the rounds")
+    inner, sizes = arrays["is_leaf"] == 0, arrays["sizes"]
+    children = (arrays["left"], arrays["right"])
+    _check_nodes(*children, arrays["feature_idx"], inner, sizes, dims["n_components"])
+
+
 def boosting_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArray[Any], dims: Dims) -> Any:
     """Build the principal components and the boosted trees."""
+    from sklearn.ensemble._hist_gradient_boosting.binning import _BinMapper
+    from sklearn.ensemble._hist_gradient_boosting.common import PREDICTOR_RECORD_DTYPE
+    from sklearn.ensemble._hist_gradient_boosting.predictor import TreePredictor
+
     n_outputs, n_components = dims["n_outputs"], dims["n_components"]
-    require(dims["n_trees"] <= MAX_TREES["boosting"], "boosting has too many trees")
-    require(dims["n_trees"] == params["max_iter"] * n_outputs, "the number of trees does not fit the rounds")
-    inner = arrays["is_leaf"] == 0
-    parts = _check_nodes(
-        arrays["left"], arrays["right"], arrays["feature_idx"], inner, arrays["sizes"], n_components
-    )
     pipeline = make_boosting(params, None, (n_components, n_components))
     pca, boosting = pipeline.named_steps["pca"], pipeline.named_steps["boosting"]
     pca.set_params(n_components=n_components)
@@ -253,7 +294,7 @@ def boosting_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArra
     for name in BOOSTED_FIELDS:
         nodes[name] = arrays[name]
     no_categories = np.zeros((0, 8), np.uint32)
-    trees = [TreePredictor(nodes[part], no_categories, no_categories) for part in parts]
+    trees = [TreePredictor(nodes[part], no_categories, no_categories) for part in _parts(arrays["sizes"])]
     mapper = _BinMapper()
     vars(mapper).update(is_categorical_=np.zeros(n_components, np.uint8), bin_thresholds_=[])
     vars(boosting).update(
@@ -277,7 +318,8 @@ TREE = Head(
     product(max_depth=[8], min_samples_leaf=[4, 1]),
     solver="estimator",
     cost=0,
-    saved=SavedForm(TREES, tree_to_arrays, tree_from_arrays, TREE_PARAMS),
+    saved=SavedForm(TREES, tree_to_arrays, tree_from_arrays, TREE_PARAMS, check_tree),
+    formula=formulas.TREES,
     scalings=("none",),
     votes=True,
 )
@@ -288,7 +330,8 @@ FOREST = Head(
     product(n_estimators=[200], max_features=[0.03], min_samples_leaf=[1, 3]),
     solver="estimator",
     cost=5,
-    saved=SavedForm(TREES, forest_to_arrays, forest_from_arrays, FOREST_PARAMS),
+    saved=SavedForm(TREES, forest_to_arrays, forest_from_arrays, FOREST_PARAMS, check_forest),
+    formula=formulas.TREES,
     scalings=("none",),
     votes=True,
 )
@@ -299,6 +342,7 @@ BOOSTING = Head(
     product(learning_rate=[0.1], max_iter=[100], max_leaf_nodes=[15]),
     solver="estimator",
     cost=5,
-    saved=SavedForm(BOOSTED, boosting_to_arrays, boosting_from_arrays, BOOSTING_PARAMS),
+    saved=SavedForm(BOOSTED, boosting_to_arrays, boosting_from_arrays, BOOSTING_PARAMS, check_boosting),
+    formula=formulas.BOOSTING,
     scalings=("none",),
 )

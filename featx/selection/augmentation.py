@@ -10,18 +10,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.extractor import Extraction
 from featx.features import FeatureBlocks
 from featx.records import Record
 from featx.representation import BlockName
 from featx.selection.imbalance import IMBALANCED_FROM, imbalance_ratio, views_for_minority
-from featx.solvers import STREAM_ROWS
 from featx.spec import FeatureSpec
+
+if TYPE_CHECKING:
+    from featx.extractor import Extraction
 
 Rows = NDArray[np.float32]
 
@@ -124,6 +125,8 @@ def view_name(name: str, view: int) -> BlockName:
 
 def kinds_to_try(y: NDArray[Any], *, views: int) -> tuple[str, ...]:
     """Return the kinds of augmentation to try for these labels and this number of views."""
+    from featx.solvers import STREAM_ROWS
+
     few = len(y) <= FEW_A_CLASS * len(np.unique(y))
     kinds = (
         ["noise"] if few or (views and len(y) <= STREAM_ROWS) else []

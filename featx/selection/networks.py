@@ -9,17 +9,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featx.backbones import is_model_file
 from featx.backbones.card import BackboneCard
-from featx.extractor import Extraction, FeatureExtractor
+from featx.extractor.extraction import Extraction
+from featx.extractor.fixed import SpecExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSource
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
+
+if TYPE_CHECKING:
+    from featx.extractor import FeatureExtractor
 
 Specs = dict[Any, FeatureSpec]
 """By `BlockName`."""
@@ -30,11 +34,11 @@ class Networks:
 
     Parameters
     ----------
-    extractors : sequence of FeatureExtractor
+    extractors : sequence of FeatureExtractor or SpecExtractor
         Fitted; their blocks have different names.
     """
 
-    def __init__(self, extractors: Sequence[FeatureExtractor]) -> None:
+    def __init__(self, extractors: Sequence[FeatureExtractor | SpecExtractor]) -> None:
         self.extractors = tuple(extractors)
 
     @property
@@ -86,6 +90,7 @@ def gather(
     machine: Mapping[str, Any],
     *,
     backbones: Mapping[str, Any] | None = None,
+    graphs: Mapping[str, bytes] | None = None,
 ) -> Networks:
     """Return an extractor of exactly these blocks, of one network or several.
 
@@ -99,13 +104,16 @@ def gather(
         Parameters of `FeatureExtractor` that do not change features.
     backbones : mapping of str to object, optional
         For digests of weights: the backbone to load, if it is not the one that the card names.
+    graphs : mapping of str to bytes, optional
+        For digests of weights: the converted network.
     """
     found = []
     for card in cards:
         own = {name: spec for name, spec in specs.items() if is_of(spec, card)}
         if own:
             backbone = (backbones or {}).get(card.weights, card.name)
-            found.append(FeatureExtractor.from_specs(own, card, **{**machine, "backbone": backbone}))
+            graph = (graphs or {}).get(card.weights)
+            found.append(SpecExtractor(own, card, backbone=backbone, graph=graph, **machine))
     return Networks(found)
 
 

@@ -8,11 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from featx.exceptions import StoreError
-from featx.stores.base import FeatureStore
+from featx.stores.base import FORMAT, FeatureStore
 from featx.stores.memory import MemoryStore
 
 CACHE_VARIABLE = "FEATX_CACHE"
 MEMORY = "memory"
+MODELS = "models"
+"""Folder of a cache for converted networks."""
 
 
 def open_store(store: str | os.PathLike[str] | FeatureStore | None = None) -> FeatureStore:
@@ -53,6 +55,21 @@ def default_cache() -> Path:
         f"no cache folder: none of {', '.join(name for name, _ in places)} is set. "
         "Name one (--cache-dir, FEATX_CACHE), or store nothing (--no-cache)."
     )
+
+
+def converted_networks(*stores: FeatureStore) -> Path | None:
+    """Folder of converted networks: of the first store that has one, else of the default cache.
+
+    A model whose features are kept in memory only still opens its network in a moment.
+    """
+    for store in stores:
+        folder = store.folder(MODELS)
+        if folder is not None:
+            return folder
+    try:
+        return default_cache() / f"v{FORMAT}" / MODELS
+    except StoreError:
+        return None
 
 
 def _hdf5(path: Path) -> FeatureStore:

@@ -15,6 +15,9 @@ from numpy.typing import NDArray
 
 from featx.spec import FeatureSpec
 
+FORMAT = 1
+"""Version of the layout on disk: the name of the cache's inner folder and an attribute of every segment."""
+
 DIGEST_BYTES = 32
 Ids = NDArray[np.uint8]
 """Digests of images, shape (n, 32), uint8."""

@@ -29,7 +29,8 @@ from typing import Any
 from featx.exceptions import StoreError, StoreFormatError, StoreWarning, StoreWriteError
 from featx.files import atomic_write, make_folder, read_plain_json, sweep_temporaries
 from featx.spec import FeatureSpec
-from featx.stores.segments import FORMAT, BadSegmentError, newer_format, open_segment, versions
+from featx.stores.base import FORMAT
+from featx.stores.segments import BadSegmentError, newer_format, open_segment, versions
 from featx.stores.space import (
     KEY_CHARACTERS,
     QUARANTINE,

@@ -33,10 +33,7 @@ from numpy.typing import NDArray
 from featx.exceptions import StoreFormatError
 from featx.files import open_plain
 from featx.spec import FeatureSpec
-from featx.stores.base import Ids
-
-FORMAT = 1
-"""Version of the layout on disk: the name of the cache's inner folder and an attribute of every segment."""
+from featx.stores.base import FORMAT, Ids
 
 BLOCK_ROWS = 16
 BLOCK_BYTES = 1 << 20

@@ -27,7 +27,7 @@ from featx.backbones.runtimes.hardware import (
     has_device,
     resolve_precision,
 )
-from featx.backbones.runtimes.openvino import OpenVINORuntime
+from featx.backbones.runtimes.openvino import OpenVINORuntime, convert
 from featx.backbones.runtimes.torch import compile_inductor, compile_torch
 from featx.exceptions import FeatxWarning, UsageError
 from featx.spec import FeatureSpec
@@ -73,6 +73,7 @@ def compile_stem(
     precision: str | None = None,
     n_threads: int | None = None,
     model_cache: Path | None = None,
+    graph: bytes | None = None,
 ) -> Compiled:
     """Compile a stem: uint8 NHWC batches in, features out.
 
@@ -94,6 +95,9 @@ def compile_stem(
         CPU threads; default all that this process may use.
     model_cache : Path, optional
         Folder for converted models.
+    graph : bytes, optional
+        A converted network from a model file, which may be forged: it is checked before it is used, and is
+        used only if this machine has none of its own.
 
     Raises
     ------
@@ -103,7 +107,13 @@ def compile_stem(
     device = resolve_device(device, runtime)
     name = resolve_runtime(runtime, device)
     request = Request(
-        make_stem, specs, device, precision or specs[0].precision, n_threads or all_threads(), model_cache
+        make_stem,
+        specs,
+        device,
+        precision or specs[0].precision,
+        n_threads or all_threads(),
+        model_cache,
+        graph,
     )
     try:
         return RUNTIMES[name].compile(request)
@@ -116,6 +126,30 @@ def compile_stem(
         return RUNTIMES["torch"].compile(request)
 
 
+def convert_stem(
+    make_stem: Callable[[], torch_.nn.Module],
+    specs: Sequence[FeatureSpec],
+    *,
+    model_cache: Path | None = None,
+) -> bytes:
+    """Convert a stem for a model file, from which `compile_stem` reads it as `graph`.
+
+    Parameters
+    ----------
+    make_stem, specs, model_cache
+        As for `compile_stem`.
+
+    Raises
+    ------
+    BackboneError
+        If OpenVINO cannot convert it.
+    UsageError
+        If OpenVINO is not installed.
+    """
+    resolve_runtime("openvino", "cpu")
+    return convert(Request(make_stem, specs, "cpu", "fp32", all_threads(), model_cache))
+
+
 def resolve_runtime(name: str, device: str) -> str:
     """Name of the runtime that `name` means on a device. No runtime is imported.
 
@@ -126,7 +160,12 @@ def resolve_runtime(name: str, device: str) -> str:
     """
     kind = device.partition(":")[0]
     if name == AUTO:
-        return next(name for name, runtime in RUNTIMES.items() if runtime.serves(kind))
+        found = next((name for name, runtime in RUNTIMES.items() if runtime.serves(kind)), None)
+        if found is None:
+            raise UsageError(
+                f"no runtime for {device!r} is installed: pip install openvino (or torch, timm)."
+            )
+        return found
     if name not in RUNTIMES:
         raise UsageError(f"runtime {name!r} is not known; choose one of auto, {', '.join(RUNTIMES)}.")
     if not RUNTIMES[name].serves(kind):
@@ -174,6 +213,7 @@ __all__ = [
     "agree",
     "can_run",
     "compile_stem",
+    "convert_stem",
     "cpu_flags",
     "environment",
     "resolve_device",

@@ -50,6 +50,7 @@ class Request:
     precision: str
     n_threads: int
     model_cache: Path | None
+    graph: bytes | None = None
 
 
 class ConversionError(BackboneError):

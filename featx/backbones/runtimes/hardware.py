@@ -80,6 +80,7 @@ def environment(runtime: str, device: str) -> dict[str, str]:
     }
 
 
+@cache
 def installed_version(package: str) -> str:
     """Version of an installed distribution; empty if it is not installed."""
     try:

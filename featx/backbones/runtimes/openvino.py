@@ -32,8 +32,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones.runtimes.base import Batch, ConversionError, Request, agree
+from featx.backbones.runtimes.graphs import check_graph, check_model
 from featx.backbones.runtimes.hardware import cpu_model, installed_version
 from featx.backbones.state import STATE
+from featx.exceptions import ModelFileError
 from featx.files import atomic_write, make_folder, read_plain
 from featx.spec import FeatureSpec
 
@@ -122,22 +124,73 @@ def import_openvino() -> Any:
 
 def _compile(request: Request, options: dict[str, Any]) -> Any:
     """Compile the model, or read what was compiled before on a CPU like this one."""
-    openvino = import_openvino()
-    source, path = _path(request, MODEL_SUFFIX), _path(request, COMPILED_SUFFIX, [cpu_model(), options])
-    weights = request.specs[0].weights
-    kept = _read(path, weights)
-    if kept is not None:
-        with contextlib.suppress(RuntimeError):  # written by another build of OpenVINO
-            compiled = openvino.Core().import_model(kept, "CPU", options)
-            _touch(source, path)
-            return compiled
-    model = _stored_model(source, weights)
-    if model is None:
-        model = _read_model(_cut(request) or _convert(request))
-    _touch(source)
-    compiled = openvino.Core().compile_model(model, "CPU", options)
-    _keep(path, weights, compiled.export_model().getvalue())
+    source, weights = _path(request, MODEL_SUFFIX), request.specs[0].weights
+    path, from_file = _path(request, COMPILED_SUFFIX, [cpu_model(), options]), False
+    compiled = _import_kept(path, weights, options)
+    if compiled is None:
+        model = _stored_model(source, weights)
+        if model is None and request.graph is not None:
+            # What a model file says never gets the name of what was converted here.
+            weights, from_file = hashlib.sha256(request.graph).hexdigest(), True
+            path = _path(request, COMPILED_SUFFIX, [cpu_model(), options, weights])
+            compiled = _import_kept(path, weights, options)
+            model = _graph_model(request) if compiled is None else None
+        elif model is None:
+            model = _read_model(_cut(request) or _convert(request))
+    if compiled is None:
+        compiled = import_openvino().Core().compile_model(model, "CPU", options)
+        _keep(path, weights, compiled.export_model().getvalue())
+    _touch(path, None if from_file else source)
     return compiled
+
+
+def _import_kept(path: Path | None, weights: str, options: dict[str, Any]) -> Any | None:
+    """A compiled model from disk; None if there is none that this build of OpenVINO can read."""
+    kept = _read(path, weights)
+    if kept is None:
+        return None
+    with contextlib.suppress(RuntimeError):  # written by another build of OpenVINO
+        return import_openvino().Core().import_model(kept, "CPU", options)
+    return None
+
+
+def convert(request: Request) -> bytes:
+    """Return the converted network of a request, for a model file: from disk, or made now.
+
+    Raises
+    ------
+    ConversionError
+        If OpenVINO cannot convert it.
+    """
+    kept = _read(_path(request, MODEL_SUFFIX), request.specs[0].weights)
+    return kept or _cut(request) or _convert(request)
+
+
+def _graph_model(request: Request) -> Any:
+    """The network of a model file, which may be forged, with the outputs of the request.
+
+    Raises
+    ------
+    ModelFileError
+        If it is not a network that gives these outputs.
+    """
+    assert request.graph is not None
+    openvino = import_openvino()
+    check_graph(request.graph)
+    height, width = request.specs[0].input_size
+    names = [_output_name(spec) for spec in request.specs]
+    try:
+        model = _read_model(request.graph)
+        if len(model.inputs) == 1:
+            model.reshape({0: openvino.PartialShape([1, height, width, 3])})
+        check_model(model, request.specs, names)
+        model.reshape({0: openvino.PartialShape([-1, height, width, 3])})
+        outputs = [model.output(name).get_node() for name in names]
+        return openvino.Model(outputs, model.get_parameters(), request.specs[0].architecture)
+    except (RuntimeError, ValueError, OverflowError) as error:
+        raise ModelFileError(
+            f"the converted network in the file cannot be used ({_first_line(error)}); get the file again."
+        ) from None
 
 
 def _stored_model(path: Path | None, weights: str) -> Any | None:
@@ -170,29 +223,48 @@ def _cut(request: Request) -> bytes | None:
     return None
 
 
-def _convert(request: Request) -> bytes:
-    """Convert the stem to an OpenVINO model, compare its features with torch's, and write it to disk."""
+def trace(module: Any, batches: Sequence[Batch]) -> Any:
+    """Trace a torch module into an OpenVINO model with uint8 inputs of any batch size.
+
+    Parameters
+    ----------
+    module : torch.nn.Module
+        In evaluation mode.
+    batches : sequence of arrays of shape (2, height, width, 3), uint8
+        An example of each input.
+    """
     openvino = import_openvino()
     import torch
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
+    with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.jit.trace is deprecated; OpenVINO still builds on it
+        examples = tuple(torch.from_numpy(batch) for batch in batches)
+        decoder = TorchScriptPythonDecoder(
+            module, example_input=examples, trace_kwargs={"check_trace": False}
+        )
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    model = frontend.convert(frontend.load(decoder))
+    for own, batch in zip(model.inputs, batches, strict=True):
+        own.get_node().set_element_type(openvino.Type.u8)
+        own.get_node().set_partial_shape(openvino.PartialShape([-1, *batch.shape[1:]]))
+    model.validate_nodes_and_infer_types()
+    return model
+
+
+def _convert(request: Request) -> bytes:
+    """Convert the stem to an OpenVINO model, compare its features with torch's, and write it to disk."""
+    openvino = import_openvino()
+    import torch
+
     stem = request.make_stem().eval()
     height, width = request.specs[0].input_size
     probe = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
     try:
-        with warnings.catch_warnings(), torch.inference_mode(False), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch.jit.trace is deprecated; OpenVINO still builds on it
-            example = torch.from_numpy(probe)
-            decoder = TorchScriptPythonDecoder(
-                stem, example_input=(example[:2],), trace_kwargs={"check_trace": False}
-            )
-            expected = [rows.float().numpy() for rows in stem(example)]
-        frontend = FrontEndManager().load_by_framework("pytorch")
-        model = frontend.convert(frontend.load(decoder))
-        model.inputs[0].get_node().set_element_type(openvino.Type.u8)
-        model.reshape({0: openvino.PartialShape([-1, height, width, 3])})
-        model.validate_nodes_and_infer_types()
+        model = trace(stem, [probe[:2]])
+        with torch.no_grad():
+            expected = [rows.float().numpy() for rows in stem(torch.from_numpy(probe))]
         for spec, output in zip(request.specs, model.outputs, strict=False):
             output.get_tensor().add_names({_output_name(spec)})
         content = _serialise(model)
