@@ -8,10 +8,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help install demo test test-all check bench docs clean
+.PHONY: help install demo test test-all test-torch-free check bench docs dist clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 install: $(STAMP)  ## make .venv and install featx with its test and check tools
 
@@ -30,6 +30,15 @@ test: $(STAMP)  ## the fast tests
 test-all: $(STAMP)  ## every test, the slow ones and (where there is one) the GPU's too
 	@$(BIN)/python -m pytest
 
+test-torch-free: $(STAMP)  ## search, predict and report in an environment without torch
+	@rm -rf build/torch-free && mkdir -p build/torch-free
+	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/torch-free .
+	@$(BIN)/python -m venv build/torch-free/venv
+	@build/torch-free/venv/bin/pip install --quiet --disable-pip-version-check $$($(BIN)/python tests/torch_free.py dependencies)
+	@build/torch-free/venv/bin/pip install --quiet --disable-pip-version-check --no-deps build/torch-free/*.whl
+	@$(BIN)/python tests/torch_free.py prepare build/torch-free
+	@cd build/torch-free && venv/bin/python ../../tests/torch_free.py check .
+
 check: $(STAMP)  ## lint, format, types and docs
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -41,6 +50,17 @@ bench: $(STAMP)  ## run the benchmarks against the peers and write docs/benchmar
 
 docs: $(STAMP)  ## write the CLI reference and check the documents
 	@$(BIN)/python docs/build.py
+
+dist: $(STAMP)  ## build sdist and wheel, check them, and run the demo from the wheel outside the checkout
+	@rm -rf dist build/dist && mkdir -p build/dist
+	@$(PYTHON) -m venv build/dist/tools
+	@build/dist/tools/bin/pip install --quiet --disable-pip-version-check build twine
+	@build/dist/tools/bin/python -m build --outdir dist .
+	@build/dist/tools/bin/twine check --strict dist/*
+	@$(PYTHON) -m venv build/dist/venv
+	@build/dist/venv/bin/pip install --quiet --disable-pip-version-check dist/*.whl
+	@cd build/dist && venv/bin/python -c "import featx, os; assert os.sep + 'venv' + os.sep in featx.__file__, featx.__file__"
+	@cd build/dist && PYTHONPATH= venv/bin/featx demo --output demo-output
 
 clean:  ## remove the environment, caches of the tools and demo output
 	@rm -rf $(VENV) .venv-bench benchmarks/out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output

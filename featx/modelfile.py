@@ -8,6 +8,7 @@ attributes from arrays that were checked against the declarations in `featx.head
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -151,11 +152,13 @@ class SavedHead:
         LookupError
             If the head has no formula.
         """
-        of_scaler, arrays, params = self.prepared()
-        assert self.formula is not None
+        if self.formula is None:
+            raise LookupError(f"the head {self.description.head} has no formula")
         scores, described = self.formula.scores, self.description
+        prepared = functools.cache(self.prepared)  # at the first use
 
         def score(rows: NDArray[Any]) -> NDArray[np.float64]:
+            of_scaler, arrays, params = prepared()
             wide = np.asarray(rows, np.float64)
             return np.asarray(
                 scores(np, arrays, params, scale(np, described.scaling, described.widths, of_scaler, wide))

@@ -82,7 +82,7 @@ def _prepare_neighbours(arrays: Arrays, params: Params, n_classes: int) -> tuple
     features = np.asarray(arrays["features"], np.float64)
     if params["metric"] == "cosine":
         features = _unit(np, features)
-    return {"features": features, "classes": np.eye(n_classes)[arrays["labels"]]}, params
+    return {"features": features, "labels": arrays["labels"], "classes": np.arange(n_classes)}, params
 
 
 def _neighbours(xp: Any, arrays: Arrays, params: Params, rows: Any) -> Any:
@@ -103,35 +103,47 @@ def _neighbours(xp: Any, arrays: Arrays, params: Params, rows: Any) -> Any:
         weights = xp.where(same.any(axis=1)[:, None], xp.where(same, weights, 0 * weights), inverse)
     elif params["weights"] == "temperature":
         weights = xp.exp((xp.amin(nearest, 1)[:, None] - nearest) / params["temperature"])
-    votes = (weights[:, :, None] * arrays["classes"][places]).sum(axis=1)
+    of_class = arrays["labels"][places][:, :, None] == arrays["classes"]
+    votes = (weights[:, :, None] * of_class).sum(axis=1)
     return _vote_scores(xp, votes / votes.sum(axis=1, keepdims=True))
 
 
 def _prepare_svm(arrays: Arrays, params: Params, n_classes: int) -> tuple[Arrays, Params]:
-    """Coefficients of the pairs of classes: vectors stand class by class, with a row for each other class."""
-    vectors, dual = np.asarray(arrays["vectors"], np.float64), arrays["dual_coef"]
-    pairs = list(itertools.combinations(range(n_classes), 2))
-    ends = np.cumsum(arrays["counts"]).tolist()
-    coef = np.zeros((len(vectors), n_classes, n_classes - 1))
-    for number, (end, count) in enumerate(zip(ends, arrays["counts"].tolist(), strict=True)):
-        coef[end - count : end, number] = dual[:, end - count : end].T
-    of_pairs = [coef[:, i, j - 1] + coef[:, j, i] for i, j in pairs]
-    wins = np.zeros((len(pairs), n_classes))
-    losses = np.zeros((len(pairs), n_classes))
-    for number, (i, j) in enumerate(pairs):
-        wins[number, i] = losses[number, j] = 1.0
-    prepared = {"vectors": vectors, "coef": np.column_stack(of_pairs), "wins": wins, "losses": losses}
-    return prepared | {"intercept": arrays["intercept"]}, params
+    """Tables over pairs of classes (i, j): where their coefficients stand, their intercept, and i < j."""
+    i, j = np.indices((n_classes, n_classes), np.int32)
+    place = i * (n_classes - 1) + np.where(j > i, j - 1, np.minimum(j, n_classes - 2))
+    intercept = np.zeros((n_classes, n_classes))
+    intercept[np.triu_indices(n_classes, 1)] = arrays["intercept"]
+    prepared = {
+        "vectors": arrays["vectors"],
+        "dual_coef": arrays["dual_coef"],
+        "place": place.ravel(),
+        "intercept": intercept + intercept.T,
+        "first": i < j,
+        "other": i != j,
+    }
+    return prepared, {**params, "counts": arrays["counts"].tolist()}
 
 
 def _svm(xp: Any, arrays: Arrays, params: Params, rows: Any) -> Any:
+    """One decision for each pair of classes, then the votes, as scikit-learn's one-against-the-rest scores.
+
+    The support vectors stand class by class, with a row of coefficients for each other class.
+    """
     kernel = xp.exp(-params["gamma"] * xp.clip(_squared_distances(rows, arrays["vectors"]), 0, None))
-    pairs = kernel @ arrays["coef"] + arrays["intercept"]
-    if pairs.shape[1] == 1:
-        return -pairs[:, 0]
-    first = xp.where(pairs >= 0, xp.ones_like(pairs), xp.zeros_like(pairs))
-    votes = first @ arrays["wins"] + (1 - first) @ arrays["losses"]
-    sums = pairs @ (arrays["wins"] - arrays["losses"])
+    dual, n_classes, start, parts = arrays["dual_coef"], len(params["counts"]), 0, []
+    for count in params["counts"]:
+        own = slice(start, start + count)
+        parts.append(kernel[:, own] @ dual[:, own].T)
+        start += count
+    of_class = xp.concatenate(parts, axis=1)[:, arrays["place"]].reshape(-1, n_classes, n_classes)
+    pairs = of_class + of_class.swapaxes(1, 2) + arrays["intercept"]
+    if n_classes == 2:
+        return -pairs[:, 0, 1]
+    first, none = arrays["first"], xp.zeros_like(pairs)
+    wins = ((pairs >= 0) & first) | ((pairs < 0) & ~first)
+    votes = xp.where(wins & arrays["other"], xp.ones_like(pairs), none).sum(axis=2)
+    sums = xp.where(arrays["other"], xp.where(first, pairs, -pairs), none).sum(axis=2)
     return votes + sums / (3 * (xp.abs(sums) + 1))
 
 
@@ -185,14 +197,12 @@ def _prepare_boosting(arrays: Arrays, params: Params, n_classes: int) -> tuple[A
     inner = arrays["is_leaf"] == 0
     left, right = (arrays[name].astype(np.int64) for name in ("left", "right"))
     table = _joined(left, right, arrays["feature_idx"], inner, arrays["sizes"])
-    n_outputs = len(arrays["baseline"])
     prepared = table | {
         "threshold": arrays["num_threshold"],
         "value": arrays["value"],
         "components": np.asarray(arrays["components"], np.float64),
         "pca_mean": np.asarray(arrays["pca_mean"], np.float64),
         "baseline": arrays["baseline"],
-        "outputs": np.eye(n_outputs)[np.arange(len(arrays["sizes"])) % n_outputs],
     }
     return prepared, {"depth": _depth(table)}
 
@@ -200,7 +210,9 @@ def _prepare_boosting(arrays: Arrays, params: Params, n_classes: int) -> tuple[A
 def _boosting(xp: Any, arrays: Arrays, params: Params, rows: Any) -> Any:
     components = (rows - arrays["pca_mean"]) @ arrays["components"].T
     leaves = _leaves(xp, arrays, params["depth"], components)
-    scores = arrays["value"][leaves] @ arrays["outputs"] + arrays["baseline"]
+    n_outputs = len(arrays["baseline"])
+    values = arrays["value"][leaves].reshape(-1, leaves.shape[1] // n_outputs, n_outputs)  # round by round
+    scores = values.sum(axis=1) + arrays["baseline"]
     return scores[:, 0] if scores.shape[1] == 1 else scores
 
 
