@@ -119,7 +119,7 @@ def test_a_graph_with_resizing_takes_photos_and_tells_nothing_of_this_machine(
 
 @pytest.mark.parametrize("size", [(500, 374), (96, 96), (97, 400), (1200, 800)])
 @pytest.mark.parametrize("resize", ["crop", "squash"])
-def test_resizing_in_the_graph_is_within_one_grey_level(size: tuple[int, int], resize: str) -> None:
+def test_resizing_in_the_graph_is_that_of_featx_within_a_level(size: tuple[int, int], resize: str) -> None:
     needs_onnx()
     import onnxruntime
     from onnx import TensorProto, helper
@@ -144,7 +144,10 @@ def test_resizing_in_the_graph_is_within_one_grey_level(size: tuple[int, int], r
     rng = np.random.default_rng(0)
     picture = np.asarray(Image.fromarray(rng.integers(0, 256, (9, 9, 3), np.uint8)).resize(size))
     (found,) = session.run(None, {"photo": picture})
-    assert np.abs(found[0].astype(int) - prepare(picture, spec)).max() <= 1
+    difference = np.abs(found[0].astype(int) - prepare(picture, spec))
+    assert difference.max() <= 2
+    assert (difference > 0).mean() < 0.01
+    assert (difference > 1).mean() < 1e-4
 
 
 def test_a_model_file_with_its_network_is_written_by_the_command(

@@ -335,25 +335,6 @@ def decision(decide: str | dict[str, float], classes: Sequence[Any]) -> Any:
     return {of_text.get(name, name): cost for name, cost in decide.items()}
 
 
-def load_predictor(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
-    """Load the `Predictor` that the options of `add_model` describe: it starts in a moment."""
-    from featx.classifier import Predictor
-
-    predictor = Predictor(
-        args.model,
-        runtime=args.runtime,
-        device=args.device,
-        batch_size=args.batch_size,
-        store=store_of(args),
-        checkpoint=args.checkpoint,
-        allow_download=bool(args.allow_download),
-        callback=callback,
-    )
-    if args.decide is not None:
-        predictor.decide(decision(args.decide, predictor.classes_.tolist()))
-    return predictor
-
-
 def load_classifier(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
     """Load the `ImageClassifier` that the options of `add_model` describe."""
     from featx.classifier import load

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from featx.cli import arguments
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     from featx.cli import render
 
-    clf = arguments.load_predictor(args, console.progress)
+    clf = _load(args, console.progress)
     images = arguments.load(args, args.images, labelled=False)
     for remark in images.remarks:
         console.log(remark)
@@ -81,6 +82,25 @@ def run(args: argparse.Namespace, console: Console) -> int:
     skipped = [*images.skipped, *found.skipped]
     total = len(images) + len(images.skipped)
     return render.skipped(console, args, skipped, args.output or "predictions", total=total)
+
+
+def _load(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
+    """Load the `Predictor` that the options of `add_model` describe: it starts in a moment."""
+    from featx.classifier import Predictor
+
+    predictor = Predictor(
+        args.model,
+        runtime=args.runtime,
+        device=args.device,
+        batch_size=args.batch_size,
+        store=arguments.store_of(args),
+        checkpoint=args.checkpoint,
+        allow_download=bool(args.allow_download),
+        callback=callback,
+    )
+    if args.decide is not None:
+        predictor.decide(arguments.decision(args.decide, predictor.classes_.tolist()))
+    return predictor
 
 
 def _prediction(
