@@ -15,8 +15,8 @@ from tinted import pictures
 import featx
 from featx import FeatureExtractor, ImageClassifier
 from featx.backbones.state import STATE
-from featx.classifier import packing
 from featx.classifier.growth import grow
+from featx.classifier.reading import OF_NETWORK
 from featx.exceptions import ModelFileError, UsageError
 from featx.extractor import Progress
 from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, write_archive
@@ -164,7 +164,7 @@ def test_a_file_without_a_network_is_no_backbone(tmp_path: Path) -> None:
     x, y = pictures()
     path = classifier(fine_tune=False).fit(x, y).save(tmp_path / "plain.featx")
     archive = read_archive(path, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
-    assert set(packing.OF_NETWORK).isdisjoint(archive.members)
+    assert set(OF_NETWORK).isdisjoint(archive.members)
     with pytest.raises(UsageError, match=r"no network of its own; use the backbone .*test_resnet"):
         FeatureExtractor(str(path)).fit()
 
