@@ -77,11 +77,10 @@ def test_representations_are_values_and_their_text_is_in_parameters_only() -> No
         Representation((TOP,)), Representation((TOP, BOTTOM)), Representation((TOP, BOTTOM), 20),
     )  # fmt: skip
     assert all(isinstance(name, BlockName) for one in own.space.representations for name in one.blocks)
-    texts = {params["representation"] for params in own.space.quick_points()}
+    points = [params for some in own.space.quick_points() for params in some]
+    texts = {params["representation"] for params in points}
     assert texts == {TOP, f"{TOP} + {BOTTOM}", "relevant:20"}
-    assert {own.space.read(params).representation for params in own.space.quick_points()} == set(
-        own.space.representations
-    )
+    assert {own.space.read(params).representation for params in points} == set(own.space.representations)
 
 
 def test_every_configuration_can_be_selected() -> None:

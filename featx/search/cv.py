@@ -39,13 +39,20 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
     ----------
     heads : sequence of str, optional
         Keys of ``featx.heads.HEADS``; by default the cheap ones (`DEFAULT_HEADS`).
-    n_trials : int
-        Number of trials of TPE, in addition to the coarse grid. With 0 there is no search: the default point
+    n_trials : int or 'auto'
+        Number of trials of TPE, in addition to the coarse grid. ``auto`` is at most 30, and none where they
+        cannot help: see `featx.search.loop`. With 0 there is no search: the default point
         of the first head is fitted, with a warning, unless `grid` names configurations.
+    budget : float, 'auto' or None
+        Seconds of computing that the search may plan. ``auto`` is what the extraction of as many images takes
+        with the default network: 5 s, or 5 ms a row if that is more. It is divided by estimates of the cost
+        and not by a clock, so that the same data give the same search on a busy machine; the estimates are of
+        two cores. With None everything is tried that `heads`, `grid` and `n_trials` name.
     timeout : float, optional
-        Time budget in seconds: no new group of fits is started after it.
-    cv : int, splitter or iterable of (train, test)
-        Number of stratified (group-aware) folds, or scikit-learn's other forms.
+        Limit of the clock in seconds: no new group of fits is started after it.
+    cv : 'auto', int, splitter or iterable of (train, test)
+        Number of stratified (group-aware) folds, or scikit-learn's other forms. ``auto`` is 5; only some of
+        these are evaluated where a linear model on all of them would take most of the budget.
     n_repeats : int or 'auto'
         How often the folds are drawn, if `cv` is a number; ``auto`` depends on the number of rows.
     scoring : str or callable
@@ -143,9 +150,10 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         self,
         heads: Sequence[str] | None = None,
         *,
-        n_trials: int = 30,
+        n_trials: int | str = "auto",
+        budget: float | str | None = "auto",
         timeout: float | None = None,
-        cv: Any = 5,
+        cv: Any = "auto",
         n_repeats: int | str = 1,
         scoring: str | Callable[..., float] = "accuracy",
         representations: Any = "auto",
@@ -166,6 +174,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
     ) -> None:
         self.heads = heads
         self.n_trials = n_trials
+        self.budget = budget
         self.timeout = timeout
         self.cv = cv
         self.n_repeats = n_repeats

@@ -192,6 +192,7 @@ class Evaluator:
             random_state=plan.seed,
             kernel_rows=options.kernel_rows,
             precise=options.precise,
+            passes=plan.passes(rows.d, len(plan.folds.splits)),
         )
         for i, fold, scores in SOLVERS[head.solver](task):
             decisions[i][fold] = vote_scores(scores) if head.votes else np.asarray(scores)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -14,8 +14,9 @@ from featx.exceptions import SearchWarning
 from featx.representation import Representation
 from featx.search.evaluator import COMPLETE, FAILED, UNFINISHED, Evaluator, Result
 from featx.search.outcome import Results, exact, rank, ranked
-from featx.search.plan import SearchPlan, SearchProgress
-from featx.search.scoring import ROUNDING
+from featx.search.plan import AUTO, SearchPlan, SearchProgress
+from featx.search.sampling import TESTED, sample_plan
+from featx.search.scoring import ROUNDING, as_good
 from featx.search.space import Params, identity, unique
 from featx.search.study import (
     add_result,
@@ -31,9 +32,23 @@ from featx.search.study import (
 TPE_BATCH = 10
 """Trials that are drawn together, so that those of one head share their computations."""
 
+QUICK_SHARE, GRID_SHARE, SAMPLE_SHARE = 0.4, 0.6, 0.1
+"""Shares of the budget that closed forms on all representations take, with them the grids on the best one,
+and a round on a sample."""
+
+FEWEST_WRONG = 6
+"""Images that the best configuration must have wrong for another one to be better beyond chance: in McNemar's
+exact test six images against none have p = 0.03."""
+
+SMALLEST_SAMPLE = 200
+"""Training rows of the smallest sample."""
+
+HALVING, FINALISTS = 4, 3
+"""One configuration in so many is left after a round on a sample; and how many are left in the end."""
+
 
 def run(plan: SearchPlan) -> Results:
-    """Evaluate the default, the grid and TPE's trials within the budget of a plan.
+    """Evaluate the coarse grid and TPE's trials within the budget of a plan.
 
     Parameters
     ----------
@@ -44,15 +59,18 @@ def run(plan: SearchPlan) -> Results:
     # Threads run different fits, with one BLAS thread in each: small fits are slower with more, and much
     # slower if other processes use the machine.
     with quiet(), threadpool_limits(limits=1):
-        loop.evaluate([plan.grid[0]], "grid")
-        for stage in loop.stages():
-            loop.evaluate(stage, "grid", plan.deadline)
+        if plan.is_coarse:
+            loop.compare()
+        else:
+            loop.evaluate([plan.grid[0]])
+            loop.evaluate(plan.grid, plan.deadline)
         loop.refine()
         if not any(result.state == COMPLETE for result in loop.results.values()):
-            loop.evaluate(plan.space.known_good(), "grid")
+            loop.evaluate(plan.space.known_good())
     loop.warn_if_short()
     loop.warn_of_failed_heads()
-    confirmed = loop.confirm()
+    with threadpool_limits(limits=1):
+        confirmed = loop.confirm()
     if plan.settings.refit:
         loop.report("refit")
     return Results(plan, tuple(loop.results.values()), loop.study, loop.evaluator.decisions, confirmed)
@@ -67,6 +85,10 @@ class _Loop:
         By the identity of the configuration, in the order of evaluation.
     total : int
         Number of configurations that are planned.
+    spent : float
+        Estimated seconds of what was computed.
+    sampled : set of str
+        Heads that were compared on samples.
     """
 
     def __init__(self, plan: SearchPlan) -> None:
@@ -74,36 +96,127 @@ class _Loop:
         self.study = open_study(plan)
         self.results = known_results(self.study, plan.space)
         self.evaluator = Evaluator(plan, lambda scores: should_prune(self.study, scores))
-        self.total = len(plan.grid) + plan.settings.n_trials
-        if plan.is_staged:
-            self.total += len(plan.space.quick_points()) + len(plan.space.heads)
+        self.total = len(plan.grid) + plan.n_trials
+        self.spent = 0.0
+        self.sampled: set[str] = set()
 
-    def stages(self) -> Iterator[Sequence[Params]]:
-        """Yield the grid in an order that spends little time on bad representations.
+    def compare(self) -> None:
+        """Evaluate the coarse grid in an order that spends little on what cannot win.
 
         Heads in closed form are evaluated on all representations first. Then the best representation (of
-        equal ones the simplest) gets the whole grid, and the second best the default points.
+        equal ones the simplest) gets the default points of all heads and their grids, and the second best the
+        default points. What costs a large part of the budget is compared on samples first.
         """
         plan, space = self.plan, self.plan.space
-        if not plan.is_staged:
-            yield plan.grid
+        for number, points in enumerate(space.quick_points()):
+            if number == 0 or self.affords(points, QUICK_SHARE * plan.budget):
+                self.evaluate(points, plan.deadline if number else math.inf)
+        order = self._representations()
+        if not order:
             return
-        yield space.quick_points()
+        grid = space.grid(order[0])
+        self.total = len(self.results) + len(grid) + plan.n_trials
+        self.sampled = self._too_dear(grid)
+        self.evaluate([one for one in grid if one["head"] not in self.sampled], plan.deadline)
+        if self.sampled:
+            self._race([one for one in grid if one["head"] in self.sampled], order[0])
+        for own in order[1:2]:
+            points = [one for one in space.known_good(own) if one["head"] not in self.sampled]
+            if self.affords(points, plan.budget):
+                self.total += len(points)
+                self.evaluate(points, plan.deadline)
+
+    def affords(self, configs: Sequence[Params], limit: float) -> bool:
+        """Return whether configurations without a result can be evaluated within a limit of seconds."""
+        return self.spent + self.plan.seconds_of(self._new(configs)) <= limit
+
+    def _new(self, configs: Sequence[Params]) -> list[Params]:
+        return [params for params in configs if identity(params) not in self.results]
+
+    def _representations(self) -> list[Representation]:
+        """Return the representations that have results: best first, of equal ones the simplest."""
         best: dict[Representation, float] = {}
         for result in self.results.values():
             if result.state == COMPLETE:
                 own = result.configuration.representation
                 best[own] = max(best.get(own, -np.inf), result.score)
-        order = sorted(best, key=lambda own: (-best[own], own.complexity(plan.widths)))
-        grid = space.grid(order[0])
-        self.total += len(grid) - len(plan.grid)  # the plan had the grid of the first representation
-        yield grid
-        for own in order[1:2]:
-            yield space.known_good(own)
+        return sorted(best, key=lambda own: (-best[own], own.complexity(self.plan.widths)))
 
-    def evaluate(self, configs: Sequence[Params], origin: str, deadline: float = float("inf")) -> None:
+    def _too_dear(self, grid: Sequence[Params]) -> set[str]:
+        """Return heads whose grids do not fit into the budget on all rows; the cheapest ones fit first."""
+        plan, left = self.plan, self.plan.budget * GRID_SHARE - self.spent
+        by_head: dict[str, list[Params]] = {}
+        for params in self._new(grid):
+            by_head.setdefault(params["head"], []).append(params)
+        costs = {head: plan.seconds_of(points) for head, points in by_head.items()}
+        dear = set()
+        for head in sorted(costs, key=costs.__getitem__):
+            left -= costs[head]
+            if left < 0:
+                dear.add(head)
+        return dear
+
+    def _race(self, points: Sequence[Params], representation: Representation) -> None:
+        """Compare points on growing samples by successive halving; evaluate the winners on all rows.
+
+        The best configuration so far takes part. Points that are worse than it by more than a standard error
+        on the largest sample are not evaluated on all rows.
+        """
+        plan = self.plan
+        leader = max((r for r in self.results.values() if r.state == COMPLETE), key=rank, default=None)
+        left = list(points)
+        if leader is not None and leader.configuration.representation == representation:
+            left = [leader.params, *left]
+        n_rows, found = 0, dict[str, Result]()
+        while len(left) > 1 and time.monotonic() < plan.deadline:
+            sample = self._sample(left, representation, n_rows)
+            if sample is None:
+                break
+            n_rows = sample.sizes.n_train
+            self.spent += sample.seconds_of(left)
+            evaluator = Evaluator(sample, lambda scores: False)
+            with_results = [
+                r for group in evaluator.evaluate(left, "grid", deadline=plan.deadline) for r in group
+            ]
+            complete = sorted((r for r in with_results if r.state == COMPLETE), key=rank, reverse=True)
+            found = {identity(result.params): result for result in complete}
+            left = [result.params for result in complete[: max(FINALISTS, len(left) // HALVING)]]
+        for params in self._finalists(found, leader):
+            if self.affords([params], plan.budget) or leader is None:
+                self.evaluate([params], plan.deadline if leader else math.inf)
+                leader = leader or self.results.get(identity(params))
+
+    def _sample(
+        self, points: Sequence[Params], representation: Representation, more_than: int
+    ) -> SearchPlan | None:
+        """Return the largest sample on which points take `SAMPLE_SHARE` of the budget, or None."""
+        plan, n_train = self.plan, self.plan.sizes.n_train
+        best = None
+        for size in (n_train // 2**k for k in range(1, 20)):
+            if size < max(SMALLEST_SAMPLE, HALVING * more_than / 2):
+                break
+            best = sample_plan(plan, representation, size)
+            if best.seconds_of(points) <= SAMPLE_SHARE * plan.budget:
+                return best
+        return best if not more_than else None
+
+    def _finalists(self, found: Mapping[str, Result], leader: Result | None) -> list[Params]:
+        """Return the points that are as good as the leader on the largest sample, or better; best first."""
+        known = None if leader is None else found.get(identity(leader.params))
+        held_out = TESTED
+        return [
+            result.params
+            for result in sorted(found.values(), key=rank, reverse=True)
+            if result is not known
+            and (known is None or as_good(result.scores, known.scores, held_out=held_out))
+        ][:FINALISTS]
+
+    def evaluate(
+        self, configs: Sequence[Params], deadline: float = float("inf"), origin: str = "grid"
+    ) -> None:
         """Evaluate configurations that have no result yet, and add them to the study."""
-        new = [params for params in configs if identity(params) not in self.results]
+        new = self._new(configs)
+        self.spent += self.plan.seconds_of(new)
         for group in self.evaluator.evaluate(new, origin, deadline=deadline):
             for result in group:
                 if result.state != UNFINISHED:
@@ -115,25 +228,46 @@ class _Loop:
                 return
 
     def refine(self) -> None:
-        """Draw trials in batches; evaluate each batch by groups, and tell the study the results."""
-        n_trials, deadline = self.plan.settings.n_trials, self.plan.deadline
+        """Draw trials in batches; evaluate each batch by groups, and tell the study the results.
+
+        Trials that do not fit into what is left of the budget are not evaluated. With ``n_trials="auto"``
+        there are none where heads were compared on samples, and none where the best configuration is wrong so
+        seldom that no other could be better beyond chance.
+        """
+        plan, n_trials = self.plan, self.plan.n_trials
+        if plan.settings.n_trials == AUTO and (self.sampled or self._is_settled()):
+            return
         done = count_trials(self.study, "tpe")
-        while done < n_trials and time.monotonic() < deadline:
+        while done < n_trials and time.monotonic() < plan.deadline:
             with signals_delayed():
                 trials = [self.study.ask() for _ in range(min(TPE_BATCH, n_trials - done))]
-                configs = [self.plan.space.suggest(trial) for trial in trials]
-            new = [params for params in unique(configs) if identity(params) not in self.results]
-            groups = self.evaluator.evaluate(new, "tpe", deadline=deadline)
+                configs = [plan.space.suggest(trial) for trial in trials]
+            new: list[Params] = []
+            for params in self._new(unique(configs)):
+                if self.affords([*new, params], plan.budget):
+                    new.append(params)
+            self.spent += plan.seconds_of(new)
+            groups = self.evaluator.evaluate(new, "tpe", deadline=plan.deadline)
             found = {identity(result.params): result for group in groups for result in group}
             for trial, params in zip(trials, configs, strict=True):
                 key = identity(params)
-                result = found.get(key) or self.results[key]
+                result = found.get(key) or self.results.get(key) or Result(params, plan.space.read(params))
                 with signals_delayed():
                     tell_result(self.study, trial, result)
                 if result.state != UNFINISHED:
                     self.results.setdefault(key, result)
                 done += 1
             self.report("tpe")
+            if len(new) < len(trials) / 2:
+                return
+
+    def _is_settled(self) -> bool:
+        """Return whether the best accuracy leaves fewer wrong images than a paired test needs."""
+        best = max((r for r in self.results.values() if r.state == COMPLETE), key=rank, default=None)
+        if best is None or self.plan.scorer.scoring != "accuracy":
+            return False
+        n_scored = len(np.unique(np.concatenate([test for _, test in self.plan.folds.splits])))
+        return (1 - best.score) * n_scored < FEWEST_WRONG
 
     def confirm(self) -> Result | None:
         """Evaluate the best configurations again on all rows, if they were evaluated on some.
@@ -182,7 +316,7 @@ class _Loop:
     def warn_if_short(self) -> None:
         """Warn if the search has compared little: no trials, or too little time."""
         settings, n_grid = self.plan.settings, len(self.plan.grid)
-        if settings.n_trials == 0 and isinstance(settings.grid, str) and n_grid == 1:
+        if self.plan.n_trials == 0 and isinstance(settings.grid, str) and n_grid == 1:
             reason = "n_trials is 0"
         elif time.monotonic() > self.plan.deadline and len(self.results) < n_grid:
             reason = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,13 +20,32 @@ from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, 
 from featx.features import FeatureBlocks
 from featx.heads import DEFAULT_HEADS, HEADS, SCALINGS, check_heads
 from featx.representation import Representation, block_name, is_picked
+from featx.search.costs import PASSES, Sizes, default_budget, group_seconds, linear_seconds
 from featx.search.feature_selection import RELEVANT_COUNTS, PickedFeatures
 from featx.search.scoring import Scorer
 from featx.search.screening import Screened, layers_add, screen_representations, shortlist
-from featx.search.space import Params, SearchSpace, unique
+from featx.search.space import Params, SearchSpace, group_configs, unique
 from featx.solvers import CLASS_WEIGHTS, Folds, moment_bytes, streamed_bytes
+from featx.solvers.descent import PRECISE
 from featx.splits import check_labels, fold_repeats, make_folds
 from featx.threads import n_threads
+
+AUTO = "auto"
+
+FOLDS, TRIALS = 5, 30
+"""Number of folds of ``cv="auto"``, and largest number of trials of ``n_trials="auto"``."""
+
+USUAL_WIDTH = 1_280
+"""Columns of the last features of the default network."""
+
+LINEAR_SHARE = 0.5
+"""Share of the budget that a linear model on all folds, and its last fit, may take."""
+
+CONVERGED_SHARE = 0.25
+"""Share of the budget that linear models take to converge beyond what a comparison needs."""
+
+FEWEST_SCORED = 2_000
+"""Rows that are scored at least where folds are left out: the standard error of an accuracy is then 1 %."""
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
@@ -65,7 +85,8 @@ class SearchSettings:
     """The parameters of `HeadSearchCV`, which documents them."""
 
     heads: Sequence[str] | None
-    n_trials: int
+    n_trials: int | str
+    budget: float | str | None
     timeout: float | None
     cv: Any
     n_repeats: int | str
@@ -111,10 +132,12 @@ class SearchPlan:
         The objective.
     grid : tuple of dict
         Configurations that are evaluated before TPE draws others.
-    is_staged : bool
-        Whether the coarse grid is evaluated in stages, since there are several representations.
+    is_coarse : bool
+        Whether the grid is the coarse one, which is evaluated in stages.
     seed : int
         Seed of the sampler and of the heads.
+    budget : float
+        Seconds of computing that the search may plan, by the estimates of `featx.search.costs`.
     start, deadline : float
         Values of `time.monotonic()` when the search was started, and after which no new group of fits is
         started.
@@ -141,8 +164,9 @@ class SearchPlan:
     space: SearchSpace
     scorer: Scorer
     grid: tuple[Params, ...]
-    is_staged: bool
+    is_coarse: bool
     seed: int
+    budget: float
     start: float
     deadline: float
     n_jobs: int
@@ -151,6 +175,40 @@ class SearchPlan:
     picked: PickedFeatures
     left_out: Mapping[str, str]
     screening: tuple[Screened, ...] = ()
+
+    @property
+    def n_trials(self) -> int:
+        """Largest number of trials of TPE."""
+        return TRIALS if self.settings.n_trials == AUTO else int(self.settings.n_trials)
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes of the problems, for estimates of their cost."""
+        train, test = self.folds.splits[0]
+        return Sizes(len(train), len(test), len(self.folds.splits), self.folds.n_classes)
+
+    def seconds_of(self, configs: Sequence[Params]) -> float:
+        """Return the estimated seconds of evaluating configurations on all folds."""
+        return sum(
+            group_seconds(group, group[0].representation.width(self.widths), self.sizes)
+            for group in (
+                [self.space.read(configs[place]) for place in places]
+                for places in group_configs(self.space, configs)
+            )
+        )
+
+    def passes(self, width: int, n_fits: int) -> int:
+        """Return how many passes over the rows linear models may take until they have converged.
+
+        Parameters
+        ----------
+        width : int
+            Columns.
+        n_fits : int
+            Number of models that are fitted together.
+        """
+        one = n_fits * linear_seconds(self.sizes.n_train, width, self.sizes.outputs, passes=1)
+        return int(np.clip(CONVERGED_SHARE * self.budget / one, PASSES, PRECISE["max_iterations"]))
 
 
 def make_plan(
@@ -191,6 +249,10 @@ def make_plan(
     if sample_weight is not None:
         weight = _check_sample_weight(sample_weight, np.empty((blocks.n_rows, 1)), ensure_non_negative=True)
     splits = read_splits(settings, classes, codes, groups, view, seed)
+    n_images = blocks.n_rows if view is None else int(np.sum(np.asarray(view) == 0))
+    budget = read_budget(settings.budget, n_images)
+    if settings.cv == AUTO:
+        splits = _affordable(splits, len(classes), budget)
     folds = Folds(splits, codes, len(classes), weight)
     of_classes = read_class_weights(settings.class_weight, classes)
     left_out = _left_out(settings, folds)
@@ -211,7 +273,7 @@ def make_plan(
         representations = _promising(screening, blocks, folds, settings.memory, n_jobs, streamed=streamed)
     n_train = min(len(train) for train, _ in folds.splits)
     space = SearchSpace(heads, representations, of_classes, n_train, scalings, folds.n_classes)
-    grid = tuple(read_grid(settings.grid, space, settings.n_trials))
+    grid = tuple(read_grid(settings.grid, space, with_trials=settings.n_trials != 0))
     names = dict.fromkeys(name for one in representations for name in one.blocks)
     widths = {name: blocks.width(name) for name in names}
     widest = max(one.width(widths) for one in representations)
@@ -226,8 +288,9 @@ def make_plan(
         space=space,
         scorer=scorer,
         grid=grid,
-        is_staged=isinstance(settings.grid, str) and len(grid) > 1 and len(representations) > 1,
+        is_coarse=isinstance(settings.grid, str) and len(grid) > 1,
         seed=seed,
+        budget=budget,
         start=start,
         deadline=start + timeout,
         n_jobs=n_jobs,
@@ -282,10 +345,10 @@ def read_splits(
     if own is not None and own.shape != (n,):
         raise DataError(f"groups have shape {own.shape}, not ({n},): give one for each row.")
     plain_groups = None if own is None else own[plain]
-    if isinstance(settings.cv, int | np.integer):
+    if isinstance(settings.cv, int | np.integer | str):
         splits = make_folds(
             classes[codes[plain]],
-            n_splits=int(settings.cv),
+            n_splits=FOLDS if settings.cv == AUTO else int(settings.cv),
             groups=plain_groups,
             n_repeats=fold_repeats(len(plain)) if settings.n_repeats == "auto" else int(settings.n_repeats),
             random_state=seed,
@@ -306,6 +369,34 @@ def read_splits(
     return tuple(full)
 
 
+def read_budget(budget: Any, n_rows: int) -> float:
+    """Return the seconds of computing that a search may plan."""
+    if budget is None:
+        return math.inf
+    if budget == AUTO:
+        return default_budget(n_rows)
+    if not isinstance(budget, int | float | np.number) or not budget > 0:
+        raise UsageError(
+            f"budget {budget!r}: give a positive number of seconds, 'auto', or None for no limit."
+        )
+    return float(budget)
+
+
+def _affordable(
+    splits: tuple[tuple[Indices, Indices], ...], n_classes: int, budget: float
+) -> tuple[tuple[Indices, Indices], ...]:
+    """Return as many of the folds as leave time for a linear model: many rows are told apart by a few.
+
+    Folds are left out while one linear model of `USUAL_WIDTH` columns on all of them, and its last fit, take
+    more than `LINEAR_SHARE` of the budget, and the others have `FEWEST_SCORED` rows to score.
+    """
+    n_test, kept = len(splits[0][1]), len(splits)
+    one = linear_seconds((FOLDS - 1) * n_test, USUAL_WIDTH, 1 if n_classes == 2 else n_classes)
+    while kept > 1 and (kept + 1) * one > LINEAR_SHARE * budget and (kept - 1) * n_test >= FEWEST_SCORED:
+        kept -= 1
+    return splits[:kept]
+
+
 def read_class_weights(class_weight: Any, classes: NDArray[Any]) -> tuple[Any, ...]:
     """Return the class weights that the search chooses from: names, None, or a weight for each class."""
     if class_weight == "search":
@@ -323,10 +414,10 @@ def read_class_weights(class_weight: Any, classes: NDArray[Any]) -> tuple[Any, .
     return (tuple(float(class_weight.get(label, 1.0)) for label in classes.tolist()),)
 
 
-def read_grid(grid: Any, space: SearchSpace, n_trials: int) -> list[Params]:
+def read_grid(grid: Any, space: SearchSpace, *, with_trials: bool) -> list[Params]:
     """Return the configurations that are evaluated before TPE draws others."""
     if isinstance(grid, str) and grid == "auto":
-        grid = "coarse" if n_trials > 0 else "none"
+        grid = "coarse" if with_trials else "none"
     if isinstance(grid, str):
         if grid not in ("coarse", "none"):
             raise UsageError(f"grid {grid!r} is not known; choose auto, coarse, none, or configurations.")

@@ -22,15 +22,19 @@ from featx.search.plan import SearchPlan
 from featx.search.scoring import calibrate
 from featx.search.space import Configuration, Params
 from featx.search.streaming import fit_pipeline_streamed
-from featx.solvers import class_weights, solve_lda
+from featx.solvers import (
+    LINEAR,
+    FitTask,
+    Folds,
+    ScaledFeatures,
+    as_block,
+    class_weights,
+    fit_linear,
+    solve_lda,
+)
 from featx.solvers.closed import one_for_two
 
 Floats = NDArray[Any]
-
-
-ONE_THREAD = 50_000_000
-"""Features of all rows up to which BLAS gets one thread: `LogisticRegression` of 2,000 rows and 5,000 columns
-took 0.37 s, and 1.4 s with two threads on a busy machine (2 cores, 2026-11-29)."""
 
 
 @dataclass(frozen=True)
@@ -155,24 +159,37 @@ def refit(plan: SearchPlan, selected: Selected) -> Any:
     if folds.weight is not None or configuration.class_weight is not None:
         own = folds.row_weights(np.arange(len(rows)))
         head_weight = own * class_weights(configuration.class_weight, folds.y, own, folds.n_classes)[folds.y]
-    with threadpool_limits(limits=1 if rows.size <= ONE_THREAD else None):
-        return fit_pipeline(
-            pipeline, rows, plan.classes[folds.y], scale_weight=scale_weight, head_weight=head_weight
+    scaled = scale_rows(pipeline.named_steps["scale"], rows, scale_weight)
+    head = pipeline.named_steps["head"]
+    if configuration.head.solver in LINEAR:
+        whole = Folds(((np.arange(len(rows)), np.arange(0)),), folds.y, folds.n_classes, head_weight)
+        task = FitTask(
+            ScaledFeatures([as_block(scaled)], "none", whole, memory=plan.settings.memory),
+            [configuration.params],
+            n_jobs=plan.n_jobs,
+            memory=plan.settings.memory,
+            passes=plan.passes(scaled.shape[1], 1),
         )
+        assert configuration.head.write_streamed is not None
+        configuration.head.write_streamed(head, fit_linear(task, configuration.head.solver), plan.classes)
+        return pipeline
+    return fit_head(pipeline, scaled, plan.classes[folds.y], head_weight)
 
 
-def fit_pipeline(
-    pipeline: Any, rows: Floats, y: NDArray[Any], *, scale_weight: Floats | None, head_weight: Floats | None
-) -> Any:
-    """Fit a pipeline of `make_pipeline`; sample weights go to the scaler, times class weights to the head."""
-    scaler, head = pipeline.named_steps["scale"], pipeline.named_steps["head"]
-    if scale_weight is None:
-        scaled = scaler.fit_transform(rows)
-    else:
-        with sklearn.config_context(enable_metadata_routing=True):
-            _route_weights(scaler)
-            scaled = scaler.fit(rows, sample_weight=scale_weight).transform(rows)
-        _remove_routes(scaler)
+def scale_rows(scaler: Any, rows: Floats, weight: Floats | None) -> Floats:
+    """Fit a scaler, with sample weights if there are some; return the scaled rows."""
+    if weight is None:
+        return np.asarray(scaler.fit_transform(rows))
+    with sklearn.config_context(enable_metadata_routing=True):
+        _route_weights(scaler)
+        scaled = scaler.fit(rows, sample_weight=weight).transform(rows)
+    _remove_routes(scaler)
+    return np.asarray(scaled)
+
+
+def fit_head(pipeline: Any, scaled: Floats, y: NDArray[Any], head_weight: Floats | None) -> Any:
+    """Fit the head of a pipeline on scaled rows by scikit-learn; `head_weight` has the class weights too."""
+    head = pipeline.named_steps["head"]
     if isinstance(head, LinearDiscriminantAnalysis):
         _fit_lda(head, scaled, y)
         return pipeline

@@ -138,14 +138,13 @@ class SearchSpace:
                 points += [self._params(own, HEADS[head], point, scaling) for point in HEADS[head].grid]
         return unique(points)
 
-    def quick_points(self) -> list[Params]:
-        """Return default points of the quickest heads (or of the first one) on every representation."""
+    def quick_points(self) -> list[list[Params]]:
+        """Return default points of the quickest heads (or of the first one), a list a representation."""
         quick = [head for head in self.heads if HEADS[head].quick] or [self.heads[0]]
-        return unique(
-            self._params(own, HEADS[head], HEADS[head].grid[0], self._scalings(head)[0])
+        return [
+            [self._params(own, HEADS[head], HEADS[head].grid[0], self._scalings(head)[0]) for head in quick]
             for own in self.representations
-            for head in quick
-        )
+        ]
 
     def distributions(self, params: Params) -> dict[str, Any]:
         """Return Optuna's distributions of the parameters of a configuration."""

@@ -2,8 +2,8 @@
 
 A search asks for hundreds of fits that differ in one number. What they share (scaled rows, Gram and
 distance matrices, the kernel of a gamma, the nearest neighbours, the matrix products of the linear models)
-is computed once here. The objectives are scikit-learn's own, so that the winner refitted by scikit-learn is
-the model that was scored. NumPy only: its BLAS is as fast as torch's on these shapes.
+is computed once here. The objectives are scikit-learn's own, so that the winner is a plain scikit-learn
+model, the one that was scored. NumPy only: its BLAS is as fast as torch's on these shapes.
 
 Every solver is a generator of (configuration, fold, decision scores of the fold's test rows), so that the
 caller can score, prune and stop between two answers.
@@ -17,7 +17,7 @@ from featx.solvers.closed import lda, nearest_mean, ridge, solve_lda
 from featx.solvers.features import CHUNK_ROWS, DEFAULT_MEMORY, Block, ScaledBlock, ScaledFeatures, as_block
 from featx.solvers.fits import estimator, kernel_sample, rbf_svm
 from featx.solvers.folds import CLASS_WEIGHTS, ClassWeights, Folds, Split, class_weights
-from featx.solvers.linear import GramFeatures, logistic_ovr, softmax, solve_linear, squared_hinge
+from featx.solvers.linear import GramFeatures, fit_linear, logistic_ovr, softmax, solve_linear, squared_hinge
 from featx.solvers.losses import LINEAR
 from featx.solvers.moments import moment_bytes
 from featx.solvers.neighbours import neighbours
@@ -60,6 +60,7 @@ __all__ = [
     "StreamedFit",
     "as_block",
     "class_weights",
+    "fit_linear",
     "fit_streamed",
     "kernel_sample",
     "moment_bytes",

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from featx.solvers.descent import PRECISE
 from featx.solvers.features import DEFAULT_MEMORY, ScaledFeatures
 from featx.solvers.folds import ClassWeights, Floats, Folds
 from featx.threads import run_in_threads
@@ -55,6 +56,8 @@ class FitTask:
     precise : bool
         Whether linear models run until their scores have converged, not only their predictions. A calibration
         is fitted on such scores.
+    passes : int
+        Most passes of a precise fit.
     """
 
     features: ScaledFeatures
@@ -68,6 +71,7 @@ class FitTask:
     random_state: int = 0
     kernel_rows: int = KERNEL_ROWS
     precise: bool = False
+    passes: int = PRECISE["max_iterations"]
 
     @property
     def folds(self) -> Folds:
