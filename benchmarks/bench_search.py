@@ -286,8 +286,8 @@ class Featx(Study):
     def __call__(self, _: list[str]) -> Any:
         """Best score."""
         heads = tuple(dict.fromkeys(point["head"] for point in self.points))
-        search = HeadSearchCV(heads, n_trials=0, grid=self.points, cv=self.folds, refit=False, pruner=None,
-                              random_state=SEED)  # fmt: skip
+        search = HeadSearchCV(heads, n_trials=0, budget=None, grid=self.points, cv=self.folds, refit=False,
+                              pruner=None, random_state=SEED)  # fmt: skip
         return [search.fit(self.X, self.y).best_score_]
 
 

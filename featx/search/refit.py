@@ -160,20 +160,31 @@ def refit(plan: SearchPlan, selected: Selected) -> Any:
         own = folds.row_weights(np.arange(len(rows)))
         head_weight = own * class_weights(configuration.class_weight, folds.y, own, folds.n_classes)[folds.y]
     scaled = scale_rows(pipeline.named_steps["scale"], rows, scale_weight)
-    head = pipeline.named_steps["head"]
     if configuration.head.solver in LINEAR:
-        whole = Folds(((np.arange(len(rows)), np.arange(0)),), folds.y, folds.n_classes, head_weight)
-        task = FitTask(
-            ScaledFeatures([as_block(scaled)], "none", whole, memory=plan.settings.memory),
-            [configuration.params],
-            n_jobs=plan.n_jobs,
-            memory=plan.settings.memory,
-            passes=plan.passes(scaled.shape[1], 1),
-        )
-        assert configuration.head.write_streamed is not None
-        configuration.head.write_streamed(head, fit_linear(task, configuration.head.solver), plan.classes)
+        _fit_linear(pipeline, plan, selected, rows)
         return pipeline
     return fit_head(pipeline, scaled, plan.classes[folds.y], head_weight)
+
+
+def _fit_linear(pipeline: Any, plan: SearchPlan, selected: Selected, rows: Floats) -> None:
+    """Fit the linear head of a pipeline by the solver of the search, within a number of passes."""
+    folds, configuration = plan.folds, selected.configuration
+    whole = Folds(((np.arange(len(rows)), np.arange(0)),), folds.y, folds.n_classes, folds.weight)
+    ends = np.cumsum([plan.blocks.width(name) for name in selected.blocks])[:-1]
+    parts = np.split(rows, ends, axis=1) if selected.columns is None else [rows[:, selected.columns]]
+    memory = plan.settings.memory
+    features = ScaledFeatures([as_block(part) for part in parts], configuration.scaling, whole, memory=memory)
+    task = FitTask(
+        features,
+        [configuration.params],
+        class_weight=configuration.class_weight,
+        n_jobs=plan.n_jobs,
+        memory=memory,
+        passes=plan.passes(features.d, 1),
+    )
+    write = configuration.head.write_streamed
+    assert write is not None
+    write(pipeline.named_steps["head"], fit_linear(task, configuration.head.solver), plan.classes)
 
 
 def scale_rows(scaler: Any, rows: Floats, weight: Floats | None) -> Floats:
