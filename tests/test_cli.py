@@ -188,7 +188,7 @@ def test_a_dry_run_computes_and_writes_nothing(
     assert code == 0
     assert document["to_compute"] == document["total"] == 24
     assert document["seconds"] > 0
-    assert document["search"]["configurations"] >= 2
+    assert document["search"]["seconds"] == 5
     assert 0 < document["search"]["seconds"] < 60
     assert not (tmp_path / "m.featx").exists()
     _, again = _json(capsys, "fit", str(class_folders), "-o", str(tmp_path / "m.featx"), *FAST, "--dry-run")
@@ -286,7 +286,7 @@ def test_times_are_read_as_people_write_them(text: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "option",
     [
-        ["fit", "x", "--timeout"],
+        ["fit", "x", "--budget"],
         ["fit", "x", "--backbone-budget"],
         ["advise", "x", "--budget"],
         ["cache", "prune", "--older-than"],

@@ -61,7 +61,7 @@ def test_a_preset_sets_what_is_not_given() -> None:
     good = settings_of(ImageClassifier(store="memory"))
     assert good.backbones == local_names()
     assert set(LITE) <= set(good.backbones)
-    assert (good.recipe["cut"], good.search["heads"], good.search["n_trials"]) == ("auto", None, 30)
+    assert (good.recipe["cut"], good.search["heads"], good.search["n_trials"]) == ("auto", None, "auto")
     best = settings_of(ImageClassifier(preset="best", store="memory"))
     assert (best.fine_tune, best.views, best.view_policy) == ("auto", 3, "light")
     assert set(PRESETS["best"].networks) <= set(best.backbones)

@@ -44,10 +44,6 @@ from featx.finetune import FineTuner
 from featx.search import HeadSearchCV
 from featx.selection.candidates import AUTO
 
-SEARCH_TIMEOUT = 600.0
-"""Seconds. The search took 155 s on the largest set of `docs/results.md` (2,720 images, 136 classes). Without
-a limit it takes hours for 10,000 images in 200 classes."""
-
 
 class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator):
     """Pretrained features and a tuned classical head, as one scikit-learn classifier of images.
@@ -64,7 +60,9 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         all whose value is not "preset", their default.
     budget : float or str, optional
         Time for the whole fit: seconds, or such as "90s", "10m" or "2h". Features of all images are computed
-        even if they take longer, and a step that has begun is finished. By default there is no limit.
+        even if they take longer, and a step that has begun is finished. By default the search plans as much
+        work as the features of the images take with the default backbone (``search__budget``), and there is
+        no limit for the rest.
     cut : str, int, list or None
         Layer whose output is used: None for the whole network without its classifier, the name or number of
         a layer (see ``featx taps``), a list of them, or "auto" for all.
@@ -76,12 +74,11 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         training images, and leaves the usual one only for one that is significantly better.
     heads : sequence of str or None
         Names of `featx.heads.HEADS` to try; None for those that are quick to fit.
-    n_trials : int
-        Optuna trials beyond the coarse grid.
-    timeout : float or None, default 600
-        Seconds for the search, without the fit of the selected head; None for no limit.
-    cv : int, default 5
-        Folds; at most the size of the smallest class.
+    n_trials : int or "auto"
+        Optuna trials beyond the coarse grid; "auto" is at most 30, and none where they cannot help.
+    cv : int or "auto"
+        Folds; at most the size of the smallest class. "auto" is 5; where one linear model on all of them
+        would take most of the search's budget, only some of them are evaluated.
     scoring : str or callable, default "auto"
         Any scikit-learn scorer. "auto" is accuracy; the decision is then allowed to favour rare classes.
     class_weight : None, "balanced", "sqrt", "search" or dict, default None
@@ -168,8 +165,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         resize: str | Sequence[str] = PRESET,
         heads: str | Sequence[str] | None = PRESET,
         n_trials: int | str = PRESET,
-        timeout: float | None = SEARCH_TIMEOUT,
-        cv: Any = 5,
+        cv: Any = AUTO,
         scoring: str | Callable[..., float] = AUTO,
         class_weight: str | Mapping[Any, float] | None = None,
         decide: str | Mapping[Any, float] = AUTO,
@@ -195,7 +191,6 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         self.resize = resize
         self.heads = heads
         self.n_trials = n_trials
-        self.timeout = timeout
         self.cv = cv
         self.scoring = scoring
         self.class_weight = class_weight

@@ -38,6 +38,8 @@ from featx.features import FeatureBlocks
 from featx.heads import check_heads
 from featx.images import ImageSet, Skipped
 from featx.search import SearchProgress
+from featx.search.costs import LEAST_BUDGET
+from featx.search.plan import read_budget
 from featx.search.scoring import check_scoring
 from featx.selection.augmentation import Augmentation
 from featx.selection.backbones import planned_names, select_networks
@@ -137,7 +139,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
             data.y,
             groups=data.groups,
             weight=data.train.weights,
-            settings=_limited(settings),
+            settings=_limited(settings, len(data.y)),
             views=views,
             callback=_reporter(settings),
         )
@@ -279,13 +281,25 @@ def plan_fit(images: ImageSet, settings: FitSettings) -> dict[str, Plan]:
     }
 
 
-def _limited(settings: FitSettings) -> Mapping[str, Any]:
+def _limited(settings: FitSettings, n_images: int) -> Mapping[str, Any]:
     """Parameters of the search, with the seconds that the budget leaves for it."""
-    budget, given = settings.budget, settings.search["timeout"]
+    budget, search = settings.budget, settings.search
     if not budget.is_limited:
-        return settings.search
+        planned = read_budget(search["budget"], n_images)
+        if LEAST_BUDGET < planned < math.inf:
+            settings.say(
+                f"about {planned:.0f} s at most, as long as the features of {n_images:,} images take "
+                "(--budget changes it)",
+                stage="search",
+            )
+        return search
     seconds = max(budget.share(SEARCH) / (1 + NOISE_SHARE), LEAST_SEARCH_S)
-    return {**settings.search, "timeout": seconds if given is None else min(seconds, given)}
+    given, planned = search["timeout"], search["budget"]
+    return {
+        **search,
+        "timeout": seconds if given is None else min(seconds, given),
+        "budget": seconds if planned == AUTO else planned,
+    }
 
 
 def _views(train: ImageSet, networks: Networks, settings: FitSettings, found: Extraction) -> Views:

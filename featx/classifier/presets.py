@@ -111,7 +111,7 @@ PRESETS: Mapping[str, Preset] = {
         PACKAGED,
         {
             "backbone": AUTO, "cut": AUTO, "pool": AUTO, "resize": AUTO,
-            "heads": None, "n_trials": 30, "fine_tune": False, "backbone_budget": AUTO,
+            "heads": None, "n_trials": AUTO, "fine_tune": False, "backbone_budget": AUTO,
         },
     ),
     "best": Preset(

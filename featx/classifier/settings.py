@@ -41,7 +41,7 @@ SHARED: Mapping[str, tuple[type, tuple[str, ...]]] = {
     "search": (
         HeadSearchCV,
         (
-            "heads", "n_trials", "timeout", "cv", "scoring", "class_weight", "n_jobs", "random_state",
+            "heads", "n_trials", "cv", "scoring", "class_weight", "n_jobs", "random_state",
             "callback",
         ),
     ),

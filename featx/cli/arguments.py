@@ -526,11 +526,6 @@ def seconds(text: str) -> float:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def limit(text: str) -> float | None:
-    """Read an option: a time as `seconds` reads it, or ``none``."""
-    return None if text == "none" else seconds(text)
-
-
 def fraction(text: str) -> float:
     """Read an option: a fraction (``0.05``) or a percentage (``5%``)."""
     try:

@@ -61,13 +61,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group = arguments.add_search(parser, by_preset=True)
     group.add_argument(
-        "--timeout",
-        type=arguments.limit,
-        default=600.0,
-        metavar="TIME",
-        help="time for the search, such as 90s or 2h, or none (default 10m)",
+        "--cv",
+        type=arguments.whole(2),
+        default="auto",
+        metavar="K",
+        help="folds (default 5; of many images in many classes some of these are evaluated)",
     )
-    group.add_argument("--cv", type=arguments.whole(2), default=5, metavar="K", help="folds (default 5)")
     group.add_argument(
         "--scoring",
         default="auto",
@@ -227,7 +226,6 @@ def run(args: argparse.Namespace, console: Console) -> int:
     clf = arguments.classifier(
         args,
         console.progress,
-        timeout=args.timeout,
         cv=args.cv,
         scoring=args.scoring if args.positive is None else f"{args.scoring}:{args.positive}",
         decide=arguments.decision(args.decide, [] if images.labels is None else images.labels.tolist()),

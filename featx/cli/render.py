@@ -325,8 +325,8 @@ def plan(console: Console, plan: Any) -> None:
 def search_time(console: Console, found: Any) -> None:
     """Print how long the search takes."""
     console.text(
-        f"search    about {found.configurations:,} configurations of heads and {found.representations:,} "
-        f"representations, about {duration(found.seconds)} here"
+        f"search    {found.representations:,} blocks of features, {found.heads:,} heads; about "
+        f"{duration(found.seconds)} at most"
     )
     console.data(search=vars(found))
 

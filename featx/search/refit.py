@@ -38,8 +38,8 @@ Floats = NDArray[Any]
 
 
 ONE_THREAD = 50_000_000
-"""Features of all rows up to which BLAS gets one thread for a linear model: `LogisticRegression` of 2,000 rows
-and 5,000 columns took 0.37 s, and 1.4 s with two threads on a busy machine (2 cores, 2026-11-29)."""
+"""Features of all rows up to which BLAS gets one thread for a linear model: `LogisticRegression` of 2,000
+rows and 5,000 columns took 0.37 s, and 1.4 s with two threads on a busy machine (2 cores, 2026-11-29)."""
 
 
 @dataclass(frozen=True)
