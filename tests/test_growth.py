@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 from collections.abc import Callable
@@ -324,3 +325,28 @@ def test_a_comparison_that_fails_does_not_fail_the_fit(
     assert "no comparison with the replaced model: " in err
     assert "The result is complete without it" in err
     assert load(tmp_path / "m.featx").card_.name == "test_efficientnet.r160_in1k"
+
+
+def test_the_search_is_repeated_only_if_a_rival_is_better_beyond_chance(
+    class_folders: Path, more: Path
+) -> None:
+    several = {**TINY, "cut": "last", "heads": ["knn", "ridge"]}
+    clf = image_classifier(**several).fit_with_test(class_folders)
+    grown, growth = grow(clf, load_images(more))
+    assert "no rival is better beyond chance" in growth.choice
+    assert growth.choice in growth.sentences()
+    assert clf.record_.params.items() <= grown.record_.params.items()
+    assert grown.record_.trials == clf.record_.trials
+    # a model whose choice is no better than chance
+    bad = {"head": "rbf_svm", "scaling": "standard", "rbf_svm__C": 0.1, "rbf_svm__gamma": 100.0}
+    poor = image_classifier(**{**several, "heads": ["knn", "ridge", "rbf_svm"], "n_trials": 0})
+    poor.set_params(search__grid=[bad])
+    poor.fit_with_test(class_folders)
+    record = dataclasses.replace(poor.record_, trials=clf.record_.trials)
+    poor._fitted = dataclasses.replace(poor._fitted, record=record)
+    poor.set_params(search__grid="auto", n_trials=1)
+    grown, growth = grow(poor, load_images(more))
+    assert "is now better than the old choice" in growth.choice
+    assert growth.choice.endswith("the search is repeated.")
+    assert grown.record_.params != poor.record_.params
+    assert sum(grown.record_.n_configurations.values()) > 3

@@ -1,8 +1,8 @@
 """Grow a model: compute only new images, keep test images in the test part, and say what changed.
 
 The features of the old images are in the cache and their labels in the model, so the old images are not
-opened. By default the head is refitted with the configuration that won
-before: cross-validated and calibrated on the grown training part.
+opened. By default the head is refitted with the configuration that won before: cross-validated and calibrated
+on the grown training part. The search is repeated only if a rival is better there beyond chance.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from featx.classifier.fitting import Fitted
 from featx.classifier.inputs import as_classes
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel, hash_groups
 from featx.classifier.record import FitRecord
+from featx.classifier.rivals import better_rival
 from featx.classifier.settings import FitSettings, settings_of
 from featx.evaluation import Comparison, Evaluation, compare, evaluate
 from featx.exceptions import DataError, FeatxWarning, LabelError, UsageError
@@ -41,6 +42,7 @@ from featx.features import FeatureBlocks
 from featx.images import ImageSet
 from featx.records import Record
 from featx.representation import BlockName
+from featx.selection.candidates import AUTO
 from featx.selection.networks import gather
 from featx.selection.tuning import TunedHead, tune, tune_again
 from featx.spec import FeatureSpec
@@ -79,6 +81,8 @@ class Growth(Record):
         Measured on the grown training part; None if it could not be measured.
     evaluation : Evaluation
         The new model on the test part.
+    choice : str
+        Whether the old choice stays, against two rivals, in words; empty if there was no rival.
     """
 
     n_before: int
@@ -93,6 +97,7 @@ class Growth(Record):
     by_class: tuple[ClassChange, ...]
     advice: Advice | None
     evaluation: Evaluation
+    choice: str = ""
 
     def sentences(self) -> list[str]:
         """What changed, in words."""
@@ -104,6 +109,8 @@ class Growth(Record):
         said += [f"Two labels for one image: {conflict}." for conflict in self.conflicts[:CLASSES_NAMED]]
         if self.new_classes:
             said.append(f"New classes: {', '.join(map(str, self.new_classes))}.")
+        if self.choice:
+            said.append(self.choice)
         for what, found in (("whole test part", self.change), ("old test part", self.change_on_old_test)):
             said.append(f"On the {what}: {change_in_words(found)}.")
         said += changed_classes(self.by_class)
@@ -137,7 +144,8 @@ def grow(
     test_size, split_salt
         For the new images, as in `ImageClassifier.fit_with_test`; the old ones stay where they were.
     n_trials : int
-        0 refits the configuration that won before; more searches anew.
+        0 refits the configuration that won before, and searches anew only if one of two rivals is better
+        beyond chance out of fold; more searches anew in any case.
 
     Returns
     -------
@@ -174,7 +182,7 @@ def grow(
     readers = {name: _reader(store, spec.key, data.ids) for name, spec in specs.items()}
     blocks = FeatureBlocks({}, len(data.ids), readers=readers)
 
-    tuned = _refit(model, clf.record_, settings, specs, blocks, data, n_trials)
+    tuned, choice, searched = _refit(model, clf.record_, settings, specs, blocks, data, n_trials)
     grown_images = FittedImages(
         data.ids, data.is_test, np.searchsorted(tuned.classes, data.labels), data.groups
     )
@@ -201,6 +209,8 @@ def grow(
         remarks=found.remarks,
         n_computed=computed + found.computed,
     )
+    if not searched:  # for the rivals of the next growth
+        record = dataclasses.replace(record, trials=clf.record_.trials)
     classes = grown_model.classes.tolist()
     codes = np.array([classes.index(label) for label in data.labels[test].tolist()], dtype=np.intp)
     was_test = test < len(known.ids)
@@ -238,6 +248,7 @@ def grow(
         by_class=tuple(class_changes(codes, after, before, classes, model.classes.tolist())),
         advice=advice,
         evaluation=evaluation,
+        choice=choice,
     )
     grown: ImageClassifier = clone(clf)
     grown._fitted = Fitted(grown_model, record)
@@ -368,20 +379,29 @@ def _refit(
     blocks: FeatureBlocks,
     data: _Data,
     n_trials: int,
-) -> TunedHead:
-    """Tune on the grown training part: by default only the configuration that won before."""
+) -> tuple[TunedHead, str, bool]:
+    """Tune on the grown training part: by default only the configuration that won before.
+
+    Returns the model, what was found of its rivals, and whether the search was repeated.
+    """
     train = ~data.is_test
     blocks, labels = blocks.take(train), data.labels[train]
     units = image_groups(data.ids[train], _take(_names(data.groups), train))
     search = {**settings.search, "n_trials": n_trials, "storage": None, "study_name": None, "callback": None}
+    plain = blocks.only([name for name, spec in specs.items() if spec.view == 0])
     if n_trials:
-        plain = blocks.only([name for name, spec in specs.items() if spec.view == 0])
-        return tune(plain, labels, groups=units, settings=search)
-    return tune_again(
+        return tune(plain, labels, groups=units, settings=search), "", True
+    tuned = tune_again(
         blocks.only(model.blocks), labels, groups=units, settings=search, params=record.params,
         views=model.augmentation.split(blocks, model.blocks),
         augmentation=model.augmentation,
     )  # fmt: skip
+    if model.augmentation.uses_views:  # rivals would have to be tried with views, too
+        return tuned, "", False
+    choice, is_better = better_rival(tuned, record, plain, labels, groups=units, settings=search)
+    if is_better:
+        tuned = tune(plain, labels, groups=units, settings={**search, "n_trials": AUTO})
+    return tuned, choice, is_better
 
 
 def _reader(

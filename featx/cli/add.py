@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--old", metavar="DIR", help="images of the first fit, if the cache does not have their features"
     )
-    arguments.add_trials(parser, 0, "of a new search (0: refit the selected configuration)")
+    arguments.add_trials(
+        parser, 0, "of a new search (0: search anew only if a rival is now better beyond chance)"
+    )
     arguments.add_jobs(parser)
     arguments.add_test_part(parser, "of the new images", "as the model was fitted with")
 

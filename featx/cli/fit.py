@@ -63,7 +63,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--cv",
         type=arguments.whole(2),
-        default="auto",
         metavar="K",
         help="folds (default 5; of many images in many classes some of these are evaluated)",
     )
@@ -226,7 +225,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     clf = arguments.classifier(
         args,
         console.progress,
-        cv=args.cv,
+        cv=args.cv or "auto",
         scoring=args.scoring if args.positive is None else f"{args.scoring}:{args.positive}",
         decide=arguments.decision(args.decide, [] if images.labels is None else images.labels.tolist()),
         class_weight=None if args.class_weight == "none" else args.class_weight,
