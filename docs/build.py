@@ -1,4 +1,4 @@
-"""Write the CLI reference from the parsers and the presets from their table, and check links and both pages.
+"""Write the CLI reference from the parsers, presets and heads from their tables, and check links and pages.
 
 ``python docs/build.py`` writes, ``python docs/build.py --check`` fails if anything would change.
 """
@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 REFERENCE = ROOT / "docs" / "cli.md"
 PRESETS = ROOT / "docs" / "presets.md"
+HEADS = ROOT / "docs" / "heads.md"
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -24,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    written = {REFERENCE: cli_reference(), PRESETS: presets()}
+    written = {REFERENCE: cli_reference(), PRESETS: presets(), HEADS: heads()}
     faults = [
         f"{page.relative_to(ROOT)}: no such file: {link}" for page in pages() for link in broken_links(page)
     ]
@@ -86,6 +87,28 @@ def presets() -> str:
         used = ", ".join(name for name in PRESETS if one.name in PRESETS[name].networks)
         extra = f" (extra `{one.extra}`)" if one.extra else ""
         parts.append(f"| {one.name} | {used} | {one.source}{extra} | {one.licence} | {one.megabytes} |")
+    return "\n".join(parts) + "\n"
+
+
+def heads() -> str:
+    """The table of classifiers that a search can try."""
+    from featx.heads import DEFAULT_HEADS, HEADS
+
+    parts = [
+        "# Heads",
+        "",
+        "Written by `make docs` from `featx/heads`; `featx heads` shows the same. Choose them with",
+        '`featx fit photos --heads logistic,rbf_svm` or `ImageClassifier(heads=["logistic", "rbf_svm"])`.',
+        "",
+        "| head | by default | takes weights | what it is |",
+        "|---|---|---|---|",
+    ]
+    for name in sorted(HEADS, key=lambda name: name not in DEFAULT_HEADS):
+        what = (HEADS[name].make.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
+        by_default, weights = (
+            "yes" if flag else "no" for flag in (name in DEFAULT_HEADS, HEADS[name].takes_weights)
+        )
+        parts.append(f"| `{name}` | {by_default} | {weights} | {what} |")
     return "\n".join(parts) + "\n"
 
 
