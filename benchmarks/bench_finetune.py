@@ -308,7 +308,6 @@ def far_row(job: Job, folds: int, n: int, verdict: Any, minutes: list[float]) ->
         f"{verdict.value_b:.3f}",
         f"{verdict.value_a:.3f}",
         f"{100 * verdict.difference:+.1f} [{100 * verdict.low:+.1f}, {100 * verdict.high:+.1f}]",
-        f"{verdict.mcnemar_p:.2g}" if folds <= job.folds else "",  # answers of one image are not independent
         f"{minutes[0]:.1f}, {minutes[1]:.1f}",
     ]
 
@@ -803,7 +802,7 @@ def far_part() -> list[str]:
         return []
     head = [
         "set", "what is trained", "predictions for held-out images", "probe", "fine-tuned",
-        "difference, points [95 %]", "McNemar p", "minutes a fold: probe, fine-tuning",
+        "difference, points [95 %]", "minutes a fold: probe, fine-tuning",
     ]  # fmt: skip
     won, lost, even = (
         [job.words for job, _, _, found, _ in results if found.verdict == verdict]

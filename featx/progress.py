@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from typing import Any
+
+Callback = Callable[[Any], None]
 
 
 class ProgressBar:
@@ -46,6 +49,25 @@ class ProgressBar:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProgressBar:
         return self  # a copied estimator draws on the same terminal
+
+
+def silent(event: Any) -> None:
+    """Show nothing of an event."""
+
+
+def shown_by(callback: Callback | None, verbose: bool | str) -> Callback:
+    """Return who is told of progress: the callback, or bars where they are wanted, or nobody.
+
+    Parameters
+    ----------
+    callback : callable or None
+        As given; it is then told alone.
+    verbose : bool or "auto"
+        Whether bars are drawn; "auto" on a terminal and in a notebook.
+    """
+    if callback is not None:
+        return callback
+    return ProgressBar() if (is_watched() if verbose == "auto" else verbose) else silent
 
 
 def is_watched() -> bool:

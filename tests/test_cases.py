@@ -258,3 +258,36 @@ def test_heic_photos_are_read_with_the_extra_and_it_is_named_without(
 def test_renamed_heic_and_avif_are_read(make: Callable[[str], Path], name: str) -> None:
     pytest.importorskip("pillow_heif", reason="needs the extra heif")
     assert decode_picture(read_picture(make("09") / name)).std() > 20
+
+
+# 22: no readable image
+
+
+def test_predictions_of_unreadable_images_name_image_count_and_reason(
+    make: Callable[[str], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos, model = make("03") / "new", tmp_path / "m.featx"
+    fast = [*TINY, "--random-weights", "--runtime", "torch", "--heads", "ridge", "--trials", "0", "--cv", "2"]
+    assert main(["fit", str(photos), "-o", str(model), *fast, "--min-per-class", "2"]) in (0, 3)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(next(photos.rglob("*.png")).read_bytes()[:500])
+    (tmp_path / "gone.csv").write_bytes(b"path,label\na\\1.png,x\na\\2.png,y\n")
+    for argv, words in [
+        (["predict", model, broken], ["broken.png: image file is truncated", "the only image"]),
+        (["predict", model, tmp_path / "nowhere.png"], ["nowhere.png", "no such file"]),
+        (
+            ["fit", tmp_path / "gone.csv", "-o", tmp_path / "q.featx", "--min-per-class", "1"],
+            ["0 of 2 images exist", "1.png", "--root DIR"],
+        ),
+    ]:
+        capsys.readouterr()
+        assert main([str(word) for word in argv]) == 1
+        said = capsys.readouterr().err
+        assert "Traceback" not in said
+        for word in words:
+            assert word in said, (word, said)
+    assert not (tmp_path / "q.featx").exists()

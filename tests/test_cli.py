@@ -202,7 +202,7 @@ def test_skipped_pictures_are_listed_and_exit_3(
     code, document = _json(capsys, "fit", str(class_folders), "-o", str(tmp_path / "m.featx"), *FAST)
     assert code == 3
     assert [s["reason"] for s in document["skipped"]] == ["empty file (0 bytes); copy or download it again"]
-    with (tmp_path / "m.skipped.csv").open(newline="", encoding="utf-8") as file:
+    with (tmp_path / "m.featx.skipped.csv").open(newline="", encoding="utf-8") as file:
         assert [(row["label"], row["reason"]) for row in csv.DictReader(file)] == [
             ("red", document["skipped"][0]["reason"])
         ]

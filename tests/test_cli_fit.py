@@ -11,6 +11,7 @@ import pytest
 from featx import load
 from featx.cli import main
 from featx.evaluation import Metric
+from featx.finetune.recipes import RECIPES
 
 TINY = ["--backbone", "test_resnet", "--runtime", "torch"]
 FAST = [
@@ -68,8 +69,8 @@ def test_a_list_of_skipped_images_that_cannot_be_written_does_not_fail_the_fit(
     class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (class_folders / "red" / "broken.png").write_bytes(b"")
-    (tmp_path / "m.skipped.csv").mkdir()
-    (tmp_path / "m.skipped.csv" / "file").touch()
+    (tmp_path / "m.featx.skipped.csv").mkdir()
+    (tmp_path / "m.featx.skipped.csv" / "file").touch()
     code, _, err = _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "m.featx")
     assert code == 3  # as where the list is written
     assert "no list of skipped images" in err
@@ -101,3 +102,32 @@ def test_what_is_not_known_is_said_in_words() -> None:
         for text in (str(metric), metric.as_share(), metric.as_points()):
             assert "nan" not in text
             assert "not known" in text
+
+
+def test_lists_of_skipped_images_of_two_outputs_are_two_files(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (class_folders / "red" / "broken.png").write_bytes(b"")
+    assert _run(capsys, "fit", class_folders, *FIT, "-o", tmp_path / "pets.featx")[0] == 3
+    (tmp_path / "other.png").write_bytes(b"")
+    images = [class_folders / "red", tmp_path / "other.png"]
+    argv = ["predict", tmp_path / "pets.featx", *images, "-o", tmp_path / "pets.csv", "--max-bad", "1"]
+    assert _run(capsys, *argv)[0] == 3
+    fitted, predicted = ((tmp_path / f"pets.{ending}.skipped.csv").read_text() for ending in ("featx", "csv"))
+    assert fitted.count("broken.png") == predicted.count("broken.png") == 1
+    assert ("other.png" in fitted, "other.png" in predicted) == (False, True)
+
+
+def test_a_dry_run_of_fine_tuning_lists_the_recipes_or_the_phases(
+    class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = ["fit", class_folders, *FIT, "-o", tmp_path / "m.featx", "--dry-run", "--fine-tune"]
+    code, out, _ = _run(capsys, *argv, "auto", "--budget", "10m")
+    assert code == 0
+    assert re.search(r"fine-tuning within (9|10) min.*, if the advice expects a gain: the best of these", out)
+    for name, recipe in RECIPES.items():
+        assert f"{name}: {recipe.describe(24)}" in out
+    assert "all-80: all layers at 80 pixels, on augmented images, 40 epochs" in out
+    assert "phase 2 of 2" not in out
+    code, out, _ = _run(capsys, *argv, "yes")
+    assert (code, "phase 2 of 2" in out, "all-80" in out) == (0, True, False)

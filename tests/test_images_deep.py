@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featx import FeatureExtractor
+from featx.backbones.transform import prepare
 from featx.exceptions import ImageError, UsageError
 from featx.images import DecodePolicy, choose_range, decode_picture, read_picture
 
@@ -210,3 +211,40 @@ def test_the_range_of_a_set_is_part_of_its_features(tmp_path: Path, rgb: NDArray
 def test_integers_beside_floats_are_each_scaled_by_their_type(rgb: NDArray[np.uint8]) -> None:
     floats = tiff((rgb[:, :, :1] / 255).astype(np.float32))
     assert choose_range([png16(rgb.astype(np.uint16) * 257), floats], DecodePolicy()) == "full"
+
+
+def test_deep_pixels_are_resized_in_their_depth() -> None:
+    """Three rows of 100.4 and one of 101.4, in grey levels of 8 bits: their mean is 100.65."""
+    extractor = FeatureExtractor("test_resnet", pretrained=False, resize="squash", store="memory").fit()
+    deep = np.full((1600, 1600), round(100.4 * 257), np.uint16)
+    deep[::4] = round(101.4 * 257)
+    picture, policy = read_picture(deep), DecodePolicy(pixel_range="0,65535")
+    kept, rounded = decode_picture(picture, policy, keep_depth=True), decode_picture(picture, policy)
+    assert (kept.dtype, rounded.dtype) == (np.float32, np.uint8)
+    assert kept.mean() == pytest.approx(100.65, abs=0.01)
+    for interpolation in ("bilinear", "bicubic", "lanczos"):
+        spec = next(iter(extractor.specs_.values())).replace(interpolation=interpolation)
+        made = prepare(kept, spec)
+        assert made.dtype == np.uint8
+        assert np.median(made) == 101
+        assert np.median(prepare(rounded, spec)) == 100  # a rounding before
+
+
+def test_deep_images_reach_the_network_unrounded(tmp_path: Path) -> None:
+    deep = np.full((1600, 1600), round(100.4 * 257), np.uint16)
+    deep[::4] = round(101.4 * 257)
+    (tmp_path / "deep.png").write_bytes(png16(deep))
+    grey = [np.full((1600, 1600, 3), level, np.uint8) for level in (100, 101)]
+    extractor = FeatureExtractor(
+        "test_resnet", pretrained=False, runtime="torch", resize="squash", store="memory",
+        pixel_range="0,65535",
+    )  # fmt: skip
+    found = extractor.fit_transform([str(tmp_path / "deep.png"), *grey])
+    assert np.abs(found[0] - found[2]).max() < np.abs(found[0] - found[1]).max() / 2
+
+
+def test_transparent_deep_pixels_show_the_background() -> None:
+    half = np.full((40, 40, 4), 65535, np.uint16)
+    half[..., :3], half[..., 3] = 0, 32768
+    pixels, _ = decode(png16(half), pixel_range="0,65535")
+    assert set(np.unique(pixels)) <= {127, 128}

@@ -587,3 +587,39 @@ def test_a_manifest_below_a_linked_folder_is_inside(pets: Path, tmp_path: Path) 
     (pets / "m.csv").write_text("path,label\nimg/cat_0.jpg,x\n")
     (tmp_path / "linked").symlink_to(pets)
     assert len(load_images(tmp_path / "linked" / "m.csv")) == 1
+
+
+def test_labels_in_another_encoding_are_refused_and_paths_are_not(manifest) -> None:
+    text = "path,label\nf\u00fc\u00dfe.jpg,cat\nb.jpg,dog\n".encode("latin-1")
+    assert os.fsencode(manifest(text).sources[0]).endswith(b"f\xfc\xdfe.jpg")  # a name of the file system
+    with pytest.raises(DataError, match=r"row 3, column label: .* is not UTF-8; save the table as UTF-8"):
+        manifest("path,label\na.jpg,cat\nb.jpg,K\u00e4fer\n".encode("latin-1"))
+    assert manifest("path,label\na.jpg,cat\nb.jpg,K\u00e4fer\n").labels.tolist() == ["cat", "K\u00e4fer"]
+
+
+def test_the_first_sheet_of_a_workbook_is_a_manifest(tmp_path: Path) -> None:
+    openpyxl = pytest.importorskip("openpyxl", reason="needs the extra excel")
+    workbook = openpyxl.Workbook()
+    for row in [["path", "label", "weight"], ["a.jpg", 7, 0.5], [], ["b.jpg", 8.0, 2]]:
+        workbook.active.append(row)
+    workbook.create_sheet("other").append(["nothing"])
+    workbook.save(tmp_path / "m.xlsx")
+    found = load_images(tmp_path / "m.xlsx")
+    assert found.names == ["a.jpg", "b.jpg"]
+    assert found.labels.tolist() == [7, 8]
+    assert found.labels.dtype == np.int64
+    assert found.weights.tolist() == [0.5, 2.0]
+    workbook.active.append(["c.jpg", None, 1])
+    workbook.save(tmp_path / "m.xlsx")
+    with pytest.raises(DataError, match=r"row 5, column label: no label"):
+        load_images(tmp_path / "m.xlsx")
+    (tmp_path / "m.xlsx").write_bytes(b"PK\x03\x04 nothing")
+    with pytest.raises(DataError, match="not a readable workbook"):
+        load_images(tmp_path / "m.xlsx")
+
+
+def test_a_workbook_without_openpyxl_names_the_fix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openpyxl", None)  # as if it were not installed
+    (tmp_path / "m.xlsx").write_bytes(b"PK\x03\x04")
+    with pytest.raises(UsageError, match=r"pip install 'featx\[excel\]'.* or save it as CSV"):
+        load_images(tmp_path / "m.xlsx")

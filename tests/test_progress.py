@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from featx import ImageClassifier
+from featx import FeatureExtractor, FineTuner, ImageClassifier
+from featx.finetune import Phase
+from featx.images import load_images
 
 FIT = """
 import sys
@@ -78,3 +80,27 @@ def test_where_nobody_looks_nothing_is_written_unless_it_is_asked_for(
     assert capsys.readouterr().err == ""
     _classifier(verbose=True).fit(class_folders)
     assert "extract:" in capsys.readouterr().err
+
+
+def test_an_extractor_and_a_fine_tuner_draw_bars_where_they_are_asked_to(
+    class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    params: dict[str, Any] = {"pretrained": False, "runtime": "torch", "store": "memory"}
+    for verbose in (False, "auto", True):
+        FeatureExtractor("test_resnet", verbose=verbose, **params).fit_transform(class_folders)
+        assert ("extract" in capsys.readouterr().err) == (verbose is True)
+    images = load_images(class_folders)
+    for verbose in (False, True):
+        FineTuner(
+            FeatureExtractor("test_resnet", verbose=False, **params), verbose=verbose, unfreeze=1, verdict=0,
+            phases=[Phase(epochs=1)], random_state=0,
+        ).fit(images, images.labels)  # fmt: skip
+        assert bool(capsys.readouterr().err.strip()) == verbose
+
+
+def test_a_silent_classifier_keeps_its_parts_silent(
+    class_folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clf = _classifier(verbose=False, extractor__verbose=True).fit(class_folders)
+    clf.predict(class_folders)
+    assert capsys.readouterr().err == ""

@@ -1,5 +1,7 @@
 """From a decoded image to the network's input, with timm's geometry, in uint8.
 
+Images of more than 8 bits are resized as floats, and rounded to the 8 bits of the input at the end.
+
 A crop that is half a pixel off costs more accuracy than bfloat16 does. So sizes and offsets are exactly those
 of timm's evaluation transform (torchvision's Resize and CenterCrop). The resize is torch's antialiased one on
 channels-last uint8, which is several times faster than Pillow's and differs by at most one grey level. It
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,8 +22,8 @@ from featx.backbones.resample import resize
 from featx.exceptions import UsageError
 from featx.spec import FeatureSpec
 
-Pixels = NDArray[np.uint8]
-"""RGB, shape (H, W, 3)."""
+Pixels = NDArray[Any]
+"""RGB, shape (H, W, 3), uint8; or float32 from 0 to 255."""
 
 TORCH_MODES = ("bilinear", "bicubic")
 """Antialiased resizes that torch has for uint8; Pillow does the others."""
@@ -37,7 +40,7 @@ def prepare(pixels: Pixels, spec: FeatureSpec, *, digest: bytes | None = None) -
 
     Parameters
     ----------
-    pixels : array of shape (H, W, 3), uint8
+    pixels : array of shape (H, W, 3), uint8, or float32 from 0 to 255
         Upright, RGB.
     spec : FeatureSpec
         ``crop``: the shorter side to ``floor(size / crop_pct)``, then the centre. ``squash``: both sides to
@@ -73,6 +76,8 @@ def _fit(pixels: Pixels, spec: FeatureSpec) -> Pixels:
     top, left = _centre(size[0], height), _centre(size[1], width)
     kept = (max(top, 0), max(left, 0), min(top + height, size[0]), min(left + width, size[1]))
     resized = _resize(pixels, size, kept, spec.interpolation)
+    if resized.dtype != np.uint8:
+        resized = np.rint(resized).clip(0, 255).astype(np.uint8)
     if resized.shape[:2] == (height, width):
         return resized
     canvas = np.empty((height, width, 3), np.uint8)
@@ -116,7 +121,7 @@ def _resize(
     if pixels.shape[:2] == size:
         resized = pixels
     elif interpolation in TORCH_MODES:
-        if "torch" not in sys.modules:
+        if pixels.dtype == np.uint8 and "torch" not in sys.modules:
             return resize(pixels, size, interpolation, kept)
         resized = _resize_by_torch(pixels, size, interpolation)
     else:
@@ -145,7 +150,9 @@ def _resize_by_pillow(
     from PIL import Image
 
     filter_ = Image.Resampling[interpolation.upper()]
-    return np.asarray(Image.fromarray(pixels).resize((size[1], size[0]), filter_, box=box))
+    parts = [pixels] if pixels.dtype == np.uint8 else np.moveaxis(pixels, 2, 0)  # floats: one band at a time
+    resized = [Image.fromarray(part).resize((size[1], size[0]), filter_, box=box) for part in parts]
+    return np.asarray(resized[0]) if len(resized) == 1 else np.dstack([np.asarray(one) for one in resized])
 
 
 def _resize_part(

@@ -27,6 +27,7 @@ from featx.classifier.record import FitRecord
 from featx.extractor import Extraction, FeatureExtractor
 from featx.features import FeatureBlocks
 from featx.images import ImageSet
+from featx.progress import silent
 from featx.representation import is_usual
 from featx.selection.backbones import compare_backbones
 from featx.selection.networks import gather
@@ -155,7 +156,7 @@ def _random_baseline(
     extractor = FeatureExtractor(
         card.name, pretrained=False, cut=spec.cut, pool=spec.pool, resize=spec.resize,
         input_size=spec.input_size, precision=spec.precision, pixel_range=spec.pixel_range, bands=spec.bands,
-        **{**machine, "checkpoint": None, "callback": None},
+        **{**machine, "checkpoint": None, "callback": silent},
     )  # fmt: skip
     sources = [images.sources[row] for row in chosen]
     found = extractor.extract(sources, names=[images.names[row] for row in chosen], on_error="skip")

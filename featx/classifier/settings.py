@@ -25,7 +25,7 @@ from featx.evaluation import check_decide
 from featx.exceptions import UsageError
 from featx.extractor import DEFAULT_BACKBONE, FeatureExtractor, Progress
 from featx.finetune import FineTuner, Phase
-from featx.progress import ProgressBar, is_watched
+from featx.progress import shown_by
 from featx.records import from_plain, to_plain
 from featx.search import HeadSearchCV
 from featx.selection.backbones import backbone_names, refuse_checkpoint
@@ -205,11 +205,9 @@ def machine_of(clf: BaseEstimator) -> dict[str, Any]:
     return {name: params[name] for name in MACHINE_PARAMS}
 
 
-def callback_of(params: Mapping[str, Any]) -> Callable[[Any], None] | None:
+def callback_of(params: Mapping[str, Any]) -> Callable[[Any], None]:
     """Return the callback of a classifier: its own, or one that draws bars where `verbose` asks for them."""
-    callback: Callable[[Any], None] | None = params["callback"]
-    shown = is_watched() if params["verbose"] == AUTO else params["verbose"]
-    return ProgressBar() if callback is None and shown else callback
+    return shown_by(params["callback"], params["verbose"])
 
 
 def nested_params(name: str, params: Mapping[str, Any]) -> dict[str, Any]:

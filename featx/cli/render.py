@@ -270,7 +270,7 @@ def skipped(
         With the options of `featx.cli.arguments.add_skipping`.
     images : sequence of Skipped
     output : str
-        Path of the output; its suffix is replaced by ``.skipped.csv``.
+        Path of the output, to which ``.skipped.csv`` is appended.
     total : int, optional
         Number of all images, to check ``--max-bad``; by default it is not checked.
 
@@ -287,8 +287,9 @@ def skipped(
     console.data(skipped=[{"path": s.name, "reason": s.reason, "label": s.label} for s in images])
     if not images:
         return 0
-    path = Path(output).with_suffix(".skipped.csv")
-    console.warn(f"{len(images)} images were skipped; all are listed in {path}")
+    path = Path(f"{output}.skipped.csv")
+    n = len(images)
+    console.warn(f"{n} {'image was' if n == 1 else 'images were'} skipped; the list is {path}")
     for image in images[:SKIPPED_SHOWN]:
         console.log(f"  {escape_name(image.name)}: {image.reason}")
     with aside(console, f"list of skipped images in {path}"):

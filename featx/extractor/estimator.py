@@ -28,6 +28,7 @@ from featx.extractor.specs import combine_specs, find_hardware, resolve_range, s
 from featx.extractor.transformer import ImageTransformer
 from featx.images import MAX_PIXELS, ImageSource, resolve_decoder
 from featx.images.picture import name_sources
+from featx.progress import shown_by
 from featx.spec import DECODE_FIELDS, FeatureSpec
 from featx.stores import converted_networks, open_store
 from featx.stores.base import FeatureStore, Ids
@@ -144,6 +145,8 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         Decode in other processes, so that a crash of the decoder does not end this one (slower).
     callback : callable, optional
         Called with `Progress` events.
+    verbose : bool or "auto", default "auto"
+        Whether bars show the progress where there is no `callback`; "auto" on a terminal and in a notebook.
 
     Attributes
     ----------
@@ -194,6 +197,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         view_policy: str = "none",
         isolate: bool = False,
         callback: Callback | None = None,
+        verbose: bool | str = "auto",
     ) -> None:
         self.backbone = backbone
         self.cut = cut
@@ -222,6 +226,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         self.view_policy = view_policy
         self.isolate = isolate
         self.callback = callback
+        self.verbose = verbose
 
     @classmethod
     def from_specs(
@@ -348,7 +353,11 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         if not hasattr(self, "specs_"):
             self.fit(sources)
         call = self._call(
-            store or self.store_, sources, names, strict=on_error == "raise", callback=self.callback
+            store or self.store_,
+            sources,
+            names,
+            strict=on_error == "raise",
+            callback=shown_by(self.callback, self.verbose),
         )
         call.compute(ids)
         return refuse_nothing(sources, call.extraction(began))

@@ -148,13 +148,14 @@ class ExtractionSettings:
         ImageError
             If it cannot be decoded.
         """
-        decoded: dict[DecodePolicy, NDArray[np.uint8]] = {}
+        decoded: dict[DecodePolicy, NDArray[Any]] = {}
         made = []
         with DECODING.held():  # until the image has been resized
             for number in np.unique(self.input_of[wanted]):
                 policy, spec = self.policies[number], self.inputs[number]
                 if policy not in decoded:
-                    decoded[policy] = decode_picture(picture, policy, warn=None if decoded else warn)
+                    remark = None if decoded else warn
+                    decoded[policy] = decode_picture(picture, policy, warn=remark, keep_depth=True)
                 pixels = prepare(decoded[policy], spec, digest=picture.digest)
                 made.append(Input(picture.digest, picture.name, pixels, wanted & (self.input_of == number)))
         made[-1].last = True

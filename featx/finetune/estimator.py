@@ -35,6 +35,7 @@ from featx.finetune.phases import HEADS, Phase, TrainedLayer, default_phases, de
 from featx.finetune.probe import LinearProbe
 from featx.finetune.recipes import RECIPES, Recipe, choose_recipe
 from featx.finetune.verdict import Parts, Verdict, make_parts, without_chosen
+from featx.progress import shown_by
 from featx.solvers import CLASS_WEIGHTS
 from featx.solvers import class_weights as weigh_classes
 from featx.splits import check_labels
@@ -102,6 +103,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         Seed of parts, order, dropout and views.
     callback : callable, optional
         Called with `featx.extractor.Progress` events.
+    verbose : bool or "auto", default "auto"
+        Whether bars show the progress where there is no `callback`; "auto" on a terminal and in a notebook.
 
     Attributes
     ----------
@@ -150,6 +153,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         checkpoints: str | Path | None = None,
         random_state: int | None = None,
         callback: Callable[[Progress], None] | None = None,
+        verbose: bool | str = "auto",
     ) -> None:
         self.backbone = backbone
         self.unfreeze = unfreeze
@@ -173,6 +177,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         self.checkpoints = checkpoints
         self.random_state = random_state
         self.callback = callback
+        self.verbose = verbose
 
     def fit(
         self,
@@ -344,7 +349,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
             groups,
             SourceSettings(self.views, self.view_policy, self.disk_limit, self.memory, seed),
             resize=self.resize,
-            callback=self.callback,
+            callback=shown_by(self.callback, self.verbose),
         )
 
     def _job(
@@ -432,7 +437,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         """Report the progress of the next training, on `n` images."""
         name = f"fine-tuning: part {number + 1} of at most {parts}" if parts > 1 else "fine-tuning"
         total = n * sum(phase.epochs for phase in self.phases_)
-        job.on_images = image_reporter(self.callback, total, name)
+        job.on_images = image_reporter(shown_by(self.callback, self.verbose), total, name)
 
     def _tell(self, message: str) -> None:
         if self.callback is not None and message:

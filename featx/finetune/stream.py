@@ -106,4 +106,5 @@ class StreamedFeatures:
     def _picture(self, number: int, spec: FeatureSpec) -> NDArray[np.uint8]:
         LAUNCHES.wait()
         picture = read_picture(self._sources[number])
-        return prepare(decode_picture(picture, self._policy), spec, digest=picture.digest)
+        pixels = decode_picture(picture, self._policy, keep_depth=True)
+        return prepare(pixels, spec, digest=picture.digest)

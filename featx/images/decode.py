@@ -16,7 +16,6 @@ import os
 import struct
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from featx.exceptions import ImageError
@@ -99,8 +98,12 @@ HEIF_BRANDS = tuple(
 
 
 def decode_picture(
-    picture: Picture, policy: DecodePolicy | None = None, *, warn: Warn | None = None
-) -> NDArray[np.uint8]:
+    picture: Picture,
+    policy: DecodePolicy | None = None,
+    *,
+    warn: Warn | None = None,
+    keep_depth: bool = False,
+) -> Pixels:
     """Decode an image in full.
 
     Safe to call from several threads; decoding releases the GIL.
@@ -114,10 +117,13 @@ def decode_picture(
     warn : callable, optional
         Called with each remark about an image that is accepted nevertheless: a str, the same for all
         images of a kind. Remarks are dropped if left out.
+    keep_depth : bool
+        Whether pixels of more than 8 bits are float32 from 0 to 255, not rounded: what is resized afterwards
+        is rounded once.
 
     Returns
     -------
-    array of uint8, shape (H, W, 3)
+    array of uint8 (or float32), shape (H, W, 3)
         Upright RGB, contiguous.
 
     Raises
@@ -129,12 +135,12 @@ def decode_picture(
     warn = warn or _drop
     try:
         if isinstance(picture.data, bytes):
-            pixels = _decode_file(picture.data, picture.name, policy, warn)
+            pixels = _decode_file(picture.data, picture.name, policy, warn, keep_depth)
         else:
             _check_size((picture.data.shape[1], picture.data.shape[0]), policy)
             height, width = picture.data.shape[:2]
             with DECODING.take(height * width * OTHER_BYTES_PER_PIXEL):
-                pixels = rgb_from_pixels(picture.data, policy, warn)
+                pixels = rgb_from_pixels(picture.data, policy, warn, keep_depth=keep_depth)
     except Exception as error:  # a damaged file makes decoders raise anything
         raise ImageError(picture.name, escape_name(reason_of(error))) from error
     short, long = sorted(pixels.shape[:2])
@@ -162,11 +168,11 @@ def picture_size(picture: Picture) -> tuple[int, int]:
     return image.size
 
 
-def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
+def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn, keep_depth: bool) -> Pixels:
     with DECODING.held():
         opened = _open_any(data, policy, name)
         if isinstance(opened, np.ndarray):
-            return _rgb_of_bands(opened, policy, warn)
+            return _rgb_of_bands(opened, policy, warn, keep_depth)
         image, kind = opened
         _check_size(image.size, policy)
         _remark_extension(name, kind, warn)
@@ -175,7 +181,7 @@ def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> ND
         with DECODING.take(0 if kind == "WEBP" else _working_bytes(image, kind)):
             stored = _stored(image, kind, data, policy, name)
             if stored is not None:
-                rgb = rgb_from_pixels(stored, policy, warn)
+                rgb = rgb_from_pixels(stored, policy, warn, keep_depth=keep_depth)
                 return rgb if kind == "TIFF" else upright(rgb, orientation(image))
             if kind == "JPEG":
                 _check_scans(data, image.size)
@@ -186,18 +192,18 @@ def _decode_file(data: bytes, name: str, policy: DecodePolicy, warn: Warn) -> ND
             elif getattr(image, "is_animated", False):
                 warn(REMARK_FRAMES)
             image.load()
-            pixels = rgb_from_pillow(image, policy, warn)
+            pixels = rgb_from_pillow(image, policy, warn, keep_depth=keep_depth)
             return upright(pixels, orientation(image))  # after load: TIFF turns itself, PNG may say it last
 
 
-def _rgb_of_bands(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> NDArray[np.uint8]:
+def _rgb_of_bands(pixels: Pixels, policy: DecodePolicy, warn: Warn, keep_depth: bool) -> Pixels:
     if pixels.ndim == 3 and pixels.shape[2] > 3 and not policy.bands:
         warn(REMARK_BANDS)
         pixels = pixels[:, :, :3]
     elif pixels.ndim == 3 and pixels.shape[2] in (1, 2) and not policy.bands:
         pixels = pixels[:, :, 0]
     with DECODING.take(pixels.shape[0] * pixels.shape[1] * OTHER_BYTES_PER_PIXEL):
-        return rgb_from_pixels(pixels, policy, warn)
+        return rgb_from_pixels(pixels, policy, warn, keep_depth=keep_depth)
 
 
 def deep_pixels(picture: Picture, policy: DecodePolicy) -> Pixels | None:

@@ -143,7 +143,7 @@ def load_images(
           class folders of split folders. Folders beside the splits are left out with a warning.
         * A folder that holds nothing but one of these.
         * A folder of images: no labels.
-        * A manifest (``.csv``, ``.tsv``, ``.parquet``) with the columns ``path`` and, as you like,
+        * A manifest (``.csv``, ``.tsv``, ``.parquet``, ``.xlsx``) with the columns ``path`` and, as you like,
           ``label``, ``split``, ``group``, ``weight``; paths are relative to the manifest.
         * A pattern of paths, such as ``photos/*.jpg`` or ``photos/**/*.png``.
         * One image: a path, bytes, an open file, a PIL image, an array or a tensor.

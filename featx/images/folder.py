@@ -21,7 +21,7 @@ from featx.tables import escape_name
 OTHER_EXTENSIONS = (".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".cr2", ".cr3", ".nef", ".arw", ".dng")
 """Images too, but none that featx reads: listed all the same, so that the user is told."""
 
-TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq")
+TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq", ".xlsx")
 """Of manifests."""
 
 IMAGE_EXTENSIONS = frozenset(OTHER_EXTENSIONS).union(*EXTENSIONS.values())

@@ -70,8 +70,9 @@ def read_manifest(
     Parameters
     ----------
     path : path
-        ``.csv`` (comma, semicolon, tab or ``|``), ``.tsv``, ``.parquet`` or ``.pq``; text is UTF-8 (UTF-16
-        with its mark), columns in any order, others are ignored.
+        ``.csv`` (comma, semicolon, tab or ``|``), ``.tsv``, ``.parquet``, ``.pq`` or ``.xlsx`` (the first
+        sheet); text is UTF-8 (UTF-16 with its mark), columns in any order, others are ignored. Paths may be
+        in another encoding, as file names may; labels may not.
     labelled : bool, default=True
         False leaves the column ``label`` unread.
     options : ManifestOptions, optional
@@ -82,12 +83,12 @@ def read_manifest(
     DataError
         Naming the manifest, the row, the column, and what to do.
     UsageError
-        For parquet without pyarrow.
+        For parquet without pyarrow, and for a workbook without openpyxl.
     """
     text_path = os.fsdecode(path)
     options = options or ManifestOptions()
-    parquet = text_path.lower().endswith((".parquet", ".pq"))
-    table = _read_parquet(text_path, options) if parquet else _read_text(text_path, options)
+    read = READERS.get(os.path.splitext(text_path)[1].lower(), _read_text)
+    table = read(text_path, options)
     if not labelled:
         table.columns.pop("label", None)
     if not table.rows:
@@ -111,6 +112,11 @@ def _read_text(path: str, options: ManifestOptions) -> _Table:
         rows = list(read_csv(text, delimiter=options.separator or separator or tsv))
     except csv.Error as error:
         raise DataError(f"{_shown(path)}: not a CSV table ({_shown(error)}); check its quotes.") from error
+    return _table_of(path, rows, options)
+
+
+def _table_of(path: str, rows: Sequence[tuple[int, Sequence[Any]]], options: ManifestOptions) -> _Table:
+    """The known columns of numbered rows, of which the first is the header."""
     if not rows:
         raise DataError(f"{_shown(path)}: empty; the first row names the columns: path,label,...")
     (_, header), *body = rows
@@ -230,6 +236,45 @@ def _plain_values(column: Any) -> list[Any]:
     return [None if index is None else words[index] for index in column.indices.to_pylist()]
 
 
+def _read_workbook(path: str, options: ManifestOptions) -> _Table:
+    try:
+        import openpyxl
+    except ImportError as error:
+        raise UsageError(
+            f"{_shown(path)}: a workbook needs openpyxl; `pip install 'featx[excel]'`, or save it as CSV."
+        ) from error
+    try:
+        workbook = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        rows: list[tuple[int, list[Any]]] = []
+        for number, row in enumerate(workbook.worksheets[0].iter_rows(values_only=True), start=1):
+            if number > MAX_ROWS:
+                raise ValueError(f"more than {MAX_ROWS:,} rows")
+            if any(value is not None for value in row):
+                rows.append((number, [_cell_text(value) for value in row]))
+        workbook.close()
+    except Exception as error:  # a damaged archive makes it raise anything
+        raise DataError(f"{_shown(path)}: not a readable workbook ({reason_of(error)}).") from error
+    header = rows[0][1] if rows else []
+    width = max((place for place, name in enumerate(header, start=1) if name), default=0)
+    return _table_of(path, [(number, [*row, *[""] * width][:width]) for number, row in rows], options)
+
+
+def _cell_text(value: Any) -> str:
+    """The text of a cell, as the same table in CSV has it."""
+    if value is None:
+        return ""
+    is_whole = isinstance(value, float) and value.is_integer() and abs(value) < 2**53
+    return str(int(value) if is_whole else value)
+
+
+READERS: dict[str, Callable[[str, ManifestOptions], _Table]] = {
+    ".parquet": _read_parquet,
+    ".pq": _read_parquet,
+    ".xlsx": _read_workbook,
+}
+"""By the ending of the name; any other file is text."""
+
+
 def _column(table: _Table, name: str, convert: Callable[[Any], Any]) -> list[Any]:
     values = []
     for number, value in zip(table.rows, table.columns[name], strict=True):
@@ -317,6 +362,8 @@ def _as_label(value: Any) -> Any:
         raise ValueError("no label; write one, or delete the row")
     if isinstance(value, list | dict | tuple):
         raise ValueError(f"{value!r} is more than one label; featx learns one label per image")
+    if isinstance(value, str) and any("\udc80" <= sign <= "\udcff" for sign in value):
+        raise ValueError(f"{_quoted(value)} is not UTF-8; save the table as UTF-8")
     return plain_text(value) if isinstance(value, str) else value
 
 

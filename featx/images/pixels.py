@@ -52,10 +52,12 @@ def from_pillow(image: Image.Image) -> Pixels:
     return upright(np.ascontiguousarray(_plain(image, warn=lambda remark: None)), orientation(image))
 
 
-def rgb_from_pillow(image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pixels:
-    """Pixels of a loaded PIL image as uint8, shape (H, W, 3), not yet turned upright."""
+def rgb_from_pillow(
+    image: Image.Image, policy: DecodePolicy, warn: Warn, *, keep_depth: bool = False
+) -> Pixels:
+    """Pixels of a loaded PIL image, shape (H, W, 3), not yet turned upright; see `rgb_from_pixels`."""
     if image.mode in (*DEEP_MODES, *MANAGED_MODES):  # scaled, or converted by a profile, as a whole
-        return rgb_from_pixels(_plain(image, warn=warn), policy, warn)
+        return rgb_from_pixels(_plain(image, warn=warn), policy, warn, keep_depth=keep_depth)
     pixels = np.empty((image.height, image.width, 3), np.uint8)
     rows = max(1, BAND_PIXELS // max(1, image.width))
     for top in range(0, image.height, rows):  # in bands: a copy in each mode on the way would take memory
@@ -64,16 +66,17 @@ def rgb_from_pillow(image: Image.Image, policy: DecodePolicy, warn: Warn) -> Pix
     return pixels
 
 
-def rgb_from_pixels(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> Pixels:
-    """8-bit RGB of shape (H, W, 3) from (H, W), (H, W, 3) or (H, W, 4) pixels of any of the dtypes above."""
+def rgb_from_pixels(pixels: Pixels, policy: DecodePolicy, warn: Warn, *, keep_depth: bool = False) -> Pixels:
+    """RGB of shape (H, W, 3) from (H, W), (H, W, 3) or (H, W, 4) pixels of any of the dtypes above.
+
+    It is uint8; with `keep_depth`, float32 from 0 to 255 for pixels of more than 8 bits.
+    """
     pixels = chosen_bands(pixels, policy.bands)
     if pixels.dtype == np.bool_:
         pixels = pixels.astype(np.uint8) * np.uint8(255)
     elif pixels.dtype != np.uint8:
-        alpha = pixels[..., 3:] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
-        pixels = _to_8_bits(pixels[..., :3] if alpha is not None else pixels, policy.pixel_range, warn)
-        if alpha is not None:
-            pixels = np.concatenate([pixels, _to_8_bits(alpha, "full", lambda remark: None)], axis=2)
+        deep = _deep_rgb(pixels, policy, warn)
+        return deep if keep_depth else to_8_bits(deep)
     if pixels.ndim == 2:
         return np.repeat(pixels[:, :, None], 3, axis=2)
     return _lay_on(pixels, policy.background) if pixels.shape[2] == 4 else np.ascontiguousarray(pixels)
@@ -142,8 +145,23 @@ def chosen_bands(pixels: Pixels, text: str) -> Pixels:
     return np.ascontiguousarray(chosen[:, :, 0] if len(bands) == 1 else chosen)
 
 
-def _to_8_bits(pixels: Pixels, pixel_range: str, warn: Warn) -> Pixels:
-    """Scale deep pixels to 0..255.
+def to_8_bits(pixels: Pixels) -> Pixels:
+    """Round values from 0 to 255 to uint8."""
+    return np.rint(pixels).clip(0, 255).astype(np.uint8)
+
+
+def _deep_rgb(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> Pixels:
+    """Deep pixels as float32 RGB from 0 to 255, on the background where they are transparent."""
+    alpha = pixels[..., 3:] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
+    scaled = _scaled(pixels[..., :3] if alpha is not None else pixels, policy.pixel_range, warn)
+    if alpha is not None:
+        opaque = _scaled(alpha, "full", lambda remark: None) / np.float32(255)
+        scaled = scaled * opaque + np.asarray(policy.background, np.float32) * (1 - opaque)
+    return np.repeat(scaled[:, :, None], 3, axis=2) if scaled.ndim == 2 else np.ascontiguousarray(scaled)
+
+
+def _scaled(pixels: Pixels, pixel_range: str, warn: Warn) -> Pixels:
+    """Scale deep pixels to 0..255, float32.
 
     ``full`` takes 0..65535 for integers (32-bit files hold 16-bit data in practice) and 0..1 for floats,
     as scikit-image does; ``minmax`` takes the image's own smallest and largest finite value.
@@ -158,8 +176,8 @@ def _to_8_bits(pixels: Pixels, pixel_range: str, warn: Warn) -> Pixels:
         low, high = parse_range(pixel_range)
     if float(np.mean((values < low) | (values > high))) > SATURATED:
         warn(REMARK_SATURATED)
-    values = (values - low) * (255.0 / (high - low) if high > low else 0.0)
-    return np.rint(values, out=values).clip(0, 255).astype(np.uint8)
+    values = (values - low) * np.float32(255.0 / (high - low) if high > low else 0.0)
+    return values.clip(0, 255, out=values)
 
 
 def _lay_on(pixels: Pixels, background: tuple[int, int, int]) -> Pixels:

@@ -132,7 +132,7 @@ def test_row_33_a_decoder_that_crashes_is_survived_by_the_next_run_which_names_t
     assert (
         "0017.jpg: it crashes the decoder (SIGSEGV); open it in an editor and save it anew" in second.stderr
     )
-    assert Path("x.skipped.csv").read_text().count("0017.jpg") == 1
+    assert Path("x.npz.skipped.csv").read_text().count("0017.jpg") == 1
     assert rows(tmp_path / "cache") == 23
 
 

@@ -224,7 +224,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_row_47_a_class_name_is_never_a_path(hostile: Path) -> None:
-    assert sorted(path.name for path in (hostile / "out").iterdir()) == ["m.featx", "m.skipped.csv"]
+    assert sorted(path.name for path in (hostile / "out").iterdir()) == ["m.featx", "m.featx.skipped.csv"]
     assert sorted(path.name for path in hostile.parent.iterdir()) == ["inner"]
     assert not [path for path in hostile.rglob("*") if path.name.startswith(("CON", "up", "xxx"))]
     assert sorted(load(hostile / "out" / "m.featx").classes_.tolist()) == sorted(HOSTILE)
@@ -240,7 +240,7 @@ def test_row_48_names_are_exact_in_json_and_harmless_in_csv_and_on_a_terminal(ho
     )  # fmt: skip
     assert said.code == 3
     assert {top["label"] for one in said.document["predictions"] for top in one["top"]} == set(HOSTILE)
-    for path in (hostile / "preds.csv", hostile / "preds.skipped.csv"):
+    for path in (hostile / "preds.csv", hostile / "preds.csv.skipped.csv"):
         text = path.read_text("utf-8")
         assert "\x1b" not in text
         with path.open(newline="", encoding="utf-8") as file:

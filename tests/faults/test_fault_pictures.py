@@ -59,7 +59,7 @@ def test_row_01_a_truncated_body_is_skipped_with_pillows_reason_and_the_rest_is_
     assert "truncated" in said.reasons["red_00.jpg"]
     assert said.document["skipped"][0]["label"] == "red"
     assert said.document["computed"] == 25
-    with open("m.skipped.csv", newline="", encoding="utf-8") as file:
+    with open("m.featx.skipped.csv", newline="", encoding="utf-8") as file:
         assert [Path(row["path"]).name for row in csv.DictReader(file)] == ["red_00.jpg"]
 
 
@@ -244,7 +244,7 @@ def test_row_15_any_file_name_works_and_is_shown_escaped(shared: Path, tmp_path:
     assert "caf\\xe9.png" in text
     assert "new\\nline.png" in text
     assert len(text.splitlines()) == 1 + len(STRANGE)
-    assert "bad\\x1b[31m\\n.jpg" in Path("out.skipped.csv").read_text("utf-8")
+    assert "bad\\x1b[31m\\n.jpg" in Path("out.csv.skipped.csv").read_text("utf-8")
     assert "\x1b" not in text + said.err
     strict = featx("predict", shared / "m.featx", tmp_path / "p", "--strict", "--no-cache")
     assert strict.code == 1
@@ -359,7 +359,8 @@ def test_row_20_more_than_5_percent_bad_is_an_error_after_the_first_ten(
     assert "--max-bad" in said.error
     assert "bad_09.jpg: empty file" in said.err
     assert "bad_10.jpg" not in said.err
-    with open("o.skipped.csv", newline="", encoding="utf-8") as file:
+    ending = {"fit": "featx", "extract": "npz", "predict": "csv"}.get(verb)
+    with open(f"o.{ending}.skipped.csv", newline="", encoding="utf-8") as file:
         assert len(list(csv.DictReader(file))) == 12
     assert featx(verb, *argv[verb], "--max-bad", "34%").code == 3
     assert featx(verb, *argv[verb], "--max-bad", "34%", "--strict").code == 1
