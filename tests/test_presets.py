@@ -19,7 +19,7 @@ from featx.classifier.settings import settings_of
 from featx.cli import main
 from featx.exceptions import UsageError
 from featx.images import load_images
-from featx.selection.affordable import LOADING, affordable, fetch, operations
+from featx.selection.affordable import LOADING, affordable, fetch, operations, too_slow
 from featx.selection.backbones import select_networks
 from featx.stores import open_store
 
@@ -145,6 +145,20 @@ def test_the_cost_of_a_network_is_counted_and_kept(own_cache: Path) -> None:
     assert found[LITE[0]] == count_operations(LITE[0]) == pytest.approx(0.77e9, rel=0.02)  # 0.39 GMAC
     assert found["no_such_network"] == float("inf")
     assert len(list(own_cache.rglob("operations/*.json"))) == 3
+
+
+def test_networks_that_take_too_long_are_left_out_before_they_are_loaded() -> None:
+    store = open_store("memory")
+
+    def late(budget_s: float) -> list[str]:
+        return list(too_slow(LITE, store, 0.01, 5.0, 1000, budget_s))
+
+    assert late(100.0) == []
+    assert late(10.0) == [LITE[2]]  # 6.6 s, then 7.2 s
+    assert late(6.0) == [LITE[1], LITE[2]]
+    assert too_slow(LITE[:1], store, 1.0, 5.0, 1000, 0.0) == {}
+    reason = too_slow(LITE, store, 0.01, 5.0, 1000, 6.0)[LITE[1]]
+    assert reason == "about 7 s for loading it and 100 images do not fit 6 s"
 
 
 def test_a_comparison_is_made_once(class_folders: Path) -> None:

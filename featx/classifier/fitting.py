@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,9 @@ from featx.selection.candidates import AUTO, widest
 from featx.selection.networks import Networks, gather
 from featx.selection.tuning import NOISE_SHARE, Views, tune
 from featx.splits import group_codes
+
+FEW_IMAGES = 8
+"""Images of which one view is computed, to know what all views of all images take."""
 
 LEAST_SEARCH_S = 1.0
 """Seconds of a search for which a budget leaves no time."""
@@ -132,7 +136,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     data = fit_data(images, held_out, found, max_bad=settings.max_bad)
     features = found.blocks.take(~data.is_test)
     budget.learn(comparison)
-    views = _views(data.train, networks, settings, found)
+    views = _views(data.train, networks, settings)
     with _timed(seconds, "search"):
         tuned = tune(
             features,
@@ -302,26 +306,31 @@ def _limited(settings: FitSettings, n_images: int) -> Mapping[str, Any]:
     }
 
 
-def _views(train: ImageSet, networks: Networks, settings: FitSettings, found: Extraction) -> Views:
+def _views(train: ImageSet, networks: Networks, settings: FitSettings) -> Views:
     """Augmented views of the training images, which are computed when the tuning requests them.
 
     They are not, if a budget leaves too little time for it.
     """
     requested = Augmentation("rows", settings.views, settings.view_policy)
     budget = settings.budget
-    each = (found.seconds - found.loading_s) / found.computed if found.computed else 0.0
 
     def features(names: tuple[str, ...]) -> list[FeatureBlocks]:
-        seconds, left = each * settings.views * len(train), budget.share(VIEWS)
-        if budget.is_limited and seconds > left / 2:
-            settings.say(
-                f"no views are tried: their features take about {seconds:.0f} s, and the budget leaves "
-                f"{left:.0f} s for views",
-                stage="views",
-            )
-            return []
         specs = requested.specs({name: networks.specs_[name] for name in names})
-        extractor = gather(specs, networks.cards_, settings.machine, backbones=networks.backbone_files)
+        gathered = partial(gather, cards=networks.cards_, machine=settings.machine)
+        if budget.is_limited:
+            first = {name: spec for name, spec in specs.items() if spec.view == 1}
+            one = gathered(first, backbones=networks.backbone_files)
+            few = one.extract(train.sources[:FEW_IMAGES], names=train.names[:FEW_IMAGES])
+            each = (few.seconds - few.loading_s) / max(few.computed, 1)
+            seconds, left = each * settings.views * len(train), budget.share(VIEWS)
+            if seconds > left / 2:
+                settings.say(
+                    f"no views are tried: their features take about {seconds:.0f} s, and the budget leaves "
+                    f"{left:.0f} s for views",
+                    stage="views",
+                )
+                return []
+        extractor = gathered(specs, backbones=networks.backbone_files)
         return requested.split(extractor.extract(train.sources, names=train.names).blocks, names)
 
     return Views(settings.views, settings.view_policy, features, seconds=lambda: budget.share(VIEWS))

@@ -94,32 +94,39 @@ def operations(names: Sequence[str], store: FeatureStore) -> dict[str, float]:
 
 
 def too_slow(
-    names: Sequence[str], store: FeatureStore, seconds: float, n_images: int, budget_s: float
+    names: Sequence[str],
+    store: FeatureStore,
+    seconds: float,
+    loading: float,
+    n_images: int,
+    budget_s: float,
 ) -> dict[str, str]:
-    """Networks that would not compute the images of a first round in time, with the reason.
+    """Networks that could not be loaded and compute the images of a first round in time, with the reason.
 
     Parameters
     ----------
     names : sequence of str
-        The first one is known to be affordable.
+        The first one is used in any case.
     store : FeatureStore
         Its notes have the operations of networks.
-    seconds : float
-        Time of an image with the first one.
+    seconds, loading : float
+        Time of an image with the first one, and of loading it.
     n_images : int
         Images of the training part.
     budget_s : float
         Seconds for the comparison.
     """
-    if math.isinf(budget_s):
+    if len(names) < 2:
         return {}
     work, images = operations(names, store), min(FEWEST_IMAGES, n_images)
-    estimates = {name: seconds * images * work[name] / work[names[0]] for name in names[1:]}
-    return {
-        name: f"about {estimate:.0f} s for {images} images do not fit {budget_s:.0f} s for all"
-        for name, estimate in estimates.items()
-        if estimate > budget_s
-    }
+    spent, late = 0.0, {}
+    for name in sorted(names[1:], key=lambda name: work[name]):
+        cost = loading + seconds * images * work[name] / work[names[0]]
+        if spent + cost > budget_s:
+            late[name] = f"about {cost:.0f} s for loading it and {images} images do not fit {budget_s:.0f} s"
+        else:
+            spent += cost
+    return late
 
 
 def fetch(names: Sequence[str], say: Callable[[str], None], *, allowed: bool = True) -> dict[str, str]:

@@ -33,6 +33,7 @@ from featx.selection.affordable import affordable, fetch, operations, too_slow
 from featx.selection.candidates import choose, widest
 from featx.selection.halving import HalvingPlan, plan_halving, survivors
 from featx.selection.networks import Networks, side_by_side
+from featx.spec import RESIZES
 from featx.splits import stratified_sample
 from featx.stores.base import FeatureStore
 
@@ -232,14 +233,17 @@ def select_networks(
         found = affordable(work, n_all=n_all, n_images=len(training), most=COMPARED_IMAGES)
         names, most, left_out = found.names, found.images, found.left_out
     compared = {**recipe, "resize": "crop" if recipe["resize"] == AUTO else recipe["resize"]}
+    seconds, has_budget = 0.0, math.isfinite(limit_s)
+    if has_budget or (optional and len(names) > 1 and math.isfinite(limit)):
+        began = time.monotonic()
+        first = widest({**compared, "backbone": names[0]}, machine, training.sources)
+        seconds = _seconds_per_image(first, training, codes, random_state)
+        loading = max(time.monotonic() - began - SPEED_IMAGES * seconds, 0.0)
+        left_out |= too_slow(names, machine["store"], seconds, loading, len(training), limit)
     if optional and len(names) > 1:
-        if math.isfinite(limit):
-            first = widest({**compared, "backbone": names[0]}, machine, training.sources)
-            seconds = _seconds_per_image(first, training, codes, random_state)
-            left_out |= too_slow(names, machine["store"], seconds, len(training), limit)
         wanted = [name for name in names if name not in left_out]
         left_out |= fetch(wanted, say, allowed=machine["allow_download"] is not False)
-        names = [name for name in names if name not in left_out]
+    names = [name for name in names if name not in left_out]
     if len(names) > 1:
         extractors = {}
         for name in names:
@@ -249,7 +253,7 @@ def select_networks(
                 if not optional or name == names[0]:
                     raise
                 left_out[name] = str(error).rstrip(".")
-        compare = compare_backbones if math.isfinite(limit_s) else _remembered
+        compare = compare_backbones if has_budget else _remembered
         comparison = compare(
             extractors,
             training,
@@ -267,6 +271,9 @@ def select_networks(
         comparison = replace(comparison, plan=replace(comparison.plan, left_out=left_out))
         comparison = comparison.within(extraction_s())
         names = comparison.winners
+    if recipe["resize"] == AUTO and len(RESIZES) * seconds * n_all > extraction_s():
+        say("other resizings than crop are not tried: the budget leaves too little time for their features")
+        recipe = compared
     wide = [widest({**recipe, "backbone": name}, machine, training.sources) for name in names]
     chosen = [
         choose(one, training, codes, machine=machine, random_state=random_state, n_jobs=n_jobs)
