@@ -92,10 +92,8 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     precision : {'auto', 'fp32', 'bf16', 'fp16'}, default 'auto'
         Precision of the forward pass in training. ``auto`` is bf16 where the device supports it natively,
         else fp16 on CUDA, else fp32. On a CPU depthwise convolutions stay in fp32.
-    disk_limit : int
-        Bytes on the disk that stored features may need; images are streamed above it.
-    memory : int
-        Bytes of features that are kept in memory.
+    disk_limit, memory : int
+        Bytes on the disk that stored features may need, above which images are streamed; and in memory.
     checkpoints : path, optional
         Folder for a file that is written after each epoch, from which the same `fit` resumes (trials of the
         tuning start again). If `random_state` is None, the seed is then derived from the labels.
@@ -104,13 +102,12 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     callback : callable, optional
         Called with `featx.extractor.Progress` events.
     verbose : bool or "auto", default "auto"
-        Whether bars show the progress where there is no `callback`; "auto" on a terminal and in a notebook.
+        Whether bars show the progress without a `callback`; "auto" on a terminal and in a notebook.
 
     Attributes
     ----------
     classes_ : ndarray of shape (n_classes,)
     network_ : FineTunedNetwork
-        The trained network.
     verdict_ : Verdict or None
         Comparison with the probe on images that neither was trained on.
     history_ : list of dict
@@ -122,8 +119,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     unfreeze_ : int or str
     recipe_ : str or None
         The recipe that was chosen.
-    plan_ : FineTunePlan or None
-        None if features were given instead of images.
+    plan_ : FineTunePlan, or None for features
     study_ : optuna.Study
         Only with `n_trials`.
     """
