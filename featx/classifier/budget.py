@@ -27,7 +27,7 @@ EXPECTED: Mapping[str, float] = {
     VIEWS: 0.1,
     TUNING: FINE_TUNING["between"][0],
 }
-"""Share of the remaining errors that each stage is expected to correct: networks as in docs/results.md; the
+"""Share of the remaining errors that each stage is expected to correct: networks as in docs/networks.md; the
 search as the median of the sets in docs/representation.md, from the last features with logistic regression to
 what was selected; fine-tuning as the advice says. For views it is a guess."""
 
