@@ -40,6 +40,7 @@ from featx.images import ImageSet, load_images
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FEATX_TEST_DATA", ROOT.parent / "shared" / "data"))
 SEED = 0
+BACKBONE = "tf_efficientnet_lite0.in1k"
 SEEDS = (0, 1, 2)
 SALTS = ("", "a", "b", "c", "d")
 MOST = 0.67
@@ -242,7 +243,8 @@ def reduced(images: ImageSet, own: Derived, cache: Path) -> list[str]:
 
 def measure(split: Split, scoring: str, store: Path) -> dict[str, Any]:
     """Fit, and evaluate on the test images."""
-    clf = ImageClassifier(scoring=scoring, n_trials=TRIALS, random_state=SEED, store=store).fit(split.train)
+    clf = ImageClassifier(BACKBONE, scoring=scoring, n_trials=TRIALS, random_state=SEED, store=store)
+    clf.fit(split.train)
     y = np.searchsorted(clf.classes_, split.test.labels)
     proba = clf.predict_proba(split.test)
     found = metrics(y, proba, np.searchsorted(clf.classes_, clf.predict(split.test)), split.weights)
