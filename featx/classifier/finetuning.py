@@ -173,6 +173,8 @@ def _advised(
     worth, reason = worth_trying(len(training.images), accuracy)
     if not worth:
         return reason, ""
+    if settings.budget.is_limited:  # advice takes minutes, and recipes stop where nothing is gained
+        return "", ""
     try:
         advice = advise_model(model, record, training, settings.machine, features=features)
     except DataError as error:

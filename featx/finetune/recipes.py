@@ -182,6 +182,8 @@ def choose_recipe(
             if name in found and clock.left < _seconds(found[name], epochs):
                 continue  # the previous rung counts
             try:
+                if clock.left <= 0:
+                    raise _TimeIsUp
                 trained = _train(open_job(name), part, phases, clock)
             except _TimeIsUp:
                 failed[name] = f"{clock.timeout:.0f} seconds are too short"
