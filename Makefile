@@ -30,6 +30,9 @@ test: $(STAMP)  ## the fast tests
 test-all: $(STAMP)  ## every test, the slow ones and (where there is one) the GPU's too
 	@$(BIN)/python -m pytest
 
+# What is tried is the wheel, not a checkout that the environment names.
+test-torch-free dist: export PYTHONPATH :=
+
 test-torch-free: $(STAMP)  ## search, predict and report in an environment without torch
 	@rm -rf build/torch-free && mkdir -p build/torch-free
 	@$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir build/torch-free .
@@ -60,7 +63,7 @@ dist: $(STAMP)  ## build sdist and wheel, check them, and run the demo from the 
 	@$(PYTHON) -m venv build/dist/venv
 	@build/dist/venv/bin/pip install --quiet --disable-pip-version-check dist/*.whl
 	@cd build/dist && venv/bin/python -c "import featx, os; assert os.sep + 'venv' + os.sep in featx.__file__, featx.__file__"
-	@cd build/dist && PYTHONPATH= venv/bin/featx demo --output demo-output
+	@cd build/dist && venv/bin/featx demo --output demo-output
 
 clean:  ## remove the environment, caches of the tools and demo output
 	@rm -rf $(VENV) .venv-bench benchmarks/out build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis demo-output

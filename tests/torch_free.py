@@ -39,31 +39,12 @@ def prepare(folder: Path) -> None:
 
     write_digits(folder / "digits")
     learn, cache = folder / "digits" / "learn", folder / "cache"
-    quick = (
-        "--cut",
-        "blocks.4",
-        "--pool",
-        "avg",
-        "--resize",
-        "crop",
-        "--trials",
-        "3",
-        "--heads",
-        "logistic,lda",
-    )
-    featx("fit", learn, "-o", folder / "digits.featx", *quick, "--cache-dir", cache)
-    featx(
-        "export",
-        folder / "digits.featx",
-        "--to",
-        "featx",
-        "-o",
-        folder / "served.featx",
-        "--cache-dir",
-        cache,
-    )
-    spec = ("--cut", "blocks.4", "--pool", "avg", "--cache-dir", cache)
-    featx("extract", learn, *spec, "-o", folder / "features.npz")
+    network = ("--backbone", "tf_efficientnet_lite0.in1k")
+    quick = (*network, "--cut", "blocks.4", "--pool", "avg", "--resize", "crop")
+    model, served = folder / "digits.featx", folder / "served.featx"
+    featx("fit", learn, "-o", model, *quick, "--trials", 3, "--heads", "logistic,lda", "--cache-dir", cache)
+    featx("export", model, "--to", "featx", "-o", served, "--cache-dir", cache)
+    featx("extract", learn, *quick, "--cache-dir", cache, "-o", folder / "features.npz")
 
 
 def check(folder: Path) -> None:
@@ -75,7 +56,7 @@ def check(folder: Path) -> None:
     from featx import HeadSearchCV, load
 
     table = np.load(folder / "features.npz", allow_pickle=False)
-    features, labels = table["features"], table["labels"]
+    features, labels = table["blocks.4:avg:crop"], table["label"]
     search = HeadSearchCV(heads=["logistic", "lda"], n_trials=2, cv=3, random_state=0).fit(features, labels)
     print(f"search    {len(features):,} images, cross-validation {search.best_score_:.3f}")
     assert search.best_score_ > 0.9
