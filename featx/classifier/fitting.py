@@ -292,8 +292,8 @@ def _limited(settings: FitSettings, n_images: int) -> Mapping[str, Any]:
         planned = read_budget(search["budget"], n_images)
         if LEAST_BUDGET < planned < math.inf:
             settings.say(
-                f"about {planned:.0f} s at most, as long as the features of {n_images:,} images take "
-                "(--budget changes it)",
+                f"the search takes about {planned:.0f} s at most, as long as the features of {n_images:,} "
+                "images (--budget changes it)",
                 stage="search",
             )
         return search

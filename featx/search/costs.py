@@ -23,7 +23,7 @@ EXPONENTIALS = 2e8
 PASSES = 60
 """Passes over the rows that a linear model takes in a search, on the mean."""
 
-OVERHEAD = 0.004
+OVERHEAD = 0.001
 """Seconds of a fit of any size."""
 
 PER_IMAGE = 0.005
@@ -78,19 +78,19 @@ def group_seconds(group: Sequence[Configuration], width: int, sizes: Sizes) -> f
     n, held_out, d = sizes.n_train, sizes.n_test, width
     solver, points = group[0].head.solver, len(group)
     scores = 50.0 * held_out * sizes.outputs / EXPONENTIALS  # with the calibration
+    products = 2.0 * min(n, d) ** 2 * max(n, d) / FLOPS / sizes.n_folds  # of all folds together
     if solver in LINEAR:
         fold = points * linear_seconds(n, d, sizes.outputs)
     elif solver in ("ridge", "lda"):
         inner = min(n, d)
-        products = 2.0 * inner**2 * max(n, d) / sizes.n_folds  # of all folds together
-        fold = (products + points * (1.5 * inner**3 + 4.0 * inner**2 * sizes.outputs)) / FLOPS
+        fold = products + points * (0.5 * inner**3 + 4.0 * inner**2 * sizes.outputs) / FLOPS
         fold += points * 2.0 * held_out * d * sizes.outputs / FLOPS
     elif solver == "rbf_svm":
         pairs = sizes.n_classes * (sizes.n_classes - 1) / 2
         fit = (4.0 * n * n + pairs * (held_out + 50)) / EXPONENTIALS
-        fold = 2.0 * n * n * d / FLOPS + 2.0 * (n + held_out) * n / EXPONENTIALS + points * fit
+        fold = 2.0 * (n + held_out) * n / EXPONENTIALS + points * fit  # closed forms need the products, too
     elif solver == "neighbours":
-        fold = 2.0 * held_out * n * d / FLOPS + 4.0 * held_out * n / EXPONENTIALS
+        fold = 2.0 * held_out * n / EXPONENTIALS
     elif solver == "nearest_mean":
         fold = 2.0 * (n + held_out) * d * sizes.outputs / FLOPS
     else:  # any estimator, such as trees
