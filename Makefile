@@ -7,8 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 
-.PHONY: help install demo test test-all test-torch-free check bench docs dist clean
+.PHONY: help install demo test test-all test-torch-free coverage mutation check bench docs dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -24,8 +25,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP)  ## run the main job on handwritten digits, offline: check, fit, evaluate, predict
 	@$(BIN)/featx demo --output demo-output
 
-test: $(STAMP)  ## the fast tests
-	@$(BIN)/python -m pytest -m "not slow and not gpu"
+test: $(STAMP)  ## the fast tests, WORKERS (2) at once
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
 
 test-all: $(STAMP)  ## every test, the slow ones and (where there is one) the GPU's too
 	@$(BIN)/python -m pytest
@@ -41,6 +42,12 @@ test-torch-free: $(STAMP)  ## search, predict and report in an environment witho
 	@build/torch-free/venv/bin/pip install --quiet --disable-pip-version-check --no-deps build/torch-free/*.whl
 	@$(BIN)/python tests/torch_free.py prepare build/torch-free
 	@cd build/torch-free && venv/bin/python ../../tests/torch_free.py check .
+
+coverage: $(STAMP)  ## the fast tests, and which lines of featx they ran
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu" --cov --cov-report=term:skip-covered
+
+mutation: $(STAMP)  ## change featx in many small ways, and count the changes that a test notices
+	@$(BIN)/python tests/mutation.py --jobs $(WORKERS)
 
 check: $(STAMP)  ## lint, format, types and docs
 	@$(BIN)/ruff check .

@@ -173,7 +173,9 @@ def test_an_unknown_cut_is_named() -> None:
     ("name", "cut", "why"),
     [
         ("visformer_tiny", "stage1", "size of tensor"),  # position embeddings that no module adds
-        ("coat_lite_tiny", "serial_blocks1", "expected 4, got 3"),  # and assertions of its own on the way
+        pytest.param(  # and assertions of its own on the way
+            "coat_lite_tiny", "serial_blocks1", "expected 4, got 3", marks=pytest.mark.slow
+        ),
     ],
 )
 def test_where_no_cut_works_training_the_whole_network_is_named(name: str, cut: str, why: str) -> None:

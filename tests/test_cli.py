@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import apart
+import numpy as np
 import pytest
+from PIL import Image
 
 from featx.cli import VERBS, arguments, main
 
@@ -320,27 +322,30 @@ def test_the_doctor_finds_the_default_weights(capsys: pytest.CaptureFixture[str]
     assert states["weights"] == states["packages"] == "ok"
 
 
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand small pictures: to extract them takes seconds."""
+    folder = tmp_path_factory.mktemp("many")
+    rng = np.random.default_rng(0)
+    for number in range(1000):
+        Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    return folder
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_signal_keeps_what_was_ready_and_says_how_to_go_on(
-    number: int, code: int, tmp_path: Path, picture: Callable[..., Any], own_cache: Path
+    number: int, code: int, tmp_path: Path, many: Path, own_cache: Path
 ) -> None:
-    photos = tmp_path / "many"
-    photos.mkdir()
-    for seed in range(1200):
-        picture(seed).save(photos / f"{seed}.png")
-    argv = [sys.executable, "-m", "featx", "extract", str(photos), *TINY, "--batch-size", "4"]
-    process = subprocess.Popen(
-        argv, stderr=subprocess.PIPE, text=True, env=os.environ | {"PYTHONUNBUFFERED": "1"}
-    )
+    said = tmp_path / "said"
+    process = apart.start_featx("extract", many, *TINY, "--batch-size", "2", output=said)
     while (
-        process.poll() is None
-        and not list(own_cache.rglob("*.lock"))
-        and not list(own_cache.rglob("spec.json"))
+        process.is_alive() and not list(own_cache.rglob("*.lock")) and not list(own_cache.rglob("spec.json"))
     ):
         time.sleep(0.05)
-    process.send_signal(number)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "featx extract" in error
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code
+    assert "featx extract" in said.read_text()

@@ -276,6 +276,7 @@ def test_images_of_one_group_are_one_piece_of_evidence() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::featx.exceptions.ImageWarning")  # 75 images have two labels
 def test_the_default_does_no_harm_on_overlapping_skin_lesions(real_data: Path) -> None:
     images = load_images(real_data / "skin6")

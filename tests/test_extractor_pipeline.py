@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -24,8 +24,9 @@ from featx import FeatureExtractor
 from featx.backbones.runtimes import RUNTIMES, Batch, Runtime
 from featx.backbones.runtimes.torch import TorchRuntime
 from featx.exceptions import BackboneError, ImageError, ImageWarning
-from featx.extractor import Progress
+from featx.extractor import Progress, isolation
 from featx.extractor.forward import MAX_BATCH, BatchSize
+from featx.extractor.isolation import Sandboxes
 from featx.extractor.pipeline import ExtractionSettings
 from featx.extractor.stages import Stage
 from featx.finetune.stream import StreamedFeatures
@@ -147,39 +148,25 @@ def test_memory_that_ran_out_is_a_ceiling_for_good() -> None:
     assert BatchSize("auto", "cuda")._ceiling == MAX_BATCH
 
 
+def extract_in_little_memory() -> tuple[int, int, float]:
+    """Images computed, batch size and difference."""
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (384, 384, 3), dtype=np.uint8) for _ in range(64)]
+    settings: dict[str, Any] = {**TINY, "input_size": 384, "n_jobs": 1, "store": "memory"}
+    right = FeatureExtractor("test_resnet", batch_size=4, **settings).fit_transform(images[:8])
+    apart.limit_memory(384 << 20)
+    result = FeatureExtractor("test_resnet", batch_size=64, **settings).extract(images)
+    difference = np.abs(result.blocks["last:avg:crop"][:8] - right).max() / np.abs(right).max()
+    return result.computed, result.batch_size, float(difference)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
-def test_a_batch_that_does_not_fit_is_halved_and_no_image_is_lost(tmp_path: Path) -> None:
+def test_a_batch_that_does_not_fit_is_halved_and_no_image_is_lost() -> None:
     """The first layer of 64 pictures of 384 pixels takes 600 MB, that of one 9 MB; 384 MB are free."""
-    script = textwrap.dedent(
-        """
-        import resource, sys
-        import numpy as np
-        from featx import FeatureExtractor
-        rng = np.random.default_rng(0)
-        images = [rng.integers(0, 256, (384, 384, 3), dtype=np.uint8) for _ in range(64)]
-        settings = dict(pretrained=False, input_size=384, precision="fp32", runtime="torch", n_jobs=1)
-        exact = FeatureExtractor("test_resnet", store="memory", batch_size=4, **settings)
-        right = exact.fit_transform(images[:8])
-        used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (used + (384 << 20), resource.RLIM_INFINITY))
-        extractor = FeatureExtractor("test_resnet", store="memory", batch_size=64, **settings)
-        result = extractor.extract(images)
-        assert result.computed == 64, result.computed
-        difference = abs(result.blocks["last:avg:crop"][:8] - right).max() / abs(right).max()
-        assert difference < 1e-3, difference
-        print("batch", result.batch_size)
-        """
-    )
-    # One arena: each further one reserves 64 MB of addresses, as many as there happen to be threads.
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, "MALLOC_ARENA_MAX": "1"},
-    )
-    assert done.returncode == 0, done.stderr
-    assert 1 <= int(done.stdout.split()[-1]) < 64
+    computed, batch_size, difference = apart.call(extract_in_little_memory)
+    assert computed == 64
+    assert 1 <= batch_size < 64
+    assert difference < 1e-3
 
 
 class Fails(TorchRuntime):
@@ -291,25 +278,30 @@ def test_a_stuck_read_is_named(paths: list[str], monkeypatch: pytest.MonkeyPatch
 
 # --- interrupts and crashes ---
 
-EXTRACT = textwrap.dedent(
-    """
-    import sys
-    from featx import FeatureExtractor
-    cache, decoder, batch, *paths = sys.argv[1:]
+
+def extract(
+    cache: Path, paths: list[str], decoder: str = "pillow", isolate: bool = False, stop: int | None = None
+) -> None:
+    """Extract and print what happens, in a process of its own; send it the signal `stop` after 128 images."""
+    sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # as where Python starts
+    if isolate:
+        isolation.TIME_LIMIT_S = 5
+
+    def hear(event: Progress) -> None:
+        if stop is not None and event.computed >= 128:
+            os.kill(os.getpid(), stop)
+
     extractor = FeatureExtractor(
-        "test_resnet", store=cache, pretrained=False, input_size=64, precision="fp32", runtime="torch",
-        decoder=decoder, batch_size=int(batch), n_jobs=2,
-        callback=lambda event: print(event.computed, flush=True) if event.computed else None,
-    )
+        "test_resnet", store=cache, decoder=decoder, batch_size=2, n_jobs=2, isolate=isolate, callback=hear,
+        **TINY,
+    )  # fmt: skip
     result = extractor.extract(paths, on_error="skip")
     for one in result.skipped:
         print("skipped", one.name, one.reason)
-    print("computed", result.computed)
-    """
-)
+    print("computed", result.computed, flush=True)
 
 
-MANY = 1000
+MANY = 400
 
 
 @pytest.fixture
@@ -324,40 +316,27 @@ def many(tmp_path: Path) -> list[str]:
     return names
 
 
-def run(
-    cache: Path, paths: list[str], decoder: str = "pillow", **options: Any
-) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", EXTRACT, str(cache), decoder, "2", *paths]
-    return subprocess.run(command, capture_output=True, text=True, check=False, **options)
+def run(said: Path, *arguments: Any) -> tuple[int | None, str]:
+    """Extract in a process of its own: its exit code and what it said."""
+    process = apart.start(extract, *arguments, output=said)
+    process.join()
+    return process.exitcode, said.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_run_that_is_stopped_goes_on_where_it_was(tmp_path: Path, many: list[str], number: int) -> None:
     cache = tmp_path / "cache"
-    command = [sys.executable, "-c", EXTRACT, str(cache), "pillow", "2", *many]
-    process = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' background jobs ignore it
-    )
-    assert process.stdout is not None
-    computed = 0
-    while computed < 128:
-        computed = int(process.stdout.readline())
-    process.send_signal(number)
-    output, errors = process.communicate()
-    assert "computed" not in output
-    assert process.returncode != 0
-    again = run(cache, many)
-    left = int(again.stdout.split()[-1])
-    assert again.returncode == 0, again.stderr
+    code, said = run(tmp_path / "said", cache, many, "pillow", False, number)
+    assert "computed" not in said
+    assert code != 0
+    code, again = run(tmp_path / "again", cache, many)
+    assert code == 0, again
+    left = int(again.split()[-1])
     if number == signal.SIGINT:
-        assert "KeyboardInterrupt" in errors
+        assert "KeyboardInterrupt" in said
         assert left <= MANY - 128 + 64  # what was ready is committed, but for the batches in the air
     else:
-        assert left <= MANY  # fewer than 1,024 rows: no commit was due
+        assert left <= MANY  # no commit was due
 
 
 CRASHING = textwrap.dedent(
@@ -400,16 +379,15 @@ def test_the_picture_that_crashed_a_run_is_found_by_the_next(
     tmp_path: Path, jpegs: list[str], crashing_decoder: str
 ) -> None:
     cache = tmp_path / "cache"
-    first = run(cache, jpegs, crashing_decoder)
-    assert first.returncode == -signal.SIGSEGV
-    second = run(cache, jpegs, crashing_decoder)
-    assert second.returncode == 0, second.stderr
-    (skipped,) = [line for line in second.stdout.splitlines() if line.startswith("skipped")]
+    assert run(tmp_path / "1", cache, jpegs, crashing_decoder)[0] == -signal.SIGSEGV
+    code, second = run(tmp_path / "2", cache, jpegs, crashing_decoder)
+    assert code == 0, second
+    (skipped,) = [line for line in second.splitlines() if line.startswith("skipped")]
     assert jpegs[7] in skipped
     assert "it crashes the decoder (SIGSEGV)" in skipped
-    third = run(cache, jpegs, crashing_decoder)
-    assert third.stdout.split()[-1] == "0"
-    assert jpegs[7] in third.stdout
+    _, third = run(tmp_path / "3", cache, jpegs, crashing_decoder)
+    assert third.split()[-1] == "0"
+    assert jpegs[7] in third
     assert not list((cache / "v1" / "decoding").glob("*.journal"))
 
 
@@ -419,16 +397,13 @@ def test_isolated_pictures_crash_and_hang_alone(
     tmp_path: Path, jpegs: list[str], crashing_decoder: str, picture: Any
 ) -> None:
     picture(3).save(jpegs[3], comment=b"HANG")
-    script = EXTRACT.replace("n_jobs=2", "n_jobs=2, isolate=True")
-    script = "import featx.extractor.isolation as isolation\nisolation.TIME_LIMIT_S = 5\n" + script
-    command = [sys.executable, "-c", script, str(tmp_path / "cache"), crashing_decoder, "2", *jpegs]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    skipped = [line for line in done.stdout.splitlines() if line.startswith("skipped")]
+    code, said = run(tmp_path / "said", tmp_path / "cache", jpegs, crashing_decoder, True)
+    assert code == 0, said
+    skipped = [line for line in said.splitlines() if line.startswith("skipped")]
     assert len(skipped) == 2
     assert "did not end within 5 s" in skipped[0]
     assert "SIGSEGV" in skipped[1]
-    assert done.stdout.split()[-1] == "10"
+    assert said.split()[-1] == "10"
 
 
 TRAPS = ("queue", "numpy", "PIL", "featx", "pickle", "json", "io", "signal", "torch", "simplejpeg", "h5py")
@@ -443,7 +418,8 @@ def test_no_module_beside_the_pictures_is_imported(tmp_path: Path, picture: Any)
         (folder / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')\nraise SystemExit(9)")
     command = [
         sys.executable, "-P", "-m", "featx", "extract", ".", "--isolate", "--backbone", "test_resnet",
-        "--random-weights", "--cache-dir", str(tmp_path / "cache"), "--json",
+        "--random-weights", "--runtime", "torch", "--input-size", "32",
+        "--cache-dir", str(tmp_path / "cache"), "--json",
     ]  # fmt: skip
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     assert [name for name in TRAPS if (tmp_path / name).exists()] == []
@@ -451,35 +427,28 @@ def test_no_module_beside_the_pictures_is_imported(tmp_path: Path, picture: Any)
     assert '"computed": 1' in done.stdout
 
 
+def start_a_decoding_process(end: Path) -> None:
+    """Print its number and limits, and be killed; a child that holds its pipes open goes on until the end."""
+    extractor = FeatureExtractor("test_resnet", store="memory", **TINY).fit()
+    boxes = Sandboxes(ExtractionSettings(list(extractor.specs_.values()), 10**6), 60)
+    process = boxes._take()
+    print(process.pid, Path(f"/proc/{process.pid}/limits").read_text(), flush=True)
+    if os.fork() == 0:  # so only the signal can end the process
+        while not end.exists():
+            time.sleep(0.05)
+        os._exit(0)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl and limits of Linux")
 def test_a_decoding_process_is_limited_and_ends_with_its_parent(tmp_path: Path) -> None:
-    script = (
-        "import os, sys, numpy as np\n"
-        "from PIL import Image\n"
-        "from featx import FeatureExtractor\n"
-        "from featx.extractor.isolation import Sandboxes\n"
-        "from featx.extractor.pipeline import ExtractionSettings\n"
-        "e = FeatureExtractor('test_resnet', pretrained=False, store='memory').fit()\n"
-        "boxes = Sandboxes(ExtractionSettings(list(e.specs_.values()), 10**6), 60)\n"
-        "process = boxes._take()\n"
-        "print(process.pid, open(f'/proc/{process.pid}/limits').read())\n"
-        "sys.stdout.flush()\n"
-        "os.set_inheritable(process.stdin.fileno(), True)\n"
-        "if os.fork() == 0:\n"  # it holds the pipe open, so that only the signal can end the process
-        "    import time; time.sleep(8); os._exit(0)\n"
-        "os.kill(os.getpid(), 9)"
-    )
-    done = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
-    assert done.stdout is not None
-    pid, _, limits = done.stdout.readline().partition(" ")
-    lines = limits + "".join(itertools.islice(done.stdout, 16))
-    done.wait()
-    (space,) = [line for line in lines.splitlines() if line.startswith("Max address space")]
+    apart.start(start_a_decoding_process, tmp_path / "end", output=tmp_path / "said").join()
+    pid, _, limits = (tmp_path / "said").read_text().partition(" ")
+    (space,) = [line for line in limits.splitlines() if line.startswith("Max address space")]
     assert space.split()[3].isdecimal()
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
+    while Path(f"/proc/{pid}").exists():  # until the test's time is over
         time.sleep(0.05)
-    assert not Path(f"/proc/{pid}").exists()
+    (tmp_path / "end").touch()
 
 
 @pytest.mark.slow

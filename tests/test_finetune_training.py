@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import pytest
 
@@ -101,24 +101,24 @@ RESUMED = TrainingSettings(
     ),
     seed=3,
 )
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-from pathlib import Path
-import test_finetune_training as t
-t.torch.set_num_threads(1)
-def kill(record):
-    if (record["phase"], record["epoch"]) == {kill_at}:
-        os.kill(os.getpid(), signal.SIGKILL)
-t.training.train(t.module(), t.make_data(), t.RESUMED, checkpoint=Path({path!r}), on_epoch=kill)
-"""
+
+
+def train_until(kill_at: tuple[int, int], path: Path) -> None:
+    torch.set_num_threads(1)
+
+    def kill(record: dict[str, Any]) -> None:
+        if (record["phase"], record["epoch"]) == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    training.train(module(), make_data(), RESUMED, checkpoint=path, on_epoch=kill)
 
 
 @pytest.mark.parametrize("kill_at", [pytest.param((0, 2), marks=pytest.mark.slow), (1, 2)])
 def test_a_killed_run_resumes_to_bit_equal_weights(tmp_path: Path, kill_at: tuple[int, int]) -> None:
     path = tmp_path / "run.safetensors"
-    code = KILLED.format(tests=str(Path(__file__).parent), kill_at=kill_at, path=str(path))
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -signal.SIGKILL
+    process = apart.start(train_until, kill_at, path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     whole, resumed = module(), module(seed=99)
     run = training.train(whole, make_data(), RESUMED)
     again = training.train(resumed, make_data(), RESUMED, checkpoint=path)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import pickle
 import random
-import subprocess
 import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import pytest
 
@@ -170,7 +170,7 @@ def mutant(members: Members, rng: random.Random) -> Members:
 
 
 def load_mutants(path: str, done: str) -> None:
-    """Load and use every mutant of a pickle of ours; `done` tells how far it came. Runs in a subprocess."""
+    """Load and use every mutant of a pickle of ours; `done` tells how far it came."""
     import resource
 
     mutants = pickle.loads(Path(path).read_bytes())
@@ -205,12 +205,11 @@ def assert_harmless(mutants: list[tuple[Members, int]], folder: Path) -> int:
     """Load mutants in a subprocess; returns how many were refused."""
     path, done = folder / "mutants.pkl", folder / "done"
     path.write_bytes(pickle.dumps(mutants))
-    code = f"import test_modelfile_fuzz as own; own.load_mutants({str(path)!r}, {str(done)!r})"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
-    )
+    process = apart.start(load_mutants, str(path), str(done), output=folder / "said")
+    process.join()
     where = done.read_text() if done.exists() else "none"
-    assert run.returncode == 0, f"mutant {where}: exit {run.returncode}\n{run.stderr[-1500:]}"
+    said = (folder / "said").read_text()
+    assert process.exitcode == 0, f"mutant {where}: exit {process.exitcode}\n{said[-1500:]}"
     return int(where.split()[1])
 
 
@@ -319,8 +318,8 @@ LARGE: dict[str, tuple[Any, int, bool]] = {
 """Members by name, the number of classes, and whether they are loaded."""
 
 
-def load_large(path: str, n_classes: int) -> None:
-    """Read an archive and print the memory that this took. Runs in a subprocess."""
+def load_large(path: str, n_classes: int) -> tuple[bool, int]:
+    """Whether an archive is loaded, and the memory that this took. Runs in its own process."""
     load_head(*saved_ridge())
     Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak()
@@ -331,10 +330,9 @@ def load_large(path: str, n_classes: int) -> None:
             read_json(archive["model.json"], where="model.json")
         else:
             load_head(archive.members, np.arange(n_classes))
-        loaded = 1
+        return True, peak() - before
     except ModelFileError:
-        loaded = 0
-    sys.stdout.write(f"{loaded} {peak() - before}")
+        return False, peak() - before
 
 
 def saved_ridge() -> tuple[Members, Any]:
@@ -353,11 +351,6 @@ def test_loading_takes_no_more_memory_than_the_size_of_the_file_allows(kind: str
     make, n_classes, loads = LARGE[kind]
     path = tmp_path / "large.featx"
     write_archive(path, make(), kind=MODEL_KIND, format=MODEL_FORMAT)
-    code = f"import test_modelfile_fuzz as own; own.load_large({str(path)!r}, {n_classes})"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-1500:]
-    loaded, taken = map(int, run.stdout.split())
+    loaded, taken = apart.call(load_large, str(path), n_classes)
     assert loaded == loads
     assert taken <= MEMORY + 4 * path.stat().st_size

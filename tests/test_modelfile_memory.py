@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import pytest
 from classifiers import image_classifier
@@ -141,8 +141,8 @@ def fine_tuned(sound: Members, **changes: Any) -> Members:
     }
 
 
-def load_all(paths: list[str], sound: str) -> None:
-    """Load files, and print what each took beyond a sound one. Runs in a subprocess."""
+def load_all(paths: list[Path], sound: Path) -> list[tuple[int, str]]:
+    """Load files; the memory that each took beyond a sound one, and what was said."""
     import resource
     import warnings
 
@@ -155,6 +155,7 @@ def load_all(paths: list[str], sound: str) -> None:
         featx.load(sound)
     limit = _status("VmSize") + LIMIT
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    taken = []
     for path in paths:
         Path("/proc/self/clear_refs").write_text("5")  # resets the peak
         before = _status("VmRSS")
@@ -163,7 +164,8 @@ def load_all(paths: list[str], sound: str) -> None:
             said = "loaded"
         except (FeatxError, MemoryError) as error:
             said = type(error).__name__
-        sys.stdout.write(f"{_status('VmHWM') - before} {said}\n")
+        taken.append((_status("VmHWM") - before, said))
+    return taken
 
 
 def _status(field: str) -> int:
@@ -179,14 +181,9 @@ def test_loading_a_forged_file_takes_no_more_memory_than_its_size_allows(sound: 
     for number, raw in enumerate((whole[:-1], whole + bytes(10**7), pack_members({"x": b"x"}, where="x"))):
         paths.append(tmp_path / f"raw{number}.featx")
         paths[-1].write_bytes(raw)
-    code = f"import test_modelfile_memory as own; own.load_all({list(map(str, paths))!r}, {str(sound)!r})"
-    run = subprocess.run(
-        [sys.executable, "-c", code], cwd=Path(__file__).parent, capture_output=True, text=True, timeout=300
-    )
-    assert run.returncode == 0, run.stderr[-1500:]
-    lines = [line.split() for line in run.stdout.splitlines()]
+    lines = apart.call(load_all, paths, sound)
     assert len(lines) == len(paths) > 100
     for path, (taken, said) in zip(paths, lines, strict=True):
-        assert int(taken) <= MEMORY + 4 * path.stat().st_size, (path.name, said)
+        assert taken <= MEMORY + 4 * path.stat().st_size, (path.name, said)
     assert "MemoryError" not in {said for _, said in lines}
     assert sum(said == "ModelFileError" for _, said in lines) > len(paths) / 2

@@ -4,26 +4,17 @@ from __future__ import annotations
 
 import os
 import pty
-import subprocess
-import sys
+import select
 import termios
 from pathlib import Path
 from typing import Any
 
+import apart
 import pytest
 
 from featx import FeatureExtractor, FineTuner, ImageClassifier
 from featx.finetune import Phase
 from featx.images import load_images
-
-FIT = """
-import sys
-from featx import FeatureExtractor, ImageClassifier
-clf = ImageClassifier("test_resnet", cut=None, pool="avg", resize="crop", heads=["ridge"], n_trials=1, cv=2,
-    store="memory", extractor=FeatureExtractor(pretrained=False, runtime="torch"))
-clf.fit_with_test(sys.argv[1])
-print("fitted")
-"""
 
 
 def _classifier(**params: Any) -> ImageClassifier:
@@ -45,28 +36,32 @@ def test_events_begin_at_once_and_go_through_search_refit_and_evaluation(class_f
         assert counts == sorted(counts)
 
 
+def _fit(folder: Path, terminal: str) -> None:
+    file = os.open(terminal, os.O_RDWR)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    _classifier().fit_with_test(folder)
+    print("fitted", flush=True)
+
+
 def _on_a_terminal(folder: Path) -> str:
     """What a fit writes to a terminal."""
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(theirs, (24, 100))
-    command = [sys.executable, "-c", FIT, str(folder)]
-    process = subprocess.Popen(command, stdout=theirs, stderr=theirs, env={**os.environ, "COLUMNS": "120"})
-    os.close(theirs)
+    process = apart.start(_fit, folder, os.ttyname(theirs))
     said = b""
-    while True:
-        try:
-            part = os.read(ours, 1 << 16)
-        except OSError:  # the other end is closed
-            break
-        if not part:
-            break
-        said += part
+    while select.select([ours], [], [], 0.1)[0] or process.is_alive():
+        if select.select([ours], [], [], 0)[0]:
+            said += os.read(ours, 1 << 16)
     os.close(ours)
-    assert process.wait() == 0
+    os.close(theirs)
+    assert process.exitcode == 0
     return said.decode(errors="replace")
 
 
-def test_a_terminal_shows_bars_by_default(class_folders: Path) -> None:
+def test_a_terminal_shows_bars_by_default(class_folders: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     shown = _on_a_terminal(class_folders)
     assert "extract:" in shown
     assert "search (" in shown

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import apart
 import numpy as np
 import pytest
 
@@ -180,7 +181,7 @@ def test_a_damaged_converted_model_is_made_again(tmp_path: Path, batch: np.ndarr
 def test_random_damage_to_converted_models_is_never_fatal(tmp_path: Path, batch: np.ndarray) -> None:
     right = compile_stem(make("test_resnet"), specs(), runtime="openvino", model_cache=tmp_path)(batch)
     rng = np.random.default_rng(0)
-    for number in range(12):
+    for number in range(6):
         for path in tmp_path.iterdir():
             content = bytearray(path.read_bytes())
             content[rng.integers(len(content))] ^= 1 << int(rng.integers(8))
@@ -282,19 +283,15 @@ def test_a_precision_that_openvino_would_replace_runs_on_torch() -> None:
         assert compile_stem(make("test_resnet"), specs("fp16"), runtime="openvino").name == "torch"
 
 
-def test_conversion_tells_nobody(tmp_path: Path) -> None:
+def convert() -> str:
+    return compile_stem(make("test_resnet"), [SPEC], runtime="openvino").name
+
+
+def test_conversion_tells_nobody(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """OpenVINO's `convert_model` keeps a client id in the home folder and reports its use; ours does not."""
-    script = (
-        "import sys\n"
-        "sys.path.insert(0, 'tests')\n"
-        "from test_runtimes import make, SPEC\n"
-        "from featx.backbones.runtimes import compile_stem\n"
-        "assert compile_stem(make('test_resnet'), [SPEC], runtime='openvino').name == 'openvino'\n"
-    )
-    root = Path(__file__).resolve().parents[1]
-    own_home = {"HOME": str(tmp_path), "PATH": ""}
-    subprocess.run([sys.executable, "-c", script], check=True, cwd=root, env=own_home)
-    assert not (tmp_path / "intel").exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert apart.call(convert) == "openvino"
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_auto_takes_the_first_of_the_table_that_serves_the_device() -> None:
@@ -332,29 +329,24 @@ def test_the_environment_names_versions_without_importing_them() -> None:
     assert found["runtime"] == "openvino"
 
 
-def test_the_first_inferences_of_a_process_may_come_from_several_threads(tmp_path: Path) -> None:
-    script = """
-import os, sys, threading
-import numpy as np
-sys.path.insert(0, "tests")
-from test_runtimes import SPEC, make
-from featx.backbones.runtimes import compile_stem
-sys.setswitchinterval(1e-6)
-compiled = compile_stem(make("test_resnet"), [SPEC], runtime="openvino", n_threads=4)
-start, batch = threading.Barrier(4), np.zeros((2, *SPEC.input_size, 3), np.uint8)
-threads = [threading.Thread(target=lambda: (start.wait(), compiled(batch)), daemon=True) for _ in range(4)]
-for thread in threads:
-    thread.start()
-for thread in threads:
-    thread.join(30)
-os._exit(any(thread.is_alive() for thread in threads))  # threads that hang would hold the exit up
-"""
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.Popen([sys.executable, "-c", script], cwd=root)
-    try:
-        assert done.wait(120) == 0
-    finally:
-        done.kill()
+def infer_at_once() -> None:
+    sys.setswitchinterval(1e-6)
+    compiled = compile_stem(make("test_resnet"), [SPEC], runtime="openvino", n_threads=4)
+    ready, batch = threading.Barrier(4), np.zeros((2, *SPEC.input_size, 3), np.uint8)
+    threads = [
+        threading.Thread(target=lambda: (ready.wait(), compiled(batch)), daemon=True) for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    os._exit(any(thread.is_alive() for thread in threads))  # threads that hang would hold the exit up
+
+
+def test_the_first_inferences_of_a_process_may_come_from_several_threads() -> None:
+    process = apart.start(infer_at_once)
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_decoders_wait_while_any_thread_launches_on_a_device_and_not_on_a_processor() -> None:

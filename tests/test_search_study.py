@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from pathlib import Path
+from typing import Any
 
+import apart
 import numpy as np
 import optuna
 import pytest
@@ -103,19 +103,19 @@ def test_a_journal_of_a_single_incomplete_line_is_started_again(tmp_path: Path) 
     assert search(path, n_trials=1).fit(X, Y).best_score_ > 0.8
 
 
+def search_until_killed(path: Path) -> None:
+    def kill(progress: Any) -> None:
+        if progress.stage == "tpe":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    search(path, n_trials=25, callback=kill).fit(X, Y)
+
+
 def test_a_killed_search_is_continued(tmp_path: Path) -> None:
     path = tmp_path / "study.journal"
-    script = f"""
-        import os, signal
-        from tests.test_search_study import X, Y, search
-        def kill(progress):
-            if progress.stage == "tpe":
-                os.kill(os.getpid(), signal.SIGKILL)
-        search({str(path)!r}, n_trials=25, callback=kill).fit(X, Y)
-    """
-    root = Path(__file__).resolve().parents[1]
-    died = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], cwd=root, check=False)
-    assert died.returncode == -signal.SIGKILL
+    process = apart.start(search_until_killed, path)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     found = search(path, n_trials=25).fit(X, Y)
     kept = [
         trial

