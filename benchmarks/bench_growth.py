@@ -1,6 +1,6 @@
 """Seconds and memory of a search, as rows and classes grow, beside the extraction of as many images.
 
-``python benchmarks/run.py --only growth``. Rows are drawn from real ones: each is a row of a class of
+``python benchmarks/bench_growth.py``. Rows are drawn from real ones: each is a row of a class of
 omniglot_small1, sign_digits or catdog plus a share of how another row differs from its class's mean. More
 classes than these sets have are shifted copies of their classes. Each search runs in a process of its own,
 and so do ridge regression, LDA and logistic regression as people call them. Seconds are processor time
@@ -9,7 +9,9 @@ divided by the number of cores, so that other work on the machine counts little.
 
 from __future__ import annotations
 
+import argparse
 import os
+import sys
 import tempfile
 import time
 import warnings
@@ -18,7 +20,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from pairs import DATA, OUT, ROOT, SEED, Answer, Figure, Section, Table, Worker, number, say
+from machine import describe
+from pairs import DATA, OUT, ROOT, SEED, Answer, Worker, number, say
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.pipeline import make_pipeline
@@ -27,17 +30,18 @@ from ways import serve
 
 from featx import FeatureExtractor, HeadSearchCV
 from featx.images import load_images
+from featx.search.costs import LEAST_BUDGET
 
 CORES = os.cpu_count() or 1
 SETS = ("omniglot_small1", "sign_digits", "catdog")
 ROWS, CLASSES = (300, 1_400, 5_000, 20_000, 100_000, 500_000), (2, 10, 100, 1_000)
-QUICK = ((300, 2), (600, 20))
+TITLE = "## Growth"
 MOST_TEST, FEWEST_A_CLASS = 4_000, 5
 CAP_S = 3_600
 """A way that takes longer is stopped; its figures are then missing."""
 
 MOST_VALUES = 20_000 * 1_000
-"""Largest number of rows times classes, and by hand largest number of rows, that this machine is given."""
+"""Largest number of rows times classes by default."""
 TITLES = {"featx": "featx", "ridge": "ridge", "lda": "LDA", "logistic": "logistic regression"}
 
 
@@ -56,28 +60,38 @@ class Point:
         return {way: answer.cpu_s / CORES for way, answer in self.answers.items() if answer is not None}
 
 
-def measure(rounds: int, quick: bool) -> Section:
-    """All sizes once each; the plot is docs/growth.svg."""
-    per_image, real = extract(quick)
-    sizes = QUICK if quick else [
-        (n, k) for n in ROWS for k in CLASSES if k * FEWEST_A_CLASS <= n and n * k <= MOST_VALUES
+def main() -> None:
+    """Measure all sizes once each; write the table to docs/search.md and the plot to docs/growth.svg."""
+    parser = argparse.ArgumentParser(description="How a search grows with rows and classes.")
+    parser.add_argument(
+        "--sizes", help="only these, such as 5000x100,20000x10; the page is then only printed"
+    )
+    parser.add_argument("--most", type=int, default=MOST_VALUES, help="largest rows times classes")
+    parser.add_argument("--rows", type=int, default=max(ROWS), help="largest number of rows")
+    args = parser.parse_args()
+    sizes = [
+        (n, k) for n in ROWS for k in CLASSES
+        if n <= args.rows and k * FEWEST_A_CLASS <= n and n * k <= args.most
     ]  # fmt: skip
-    points = []
+    if args.sizes:
+        sizes = [tuple(map(int, size.split("x"))) for size in args.sizes.split(",")]
+    per_image, real = extract()
     with tempfile.TemporaryDirectory() as folder:
-        for n, k in sizes:
-            points.append(measure_size(n, k, real, Path(folder)))
-    if not quick:
+        points = [measure_size(n, k, real, Path(folder)) for n, k in sizes]
+    text = render(points, per_image)
+    print(text)
+    if not args.sizes:
         draw(points, per_image, ROOT / "docs" / "growth.svg")
-    return section(points, per_image)
+        path = ROOT / "docs" / "search.md"
+        path.write_text(path.read_text(encoding="utf-8").partition(TITLE)[0] + text, encoding="utf-8")
 
 
-def extract(quick: bool) -> tuple[float, tuple[np.ndarray, np.ndarray]]:
+def extract() -> tuple[float, tuple[np.ndarray, np.ndarray]]:
     """Processor seconds of an image by the default network, and the real rows with their classes."""
     rows, labels, spent, count = [], [], 0.0, 0
     extractor = FeatureExtractor(store="memory")
-    for name in SETS[-2:] if quick else SETS:
+    for name in SETS:
         images = load_images(DATA / name)
-        images = images.select(np.arange(len(images)) % (8 if quick else 1) == 0)
         extractor.extract(images.sources[:32])  # loads the network
         began = time.process_time()
         rows.append(extractor.transform(images.sources))
@@ -124,41 +138,46 @@ def measure_size(n: int, k: int, real: tuple[np.ndarray, np.ndarray], folder: Pa
     return Point(n, k, answers, accuracy)
 
 
-def section(points: list[Point], per_image: float) -> Section:
-    """The table and the figures."""
+def render(points: list[Point], per_image: float) -> str:
+    """The section of the page."""
     header = [
         "rows × classes", "extraction, s", "search, s", "search ÷ extraction", "search, MB",
         *(f"{title}, s" for title in TITLES.values() if title != "featx"),
         *(f"accuracy, {title}" for title in TITLES.values()),
     ]  # fmt: skip
-    rows, worst, behind = [], 0.0, 0.0
+    rows = []
     for point in points:
         extraction = per_image * point.n_rows
         search = point.seconds.get("featx", float("nan"))
         answer = point.answers["featx"]
-        by_hand = [point.accuracy[way] for way in TITLES if way != "featx" and way in point.accuracy]
-        worst = max(worst, search / max(extraction, 5.0))
-        behind = max(behind, max(by_hand, default=0.0) - point.accuracy.get("featx", 0.0))
         rows.append([
             f"{point.n_rows:,} × {point.n_classes:,}", number(extraction, 2), number(search, 2),
-            number(search / extraction, 2), f"{answer.peak_bytes / 2**20:,.0f}" if answer else "–",
+            number(search / max(extraction, LEAST_BUDGET), 2),
+            f"{answer.peak_bytes / 2**20:,.0f}" if answer else "–",
             *(number(point.seconds.get(way, float("nan")), 2) for way in TITLES if way != "featx"),
             *(f"{point.accuracy.get(way, float('nan')):.3f}" for way in TITLES),
         ])  # fmt: skip
-    about = (
-        "The search on the last features of EfficientNet-Lite0 with its defaults, and the same rows by "
-        "`RidgeClassifier()`, `LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto')` and "
-        "`LogisticRegression(max_iter=1000)` on standardised rows. Rows are drawn from real ones with noise; "
-        f"a test part of as many rows, at most {MOST_TEST:,}. Seconds are processor time divided by the "
-        "cores. The extraction is that of catdog's photos, scaled to the rows; a search may always take 5 s, "
-        "so the ratio counts from there on. One run each.\n\n![growth](growth.svg)"
-    )
-    n = len(points)
-    figures = {
-        "growth.ratio": Figure(worst, worst, worst, n, "largest search ÷ max(extraction, 5 s)"),
-        "growth.behind": Figure(behind, behind, behind, n, "largest accuracy by hand minus featx's"),
-    }
-    return Section("Growth of the search", about, [Table(header, rows)], figures)
+    lines = [
+        TITLE,
+        "",
+        "The search on the last features of EfficientNet-Lite0 with its defaults, and the same rows by",
+        "`RidgeClassifier()`, `LinearDiscriminantAnalysis(solver='lsqr', shrinkage='auto')` and",
+        "`LogisticRegression(max_iter=1000)` on standardised rows. Rows are drawn from real ones with noise,",
+        f"and tested on as many others, at most {MOST_TEST:,}. Seconds are processor time divided by the",
+        "cores, so that other work on the machine counts little; the extraction is that of catdog's photos,",
+        f"scaled to the rows. A search may always take {LEAST_BUDGET:g} s, and is compared with that where an",
+        "extraction takes less. Memory is that of the whole process with the rows. One run each. Written by",
+        "`python benchmarks/bench_growth.py`.",
+        "",
+        describe(SEED),
+        "",
+        "| " + " | ".join(header) + " |",
+        "|" + "---|" * len(header),
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        "![Seconds of the search by rows and classes](growth.svg)",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def draw(points: list[Point], per_image: float, path: Path) -> None:
@@ -230,4 +249,7 @@ WAYS = {
 
 if __name__ == "__main__":
     OUT.mkdir(exist_ok=True)
-    serve(WAYS)
+    if sys.argv[1:2] and sys.argv[1] in WAYS:
+        serve(WAYS)
+    else:
+        main()

@@ -98,8 +98,6 @@ TARGETS = (
         at_most=True,
         why="one photo of 1,399 is 0.0007.",
     ),
-    Target("growth.ratio", "a search against the extraction of as many images", 1, at_most=True),
-    Target("growth.behind", "accuracy by hand minus the search's, at most", 0, unit="", at_most=True),
     Target("search.5000x10", "the same at 5,000×10 (*calculated*)", 30, why=SEARCH),
     Target("store.million", "store of a million images: open, find and serve 1,400", 0.5, "s", at_most=True,
            why="reading 1,400 scattered features is the larger part."),

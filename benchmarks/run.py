@@ -13,7 +13,6 @@ import time
 from collections.abc import Callable
 
 import bench_extraction
-import bench_growth
 import bench_job
 import bench_search
 import bench_store
@@ -27,7 +26,6 @@ PARTS: dict[str, Callable[[int, bool], Section]] = {
     "stems": bench_extraction.measure_stems,
     "reuse": bench_extraction.measure_reuse,
     "search": bench_search.measure,
-    "growth": bench_growth.measure,
     "store": bench_store.measure,
     "job": bench_job.measure,
 }
