@@ -304,11 +304,13 @@ class ExtractionCall:
         return self.unread.get(index) or (self.bad.get(self.ids[index].tobytes(), "") if self.bad else "")
 
     def _explain_misses(self, specs: Sequence[FeatureSpec]) -> None:
-        """Tell which fields of a new spec differ from the nearest one in the store."""
+        """Tell which fields of a new spec differ from the nearest one of the same network in the store."""
         own = {spec.key for spec in specs}
         new = [spec for spec in specs if self.store.row_shape(spec.key) is None]
         nearest = self.store.nearest(new[0]) if new else None
         if nearest is None or nearest[0].key in own or len(nearest[1]) > FEW_FIELDS:
+            return
+        if {"architecture", "weights"} <= set(nearest[1]):  # nobody expects features of another network
             return
         others = f" ({len(new) - 1} other blocks are new as well.)" if len(new) > 1 else ""
         self._say(explain_miss(new[0], nearest[1]) + others)
