@@ -48,6 +48,7 @@ MODEL_MEMBERS = {
     "model.json": 16 << 20,
     "golden.safetensors": 64 << 20,
     "split.safetensors": 256 << 20,
+    "sample.safetensors": 4 << 20,
     "head.json": 1 << 16,
     "head.safetensors": 2**31 - 1,
     "finetune.json": 16 << 20,

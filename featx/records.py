@@ -217,3 +217,12 @@ def _number(kind: Any, value: Any, where: str) -> Any:
 def _refuse(wanted: Any, value: Any, where: str) -> Any:
     name = getattr(wanted, "__name__", str(wanted))
     raise TypeError(f"{where} is {value!r:.60}, not of type {name}")
+
+
+def as_frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> Any:
+    """Return rows as a pandas DataFrame with these columns, or as they are without pandas."""
+    try:
+        import pandas
+    except ImportError:
+        return rows
+    return pandas.DataFrame(rows, columns=list(columns))

@@ -187,12 +187,3 @@ def _write_rows(stream: TextIO, header: Sequence[str], rows: Iterable[Sequence[A
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([csv_cell(name) for name in header])
     writer.writerows([csv_cell(value) for value in row] for row in rows)
-
-
-def as_frame(rows: list[dict[str, Any]], columns: Sequence[str]) -> Any:
-    """Return rows as a pandas DataFrame with these columns, or as they are without pandas."""
-    try:
-        import pandas
-    except ImportError:
-        return rows
-    return pandas.DataFrame(rows, columns=list(columns))

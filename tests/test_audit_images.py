@@ -28,7 +28,7 @@ from featx.audit.noise import contradictions
 from featx.audit.sources import name_stems
 from featx.exceptions import DataError
 from featx.images import load_images, read_picture
-from featx.images.facts import ImageFacts, measure_facts
+from featx.images.facts import LENGTH, ImageFacts, measure_facts
 from featx.stores.base import as_ids
 from featx.stores.memory import MemoryStore
 
@@ -97,7 +97,7 @@ def test_few_images_have_no_copies_and_no_images_are_no_problem() -> None:
     data = known([saved(photo(seed)) for seed in range(2)])
     assert data.near is not None
     assert len(data.near.pairs) == 0
-    empty = ImageFacts.of_rows(np.empty((0, data.facts.values.shape[1] + 1024), np.float32))  # type: ignore[union-attr]
+    empty = ImageFacts.of_rows(np.empty((0, LENGTH), np.float32))
     assert len(near_copies(empty, np.empty((0, 32), np.uint8)).groups) == 0
 
 

@@ -208,7 +208,14 @@ def from_the_hub(classifier: Path, tmp_path: Path) -> Path:
     archive = read_archive(target, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
     split = {name: array.copy() for name, array in read_arrays(archive["split.safetensors"]).items()}
     split["test"][:4] = 1  # `featx add` needs a test part
-    members = {**archive.members, "split.safetensors": dump_arrays(split)}
+    sample = dict(read_arrays(archive["sample.safetensors"]))
+    sample["rows"] = sample["rows"][:-4]  # of training images
+    sample["distances"] = sample["distances"][:-4]
+    members = {
+        **archive.members,
+        "split.safetensors": dump_arrays(split),
+        "sample.safetensors": dump_arrays(sample),
+    }
     write_archive(target, members, kind=MODEL_KIND, format=MODEL_FORMAT)
     return target
 

@@ -145,7 +145,7 @@ def test_predict_prints_csv_where_no_file_is_named(
     capsys.readouterr()
     assert main(["predict", str(model), str(picture), "--top-k", "1"]) == 0
     header, row = capsys.readouterr().out.splitlines()
-    assert header == "path,label,probability,label_1,probability_1"
+    assert header == "path,label,probability,label_1,probability_1,unlike"
     assert picture.name in row
 
 

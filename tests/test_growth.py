@@ -350,3 +350,26 @@ def test_the_search_is_repeated_only_if_a_rival_is_better_beyond_chance(
     assert growth.choice.endswith("the search is repeated.")
     assert grown.record_.params != poor.record_.params
     assert sum(grown.record_.n_configurations.values()) > 3
+
+
+def test_a_near_copy_joins_the_part_of_its_original(
+    tmp_path: Path, class_folders: Path, more: Path, picture: Callable[..., Image.Image]
+) -> None:
+    clf = image_classifier(**TINY, store=tmp_path / "cache").fit_with_test(class_folders)
+    images = load_images(class_folders)
+    for source, name in zip(images.sources, images.names, strict=True):
+        original = Image.open(str(source)).resize((56, 42))
+        original.save(more / Path(name).parent / f"copy_{Path(name).stem}.jpg", quality=90)
+    fresh = load_images(more)
+    grown, growth = grow(clf, fresh)
+    assert growth.n_kin == 24
+    assert growth.apart is None
+    assert "24 new are near copies of others, and in the part of these" in " ".join(growth.sentences())
+    part = {Path(name).stem: clf.assignment_[image_digest(Path(str(source)).read_bytes()).hex()]
+            for source, name in zip(images.sources, images.names, strict=True)}  # fmt: skip
+    for source, name in zip(fresh.sources, fresh.names, strict=True):
+        if Path(name).stem.startswith("copy_") and Path(name).suffix == ".jpg":
+            digest = image_digest(Path(str(source)).read_bytes()).hex()
+            assert grown.assignment_[digest] == part[Path(name).stem.removeprefix("copy_")]
+    _, apart = grow(clf.set_params(auto_groups=False), fresh)
+    assert apart.n_kin == 0

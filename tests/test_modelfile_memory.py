@@ -97,7 +97,7 @@ def forged(sound: Members) -> Iterator[Members]:
     for head in HEADS:
         text = json.loads(sound["head.json"]) | {"head": head}
         yield {**sound, "head.json": json.dumps(text).encode()}
-    for name in ("head.safetensors", "golden.safetensors", "split.safetensors"):
+    for name in ("head.safetensors", "golden.safetensors", "split.safetensors", "sample.safetensors"):
         for tensor in read_arrays(sound[name]):
             for shape in ([10**9], [2**31, 0], [0, 2**39], [2**20, 2**20], [10**7, 10**7, 10**7]):
                 change = lambda header, tensor=tensor, shape=shape: header[tensor].update(shape=shape)  # noqa: E731

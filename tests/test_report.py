@@ -16,6 +16,7 @@ import featx
 from featx import ImageClassifier, plot
 from featx.cli import main
 from featx.evaluation import Evaluation, evaluate
+from featx.evaluation.answers import COLUMNS
 from featx.exceptions import UsageError
 from featx.plot.charts import similar_order
 from featx.reporting import model_card, report
@@ -178,7 +179,7 @@ def test_classes_that_are_mistaken_for_each_other_are_neighbours() -> None:
 def test_tables_name_each_image_with_its_answer(class_folders: Path) -> None:
     clf = fitted(class_folders)
     oof, wrong = clf.oof_table(), clf.mistakes()
-    columns = ["path", "part", "truth", "answer", "probability", "runner_up", "runner_up_probability"]
+    columns = list(COLUMNS)
     assert list(oof.columns) == columns
     assert set(oof.part) == {"train"}
     assert len(oof) == len(clf.oof_proba_)
@@ -209,7 +210,7 @@ def test_evaluate_and_predict_write_what_is_asked(
     assert main(["fit", str(class_folders), "-o", model, *TINY, *FAST]) == 0
     assert main(["evaluate", model, str(class_folders), "-o", str(table)]) == 0
     rows = table.read_text().splitlines()
-    assert rows[0] == "path,part,truth,answer,probability,runner_up,runner_up_probability"
+    assert rows[0] == "path,part,truth,answer,probability,runner_up,runner_up_probability,unlike"
     assert len(rows) == 25
     capsys.readouterr()
     assert main(["predict", model, str(class_folders), "--coverage", "0.9", "--json"]) == 0

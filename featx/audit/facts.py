@@ -17,7 +17,7 @@ from featx.threads import n_threads
 
 FACTS = FeatureSpec(
     architecture="image-facts",
-    weights="1",  # raise it when a fact is measured in another way
+    weights="2",  # raise it when a fact is measured in another way
     cut="facts",
     pool="none",
     input_size=(SIDE, SIDE),

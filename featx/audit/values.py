@@ -14,7 +14,7 @@ from featx.audit.near import NearCopies, near_copies
 from featx.audit.probe import nearest, probe_proba
 from featx.images.facts import ImageFacts
 from featx.records import Record
-from featx.splits import image_groups
+from featx.splits import image_groups, joined_groups
 from featx.tables import escape_name
 
 NAMES_LISTED = 5
@@ -48,6 +48,8 @@ class AuditData:
         Facts of each image.
     features : ndarray of shape (n, d), float32, optional
         Features of a pretrained network.
+    random : tuple of (array of shape (m,), int, and array of shape (m, d)), optional
+        Positions of some images, and their features of a network with random weights.
     skipped : sequence of (str, str)
         Name and reason of each image that cannot be used.
     """
@@ -60,6 +62,7 @@ class AuditData:
     oof_proba: NDArray[np.float64] | None = None
     facts: ImageFacts | None = None
     features: NDArray[np.float32] | None = None
+    random: tuple[NDArray[np.intp], NDArray[np.float32]] | None = None
     skipped: Sequence[tuple[str, str]] = ()
 
     @cached_property
@@ -75,7 +78,7 @@ class AuditData:
         if self.digests is None:
             return None
         units = image_groups(self.digests, self.groups)
-        return units if self.near is None else image_groups(self.digests, _joined(units, self.near.groups))
+        return units if self.near is None else joined_groups(units, self.near.groups)
 
     @cached_property
     def codes(self) -> NDArray[np.intp] | None:
@@ -170,18 +173,3 @@ def joined(words: Sequence[str]) -> str:
 def count(n: int, noun: str, plural: str = "") -> str:
     """``1, "image"`` -> ``"1 image"``; ``2, "image"`` -> ``"2 images"``."""
     return f"{n:,} {noun if n == 1 else plural or noun + 's'}"
-
-
-def _joined(units: NDArray[np.intp], groups: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Connected components of two groupings."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    n = len(units)
-    size = int(max(units.max(initial=0), groups.max(initial=0))) + 1
-    nodes = n + 2 * size
-    rows = np.concatenate([np.arange(n), np.arange(n)])
-    columns = np.concatenate([n + units, n + size + groups])
-    links = coo_array((np.ones(2 * n), (rows, columns)), shape=(nodes, nodes))
-    found: NDArray[np.intp] = connected_components(links, directed=False)[1][:n]
-    return found

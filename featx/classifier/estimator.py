@@ -354,7 +354,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         model = self._deciding()
         images = as_images(X, y, groups=groups)
         extract = partial(self.extract, images, on_error="skip")
-        return evaluate_images(model, images, extract, self.max_bad, min_confidence)[0]
+        return evaluate_images(model, self._folds(), images, extract, self.max_bad, min_confidence)[0]
 
     def extract(self, X: Images, *, on_error: str = "raise") -> Extraction:
         """Features that predictions are made from, for new images.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 from featx.classifier.advising import TrainingSet
 from featx.classifier.budget import EXTRACTION, NETWORKS, SEARCH, VIEWS
 from featx.classifier.finetuning import fine_tune
-from featx.classifier.grouping import with_auto_groups
+from featx.classifier.grouping import kin_of_training, with_auto_groups
 from featx.classifier.inputs import (
     FitData,
     all_skipped,
@@ -31,9 +32,10 @@ from featx.classifier.inputs import (
 )
 from featx.classifier.model import FittedImages, ImageModel
 from featx.classifier.presets import missing_networks
-from featx.classifier.record import FitRecord
+from featx.classifier.record import ApartFromKin, FitRecord
 from featx.classifier.settings import FitSettings
-from featx.evaluation import Evaluation, OperatingPoint, make_decision
+from featx.evaluation import Evaluation, OperatingPoint, make_decision, shortfall
+from featx.exceptions import FeatxWarning
 from featx.extractor import Extraction, Plan, Progress
 from featx.features import FeatureBlocks
 from featx.heads import check_heads
@@ -153,7 +155,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         networks.cards_,
         _fitted_images(images, names, found, data, tuned.classes),
         networks.backbone_files,
-    )
+    ).sampling(found, data.images, settings.machine)
     deciding = model.deciding(settings.decide)
     points = deciding.operating_points(tuned.oof_proba, data.y)
     record = FitRecord.of(tuned, data.y, data.groups, deciding.decision)
@@ -162,15 +164,15 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
     )
     with _timed(seconds, "fine-tune"):
         network, report = fine_tune(model, record, training, features, settings)
-    model = replace(model, network=network)
-    evaluation = None
+    if network is not None:
+        model = replace(model, network=network).sampling(found, data.images, settings.machine)
     if split is not None:
         evaluation, points = _measure(model, found, data, settings, seconds)
+        record = _compared(replace(record, evaluation=evaluation), model, found, data)
     if budget.is_limited:
         settings.say(budget.describe(seconds), stage="budget")
     record = replace(
         record,
-        evaluation=evaluation,
         operating_points=points,
         backbones=comparison,
         fine_tuning=report,
@@ -227,14 +229,29 @@ def _measure(
     settings.report(Progress(0, len(data.test), stage="evaluate"))
     with _timed(seconds, "evaluate"):
         features = _test_features(model, found, data, settings)
-        evaluation = deciding.evaluate(features, data.test)
+        evaluation = deciding.evaluate(features, data.test, found.ids[data.is_test])
         points = deciding.operating_points(model.proba(features), labels_of(data.test))
     settings.report(Progress(len(data.test), len(data.test), stage="evaluate"))
     return evaluation, points
 
 
+def _compared(record: FitRecord, model: ImageModel, found: Extraction, data: FitData) -> FitRecord:
+    """The record with the score apart from kin; warn of a score far below that of cross-validation."""
+    assert record.evaluation is not None
+    kin = kin_of_training(found.ids, data.images.groups, data.is_test)
+    _warn_of_shortfall(model, record.evaluation, record.oof_evaluation)
+    return replace(record, apart=ApartFromKin.of(record.evaluation, kin))
+
+
+def _warn_of_shortfall(model: ImageModel, evaluation: Evaluation, folds: Evaluation) -> None:
+    said = "" if model.network is not None else shortfall(evaluation, folds)  # folds are of the head
+    if said:
+        warnings.warn(said, FeatxWarning, stacklevel=5)
+
+
 def evaluate_images(
     model: ImageModel,
+    folds: Evaluation | None,
     images: ImageSet,
     extract: Callable[[], Extraction],
     max_bad: float,
@@ -246,6 +263,8 @@ def evaluate_images(
     ----------
     model : ImageModel
         The model.
+    folds : Evaluation or None
+        Its score out of fold by the same decision: a score that is far below it is said in a warning.
     images : ImageSet
         With labels.
     extract : callable
@@ -262,7 +281,10 @@ def evaluate_images(
     refuse_too_many(skipped, len(images) + len(images.skipped), max_bad)
     warn_of_training_images(found.ids, model.assignment)
     readable = images.select(found.kept)
-    return model.evaluate(found.blocks, readable, min_confidence=min_confidence), skipped
+    evaluation = model.evaluate(found.blocks, readable, found.ids, min_confidence=min_confidence)
+    if folds is not None:
+        _warn_of_shortfall(model, evaluation, folds)
+    return evaluation, skipped
 
 
 def plan_fit(images: ImageSet, settings: FitSettings) -> dict[str, Plan]:
@@ -348,9 +370,7 @@ def _test_features(
     model: ImageModel, found: Extraction, data: FitData, settings: FitSettings
 ) -> FeatureBlocks:
     """Features of the test part; only views and a fine-tuned network need another extraction."""
-    if model.network is None and not model.augmentation.averages:
-        return found.blocks.take(data.is_test)
-    return model.extract(data.test.sources, settings.machine, names=data.test.names).blocks
+    return model.features_of(found, data.images, np.flatnonzero(data.is_test), settings.machine)
 
 
 def _reporter(settings: FitSettings) -> Callable[[SearchProgress], None]:

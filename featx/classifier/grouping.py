@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,9 +11,11 @@ from numpy.typing import NDArray
 from featx.audit import image_facts, name_groups, near_copies, small_copies
 from featx.audit.values import count
 from featx.classifier.inputs import with_digests
+from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel
 from featx.classifier.settings import FitSettings
 from featx.images import ImageSet
-from featx.splits import joined_groups
+from featx.splits import image_groups, joined_groups
+from featx.stores.base import FeatureStore, Ids
 
 
 def with_auto_groups(images: ImageSet, settings: FitSettings) -> ImageSet:
@@ -52,6 +55,87 @@ def with_auto_groups(images: ImageSet, settings: FitSettings) -> ImageSet:
         n_groups = len(np.unique(sources[member]))
         settings.say(_line(int(member.sum()), n_groups, "images that share a name"), stage="groups")
     return dataclasses.replace(images, groups=groups)
+
+
+def kin_of_training(
+    ids: NDArray[np.uint8], groups: NDArray[Any] | None, is_test: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Mask of the test images that have a copy, or an image of their group, in the training part."""
+    units = image_groups(ids, groups)
+    return np.isin(units[is_test], units[~is_test])
+
+
+def near_trained(model: ImageModel, images: ImageSet, store: FeatureStore) -> NDArray[np.bool_]:
+    """Mask of images that are copies, or near copies, of training images whose facts are in a store.
+
+    Images that the model was fitted or tested on are no copies of themselves; images that cannot be decoded
+    have no copies.
+    """
+    known = model.images
+    trained = known.ids[~known.is_test]
+    old, there = image_facts([b""] * len(trained), trained, store)
+    images = with_digests(images)
+    assert images.ids is not None
+    copies = np.isin(_views(images.ids), _views(trained))
+    if not there.any():
+        return copies
+    facts, readable = image_facts(images.sources, images.ids, store)
+    place, own = np.flatnonzero(readable), np.flatnonzero(there)
+    both = old.take(own).joined(facts.take(place))
+    near = near_copies(both, np.concatenate([trained[own], images.ids[place]]))
+    copies[place] |= np.isin(near.groups[len(own) :], near.groups[: len(own)])
+    return copies
+
+
+def groups_with_kin(
+    images: ImageSet, known: FittedImages, ids: Ids, groups: NDArray[np.uint8] | None, store: FeatureStore
+) -> tuple[NDArray[np.uint8] | None, int]:
+    """Return the groups of old and new images, with near copies of new images in one group.
+
+    Parameters
+    ----------
+    images : ImageSet
+        The new images.
+    known : FittedImages
+        The old images. Those whose facts are not in the store have no near copies.
+    ids : array of shape (n, 32), uint8
+        Digests of the old images, then of the new ones.
+    groups : array of shape (n, GROUP_BYTES), uint8, or None
+        Hashes of their groups; zeros for no group.
+    store : FeatureStore
+
+    Returns
+    -------
+    array of shape (n, GROUP_BYTES), uint8, or None
+        Hashes of groups.
+    int
+        Number of new images that are near copies of others.
+    """
+    n_old = len(known.ids)
+    facts, there = image_facts([*[b""] * n_old, *images.sources], ids, store)
+    place = np.flatnonzero(there)
+    near = np.arange(len(ids))
+    if len(place) > 1:
+        found = near_copies(facts.take(place), ids[place]).groups
+        near[place] = place[np.unique(found, return_index=True)[1]][found]
+    new = near[n_old:]
+    kin = np.bincount(near, minlength=len(ids))[new] > 1
+    near[~np.isin(near, new[kin])] = -1
+    if not kin.any():
+        return groups, 0
+    own = np.zeros((len(ids), GROUP_BYTES), np.uint8) if groups is None else groups.copy()
+    names = np.full(len(ids), None, object)
+    names[:] = [row.tobytes() if row.any() else None for row in own]
+    alike = np.where(near >= 0, near, len(ids) + np.arange(len(ids)))
+    units = joined_groups(image_groups(ids, names), alike)
+    for unit in np.unique(units[near >= 0]):
+        members = np.flatnonzero(units == unit)
+        own[members] = np.frombuffer(min(ids[i].tobytes() for i in members)[:GROUP_BYTES], np.uint8)
+    return own, int(kin.sum())
+
+
+def _views(ids: NDArray[np.uint8]) -> NDArray[Any]:
+    return np.ascontiguousarray(ids).view("V32").ravel()
 
 
 def _line(n_images: int, n_groups: int, what: str) -> str:

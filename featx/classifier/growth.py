@@ -31,9 +31,10 @@ from featx.classifier.comparison import (
 )
 from featx.classifier.estimator import ImageClassifier
 from featx.classifier.fitting import Fitted
+from featx.classifier.grouping import groups_with_kin, kin_of_training
 from featx.classifier.inputs import as_classes
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel, hash_groups
-from featx.classifier.record import FitRecord
+from featx.classifier.record import ApartFromKin, FitRecord
 from featx.classifier.rivals import better_rival
 from featx.classifier.settings import FitSettings, settings_of
 from featx.evaluation import Comparison, Evaluation, compare, evaluate
@@ -67,6 +68,10 @@ class Growth(Record):
         Images that went through the network.
     duplicates : tuple of str
         New images that the model knew already (same bytes), or that came twice.
+    n_kin : int
+        New images that are near copies of others. They are in the part of these.
+    apart : ApartFromKin or None
+        The score without test images that have kin in the training part; None if there are none.
     conflicts : tuple of str
         Those of them with another label than before, as words; the older label was kept.
     new_classes : tuple
@@ -90,6 +95,8 @@ class Growth(Record):
     n_test: int
     computed: int
     duplicates: tuple[str, ...]
+    n_kin: int
+    apart: ApartFromKin | None
     conflicts: tuple[str, ...]
     new_classes: tuple[Any, ...]
     change: Comparison
@@ -106,6 +113,11 @@ class Growth(Record):
         ]
         if self.duplicates:
             said.append(f"{len(self.duplicates)} were known already (same bytes) and change nothing.")
+        if self.n_kin:
+            verb = "is a near copy" if self.n_kin == 1 else "are near copies"
+            said.append(f"{self.n_kin} new {verb} of others, and in the part of these (--no-auto-groups).")
+        if self.apart is not None:
+            said.append(f"{self.apart.sentence()}.")
         said += [f"Two labels for one image: {conflict}." for conflict in self.conflicts[:CLASSES_NAMED]]
         if self.new_classes:
             said.append(f"New classes: {', '.join(map(str, self.new_classes))}.")
@@ -178,7 +190,7 @@ def grow(
     taken, duplicates, conflicts = _new_images(model, found.ids, fresh)
     if not len(taken):
         raise DataError(f"all {len(fresh)} images are known to this model already: nothing to add.")
-    data = _join(model, fresh.select(taken), found.ids[taken], test_size, split_salt)
+    data = _join(model, fresh.select(taken), found.ids[taken], settings, test_size, split_salt)
     readers = {name: _reader(store, spec.key, data.ids) for name, spec in specs.items()}
     blocks = FeatureBlocks({}, len(data.ids), readers=readers)
 
@@ -187,6 +199,8 @@ def grow(
         data.ids, data.is_test, np.searchsorted(tuned.classes, data.labels), data.groups
     )
     grown_model = ImageModel.of(tuned, specs, model.cards, grown_images, model.backbone_files)
+    sampled = blocks.take(grown_images.sampled)
+    grown_model = grown_model.sampled(grown_model.augmentation.averaged_blocks(sampled, grown_model.blocks))
     test = np.flatnonzero(data.is_test)
     deciding = grown_model.deciding(settings.decide)
     proba, proba_before = (
@@ -196,14 +210,16 @@ def grow(
     after = deciding.decision.shares(proba)
     before = model.deciding(settings.decide).decision.shares(proba_before)
     before = widened(before, model.classes, grown_model.classes.tolist())
-    test_groups = _take(_names(data.groups), data.is_test)
+    test_groups = _take(image_groups(data.ids, _names(data.groups)), data.is_test)
     evaluation = evaluate(
         data.labels[test], proba, grown_model.classes, groups=test_groups, decision=deciding.decision
     )
+    apart = ApartFromKin.of(evaluation, kin_of_training(data.ids, _names(data.groups), data.is_test))
     units = image_groups(data.ids[~data.is_test], _take(_names(data.groups), ~data.is_test))
     record = dataclasses.replace(
         FitRecord.of(tuned, data.labels[~data.is_test], units, deciding.decision),
         evaluation=evaluation,
+        apart=apart,
         operating_points=deciding.operating_points(proba, data.labels[test]),
         skipped=(*images.skipped, *found.skipped),
         remarks=found.remarks,
@@ -239,6 +255,8 @@ def grow(
         n_test=len(test),
         computed=record.n_computed,
         duplicates=duplicates,
+        n_kin=data.n_kin,
+        apart=apart,
         conflicts=conflicts,
         new_classes=tuple(label for label in classes if label not in model.classes.tolist()),
         change=compare(codes, after, before, groups=test_groups),
@@ -263,6 +281,7 @@ class _Data:
     labels: NDArray[Any]
     groups: NDArray[Any] | None
     is_test: NDArray[np.bool_]
+    n_kin: int
 
 
 def _refuse(model: ImageModel, images: ImageSet) -> None:
@@ -281,15 +300,22 @@ def _refuse(model: ImageModel, images: ImageSet) -> None:
 
 
 def _join(
-    model: ImageModel, fresh: ImageSet, fresh_ids: NDArray[np.uint8], test_size: float, salt: str
+    model: ImageModel,
+    fresh: ImageSet,
+    fresh_ids: NDArray[np.uint8],
+    settings: FitSettings,
+    test_size: float,
+    salt: str,
 ) -> _Data:
     known = model.images
     ids = np.concatenate([known.ids, fresh_ids])
     old_labels = model.classes[known.codes].tolist()
     labels = check_labels([*old_labels, *np.asarray(fresh.labels).tolist()])
-    groups = _joined_groups(known, fresh)
+    groups, n_kin = _joined_groups(known, fresh), 0
+    if settings.auto_groups and fresh.groups is None:
+        groups, n_kin = groups_with_kin(fresh, known, ids, groups, settings.machine["store"])
     is_test = _test_part(model, ids, labels, _names(groups), fresh, test_size, salt)
-    return _Data(ids, labels, groups, is_test)
+    return _Data(ids, labels, groups, is_test, n_kin)
 
 
 def _cached_specs(model: ImageModel, store: FeatureStore, ids: NDArray[np.uint8]) -> dict[Any, FeatureSpec]:

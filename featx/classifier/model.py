@@ -24,6 +24,7 @@ from featx.evaluation import (
     make_decision,
 )
 from featx.evaluation.conformal import label_sets
+from featx.evaluation.unlike import TrainingSample, spread
 from featx.exceptions import UsageError
 from featx.features import FeatureBlocks
 from featx.heads import decision_scores
@@ -89,6 +90,24 @@ class FittedImages:
             for row, test in zip(self.ids, self.is_test, strict=True)
         }
 
+    def units_of(self, ids: Ids) -> NDArray[np.int64]:
+        """A number for each image, by its digest; images of one group have the same."""
+        units = _numbers(ids)
+        if self.groups is None:
+            return units
+        own = np.where(self.groups.any(axis=1), _numbers(self.groups), _numbers(self.ids))
+        known = dict(zip(map(bytes, self.ids), own.tolist(), strict=True))
+        return np.array(
+            [known.get(bytes(digest), unit) for digest, unit in zip(ids, units.tolist(), strict=True)],
+            np.int64,
+        )
+
+    @property
+    def sampled(self) -> NDArray[np.intp]:
+        """Positions of the training images that a `TrainingSample` is made of."""
+        trained = np.flatnonzero(~self.is_test)
+        return trained[spread(len(trained))]
+
 
 def hash_groups(groups: NDArray[Any]) -> NDArray[np.uint8]:
     """Return hashes of the names of groups, shape (n, GROUP_BYTES); zeros where there is no name."""
@@ -98,6 +117,11 @@ def hash_groups(groups: NDArray[Any]) -> NDArray[np.uint8]:
         for name in named
     ]
     return np.frombuffer(b"".join(hashes), np.uint8).reshape(-1, GROUP_BYTES)
+
+
+def _numbers(hashes: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """The first 8 bytes of each hash as a number."""
+    return np.ascontiguousarray(hashes[:, :8]).view(np.int64).ravel()
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +153,8 @@ class ImageModel:
         The fine-tuned network. If there is one, it predicts instead of `head`.
     images : FittedImages
         The images that it was fitted and tested on.
+    sample : TrainingSample or None
+        A sample of its training images in its representation. None until it is made, at the end of a fit.
     backbone_files : mapping of str to str
         For digests of weights that came from a saved model: its path on this machine. Not saved.
     graphs : mapping of str to bytes
@@ -146,6 +172,7 @@ class ImageModel:
     augmentation: Augmentation
     images: FittedImages
     network: FineTunedNetwork | None = None
+    sample: TrainingSample | None = None
     backbone_files: Mapping[str, str] = field(default_factory=dict)
     graphs: Mapping[str, bytes] = field(default_factory=dict, repr=False)
 
@@ -299,8 +326,11 @@ class ImageModel:
         """Decision scores, shape (n,) for two classes, else (n, n_classes): log probabilities, up to a
         constant for each image, plus the logarithms of the weights of the decision.
         """
-        logits = self._calibration.scores(self._decisions(features))
-        return self.decision.shift(self._trained.shift(logits))
+        return self.scores_of(self._decisions(features))
+
+    def scores_of(self, decisions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """`scores` from the decision scores of the head or of the network."""
+        return self.decision.shift(self._trained.shift(self._calibration.scores(decisions)))
 
     def proba(self, features: FeatureBlocks) -> NDArray[np.float64]:
         """Probabilities calibrated to the training frequencies, shape (n, n_classes), from features that
@@ -339,10 +369,53 @@ class ImageModel:
         """Labels that the decision gives for probabilities, shape (n,)."""
         return np.asarray(self.classes[self.decision.shares(proba).argmax(axis=1)])
 
+    def features_of(
+        self, found: Extraction, images: ImageSet, rows: NDArray[np.intp], machine: Mapping[str, Any]
+    ) -> FeatureBlocks:
+        """Features that predictions are made from, of some of the images that `found` is of."""
+        if self.network is None and not self.augmentation.averages:
+            return found.blocks.take(rows)
+        some = images.select(rows)
+        return self.extract(some.sources, machine, names=some.names).blocks
+
+    def sampling(self, found: Extraction, images: ImageSet, machine: Mapping[str, Any]) -> ImageModel:
+        """The same model with its sample of training images, from the images of the fit."""
+        place = {bytes(digest): row for row, digest in enumerate(found.ids)}
+        rows = np.array([place[bytes(one)] for one in self.images.ids[self.images.sampled]], np.intp)
+        return self.sampled(self.features_of(found, images, rows, machine))
+
+    def sampled(self, features: FeatureBlocks) -> ImageModel:
+        """The same model with the sample whose features, those of `images.sampled`, are given."""
+        rows = features.stack(list(self.used_blocks))
+        sample = TrainingSample.of(rows, self.images.units_of(self.images.ids[self.images.sampled]))
+        return replace(self, sample=sample)
+
+    def unlike(self, features: FeatureBlocks, ids: Ids) -> NDArray[np.float64]:
+        """How unlike the training images other images are, as a percentile (0 to 100), shape (n,).
+
+        Parameters
+        ----------
+        features : FeatureBlocks
+            Of the images, as `extract` returned them.
+        ids : array of shape (n, 32), uint8
+            Their digests. An image that the model knows is compared with others than itself and its group.
+        """
+        assert self.sample is not None
+        units = self.images.units_of(ids)
+        found = [np.empty(0)]
+        for where, part in features.chunks(self.used_blocks):
+            found.append(self.sample.percentiles(part, units[where]))
+        return np.concatenate(found)
+
     def evaluate(
-        self, features: FeatureBlocks, images: ImageSet, *, min_confidence: float | None = None
+        self,
+        features: FeatureBlocks,
+        images: ImageSet,
+        ids: Ids,
+        *,
+        min_confidence: float | None = None,
     ) -> Evaluation:
-        """Compare predictions with the labels of the images that the features are of."""
+        """Compare predictions with the labels of the images that the features and digests are of."""
         assert images.labels is not None
         return evaluate(
             images.labels,
@@ -351,7 +424,14 @@ class ImageModel:
             groups=images.groups,
             decision=self.decision,
             abstain_below=min_confidence,
+            names=images.names,
+            parts=self.parts(ids),
+            unlike=self.unlike(features, ids),
         )
+
+    def parts(self, ids: Ids) -> list[str]:
+        """Part of images by their digests: ``train``, ``test``, or ``new``."""
+        return [self.assignment.get(row.tobytes().hex(), "new") for row in ids]
 
     @property
     def _counts(self) -> NDArray[np.intp]:

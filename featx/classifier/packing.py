@@ -87,11 +87,15 @@ def save_model(
         "groups": np.empty((0, GROUP_BYTES), np.uint8) if images.groups is None else images.groups,
         "oof_proba": record.oof_proba,
     }
+    sample = model.sample
+    assert sample is not None
+    kept: dict[str, NDArray[Any]] = {"axes": sample.axes, "rows": sample.rows, "distances": sample.distances}
     plain = {"model": _describe(model), "record": record.to_dict(), "params": dict(params)}
     members: dict[str, bytes] = {
         "model.json": json.dumps(plain, sort_keys=True, allow_nan=False).encode(),
         "golden.safetensors": dump_arrays(arrays),
         "split.safetensors": dump_arrays(split),
+        "sample.safetensors": dump_arrays(kept),
         **dump_head(record.params["head"], model.head),
         **({} if network is None else network.to_members()),
         **dump_graphs(model.graphs),

@@ -10,6 +10,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from featx.classifier.fitting import Fitted
 from featx.classifier.model import ImageModel
+from featx.evaluation import Evaluation
 from featx.exceptions import FeatxError
 
 ONLY_AFTER_FIT = ("training", "study", "cv_results")
@@ -74,6 +75,11 @@ class FittedParts:
     skipped_ = _part("record.skipped", "Images that were set aside.")
     remarks_ = _part("record.remarks", "Remarks of the extraction.")
     n_computed_ = _part("record.n_computed", "Images that went through the network.")
+
+    def _folds(self) -> Evaluation | None:
+        """The score out of fold by the decision in use; None if `decide` replaces that of the fit."""
+        own = self._fitted.model.decision.weights == self._deciding().decision.weights
+        return self._fitted.record.oof_evaluation if own else None
 
     def _deciding(self, decide: str | Mapping[Any, float] | None = None) -> ImageModel:
         """The fitted model with a decision, by default that of the parameter `decide`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,9 @@ from numpy.typing import NDArray
 
 from featx.classifier.model import ImageModel
 from featx.evaluation import Decision
+from featx.evaluation.answers import AnswerTable
 from featx.extractor import Extraction
 from featx.images import ImageSet
-
-COLUMNS = ("path", "part", "truth", "answer", "probability", "runner_up", "runner_up_probability")
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +31,8 @@ class Predictions:
         Labels of the columns.
     proba : array of shape (n, n_classes)
         Probabilities: out-of-fold for training images; NaN where they are not known.
+    unlike : array of shape (n,)
+        How unlike the training images each is, as a percentile.
     found : Extraction
         The features.
     decision : Decision
@@ -44,6 +44,7 @@ class Predictions:
     parts: NDArray[np.str_]
     classes: NDArray[Any]
     proba: NDArray[np.float64]
+    unlike: NDArray[np.float64]
     found: Extraction
     decision: Decision
 
@@ -58,13 +59,13 @@ class Predictions:
         of the fit; else NaN.
         """
         kept = images.select(found.kept)
-        assignment: Mapping[str, str] = model.assignment
-        parts = np.array([assignment.get(row.tobytes().hex(), "new") for row in found.ids], dtype=np.str_)
+        parts = np.array(model.parts(found.ids), dtype=np.str_)
         proba = model.proba(found.blocks) if len(kept) else np.empty((0, len(model.classes)))
+        unlike = model.unlike(found.blocks, found.ids) if len(kept) else np.empty(0)
         trained = parts == "train"
         if oof_proba is not None:
             proba[trained] = oof_proba if trained.sum() == len(oof_proba) else np.nan
-        return cls(kept, found.ids, parts, model.classes, proba, found, model.decision)
+        return cls(kept, found.ids, parts, model.classes, proba, unlike, found, model.decision)
 
     @property
     def truth(self) -> NDArray[np.intp]:
@@ -95,24 +96,20 @@ class Predictions:
             self.parts[index],
             self.classes,
             self.proba[index],
+            self.unlike[index],
             self.found,
             self.decision,
         )
 
     def rows(self) -> list[dict[str, Any]]:
-        """One dict of `COLUMNS` for each image."""
-        others = np.nan_to_num(self.proba)
-        answers = self.answers
-        others[np.arange(len(others)), answers] = np.inf  # the answer, then the most probable other class
-        order = np.argsort(-others, axis=1, kind="stable")[:, :2]
-        rows = []
-        labels = [None] * len(self.images) if self.images.labels is None else self.images.labels.tolist()
-        for name, part, label, proba, two in zip(
-            self.images.names, self.parts.tolist(), labels, self.proba, order, strict=True
-        ):
-            best: list[tuple[Any, Any]] = []
-            if not np.isnan(proba).any():
-                best = [(self.classes[code].item(), float(proba[code])) for code in two]
-            best += [(None, None)] * (2 - len(best))
-            rows.append(dict(zip(COLUMNS, (name, part, label, *best[0], *best[1]), strict=True)))
-        return rows
+        """One dict of `featx.evaluation.answers.COLUMNS` for each image."""
+        labels = self.images.labels
+        return AnswerTable.of(
+            self.classes.tolist(),
+            self.proba,
+            self.decision,
+            names=self.images.names,
+            parts=self.parts.tolist(),
+            truth=[None] * len(self.images) if labels is None else labels.tolist(),
+            unlike=self.unlike,
+        ).rows()

@@ -25,6 +25,7 @@ from featx.backbones.runtimes import environment, resolve_device
 from featx.backbones.views import parse_policy
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel
 from featx.evaluation import Calibration, Decision
+from featx.evaluation.unlike import MOST_AXES, MOST_ROWS, TrainingSample
 from featx.exceptions import DriftWarning, FeatxError, ModelFileError
 from featx.extractor.extraction import Extraction
 from featx.files import MODEL_FORMAT, MODEL_KIND, MODEL_MEMBERS, read_archive, read_json
@@ -146,6 +147,8 @@ def read_model(
             archive.members, checkpoint=checkpoint, allow_download=allow_download
         )
         model = _with_network(model, network, golden, where)
+    sample = _sample(archive.members["sample.safetensors"], model, golden, where)
+    model = dataclasses.replace(model, sample=sample)
     if GRAPH_MEMBER in archive:
         model = dataclasses.replace(model, graphs=_read_graphs(archive.members[GRAPH_MEMBER], model, where))
     return SavedModel(where, model, head, split, golden, plain)
@@ -305,6 +308,31 @@ def _golden(data: bytes, model: ImageModel, tuned: bool, where: str) -> dict[str
             f"{kind}proba": (GOLDEN_PICTURES, len(model.classes)),
         }
     return load_arrays(data, shapes, where=f"{where}: golden.safetensors")
+
+
+def _sample(data: bytes, model: ImageModel, golden: Mapping[str, NDArray[Any]], where: str) -> TrainingSample:
+    """The sample of training images, which must fit the representation and the images of the model."""
+    where = f"{where}: sample.safetensors"
+    found = load_arrays(data, {"axes": (None, None), "rows": (None, None), "distances": (None,)}, where=where)
+    axes, rows, distances = found["axes"], found["rows"], found["distances"]
+    width = golden["features" if model.network is None else "tuned_features"].shape[1]
+    sound = (
+        axes.dtype == np.float16
+        and rows.dtype == distances.dtype == np.float32
+        and axes.shape[0] <= MOST_AXES
+        and axes.shape[1] == width
+        and rows.shape == (len(model.images.sampled), len(axes) + 1)
+        and len(rows) <= MOST_ROWS
+        and len(distances) <= len(rows)
+        and all(np.isfinite(array).all() for array in found.values())
+        and np.abs(axes).max(initial=0) <= 2
+        and np.abs(rows).max(initial=0) <= 2
+        and (np.diff(distances) >= 0).all()
+    )
+    if not sound:
+        raise ModelFileError(f"{where}: its arrays do not fit the model; the file is damaged or forged.")
+    units = model.images.units_of(model.images.ids[model.images.sampled])
+    return TrainingSample(axes, rows, units, distances)
 
 
 def check_head(saved: SavedModel, model: ImageModel) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.evaluation import Decision, Evaluation, OperatingPoint, class_indices, evaluate
+from featx.evaluation import Decision, Evaluation, Metric, OperatingPoint, class_indices, evaluate
 from featx.evaluation.conformal import conformal_thresholds
 from featx.finetune import Verdict
 from featx.images import Skipped
@@ -80,6 +80,44 @@ class FineTuneReport(Record):
     history: tuple[dict[str, Any], ...] = ()
 
 
+@dataclass(frozen=True)
+class ApartFromKin(Record):
+    """The accuracy on the images that have no kin among the training images.
+
+    Kin are copies, near copies, and images of one group.
+
+    Parameters
+    ----------
+    n_kin : int
+        Images that have kin.
+    n : int
+        The other images.
+    accuracy : Metric
+        On these; NaN if there are none.
+    """
+
+    n_kin: int
+    n: int
+    accuracy: Metric
+
+    @classmethod
+    def of(cls, evaluation: Evaluation, kin: NDArray[np.bool_]) -> ApartFromKin | None:
+        """Return the accuracy without the images of a mask; None if the mask is empty."""
+        assert evaluation.answers is not None
+        if not kin.any():
+            return None
+        return cls(int(kin.sum()), int((~kin).sum()), evaluation.answers.accuracy(~kin))
+
+    def sentence(self) -> str:
+        """Return the score in words."""
+        kin = f"{self.n_kin} of these images have copies, near copies or images of their group"
+        if not self.n:
+            return f"{kin} in the training part; no other image is left"
+        return (
+            f"{kin} in the training part; on the {self.n} others the accuracy is {self.accuracy.as_share()}"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class FitRecord(Record):
     """How a model came about.
@@ -96,6 +134,8 @@ class FitRecord(Record):
         Out-of-fold estimate on the training images.
     evaluation : Evaluation or None
         Score on the held-out test part, if there is one.
+    apart : ApartFromKin or None
+        The score without test images that have kin in the training part; None if there are none.
     operating_points : tuple of OperatingPoint
         If classes are imbalanced: what other decisions score on the test part, or out of fold without one.
     choice : Choice or None
@@ -133,6 +173,7 @@ class FitRecord(Record):
     scoring: str
     oof_evaluation: Evaluation
     evaluation: Evaluation | None = None
+    apart: ApartFromKin | None = None
     operating_points: tuple[OperatingPoint, ...] = ()
     choice: Choice | None = None
     tried: tuple[Tried, ...] = ()

@@ -9,10 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from featx.classifier.inputs import Images, as_images
-from featx.classifier.predictions import COLUMNS, Predictions
+from featx.classifier.predictions import Predictions
+from featx.evaluation.answers import COLUMNS
 from featx.exceptions import UsageError
 from featx.features import FeatureBlocks
-from featx.tables import as_frame
+from featx.records import as_frame
 
 if TYPE_CHECKING:
     from featx.classifier.fitting import Fitted
@@ -78,3 +79,12 @@ class ResultTables:
         """`predict_sets` from probabilities; the most probable label of each set comes first."""
         check_is_fitted(self)
         return self._fitted.model.sets_of(proba, self._fitted.record.conformal, coverage)
+
+    def unlike(self, X: Images) -> NDArray[np.float64]:
+        """Return how unlike the training images each image is, shape (n_images,).
+
+        The distance of its features to the nearest training image, as a percentile (0 to 100) of the
+        distances of training images to the nearest other one; see `featx.evaluation.unlike`.
+        """
+        found = self.extract(as_images(X))  # type: ignore[attr-defined]
+        return self._fitted.model.unlike(found.blocks, found.ids)

@@ -26,6 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         parser, 0, "of a new search (0: search anew only if a rival is now better beyond chance)"
     )
     arguments.add_jobs(parser)
+    parser.add_argument(
+        "--no-auto-groups",
+        action="store_true",
+        help="let new images stand in another part than their near copies",
+    )
     arguments.add_test_part(parser, "of the new images", "as the model was fitted with")
 
 
@@ -39,6 +44,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     began = time.monotonic()
     clf = arguments.load_classifier(args, console.progress).set_params(n_jobs=args.jobs)
+    if args.no_auto_groups:
+        clf.set_params(auto_groups=False)
     images = render.data_set(console, arguments.load(args, args.data))
     old = None if args.old is None else load_images(args.old, follow_links=args.follow_links)
     grown, growth = grow(

@@ -501,6 +501,16 @@ def whole(low: int, high: int = 2**31 - 1) -> Callable[[str], int]:
     return read
 
 
+def add_embedding(parser: argparse.ArgumentParser) -> None:
+    """Add the method of a map of images."""
+    parser.add_argument(
+        "--map",
+        choices=["tsne", "pca", "umap"],
+        default="tsne",
+        help="method of the map (default tsne; umap needs the package umap-learn)",
+    )
+
+
 def number(low: float, high: float) -> Callable[[str], float]:
     """Return the type of an option: a number from `low` to `high`."""
 

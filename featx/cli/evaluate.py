@@ -26,8 +26,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; warn about images that the model was trained on."""
     arguments.check_writable(args.output)
     from featx.classifier.fitting import evaluate_images
-    from featx.classifier.predictions import COLUMNS, Predictions
+    from featx.classifier.grouping import near_trained
+    from featx.classifier.record import ApartFromKin
     from featx.cli import render
+    from featx.evaluation.answers import COLUMNS
+    from featx.stores import open_store
     from featx.tables import write_csv
 
     clf = arguments.load_classifier(args, console.progress)
@@ -36,11 +39,19 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if images.splits is not None and (images.splits == "test").any():
         images = images.select(images.splits == "test")
     extract = partial(clf.extract, images, on_error="skip")
-    result, skipped = evaluate_images(clf.model_, images, extract, clf.max_bad, args.min_confidence)
+    result, skipped = evaluate_images(
+        clf.model_, clf._folds(), images, extract, clf.max_bad, args.min_confidence
+    )
     render.evaluation(console, result, title=f"{args.data}, {result.n} images")
-    if args.output:
-        found = Predictions.of(clf.model_, images, clf.extract(images, on_error="skip"), None)
-        write_csv(args.output, COLUMNS, [list(row.values()) for row in found.rows()])
-        console.text(f"{len(found.images):,} images, {int(found.wrong.sum()):,} mistaken, in {args.output}")
+    with render.aside(console, "search for near copies"):
+        assert result.answers is not None
+        named = set(result.answers.names)
+        kept = images.select([place for place, name in enumerate(images.names) if name in named])
+        render.apart(console, ApartFromKin.of(result, near_trained(clf.model_, kept, open_store(clf.store))))
+    if args.output and result.answers is not None:
+        rows = result.answers.rows()
+        wrong = sum(row["answer"] != row["truth"] for row in rows)
+        write_csv(args.output, COLUMNS, [list(row.values()) for row in rows])
+        console.text(f"{len(rows):,} images, {wrong:,} mistaken, in {args.output}")
         console.data(output=args.output)
     return render.skipped(console, args, skipped, f"{Path(args.model).stem}-evaluate.csv")

@@ -259,6 +259,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
     else:
         part = f"the held-out test part, {clf.evaluation_.n} images"
         render.evaluation(console, clf.evaluation_, title=part)
+        render.apart(console, clf.record_.apart)
     render.operating_points(console, clf)
     if before is not None:
         _compare(console, before, clf, images)

@@ -35,6 +35,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_decide(parser, None, "default: as the model was fitted")
     arguments.add_min_confidence(parser, "leave the label empty below this probability")
     parser.add_argument(
+        "--flag-unlike",
+        type=arguments.number(0, 100),
+        metavar="P",
+        help="mark images that are at least as unlike the training images as this percentile, such as 99",
+    )
+    parser.add_argument(
         "--coverage",
         type=arguments.fraction,
         metavar="F",
@@ -61,24 +67,29 @@ def run(args: argparse.Namespace, console: Console) -> int:
     answers = model.decision.shares(proba).argmax(axis=1)
     names = [images.names[index] for index in found.kept]
     order = np.argsort(-proba, axis=1, kind="stable")[:, : min(args.top_k, proba.shape[1])]
+    unlike = model.unlike(found.blocks, found.ids)
     predictions = [
         _prediction(name, p, answer, best, model.classes, args.min_confidence)
         for name, p, answer, best in zip(names, proba, answers, order, strict=True)
     ]
+    for prediction, value in zip(predictions, unlike.tolist(), strict=True):
+        prediction["unlike"] = round(value, 2)
+        if args.flag_unlike is not None:
+            prediction["flag"] = "unlike" if value >= args.flag_unlike else ""
     if args.coverage is not None:
         for prediction, labels in zip(predictions, clf.sets_of(proba, args.coverage), strict=True):
             prediction["labels"] = labels
     header = ["path", "label", "probability"] + [
         f"{what}_{k}" for k in range(1, order.shape[1] + 1) for what in ("label", "probability")
     ]
-    if args.coverage is not None:
-        header.append("labels")
+    header += [name for name in ("unlike", "flag", "labels") if predictions and name in predictions[0]]
     if args.output:
         _write(args.output, header, predictions)
         console.text(f"{len(predictions):,} predictions in {args.output}")
     elif not args.json:
         write_csv(sys.stdout, header, map(_csv_row, predictions))
     console.data(predictions=predictions, output=args.output)
+    render.unlike(console, unlike, args.flag_unlike)
     skipped = [*images.skipped, *found.skipped]
     total = len(images) + len(images.skipped)
     return render.skipped(console, args, skipped, args.output or "predictions", total=total)
@@ -133,7 +144,7 @@ def _row(prediction: dict[str, Any]) -> list[Any]:
     row = [prediction["path"], prediction["label"], prediction["probability"]]
     for entry in prediction["top"]:
         row += [entry["label"], entry["probability"]]
-    return row + _set(prediction)
+    return row + _more(prediction)
 
 
 def _csv_row(prediction: dict[str, Any]) -> list[Any]:
@@ -141,9 +152,10 @@ def _csv_row(prediction: dict[str, Any]) -> list[Any]:
     row = [prediction["path"], label, f"{prediction['probability']:.6f}"]
     for entry in prediction["top"]:
         row += [entry["label"], f"{entry['probability']:.6f}"]
-    return row + _set(prediction)
+    return row + _more(prediction)
 
 
-def _set(prediction: dict[str, Any]) -> list[str]:
-    """The set of labels as one cell, where there is one."""
-    return ["; ".join(map(str, prediction["labels"]))] if "labels" in prediction else []
+def _more(prediction: dict[str, Any]) -> list[Any]:
+    """The last cells; a set of labels is one cell."""
+    cells = [prediction[name] for name in ("unlike", "flag") if name in prediction]
+    return cells + (["; ".join(map(str, prediction["labels"]))] if "labels" in prediction else [])

@@ -25,6 +25,10 @@ MAX_CLASSES_SHOWN = 12
 SKIPPED_SHOWN = 10
 """Most skipped images that are printed; the CSV file has all."""
 
+UNLIKE_FROM, UNLIKE_SHARE, UNLIKE_FEWEST = 99.0, 0.2, 3
+"""Percentile from which images are unlike the training images, and the share and number of such images from
+which it is said unasked. Of a model of 24 images, a sixth of the ordinary images are beyond it."""
+
 BLOCKS_SHOWN = 3
 """Most blocks that are printed by name; JSON output has all."""
 
@@ -212,6 +216,28 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
             f"accuracy on them {result.accuracy_answered}"
         )
     console.data(evaluation=result.to_dict())
+
+
+def unlike(console: Console, percentiles: Any, flagged: float | None) -> None:
+    """Say how many images are unlike the training images, if it was asked for or is more than chance."""
+    limit = UNLIKE_FROM if flagged is None else flagged
+    n, total = int((percentiles >= limit).sum()), len(percentiles)
+    if flagged is None and n < max(UNLIKE_FEWEST, UNLIKE_SHARE * total):
+        return
+    expected = f"{100 - limit:g} % would be usual"
+    console.warn(
+        f"{n:,} of {total:,} images are more unlike the training images than {limit:g} % of these are unlike "
+        f"each other ({expected}); do not trust their labels (column unlike)"
+    )
+    console.data(n_unlike=n)
+
+
+def apart(console: Console, found: Any) -> None:
+    """Print the score without images that have kin among the training images, if there are any."""
+    console.data(apart=None if found is None else found.to_dict())
+    if found is not None:
+        console.text()
+        console.text(found.sentence())
 
 
 def no_test(console: Console, clf: Any) -> None:

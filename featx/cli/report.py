@@ -24,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="HTML file to write (default report.html)",
     )
 
+    arguments.add_embedding(parser)
+
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Write the page, and the same content as JSON beside it."""
@@ -34,7 +36,7 @@ def run(args: argparse.Namespace, console: Console) -> int:
 
     clf = arguments.load_classifier(args, console.progress)
     images = None if args.data is None else arguments.load(args, args.data)
-    made = report(clf, args.output, images, title=f"Report of {Path(args.model).name}")
+    made = report(clf, args.output, images, title=f"Report of {Path(args.model).name}", embedding=args.map)
     written(console, args.output, made)
     return 0
 

@@ -28,6 +28,11 @@ FIGURES = {
     "map": "a map of images by their features",
     "mistakes": "the mistakes",
     "neighbours": "some images with the nearest ones",
+    "heat": "what in some images speaks for the answer",
+    "features": "the maps of an image at each layer",
+    "views": "some images beside the augmented views of the fit",
+    "learning": "accuracy by number of training images",
+    "training": "loss, accuracy and learning rate of fine-tuning",
 }
 """Figures of results, as in `featx.reporting.drawing`, which is slow to import."""
 
@@ -41,6 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         arguments.add_model(figure)
         arguments.add_manifest(figure)
         figure.add_argument("data", nargs="?", help="images of the fit, or new labelled images")
+        if name == "map":
+            arguments.add_embedding(figure)
         output = f"{name}.png"
         figure.add_argument(
             "-o", "--output", default=output, metavar="FILE", help=f"PNG file to write (default {output})"
@@ -93,7 +100,8 @@ def _figure(args: argparse.Namespace, console: Console) -> int:
     from featx.reporting.drawing import draw
 
     clf = arguments.load_classifier(args, console.progress)
-    made = report(clf, None, None if args.data is None else arguments.load(args, args.data))
+    data = None if args.data is None else arguments.load(args, args.data)
+    made = report(clf, None, data, embedding=getattr(args, "map", "tsne"))
     render.figure(console, args.output, draw(made.known, made.sections, args.figure).to_png())
     console.data(output=args.output)
     return 0

@@ -14,6 +14,7 @@ from featx.evaluation.decision import (
 )
 from featx.evaluation.metrics import CONFIDENCE, METRICS, NORMAL, Metric, MetricEntry, has_equal_classes
 from featx.evaluation.results import ClassScore, Comparison, Evaluation, class_indices, compare, evaluate
+from featx.evaluation.shortfall import shortfall
 
 __all__ = [
     "ARGMAX",
@@ -37,4 +38,5 @@ __all__ = [
     "has_equal_classes",
     "inverse_shares",
     "make_decision",
+    "shortfall",
 ]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from featx.evaluation.answers import COLUMNS, AnswerTable
 from featx.evaluation.bootstrap import clip_share, interval, resamples, unit_indices
 from featx.evaluation.decision import Decision
 from featx.evaluation.metrics import (
@@ -20,7 +21,7 @@ from featx.evaluation.metrics import (
     accuracy,
 )
 from featx.exceptions import DataError, LabelError, UsageError
-from featx.records import FloatOrNaN, Record
+from featx.records import APART, FloatOrNaN, Record, as_frame
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class Evaluation(Record):
         Share of images with a prediction (1 without `abstain_below`).
     accuracy_answered : Metric or None
         Accuracy of the predictions that were not withheld; None if there is none.
+    answers : AnswerTable or None
+        Answers image by image. Not saved: a model file holds no names of images.
     """
 
     n: int
@@ -69,10 +72,27 @@ class Evaluation(Record):
     abstain_below: float | None = None
     coverage: float = 1.0
     accuracy_answered: Metric | None = None
+    answers: AnswerTable | None = field(default=None, repr=False, metadata=APART)
 
     def __getitem__(self, name: str) -> float:
         """Value of a metric by its name."""
         return self.metrics[name].value
+
+    def table(self) -> Any:
+        """Return a row for each image: path, part, truth, answer, probability, runner-up, unlike.
+
+        A pandas DataFrame, or a list of dicts without pandas.
+
+        Raises
+        ------
+        UsageError
+            If the evaluation was read from a file.
+        """
+        if self.answers is None:
+            raise UsageError(
+                "an evaluation from a file has no answers image by image; evaluate the images again."
+            )
+        return as_frame(self.answers.rows(), COLUMNS)
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,9 @@ def evaluate(
     n_boot: int = 1000,
     random_state: int | None = 0,
     abstain_below: float | None = None,
+    names: Sequence[str] | None = None,
+    parts: Sequence[str] | None = None,
+    unlike: Floats | None = None,
 ) -> Evaluation:
     """Compute all metrics, each with a bootstrap 95 % interval.
 
@@ -139,6 +162,10 @@ def evaluate(
         Seed of the resampling.
     abstain_below : float, optional
         Also report coverage and accuracy without the predictions of lower probability.
+    names, parts : sequence of str, length n, optional
+        Name and part of each image, for the table; by default its number, and ``new``.
+    unlike : array of shape (n,), optional
+        How unlike the training images each image is, for the table.
 
     Returns
     -------
@@ -201,6 +228,15 @@ def evaluate(
         abstain_below=abstain_below,
         coverage=float(answered.mean()),
         accuracy_answered=accuracy_answered,
+        answers=AnswerTable.of(
+            labels,
+            proba,
+            Decision.argmax(len(labels)) if decision is None else decision,
+            names=[str(place) for place in range(len(y))] if names is None else names,
+            parts=["new"] * len(y) if parts is None else parts,
+            truth=[labels[code] for code in y],
+            unlike=np.full(len(y), np.nan) if unlike is None else unlike,
+        ),
     )
 
 

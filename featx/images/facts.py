@@ -38,7 +38,16 @@ SCALARS = (
 )  # fmt: skip
 """What an image's array begins with. Brightness, contrast and channels are on the scale 0 to 255."""
 
-LENGTH = len(SCALARS) + THUMB * THUMB
+GREY_STEPS = 12
+"""Differences of two channels from -12 to 12 are counted one by one."""
+
+RATIO, RATIO_BINS, RATIO_FROM = 0.21, 21, 40
+"""Log ratios of two channels from -0.21 to 0.21 are counted in 21 bins, of pixels that are not dark."""
+
+TINTS = 2 * (2 * GREY_STEPS + 1 + RATIO_BINS)
+"""Numbers of an image's tint."""
+
+LENGTH = len(SCALARS) + TINTS + THUMB * THUMB
 """Numbers of an image."""
 
 _POLICY = DecodePolicy(decode="fast", min_side=SIDE, max_pixels=MAX_PIXELS)
@@ -52,19 +61,24 @@ class ImageFacts:
     ----------
     values : array of shape (n, len(SCALARS)), float32
         One column for each of `SCALARS`.
+    tints : array of shape (n, TINTS), float32
+        Shares of the pixels by the difference of red and green, and of green and blue, and by the logarithm
+        of their ratios, where these are small. Grey things are at zero, unless an image has a tint.
     thumbs : array of shape (n, THUMB, THUMB, 3), uint8
         Upright small copies.
     """
 
     values: NDArray[np.float32]
+    tints: NDArray[np.float32]
     thumbs: NDArray[np.uint8]
 
     @classmethod
     def of_rows(cls, rows: NDArray[np.float32]) -> ImageFacts:
         """Take apart arrays that `measure_facts` returned, shape (n, LENGTH)."""
-        packed = rows[:, len(SCALARS) :].astype(np.uint32)
+        scalars, tints, thumbs = np.split(rows, (len(SCALARS), len(SCALARS) + TINTS), axis=1)
+        packed = thumbs.astype(np.uint32)
         pixels = np.stack([packed >> 16 & 255, packed >> 8 & 255, packed & 255], axis=-1)
-        return cls(rows[:, : len(SCALARS)], pixels.astype(np.uint8).reshape(-1, THUMB, THUMB, 3))
+        return cls(scalars, tints, pixels.astype(np.uint8).reshape(-1, THUMB, THUMB, 3))
 
     def __len__(self) -> int:
         return len(self.values)
@@ -75,7 +89,16 @@ class ImageFacts:
 
     def take(self, chosen: NDArray[np.intp]) -> ImageFacts:
         """Return the facts of some images."""
-        return ImageFacts(self.values[chosen], self.thumbs[chosen])
+        return ImageFacts(self.values[chosen], self.tints[chosen], self.thumbs[chosen])
+
+    def joined(self, other: ImageFacts) -> ImageFacts:
+        """Return these facts, and those of other images after them."""
+        return ImageFacts(
+            *(
+                np.concatenate([getattr(one, name) for one in (self, other)])
+                for name in ("values", "tints", "thumbs")
+            )
+        )
 
     def kinds(self) -> list[str]:
         """Name of each image's file format, as Pillow has it; empty for an image without a file."""
@@ -99,7 +122,7 @@ def measure_facts(picture: Picture) -> NDArray[np.float32]:
     Returns
     -------
     array of shape (LENGTH,), float32
-        `SCALARS`, and the pixels of the small copy, 24 bits in each number.
+        `SCALARS`, the tint, and the pixels of the small copy, 24 bits in each number.
 
     Raises
     ------
@@ -112,7 +135,8 @@ def measure_facts(picture: Picture) -> NDArray[np.float32]:
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
     thumb = np.asarray(image.resize((THUMB, THUMB), Image.Resampling.BOX), np.uint32)
     packed = thumb[..., 0] << 16 | thumb[..., 1] << 8 | thumb[..., 2]
-    return np.concatenate([header, _appearance(image), packed.ravel()]).astype(np.float32)
+    tint = _tint(np.asarray(image))
+    return np.concatenate([header, _appearance(image), tint, packed.ravel()]).astype(np.float32)
 
 
 def _header(picture: Picture, shape: tuple[int, ...]) -> list[float]:
@@ -158,6 +182,22 @@ def _appearance(image: Image.Image) -> list[float]:
     strip = _border(pixels)
     low, high = np.percentile(pixels.reshape(-1, 3)[::3], (1, 99), axis=0)
     return [*values, *pixels.mean(axis=(0, 1)), *low, *high, *strip.mean(axis=0)]
+
+
+def _tint(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
+    """Shares of the pixels by small differences and ratios of their channels."""
+    flat = pixels.reshape(-1, 3)
+    steps = flat.astype(np.int16)
+    bright = flat.max(axis=1) > RATIO_FROM
+    logs = np.log(np.arange(1, 257, dtype=np.float32))[flat[bright]]
+    found = []
+    for one, other in ((0, 1), (1, 2)):
+        place = np.clip(steps[:, one] - steps[:, other], -GREY_STEPS, GREY_STEPS) + GREY_STEPS
+        found.append(np.bincount(place, minlength=2 * GREY_STEPS + 1) / len(flat))
+        ratio = (logs[:, one] - logs[:, other] + RATIO) * (RATIO_BINS / (2 * RATIO))
+        near = ratio[(ratio >= 0) & (ratio < RATIO_BINS)].astype(np.intp)
+        found.append(np.bincount(near, minlength=RATIO_BINS) / max(1, len(ratio)))
+    return np.concatenate(found)
 
 
 def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,9 +15,11 @@ from featx.plot.charts import (
     coverage,
     history,
     layers,
+    learning,
     roc,
     scatter,
     sheet,
+    training,
 )
 
 __all__ = [
@@ -29,7 +31,9 @@ __all__ = [
     "coverage",
     "history",
     "layers",
+    "learning",
     "roc",
     "scatter",
     "sheet",
+    "training",
 ]

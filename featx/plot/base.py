@@ -68,8 +68,8 @@ class Display:
 
 
 @contextmanager
-def drawing(ax: Any = None, *, size: tuple[float, float] | None = None) -> Iterator[Display]:
-    """Give axes in featx's style: those of the caller, or new ones."""
+def drawing(ax: Any = None, *, size: tuple[float, float] | None = None, rows: int = 1) -> Iterator[Display]:
+    """Give axes in featx's style: those of the caller, or new ones; of several rows, the first."""
     import matplotlib
     import matplotlib.style
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,7 +81,7 @@ def drawing(ax: Any = None, *, size: tuple[float, float] | None = None) -> Itera
         if ax is None:
             figure = Figure(figsize=size)
             FigureCanvasAgg(figure)
-            ax = figure.subplots()
+            ax = figure.subplots(rows, sharex=True, squeeze=False)[0, 0]
         yield Display(ax, ax.figure)
 
 

@@ -275,18 +275,84 @@ def scatter(
     return display
 
 
-def sheet(rows: Sequence[Sequence[tuple[NDArray[Any], str]]]) -> Display:
+def learning(
+    sizes: ArrayLike,
+    accuracy: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    ahead: Mapping[str, ArrayLike],
+    *,
+    ax: Any = None,
+) -> Display:
+    """Draw accuracy against the number of training images, and the band that is expected of more.
+
+    Parameters
+    ----------
+    sizes, accuracy, low, high : array of shape (m,)
+        Measured accuracy with its interval.
+    ahead : mapping of str to array
+        ``sizes``, ``value``, ``low`` and ``high`` of the power law, up to more images than there are.
+    """
+    x, y = np.asarray(sizes, float), np.asarray(accuracy, float)
+    more = {name: np.asarray(values, float) for name, values in ahead.items()}
+    with drawing(ax, size=(6.4, 3.4)) as display:
+        from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+        ax = display.ax_
+        ax.fill_between(more["sizes"], more["low"], more["high"], color=BLUE, alpha=0.2, linewidth=0)
+        ax.plot(more["sizes"], more["value"], color=BLUE, linewidth=1.2)
+        ax.errorbar(x, y, [y - low, high - y], fmt="o", color=BLUE, capsize=3)
+        ax.set(xscale="log", xlabel="training images", ylabel="accuracy out of fold")
+        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        ax.xaxis.set_minor_formatter(NullFormatter())
+        gain = 100 * float(more["value"][-1] - y[-1])
+        ax.set_title(f"{more['sizes'][-1]:,.0f} images instead of {x[-1]:,.0f}: {gain:+.1f} points expected")
+    return display
+
+
+def training(epochs: Sequence[Mapping[str, Any]]) -> Display:
+    """Draw loss, accuracy and learning rate of each epoch of fine-tuning, one above the other."""
+    from matplotlib.ticker import MaxNLocator
+
+    x = np.arange(1, len(epochs) + 1)
+    panels = (("loss", "loss"), ("accuracy", "accuracy"), ("lr", "learning rate"))
+    with drawing(size=(6.4, 6.0), rows=len(panels)) as display:
+        for ax, (name, words) in zip(display.figure_.axes, panels, strict=True):
+            ax.plot(x, [one[name] for one in epochs], "o-", markersize=3, color=BLUE, label="training")
+            if f"val_{name}" in epochs[-1]:
+                values = [one.get(f"val_{name}", np.nan) for one in epochs]
+                ax.plot(x, values, "o-", markersize=3, color=ORANGE, label="validation")
+                ax.legend(fontsize=9, loc="best")
+            ax.set(ylabel=words)
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        display.figure_.axes[-1].set(xlabel="epoch", yscale="log")
+        kind = "val_accuracy" if "val_accuracy" in epochs[-1] else "accuracy"
+        best = max(float(one.get(kind, 0)) for one in epochs)
+        what = "validation" if kind == "val_accuracy" else "training"
+        display.ax_.set_title(f"{len(epochs)} epochs; the highest {what} accuracy is {best:.3f}")
+    return display
+
+
+def sheet(
+    rows: Sequence[Sequence[tuple[NDArray[Any], str]]], *, title: str = "", loose: bool = True
+) -> Display:
     """Draw images with a caption each, in rows.
 
     Parameters
     ----------
     rows : sequence of sequences of (image, caption)
         Images are arrays of shape (h, w, 3), uint8.
+    title : str
+        Title of the figure.
+    loose : bool
+        Whether captions have two lines, each under its image; otherwise one line across the row.
     """
     n_columns = max(map(len, rows))
     with drawing(size=(1.6 * n_columns, 2.0 * len(rows))) as display:
         ax = display.ax_
         ax.axis("off")
+        ax.set_title(title)
         ax.set(xlim=(0, n_columns), ylim=(len(rows), 0))
         for i, row in enumerate(rows):
             for j, (image, caption) in enumerate(row):
@@ -294,7 +360,8 @@ def sheet(rows: Sequence[Sequence[tuple[NDArray[Any], str]]]) -> Display:
                 scale = 0.46 / max(height, width * 1.0)
                 w, h = scale * width, 0.8 * scale * height
                 ax.imshow(image, extent=(j + 0.5 - w, j + 0.5 + w, i + 0.4 + h, i + 0.4 - h), aspect="auto")
-                ax.text(j + 0.5, i + 0.82, caption, ha="center", va="top", fontsize=8.5)
+                place, side = (j + 0.5, "center") if loose else (j + 0.04, "left")
+                ax.text(place, i + 0.82, caption, ha=side, va="top", fontsize=8.5)
         ax.set(xlim=(0, n_columns), ylim=(len(rows), 0))
     return display
 

@@ -6,23 +6,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image
 
 from featx import plot
 from featx.audit.probe import nearest
 from featx.classifier.predictions import Predictions
 from featx.evaluation import Evaluation
 from featx.exceptions import UsageError
-from featx.images import DecodePolicy, decode_picture, read_picture
 from featx.plot import Display
 from featx.plot.base import short
 from featx.reporting.sections import Known
+from featx.reporting.seeing import augmented, features, heat, label_of, pixels_of, with_images
 
 FEWEST = 20
 """With fewer images, probabilities are not drawn."""
 
-SHEET_SIDE, SHEET_ROWS, SHEET_COLUMNS = 160, 6, 6
+SHEET_ROWS, SHEET_COLUMNS = 6, 6
 
 Sections = Mapping[str, dict[str, Any]]
 
@@ -43,15 +41,9 @@ def _evaluation(known: Known) -> Evaluation:
     return found
 
 
-def _with_images(known: Known) -> Predictions:
-    if known.predictions is None:
-        raise UsageError("this figure needs images: give those of the fit, or new labelled images.")
-    return known.predictions
-
-
 def _judged(known: Known) -> Predictions:
     """Predictions of labelled images, held-out ones where there are enough."""
-    every = _with_images(known)
+    every = with_images(known)
     for found in (every.take(every.parts != "train"), every):
         judged = found.take((found.truth >= 0) & (found.answers >= 0))
         if len(judged.images) >= FEWEST:
@@ -95,6 +87,20 @@ def _history(known: Known, sections: Sections) -> Display:
     return plot.history(**chosen["history"], scoring=chosen["scoring"])
 
 
+def _learning(known: Known, sections: Sections) -> Display:
+    curve = sections["choosing"]["curve"]
+    if curve is None:
+        raise UsageError("a learning curve needs the training images: give those of the fit.")
+    return plot.learning(**curve)
+
+
+def _training(known: Known, sections: Sections) -> Display:
+    epochs = sections["choosing"]["epochs"]
+    if len(epochs) < 2:
+        raise UsageError("this model has no fine-tuned network, or one of a single epoch.")
+    return plot.training(epochs)
+
+
 def _map(known: Known, sections: Sections) -> Display:
     points = sections["map"]["points"]
     if not points:
@@ -104,19 +110,19 @@ def _map(known: Known, sections: Sections) -> Display:
 
 
 def _mistakes(known: Known, sections: Sections) -> Display:
-    predictions = _with_images(known)
+    predictions = with_images(known)
     shown = sections["mistakes"]["shown"][: SHEET_ROWS * SHEET_COLUMNS]
     if not shown:
         raise UsageError("no image is mistaken, so there is nothing to draw.")
     cells = []
     for one in shown:
         caption = f"{short(one['answer'])} {one['probability']:.0%}\nis {short(one['truth'])}"
-        cells.append((_pixels(predictions, one["index"]), caption))
+        cells.append((pixels_of(predictions, one["index"]), caption))
     return plot.sheet([cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)])
 
 
 def _neighbours(known: Known, sections: Sections) -> Display:
-    predictions = _with_images(known)
+    predictions = with_images(known)
     features = known.features
     if features is None or len(features) < 2:
         raise UsageError("neighbours need at least two images.")
@@ -126,23 +132,11 @@ def _neighbours(known: Known, sections: Sections) -> Display:
     found, cosines = nearest(features, np.array(chosen, np.intp), SHEET_COLUMNS - 1)
     rows = []
     for image, row, cosine in zip(chosen, found.tolist(), cosines.tolist(), strict=True):
-        cells = [(_pixels(predictions, image), f"{_label(predictions, image)}\nits nearest:")]
+        cells = [(pixels_of(predictions, image), f"{label_of(predictions, image)}\nits nearest:")]
         for other, value in zip(row, cosine, strict=True):
-            cells.append((_pixels(predictions, other), f"{_label(predictions, other)}\n{value:.2f}"))
+            cells.append((pixels_of(predictions, other), f"{label_of(predictions, other)}\n{value:.2f}"))
         rows.append(cells)
     return plot.sheet(rows)
-
-
-def _label(predictions: Predictions, index: int) -> str:
-    labels = predictions.images.labels
-    return "" if labels is None else short(labels[index])
-
-
-def _pixels(predictions: Predictions, index: int) -> NDArray[np.uint8]:
-    policy = DecodePolicy(decode="fast", min_side=SHEET_SIDE)
-    image = Image.fromarray(decode_picture(read_picture(predictions.images.sources[index]), policy))
-    image.thumbnail((SHEET_SIDE, SHEET_SIDE))
-    return np.asarray(image)
 
 
 FIGURES: dict[str, Callable[[Known, Sections], Display]] = {
@@ -157,8 +151,16 @@ FIGURES: dict[str, Callable[[Known, Sections], Display]] = {
     "map": _map,
     "mistakes": _mistakes,
     "neighbours": _neighbours,
+    "heat": lambda known, sections: heat(known),
+    "features": lambda known, sections: features(known),
+    "views": lambda known, sections: augmented(known),
+    "learning": _learning,
+    "training": _training,
 }
 """Each figure by its name: a function of what is known and of the sections of the report."""
 
-ON_PAGE = ("classes", "calibration", "coverage", "roc", "layers", "history")
+ON_PAGE = (
+    "classes", "calibration", "coverage", "roc", "layers", "history", "heat", "features", "views",
+    "learning", "training",
+)  # fmt: skip
 """Figures of the page. The others are there as tables, images or a map."""

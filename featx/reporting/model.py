@@ -6,26 +6,34 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from featx.audit import CHECKS, audit, image_facts
 from featx.classifier import ImageClassifier, load
 from featx.classifier.inputs import Images, as_images
 from featx.classifier.predictions import Predictions
+from featx.classifier.record import ApartFromKin
 from featx.evaluation import evaluate
-from featx.exceptions import UsageError
+from featx.exceptions import FeatxError, UsageError
+from featx.features import FeatureBlocks
 from featx.files import atomic_write
 from featx.reporting.checking import RANK
 from featx.reporting.drawing import ON_PAGE, draw
 from featx.reporting.findings import images_shown, shown_findings
 from featx.reporting.page import render, thumbnails
-from featx.reporting.sections import MAP_THUMBS, SECTIONS, Known, audit_data
+from featx.reporting.sections import EMBEDDINGS, MAP_THUMBS, SECTIONS, Known, audit_data
 from featx.stores import open_store
 
 SMALL = 56
 """Side in pixels of the thumbnails of a map and of images beside others."""
+
+MOST_BYTES, COMPACT = 1 << 30, 512
+"""Bytes of all features from which they are projected, and the columns that remain."""
 
 IN_REPORT = {name: check for name, check in CHECKS.items() if name not in ("outliers", "unlike_class")}
 """Checks of a report; the predictions say more than the others."""
@@ -85,7 +93,7 @@ class Report:
         """Return the figures of the page as SVG, by name; figures that have no data are left out."""
         drawn = {}
         for name in ON_PAGE:
-            with contextlib.suppress(UsageError):
+            with contextlib.suppress(FeatxError):  # no data, or no weights on this machine
                 drawn[name] = draw(self.known, self.sections, name).to_svg(name)
         return drawn
 
@@ -103,6 +111,7 @@ def report(
     labels: Sequence[Any] | None = None,
     *,
     title: str | None = None,
+    embedding: str = "tsne",
 ) -> Report:
     """Make a report of a model, and write it if a path is given.
 
@@ -119,6 +128,8 @@ def report(
         Labels of `data`, if it does not bring them.
     title : str, optional
         Title of the page.
+    embedding : {'tsne', 'pca', 'umap'}
+        Method of the map of images; the last needs the package umap-learn.
 
     Returns
     -------
@@ -129,7 +140,9 @@ def report(
     if title is None:
         name = "a classifier" if isinstance(model, ImageClassifier) else Path(model).name
         title = f"Report of {name}"
-    known = _known(clf, data, labels)
+    if embedding not in EMBEDDINGS:
+        raise UsageError(f"embedding {embedding!r} is not known; choose {', '.join(EMBEDDINGS)}.")
+    known = replace(_known(clf, data, labels), embedding=embedding)
     made = Report(known, {name: section(known) for name, section in SECTIONS.items()}, title)
     if path is not None:
         made.write(path)
@@ -139,17 +152,42 @@ def report(
 def _known(clf: ImageClassifier, data: Images | None, labels: Sequence[Any] | None) -> Known:
     images = clf._fitted.images if data is None else as_images(data, labels)
     if images is None:
-        return Known(clf, None, clf.evaluation_, None, None, ())
+        return Known(clf, None, clf.evaluation_, None, None, (), apart=clf.record_.apart)
     found = clf.extract(images, on_error="skip")
     predictions = Predictions.of(clf.model_, images, found, clf.oof_proba_)
-    features = found.blocks.stack(list(clf.model_.used_blocks))
+    features = _compact(found.blocks, clf.model_.used_blocks)
     sources, store = predictions.images.sources, open_store(clf.store)
     facts, _ = image_facts(sources, predictions.ids, store, n_jobs=clf.n_jobs)
     evaluation = clf.evaluation_
-    new = predictions.take((predictions.parts == "new") & (predictions.truth >= 0))
+    is_new = (predictions.parts == "new") & (predictions.truth >= 0)
+    new = predictions.take(is_new)
     if len(new.images):
         assert new.images.labels is not None
         evaluation = evaluate(new.images.labels, new.proba, new.classes, decision=new.decision)
-    findings = audit(audit_data(predictions, facts, features), IN_REPORT)
-    findings = tuple(sorted(findings, key=lambda finding: RANK.index(finding.severity)))
-    return Known(clf, predictions, evaluation, facts, features, findings)
+    data = audit_data(predictions, facts, features)
+    findings = tuple(sorted(audit(data, IN_REPORT), key=lambda finding: RANK.index(finding.severity)))
+    apart = clf.record_.apart
+    if len(new.images):
+        assert data.units is not None
+        assert evaluation is not None
+        kin = np.isin(data.units[is_new], data.units[predictions.parts == "train"])
+        apart = ApartFromKin.of(evaluation, kin)
+    return Known(clf, predictions, evaluation, facts, features, findings, apart=apart)
+
+
+def _compact(blocks: FeatureBlocks, names: Sequence[str]) -> NDArray[np.float32]:
+    """Features side by side; a random projection of them where they would not fit in memory.
+
+    Distances hardly change (Johnson & Lindenstrauss, 1984): by about 3 % with `COMPACT` columns.
+    """
+    width = sum(blocks.width(name) for name in names)
+    if 4 * width * blocks.n_rows <= MOST_BYTES or width <= COMPACT:
+        return blocks.stack(list(names))
+    from sklearn.random_projection import GaussianRandomProjection
+
+    project = GaussianRandomProjection(COMPACT, random_state=0)
+    project.fit(np.empty((1, width), np.float32))
+    rows = np.empty((blocks.n_rows, COMPACT), np.float32)
+    for where, part in blocks.chunks(names):
+        rows[where] = project.transform(part)
+    return rows

@@ -16,7 +16,10 @@ from featx.audit.probe import nearest
 from featx.audit.values import count
 from featx.classifier import ImageClassifier
 from featx.classifier.predictions import Predictions
-from featx.evaluation import Evaluation
+from featx.classifier.record import ApartFromKin
+from featx.curves import fit_power_law, learning_curve
+from featx.evaluation import Evaluation, shortfall
+from featx.exceptions import FeatxError, UsageError
 from featx.images.facts import ImageFacts
 from featx.plot.charts import metric_text, worst_classes
 from featx.reporting.findings import TITLES
@@ -31,6 +34,9 @@ BESIDE = 3
 MAP_IMAGES = 500
 """Images of the map. t-SNE of so many takes about a second."""
 
+EMBEDDINGS = {"tsne": "t-SNE", "pca": "principal components", "umap": "UMAP"}
+"""Methods of the map. UMAP is used on request only: it is compiled for most of a minute in each process."""
+
 MAP_THUMBS = 250
 """Images of the map with a thumbnail."""
 
@@ -42,6 +48,9 @@ MOST_CELLS = 24
 """Classes of a confusion matrix on a page."""
 
 MOST_ACTIONS = 3
+
+CURVE_IMAGES, AHEAD = 1500, 2.0
+"""Training images of the learning curve, and how far ahead of them it looks."""
 
 METRIC_NAMES = {"ece": "expected calibration error", "macro_f1": "macro F1"}
 
@@ -64,6 +73,10 @@ class Known:
         Their features.
     findings : tuple of Finding
         Of the check of the images.
+    embedding : str
+        Method of the map, a key of `EMBEDDINGS`.
+    apart : ApartFromKin or None
+        The score without images that have kin in the training part; None if there are none.
     """
 
     clf: ImageClassifier
@@ -72,6 +85,8 @@ class Known:
     facts: ImageFacts | None
     features: NDArray[np.float32] | None
     findings: tuple[Finding, ...]
+    embedding: str = "tsne"
+    apart: ApartFromKin | None = None
 
     @property
     def held_out(self) -> Predictions | None:
@@ -191,11 +206,21 @@ def quality(known: Known) -> dict[str, Any]:
             {"name": METRIC_NAMES.get(name, name.replace("_", " ")), **m.to_dict()}
             for name, m in evaluation.metrics.items()
         ],
+        "apart": "" if known.apart is None else known.apart.sentence(),
+        "shortfall": _shortfall(known),
         "selection": {"name": str(clf.scoring_).replace("_", " "), "value": float(clf.best_score_)},
         "confusion": rows,
         "note": note,
         "per_class": [one.to_dict() for one in sorted(evaluation.per_class, key=lambda one: one.recall)],
     }
+
+
+def _shortfall(known: Known) -> str:
+    """A sentence if the score is far below that of cross-validation."""
+    folds = known.clf._folds()
+    if known.evaluation is None or folds is None or known.clf.network_ is not None:
+        return ""
+    return shortfall(known.evaluation, folds)
 
 
 def mistakes(known: Known) -> dict[str, Any]:
@@ -293,24 +318,17 @@ def _slices(predictions: Predictions, facts: ImageFacts) -> list[tuple[str, NDAr
 
 
 def space(known: Known) -> dict[str, Any]:
-    """A map of images by their features: t-SNE of principal components."""
+    """A map of images by their features: principal components, t-SNE or UMAP of them."""
     predictions, features = known.predictions, known.features
     if predictions is None or features is None or len(features) < 10:
-        return {"points": [], "note": ""}
-    from sklearn.decomposition import PCA
-    from sklearn.manifold import TSNE
-
+        return {"points": [], "note": "", "method": ""}
     n = len(features)
     chosen = np.flatnonzero(predictions.wrong)[: MAP_IMAGES // 4]
     others = np.setdiff1d(np.arange(n), chosen)
     step = max(1.0, len(others) / (MAP_IMAGES - len(chosen)))
     chosen = np.sort(np.concatenate([chosen, others[np.arange(0, len(others), step).astype(int)]]))
     rows = features[chosen]
-    n_components = min(30, len(rows) - 1, rows.shape[1])
-    rows = PCA(n_components, random_state=0, svd_solver="randomized").fit_transform(rows)
-    perplexity = min(30.0, (len(rows) - 1) / 3)
-    embed = TSNE(2, perplexity=perplexity, init="pca", random_state=0, max_iter=500, n_jobs=1)
-    flat = embed.fit_transform(rows)
+    flat = _flat(rows, known.embedding)
     low, high = flat.min(axis=0), flat.max(axis=0)
     flat = (flat - low) / np.maximum(high - low, 1e-9)
     labels = predictions.images.labels
@@ -325,7 +343,35 @@ def space(known: Known) -> dict[str, Any]:
         )
     ]  # fmt: skip
     note = "" if len(chosen) == n else f"{len(chosen):,} of {n:,} images, all mistakes among them."
-    return {"points": points, "note": note}
+    return {"points": points, "note": note, "method": EMBEDDINGS[known.embedding]}
+
+
+def _flat(rows: NDArray[np.float32], method: str) -> NDArray[np.float32]:
+    """Places of images on a map, shape (n, 2)."""
+    from sklearn.decomposition import PCA
+
+    n_components = 2 if method == "pca" else min(30, len(rows) - 1, rows.shape[1])
+    rows = PCA(n_components, random_state=0, svd_solver="randomized").fit_transform(rows)
+    if method == "pca":
+        return rows
+    if method == "umap":
+        embed: Any = _umap()(n_neighbors=min(15, len(rows) - 1), random_state=0, n_jobs=1)
+    else:
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(rows) - 1) / 3)
+        embed = TSNE(2, perplexity=perplexity, init="pca", random_state=0, max_iter=500, n_jobs=1)
+    return np.asarray(embed.fit_transform(rows), np.float32)
+
+
+def _umap() -> Any:
+    try:
+        from umap import UMAP
+    except ImportError:
+        raise UsageError(
+            "a map by UMAP needs the package umap-learn: pip install umap-learn; or use tsne or pca."
+        ) from None
+    return UMAP
 
 
 def choosing(known: Known) -> dict[str, Any]:
@@ -364,7 +410,41 @@ def choosing(known: Known) -> dict[str, Any]:
             {"score": one.score, "params": ", ".join(f"{k} {_short(v)}" for k, v in one.params.items())}
             for one in record.trials[:8]
         ],
+        "curve": learning(known),
         "epochs": [] if record.fine_tuning is None else list(record.fine_tuning.history),
+    }
+
+
+def learning(known: Known) -> dict[str, Any] | None:
+    """Accuracy by number of training images, and what is expected of more; None if it cannot be measured.
+
+    A ridge classifier of the features in use, on at most `CURVE_IMAGES` training images.
+    """
+    predictions, features = known.predictions, known.features
+    if predictions is None or features is None:
+        return None
+    trained = np.flatnonzero((predictions.parts == "train") & (predictions.truth >= 0))
+    step = max(1.0, len(trained) / CURVE_IMAGES)
+    trained = trained[np.arange(0, len(trained), step).astype(int)]
+    units = known.clf.model_.images.units_of(predictions.ids[trained])
+    try:
+        curve = learning_curve(
+            features[trained], predictions.truth[trained], head="ridge", groups=units, n_repeats=1
+        )
+        law = fit_power_law(curve)
+    except FeatxError:  # too few images of a class
+        return None
+    sizes = np.geomspace(curve.sizes[0], AHEAD * curve.sizes[-1], 40)
+    ahead = [law.accuracy(float(size)) for size in sizes]
+    return {
+        "sizes": curve.sizes.tolist(),
+        "accuracy": [one.value for one in curve.accuracy],
+        "low": [one.low for one in curve.accuracy],
+        "high": [one.high for one in curve.accuracy],
+        "ahead": {
+            "sizes": sizes.tolist(),
+            **{name: [getattr(one, name) for one in ahead] for name in ("value", "low", "high")},
+        },
     }
 
 

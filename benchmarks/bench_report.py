@@ -1,0 +1,142 @@
+"""What `check` and `report` cost, as ratios to the extraction and the fit of the same images in one run.
+
+``python benchmarks/bench_report.py DATA`` takes a folder of class folders (1,399 photos of catdog in the
+docs). It alternates the extraction of the features alone and a check with empty stores, then checks with a
+full store, fits, and reports. ``--rows 100000`` also makes the page of a simulated set of so many images, and
+says its peak of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+from PIL import Image
+
+import featx
+from featx.audit import audit
+from featx.classifier.predictions import Predictions
+from featx.evaluation import ARGMAX, evaluate, make_decision
+from featx.extractor import Extraction, FeatureExtractor
+from featx.images import ImageSet, load_images, read_picture
+from featx.images.facts import ImageFacts, measure_facts
+from featx.reporting.model import IN_REPORT, Report
+from featx.reporting.sections import SECTIONS, Known, audit_data
+from featx.stores.memory import MemoryStore
+
+
+def seconds(function: Callable[[], Any]) -> float:
+    """Wall-clock time of a call."""
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+def quartiles(values: list[float]) -> str:
+    """Median and lower quartile, in words."""
+    return f"{np.median(values):.2f} (lower quartile {np.quantile(values, 0.25):.2f})"
+
+
+def measure(data: Path, repeats: int) -> None:
+    """Time check, fit and report on real images."""
+    images = load_images(data)
+    ratios = []
+    for _ in range(repeats):
+        alone = seconds(lambda: FeatureExtractor(store=MemoryStore()).extract(images.sources))
+        store = MemoryStore()
+        checked = seconds(lambda store=store: featx.check(images, extractor=FeatureExtractor(store=store)))  # type: ignore[misc]
+        ratios.append(checked / alone)
+        print(f"extraction {alone:.1f} s, check {checked:.1f} s", flush=True)
+    print(f"check, cold, / extraction: {quartiles(ratios)}")
+    warm = [
+        seconds(lambda: featx.check(images, extractor=FeatureExtractor(store=store))) for _ in range(repeats)
+    ]
+    print(f"check, warm: {quartiles(warm)} s")
+    clf = featx.ImageClassifier(store=store, random_state=0, n_trials=5)
+    fitted = seconds(lambda: clf.fit_with_test(images))
+    with tempfile.TemporaryDirectory() as folder:
+        page = Path(folder) / "report.html"
+        times = [seconds(lambda: featx.report(clf, page)) for _ in range(repeats)]
+        size = page.stat().st_size
+    print(
+        f"fit {fitted:.1f} s; report {quartiles(times)} s, first {times[0]:.1f} s; page {size / 1e6:.1f} MB"
+    )
+
+
+def simulated(n: int, n_classes: int = 20, width: int = 320) -> Known:
+    """What a report is made from, for n images whose features, facts and answers are drawn."""
+    rng = np.random.default_rng(0)
+    pictures = [np.asarray(Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((160, 120)))
+                for _ in range(200)]  # fmt: skip
+    labels = np.array([f"class {code}" for code in np.arange(200) % n_classes])
+    clf = featx.ImageClassifier(
+        "test_resnet", cut=None, pool="avg", resize="crop", heads=["ridge"], n_trials=0, store="memory",
+        random_state=0, extractor=FeatureExtractor(pretrained=False, runtime="torch"),
+    ).fit_with_test(pictures, labels)  # fmt: skip
+    codes = rng.integers(0, n_classes, n)
+    base = np.stack([measure_facts(read_picture(picture)) for picture in pictures])
+    rows = base[rng.integers(0, len(base), n)]
+    facts = ImageFacts.of_rows(rows)
+    noise = rng.integers(-20, 21, facts.thumbs.shape, np.int8)
+    facts = ImageFacts(
+        facts.values * rng.uniform(0.9, 1.1, facts.values.shape).astype(np.float32), facts.tints,
+        (facts.thumbs.astype(np.int16) + noise).clip(0, 255).astype(np.uint8),
+    )  # fmt: skip
+    features = (rng.normal(size=(n_classes, width))[codes] + rng.normal(size=(n, width)) * 2).astype(
+        np.float32
+    )
+    proba = rng.dirichlet(np.full(n_classes, 0.05), n)
+    proba[np.arange(n), codes] += 0.8
+    proba /= proba.sum(axis=1, keepdims=True)
+    names = [f"class {code}/{number:06d}.jpg" for number, code in enumerate(codes)]
+    images = ImageSet([pictures[i % 200] for i in range(n)], names, labels=clf.classes_[codes])
+    parts = np.where(rng.random(n) < 0.2, "test", "train")
+    ids = rng.integers(0, 256, (n, 32), np.uint8)
+    found: Extraction = clf.extract(pictures[:1])
+    decision = make_decision(ARGMAX, clf.classes_, np.ones(n_classes))
+    predictions = Predictions(images, ids, parts, clf.classes_, proba, 100 * rng.random(n), found, decision)
+    test = parts == "test"
+    evaluation = evaluate(images.labels[test], proba[test], clf.classes_)
+    findings = audit(audit_data(predictions, facts, features), IN_REPORT)
+    return Known(clf, predictions, evaluation, facts, features, findings)
+
+
+def measure_rows(n: int) -> None:
+    """Time the page of n simulated images."""
+    known: list[Known] = []
+    made = seconds(lambda: known.append(simulated(n)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    report: list[Report] = []
+    sections = {}
+    for name, section in SECTIONS.items():
+        took = seconds(lambda name=name, section=section: sections.update({name: section(known[0])}))  # type: ignore[misc]
+        print(f"  {name} {took:.1f} s")
+    report.append(Report(known[0], sections, "simulated"))
+    text: list[str] = []
+    drawn = seconds(lambda: text.append(report[0].to_html()))
+    again = seconds(
+        lambda: audit(audit_data(known[0].predictions, known[0].facts, known[0].features), IN_REPORT)
+    )  # type: ignore[arg-type]
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(f"{n:,} images: drawn in {made:.0f} s; checks {again:.1f} s, page {drawn:.1f} s")
+    print(f"page {len(text[0]) / 1e6:.1f} MB; peak of memory {peak / 1e6:.2f} GB, {before / 1e6:.2f} before")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path, nargs="?")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rows", type=int)
+    options = parser.parse_args()
+    print(describe(0))
+    if options.data:
+        measure(options.data, options.repeats)
+    if options.rows:
+        measure_rows(options.rows)
