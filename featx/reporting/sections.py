@@ -49,7 +49,7 @@ MOST_CELLS = 24
 
 MOST_ACTIONS = 3
 
-CURVE_IMAGES, AHEAD = 1500, 2.0
+CURVE_IMAGES, AHEAD = 600, 2.0
 """Training images of the learning curve, and how far ahead of them it looks."""
 
 METRIC_NAMES = {"ece": "expected calibration error", "macro_f1": "macro F1"}

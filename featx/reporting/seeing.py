@@ -24,7 +24,7 @@ SIDE = 160
 EXPLAINED, COVERED = 6, 2
 """Images whose evidence is drawn, and of them where parts of images must be covered."""
 
-CHANNELS = 8
+CHANNELS = 6
 """Channels of a layer that are drawn: those that vary most over the image."""
 
 VIEWED, VIEWS = 3, 5
