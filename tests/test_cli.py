@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -332,20 +331,30 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def stopped_featx(number: int, argv: tuple[str, ...]) -> int:
+    """Run featx, and send this process a signal when the first file of the cache is opened."""
+    sent: list[int] = []
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open" and not sent and str(arguments[0]).endswith((".lock", "spec.json")):
+            sent.append(number)
+            os.kill(os.getpid(), number)
+
+    if number == signal.SIGINT:  # a shell in the background starts programs without
+        signal.signal(number, signal.default_int_handler)
+    sys.addaudithook(hear)
+    return main(list(argv))
+
+
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 )
 def test_a_signal_keeps_what_was_ready_and_says_how_to_go_on(
-    number: int, code: int, tmp_path: Path, many: Path, own_cache: Path
+    number: int, code: int, tmp_path: Path, many: Path
 ) -> None:
     said = tmp_path / "said"
-    process = apart.start_featx("extract", many, *TINY, "--batch-size", "2", output=said)
-    while (
-        process.is_alive() and not list(own_cache.rglob("*.lock")) and not list(own_cache.rglob("spec.json"))
-    ):
-        time.sleep(0.05)
-    assert process.pid is not None
-    os.kill(process.pid, number)
+    argv = ("extract", str(many), *TINY, "--batch-size", "2")
+    process = apart.start(stopped_featx, number, argv, output=said)
     process.join()
     assert process.exitcode == code
     assert "featx extract" in said.read_text()

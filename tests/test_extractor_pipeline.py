@@ -286,6 +286,8 @@ def extract(
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # as where Python starts
     if isolate:
         isolation.TIME_LIMIT_S = 5
+    if stop == signal.SIGINT:  # a shell in the background starts programs without
+        signal.signal(stop, signal.default_int_handler)
 
     def hear(event: Progress) -> None:
         if stop is not None and event.computed >= 128:

@@ -178,7 +178,8 @@ def test_row_11_deep_pictures_are_scaled_not_clipped_and_it_is_said_once(tmp_pat
     Image.fromarray((grey / 255).astype(np.float32)).save(tmp_path / "p" / "float.tif")
     said, found = arrays(tmp_path / "p")
     for name in ("deep_1.png", "deep_2.png", "float.tif"):
-        np.testing.assert_allclose(found["rows"][name], found["rows"]["eight.png"], rtol=1e-4, atol=1e-5)
+        # they are resized in their own depth, the other in 8 bits: they differ by a grey level
+        np.testing.assert_allclose(found["rows"][name], found["rows"]["eight.png"], rtol=0, atol=2e-3)
     assert said.err.count("more than 8 bits") == 1
     _, stretched = arrays(tmp_path / "p", "--range", "minmax")
     assert not np.allclose(stretched["rows"]["deep_1.png"], found["rows"]["deep_1.png"], rtol=1e-3)
