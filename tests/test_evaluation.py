@@ -13,6 +13,7 @@ from scipy.special import softmax
 from sklearn import metrics as reference
 
 from featx.evaluation import METRICS, Calibration, Comparison, Evaluation, compare, evaluate, fit_calibration
+from featx.evaluation.metrics import Metric
 from featx.exceptions import DataError, LabelError, UsageError
 
 
@@ -61,10 +62,23 @@ def test_a_verdict_is_what_its_interval_says_and_the_exact_test_never_contradict
 
 
 def test_calibration_error_of_a_worked_example() -> None:
-    # Four answers at 0.9, of which three are right (gap 0.15), and four at 0.6, of which one is (gap 0.35).
+    # Four answers at 0.9, of which three are right (gap 0.15), and four at 0.6, all right (gap -0.4).
     proba = np.array([[0.9, 0.1]] * 4 + [[0.6, 0.4]] * 4)
-    y = np.array([0, 0, 0, 1, 0, 1, 1, 1])
-    assert evaluate(y, proba, [0, 1], n_boot=2)["ece"] == pytest.approx((0.15 + 0.35) / 2)
+    y = np.array([0, 0, 0, 1, 0, 0, 0, 0])
+    assert evaluate(y, proba, [0, 1], n_boot=2)["ece"] == pytest.approx((0.15 + 0.4) / 2)
+
+
+def test_a_metric_is_shown_with_its_interval() -> None:
+    assert str(Metric(0.51234, 0.4, 0.6)) == "0.5123 [0.4000, 0.6000]"
+    assert Metric(0.5, 0.4, 0.6).as_share() == "0.500 [0.400, 0.600]"
+    assert Metric(0.012, -0.003, 0.027).as_points() == "+1.2 points [-0.3, +2.7]"
+    assert Metric(0.5, math.nan, math.nan).as_share() == "0.500 [not known]"
+    assert str(Metric(math.nan, math.nan, math.nan)) == "not known"
+
+
+def test_groups_of_another_shape_are_refused() -> None:
+    with pytest.raises(DataError, match=r"4 images, but groups of shape \(3,\)"):
+        evaluate([0, 1, 0, 1], np.full((4, 2), 0.5), [0, 1], groups=["a", "b", "c"])
 
 
 def test_a_class_without_test_images_takes_no_part_in_balanced_accuracy() -> None:
@@ -333,6 +347,50 @@ def test_perfectly_parted_scores_do_not_become_certainty() -> None:
     decision = np.r_[np.full(50, -5.0), np.full(50, 5.0)]
     proba = fit_calibration(decision, np.repeat([0, 1], 50), 2).proba(decision)
     assert proba.max() == pytest.approx(51 / 52, abs=1e-3)  # Platt's smoothed target
+
+
+def test_scores_are_a_slope_times_the_decision_and_a_shift() -> None:
+    calibration = Calibration("sigmoid", 2.0, -1.0)
+    assert calibration.scores([0.5, 1.0]).tolist() == [0.0, 1.0]
+    assert calibration.proba([[0.5], [1.0]])[:, 1] == pytest.approx([0.5, 1 / (1 + math.exp(-1))])
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 200.0])
+@pytest.mark.parametrize("n", [8, 60])
+def test_a_sigmoid_is_that_of_scikit_learn(n: int, scale: float) -> None:
+    from sklearn.calibration import _SigmoidCalibration
+
+    rng = np.random.default_rng(n)
+    y = np.arange(n) % 2
+    decision = (rng.normal(size=n) + y) * scale
+    weight = rng.integers(1, 4, n).astype(float)
+    theirs = _SigmoidCalibration().fit(decision, y, weight).predict(decision)
+    found = fit_calibration(decision, y, 2, sample_weight=weight)
+    assert found.proba(decision)[:, 1] == pytest.approx(theirs, abs=2e-3)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 200.0])
+@pytest.mark.parametrize(("n", "n_classes"), [(7, 3), (90, 4)])
+def test_a_temperature_has_the_least_loss_on_smoothed_targets(n: int, n_classes: int, scale: float) -> None:
+    rng = np.random.default_rng(n)
+    y = np.arange(n) % n_classes
+    decision = (rng.normal(size=(n, n_classes)) + np.eye(n_classes)[y]) * scale
+    weight = rng.integers(1, 4, n).astype(float)
+    share = 1 / (weight.sum() + n_classes)
+    target = np.full((n, n_classes), share)
+    target[np.arange(n), y] = 1 - (n_classes - 1) * share
+
+    def loss(slope: float) -> float:
+        return float(-(weight @ (target * np.log(softmax(slope * decision, axis=1))).sum(axis=1)))
+
+    found = fit_calibration(decision, y, n_classes, sample_weight=weight).a
+    assert loss(found) < min(loss(found * 1.001), loss(found / 1.001))
+
+
+@pytest.mark.parametrize(("shape", "n_classes"), [((6, 3), 2), ((6,), 3), ((6, 4), 3)])
+def test_scores_that_do_not_fit_the_classes_are_refused(shape: tuple[int, ...], n_classes: int) -> None:
+    with pytest.raises(DataError, match=rf"do not fit {n_classes} classes"):
+        fit_calibration(np.ones(shape), np.arange(6) % n_classes, n_classes)
 
 
 def test_two_columns_are_calibrated_as_their_difference() -> None:

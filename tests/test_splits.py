@@ -12,7 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featx.exceptions import DataError, FeatxWarning, LabelError, SearchWarning, UsageError
-from featx.splits import check_labels, image_groups, make_folds, stable_test_mask
+from featx.splits import (
+    check_labels,
+    fold_repeats,
+    image_groups,
+    make_folds,
+    stable_test_mask,
+    stratified_sample,
+)
 
 
 def digests(n: int, seed: int = 0) -> np.ndarray:
@@ -58,6 +65,19 @@ def test_growth_without_a_kept_assignment_moves_nothing_where_no_class_is_short(
     ids, labels = digests(4000), np.arange(4000) % 2
     before = stable_test_mask(ids[:1000], labels[:1000])
     assert (stable_test_mask(ids, labels)[:1000] == before).all()
+
+
+def test_copies_change_no_side_of_the_others() -> None:
+    ids = digests(60)
+    labels = np.arange(60) % 2
+    rows = np.r_[0, 0, 0, 1, 1, np.arange(2, 60)]  # the copies come first
+    assert (stable_test_mask(ids[rows], labels[rows]) == stable_test_mask(ids, labels)[rows]).all()
+
+
+def test_a_salt_and_names_of_groups_may_be_text_that_is_no_unicode() -> None:
+    ids, labels = digests(40), np.arange(40) % 2
+    names = [f"\udcff{number // 2}" for number in range(40)]
+    assert 0 < stable_test_mask(ids, labels, salt="\udcff", groups=names).sum() < 40
 
 
 def test_another_salt_is_another_split() -> None:
@@ -180,6 +200,28 @@ def test_folds_part_no_group_cover_every_row_and_leave_every_class_to_learn(
         assert set(y[train]) == {0, 1, 2, 3}
 
 
+def test_a_class_that_rarer_classes_put_into_one_fold_is_parted() -> None:
+    y = np.array([1, 0, 2, 0, 2, 2, 0, 1, 0])
+    groups = np.array([5, 4, 3, 5, 2, 4, 3, 2, 5])
+    with pytest.warns(SearchWarning, match="2 folds instead of 3"):
+        folds = make_folds(y, groups=groups, n_splits=3, random_state=0)
+    assert [test.tolist() for _, test in folds] == [[0, 1, 3, 5, 8], [2, 4, 6, 7]]
+    assert all(set(y[train]) == {0, 1, 2} for train, _ in folds)
+
+
+@pytest.mark.parametrize(("n_splits", "n_repeats"), [(1, 1), (0, 1), (3, 0)])
+def test_less_than_two_folds_or_one_repeat_is_refused(n_splits: int, n_repeats: int) -> None:
+    with pytest.raises(UsageError, match="at least 2 folds and 1 repeat"):
+        make_folds([0, 1] * 10, n_splits=n_splits, n_repeats=n_repeats)
+
+
+@pytest.mark.parametrize(
+    ("n", "repeats"), [(0, 3), (1, 3), (166, 3), (249, 3), (250, 2), (499, 2), (500, 1), (10**6, 1)]
+)
+def test_small_sets_draw_their_folds_more_often(n: int, repeats: int) -> None:
+    assert fold_repeats(n) == repeats
+
+
 def test_folds_hold_equal_shares_of_every_class() -> None:
     y = np.repeat([0, 1, 2], [100, 50, 10])
     for _, test in make_folds(y, n_splits=5):
@@ -211,6 +253,8 @@ def test_fewer_images_than_folds_lower_the_folds_and_say_so() -> None:
 def test_a_class_of_one_image_is_named_with_the_way_out() -> None:
     with pytest.raises(LabelError, match=r"a single image: 'owl'.*leave these classes out"):
         make_folds(["cat"] * 20 + ["owl"])
+    with pytest.raises(LabelError, match=r"^2 classes have a single image: 'elk', 'owl'\. "):
+        make_folds(["cat"] * 20 + ["owl", "elk"] + ["fox"] * 2)
 
 
 def test_a_class_within_one_group_is_refused() -> None:
@@ -249,6 +293,7 @@ def test_labels_keep_their_type(labels: object, classes: list[object]) -> None:
         ([1.0, float("nan")], "1 label is missing .* in rows 1"),
         (np.array([0.0, np.nan, 1.0]), "in rows 1"),
         (pd.Series(["a", pd.NA, "b"]), "in rows 1"),
+        (["a", pd.NA, "b"], "1 label is missing .* in rows 1"),
         ([pd.NaT, "a"], "in rows 0"),
         ([0.5, 1.0, 2.25], "continuous: 2 values are no whole number, such as 0.5 in row 0"),
         ([1.0, float("inf")], "continuous"),
@@ -270,3 +315,23 @@ def test_labels_that_cannot_be_learnt_are_refused_in_words(labels: object, messa
 def test_labels_and_images_of_different_number_are_refused_with_both() -> None:
     with pytest.raises(LabelError, match="5 images, but 4 labels"):
         stable_test_mask(digests(5), [0, 1, 0, 1])
+
+
+# Samples -------------------------------------------------------------------------------------------------
+
+
+def test_a_sample_keeps_the_shares_of_the_classes() -> None:
+    codes = np.repeat([0, 1, 2], [600, 300, 100])
+    rows = stratified_sample(codes, 100, 0)
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(codes[rows]).tolist() == [60, 30, 10]
+    assert rows.tolist() != stratified_sample(codes, 100, 1).tolist()
+    assert len(stratified_sample(codes, 33, 0)) == 33
+    assert stratified_sample(codes, 1000, 0).tolist() == list(range(1000))
+
+
+def test_a_sample_may_hold_some_of_every_class() -> None:
+    codes = np.repeat([0, 1, 2], [900, 97, 3])
+    rows = stratified_sample(codes, 50, 0, per_class=5)
+    assert (np.diff(rows) > 0).all()
+    assert np.bincount(codes[rows]).tolist() == [45, 5, 3]
