@@ -362,7 +362,7 @@ def _as_label(value: Any) -> Any:
         raise ValueError("no label; write one, or delete the row")
     if isinstance(value, list | dict | tuple):
         raise ValueError(f"{value!r} is more than one label; featx learns one label per image")
-    if isinstance(value, str) and any("\udc80" <= sign <= "\udcff" for sign in value):
+    if isinstance(value, str) and not value.isascii() and any("\udc80" <= sign <= "\udcff" for sign in value):
         raise ValueError(f"{_quoted(value)} is not UTF-8; save the table as UTF-8")
     return plain_text(value) if isinstance(value, str) else value
 
