@@ -17,7 +17,7 @@ from featx import ImageClassifier, plot
 from featx.cli import main
 from featx.evaluation import Evaluation, evaluate
 from featx.evaluation.answers import COLUMNS
-from featx.exceptions import UsageError
+from featx.exceptions import ImageWarning, UsageError
 from featx.plot.charts import similar_order
 from featx.reporting import model_card, report
 
@@ -88,6 +88,21 @@ def test_a_report_has_plain_data_and_a_page_that_loads_nothing(class_folders: Pa
     assert "url(http" not in text
     assert "@import" not in text
     assert sum(tag == "svg" for tag, _ in page.tags) >= 3
+
+
+def test_a_large_set_is_checked_in_part_and_the_page_says_so(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = sorted((class_folders / "red").iterdir())[-1]
+    last.write_bytes(min((class_folders / "blue").iterdir()).read_bytes())
+    with pytest.warns(ImageWarning, match="several labels"):
+        clf = fitted(class_folders)
+    every = {one.check: one for one in report(clf).known.findings}
+    monkeypatch.setattr("featx.reporting.model.MOST_CHECKED", 8)
+    made = report(clf)
+    assert "8 of 24 images, evenly spread, were checked" in made.to_html()
+    conflict = next(one for one in made.known.findings if one.check == "conflicts")
+    assert conflict.indices == every["conflicts"].indices == (0, 23)  # positions among all images
 
 
 def test_names_are_only_text(hostile: Path, tmp_path: Path, class_folders: Path) -> None:

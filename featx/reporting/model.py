@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.audit import CHECKS, audit, image_facts
+from featx.audit import CHECKS, Finding, audit, image_facts
 from featx.classifier import ImageClassifier, load
 from featx.classifier.inputs import Images, as_images
 from featx.classifier.predictions import Predictions
@@ -22,6 +22,7 @@ from featx.evaluation import evaluate
 from featx.exceptions import FeatxError, UsageError
 from featx.features import FeatureBlocks
 from featx.files import atomic_write
+from featx.images.facts import ImageFacts
 from featx.reporting.checking import RANK
 from featx.reporting.drawing import ON_PAGE, draw
 from featx.reporting.findings import images_shown, shown_findings
@@ -34,6 +35,9 @@ SMALL = 56
 
 MOST_BYTES, COMPACT = 1 << 30, 512
 """Bytes of all features from which they are projected, and the columns that remain."""
+
+MOST_CHECKED = 10_000
+"""Images that the checks of a report look at; `check` looks at all."""
 
 IN_REPORT = {name: check for name, check in CHECKS.items() if name not in ("outliers", "unlike_class")}
 """Checks of a report; the predictions say more than the others."""
@@ -84,6 +88,7 @@ class Report:
             title=self.title,
             sections=self.sections,
             findings=findings,
+            checked=MOST_CHECKED,
             thumbs=thumbs,
             small=small,
             figures=self.figures(),
@@ -164,15 +169,39 @@ def _known(clf: ImageClassifier, data: Images | None, labels: Sequence[Any] | No
     if len(new.images):
         assert new.images.labels is not None
         evaluation = evaluate(new.images.labels, new.proba, new.classes, decision=new.decision)
-    data = audit_data(predictions, facts, features)
-    findings = tuple(sorted(audit(data, IN_REPORT), key=lambda finding: RANK.index(finding.severity)))
+    findings, units = check_predictions(predictions, facts, features)
     apart = clf.record_.apart
     if len(new.images):
-        assert data.units is not None
         assert evaluation is not None
-        kin = np.isin(data.units[is_new], data.units[predictions.parts == "train"])
-        apart = ApartFromKin.of(evaluation, kin)
+        kin = None if units is None else np.isin(units[is_new], units[predictions.parts == "train"])
+        apart = None if kin is None else ApartFromKin.of(evaluation, kin)
     return Known(clf, predictions, evaluation, facts, features, findings, apart=apart)
+
+
+def check_predictions(
+    predictions: Predictions, facts: ImageFacts, features: NDArray[np.float32]
+) -> tuple[tuple[Finding, ...], NDArray[np.intp] | None]:
+    """Return the findings on the images of a report, the worst first, and the unit of each image.
+
+    Of more than `MOST_CHECKED` images, so many are checked, evenly spread; units are then None.
+    """
+    n = len(predictions.images)
+    some = np.unique(np.linspace(0, n - 1, min(n, MOST_CHECKED)).round().astype(np.intp))
+    if len(some) < n:
+        predictions, facts, features = predictions.take(some), facts.take(some), features[some]
+    data = audit_data(predictions, facts, features)
+    found = sorted(audit(data, IN_REPORT), key=lambda finding: RANK.index(finding.severity))
+    if len(some) == n:
+        return tuple(found), data.units
+    places = some.tolist()
+    return tuple(
+        replace(
+            one,
+            indices=tuple(places[i] for i in one.indices),
+            beside=tuple(tuple(places[i] for i in others) for others in one.beside),
+        )
+        for one in found
+    ), None
 
 
 def _compact(blocks: FeatureBlocks, names: Sequence[str]) -> NDArray[np.float32]:

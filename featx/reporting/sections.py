@@ -464,6 +464,7 @@ def repeating(known: Known) -> dict[str, Any]:
             }
             for card in clf.cards_
         ],
+        "n_images": 0 if known.predictions is None else len(known.predictions.images),
         "n_train": int((~images.is_test).sum()),
         "n_test": int(images.is_test.sum()),
         "seed": clf.random_state,
