@@ -153,4 +153,5 @@ class _Network:
 
     def _engine(self) -> Engine:
         machine = self._extractor.machine(self._extractor.store_)
-        return (machine if self._kept else dataclasses.replace(machine, models=None)).engine(self._workers)
+        changed = {"keep": True} if self._kept else {"models": None}
+        return dataclasses.replace(machine, **changed).engine(self._workers)

@@ -54,8 +54,8 @@ def load(
         With a runtime (``"openvino"``, ``"torch"``, ``"auto"``, ...) the result is a `Predictor`. It only
         predicts, and imports neither torch nor scikit-learn where a converted network is at hand.
     store : path, FeatureStore or "memory", default "memory"
-        Where features of predicted images are kept; by default nowhere. A `Predictor` keeps none. A network
-        that must be converted here is kept in the default cache folder in any case.
+        Where features of predicted images are kept; by default nowhere, and nothing is written. A `Predictor`
+        keeps no features, but a network that it must convert is kept in the default cache folder.
     checkpoint : path, optional
         Weights of the backbone, where they cannot be found by its name.
     allow_download : bool, default False

@@ -452,8 +452,11 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
 
     def _combine(self, precision: str) -> dict[Any, FeatureSpec]:
         fields = {name: getattr(self, name) for name in (*SPEC_PARAMS, *DECODE_FIELDS)}
-        fields |= {"decoder": resolve_decoder(self.decoder), "pixel_range": self._range}
-        fields["precision"] = precision
+        fields |= {
+            "decoder": resolve_decoder(self.decoder),
+            "pixel_range": self._range,
+            "precision": precision,
+        }
         return dict(combine_specs(self.card_, **fields))
 
     def _call(
@@ -465,17 +468,13 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         strict: bool = False,
         callback: Callback | None = None,
     ) -> ExtractionCall:
+        models, keep = converted_networks(store, self.store_)
         machine = Machine(
             open_backbone=self._open_backbone,
-            runtime=self.runtime,
-            device=self.device,
-            resolved_device=self._hardware()[0],
-            batch_size=self.batch_size,
-            n_jobs=self.n_jobs,
-            max_pixels=self.max_pixels,
-            isolate=self.isolate,
-            models=converted_networks(store, self.store_),
-        )
+            runtime=self.runtime, device=self.device, resolved_device=self._hardware()[0],
+            batch_size=self.batch_size, n_jobs=self.n_jobs, max_pixels=self.max_pixels, isolate=self.isolate,
+            models=models, keep=keep,
+        )  # fmt: skip
         return ExtractionCall(
             machine, self.card_, self.specs_, store, sources, names,
             strict=strict, callback=callback, remarks=self._remarks,

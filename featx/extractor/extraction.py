@@ -57,6 +57,8 @@ class Machine:
         As for `FeatureExtractor`.
     models : Path or None
         Folder of converted networks.
+    keep : bool
+        Whether networks that are converted now are kept there.
     graph : bytes, optional
         The converted network of a model file.
     """
@@ -70,11 +72,14 @@ class Machine:
     max_pixels: int
     isolate: bool
     models: Path | None
+    keep: bool = True
     graph: bytes | None = None
 
     def engine(self, workers: int) -> Engine:
         """Return what compiles the network, for a number of threads."""
-        return Engine(self.open_backbone, self.runtime, self.device, workers, self.models, self.graph)
+        return Engine(
+            self.open_backbone, self.runtime, self.device, workers, self.models, self.keep, self.graph
+        )
 
 
 @dataclass(frozen=True)

@@ -77,6 +77,7 @@ class SpecExtractor:
         device, _ = find_hardware(
             self.store_, device=self._device, runtime=self._runtime, precision=precision
         )
+        models, keep = converted_networks(store, self.store_)
         return Machine(
             open_backbone=self.open_backbone,
             runtime=self._runtime,
@@ -86,7 +87,8 @@ class SpecExtractor:
             n_jobs=self._n_jobs,
             max_pixels=self._max_pixels,
             isolate=self._isolate,
-            models=converted_networks(store, self.store_),
+            models=models,
+            keep=keep,
             graph=self.graph,
         )
 

@@ -53,6 +53,8 @@ class Engine:
         CPU threads.
     model_cache : Path or None
         Folder of converted models.
+    keep : bool
+        Whether models that are converted now are kept there.
     graph : bytes, optional
         The converted network of a model file.
     """
@@ -62,6 +64,7 @@ class Engine:
     device: str
     n_threads: int
     model_cache: Path | None
+    keep: bool = True
     graph: bytes | None = None
 
     def compiled(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
@@ -85,6 +88,7 @@ class Engine:
                 precision=precision,
                 n_threads=self.n_threads,
                 model_cache=self.model_cache,
+                keep=self.keep,
                 graph=self.graph,
             )
         except ModuleNotFoundError as error:

@@ -57,19 +57,20 @@ def default_cache() -> Path:
     )
 
 
-def converted_networks(*stores: FeatureStore) -> Path | None:
-    """Folder of converted networks: of the first store that has one, else of the default cache.
+def converted_networks(*stores: FeatureStore) -> tuple[Path | None, bool]:
+    """Return the folder of converted networks, and whether new ones are kept there.
 
-    A model whose features are kept in memory only still opens its network in a moment.
+    It is that of the first store that has one. Where features are kept in memory only, it is that of the
+    default cache, which is only read: the network still opens in a moment if this machine has converted it.
     """
     for store in stores:
         folder = store.folder(MODELS)
         if folder is not None:
-            return folder
+            return folder, True
     try:
-        return default_cache() / f"v{FORMAT}" / MODELS
+        return default_cache() / f"v{FORMAT}" / MODELS, False
     except StoreError:
-        return None
+        return None, False
 
 
 def _hdf5(path: Path) -> FeatureStore:

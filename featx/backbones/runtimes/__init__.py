@@ -73,6 +73,7 @@ def compile_stem(
     precision: str | None = None,
     n_threads: int | None = None,
     model_cache: Path | None = None,
+    keep: bool = True,
     graph: bytes | None = None,
 ) -> Compiled:
     """Compile a stem: uint8 NHWC batches in, features out.
@@ -95,6 +96,8 @@ def compile_stem(
         CPU threads; default all that this process may use.
     model_cache : Path, optional
         Folder for converted models.
+    keep : bool
+        Whether a model that is converted now is kept there; otherwise the folder is only read.
     graph : bytes, optional
         A converted network from a model file, which may be forged: it is checked before it is used, and is
         used only if this machine has none of its own.
@@ -113,6 +116,7 @@ def compile_stem(
         precision or specs[0].precision,
         n_threads or all_threads(),
         model_cache,
+        keep,
         graph,
     )
     try:

@@ -50,6 +50,7 @@ class Request:
     precision: str
     n_threads: int
     model_cache: Path | None
+    keep: bool = True
     graph: bytes | None = None
 
 

@@ -139,8 +139,8 @@ def _compile(request: Request, options: dict[str, Any]) -> Any:
             model = _read_model(_cut(request) or _convert(request))
     if compiled is None:
         compiled = import_openvino().Core().compile_model(model, "CPU", options)
-        _keep(path, weights, compiled.export_model().getvalue())
-    _touch(path, None if from_file else source)
+        _keep(request, path, weights, compiled.export_model().getvalue())
+    _touch(request, path, None if from_file else source)
     return compiled
 
 
@@ -217,8 +217,8 @@ def _cut(request: Request) -> bytes | None:
         except RuntimeError:  # an output is missing
             continue
         content = _serialise(openvino.Model(outputs, model.get_parameters(), request.specs[0].architecture))
-        _touch(wider)
-        _keep(path, request.specs[0].weights, content)
+        _touch(request, wider)
+        _keep(request, path, request.specs[0].weights, content)
         return content
     return None
 
@@ -277,13 +277,13 @@ def _convert(request: Request) -> bytes:
     for ours, theirs in zip(rows, expected, strict=True):
         if ours.shape != theirs.shape or not agree(ours, theirs, "fp32"):
             raise ConversionError("its features differ from torch's")
-    _keep(_path(request, MODEL_SUFFIX), request.specs[0].weights, content)
+    _keep(request, _path(request, MODEL_SUFFIX), request.specs[0].weights, content)
     return content
 
 
-def _keep(path: Path | None, weights: str, content: bytes) -> None:
+def _keep(request: Request, path: Path | None, weights: str, content: bytes) -> None:
     """Write a model with its sha256. If that fails, it is made again next time."""
-    if path is None:
+    if path is None or not request.keep:
         return
     with contextlib.suppress(OSError):
         make_folder(path.parent, follow_links=False)
@@ -354,9 +354,9 @@ def _read(path: Path | None, weights: str) -> bytes | None:
     return content[32:] if _checksum(weights, memoryview(content)[32:]) == content[:32] else None
 
 
-def _touch(*paths: Path | None) -> None:
+def _touch(request: Request, *paths: Path | None) -> None:
     """Set the time stamps of files, which are their last use."""
-    for path in paths:
+    for path in paths if request.keep else ():
         if path is not None:
             with contextlib.suppress(OSError):
                 os.utime(path, follow_symlinks=False)
