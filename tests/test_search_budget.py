@@ -119,6 +119,16 @@ def test_trials_are_left_out_where_none_can_be_better_beyond_chance() -> None:
     assert np.sum(tried == "tpe") > 10
 
 
+def test_expensive_heads_are_left_out_where_none_can_be_better_beyond_chance() -> None:
+    rows, y = many_classes(2, 1_500)
+    heads = ["ridge", "lda", "rbf_svm"]
+    clean = HeadSearchCV(heads, budget=1.0, cv=3, random_state=0).fit(rows, y)
+    assert {params["head"] for params in clean.cv_results_["params"]} == {"ridge", "lda"}
+    noise = np.random.default_rng(0).permutation(y)
+    noisy = HeadSearchCV(heads, budget=30.0, cv=3, random_state=0, n_trials=1).fit(rows[:400], noise[:400])
+    assert "rbf_svm" in {params["head"] for params in noisy.cv_results_["params"]}
+
+
 @pytest.mark.parametrize("head", ["logistic", "logistic_ovr", "linear_svm"])
 @pytest.mark.parametrize(("n", "weighted"), [(40, False), (600, False), (600, True)])
 def test_a_linear_winner_is_the_model_that_scikit_learn_fits(head: str, n: int, weighted: bool) -> None:

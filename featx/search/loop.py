@@ -105,7 +105,8 @@ class _Loop:
 
         Heads in closed form are evaluated on all representations first. Then the best representation (of
         equal ones the simplest) gets the default points of all heads and their grids, and the second best the
-        default points. What costs a large part of the budget is compared on samples first.
+        default points. What costs a large part of the budget is compared on samples first; it is left out
+        where the best configuration is wrong so seldom that no other could be better beyond chance.
         """
         plan, space = self.plan, self.plan.space
         for number, points in enumerate(space.quick_points()):
@@ -115,6 +116,8 @@ class _Loop:
         if not order:
             return
         grid = space.grid(order[0])
+        settled = self._is_settled()
+        grid = self._cheap(grid) if settled else grid
         self.total = len(self.results) + len(grid) + plan.n_trials
         self.sampled = self._too_dear(grid)
         self.evaluate([one for one in grid if one["head"] not in self.sampled], plan.deadline)
@@ -122,6 +125,7 @@ class _Loop:
             self._race([one for one in grid if one["head"] in self.sampled], order[0])
         for own in order[1:2]:
             points = [one for one in space.known_good(own) if one["head"] not in self.sampled]
+            points = self._cheap(points) if settled else points
             if self.affords(points, plan.budget):
                 self.total += len(points)
                 self.evaluate(points, plan.deadline)
@@ -155,6 +159,14 @@ class _Loop:
             if left < 0:
                 dear.add(head)
         return dear
+
+    def _cheap(self, grid: Sequence[Params]) -> list[Params]:
+        """Return the points of heads whose grids take no more than `SAMPLE_SHARE` of the budget."""
+        by_head: dict[str, list[Params]] = {}
+        for params in self._new(grid):
+            by_head.setdefault(params["head"], []).append(params)
+        limit = SAMPLE_SHARE * self.plan.budget
+        return [one for points in by_head.values() if self.plan.seconds_of(points) <= limit for one in points]
 
     def _race(self, points: Sequence[Params], representation: Representation) -> None:
         """Compare points on growing samples by successive halving; evaluate the winners on all rows.
