@@ -338,8 +338,8 @@ def test_the_search_is_repeated_only_if_a_rival_is_better_beyond_chance(
     assert clf.record_.params.items() <= grown.record_.params.items()
     assert grown.record_.trials == clf.record_.trials
     # a model whose choice is no better than chance
-    bad = {"head": "rbf_svm", "scaling": "standard", "rbf_svm__C": 0.1, "rbf_svm__gamma": 100.0}
-    poor = image_classifier(**{**several, "heads": ["knn", "ridge", "rbf_svm"], "n_trials": 0})
+    bad = {"head": "tree", "scaling": "none", "tree__max_depth": 2, "tree__min_samples_leaf": 32}
+    poor = image_classifier(**{**several, "heads": ["knn", "ridge", "tree"], "n_trials": 0})
     poor.set_params(search__grid=[bad])
     poor.fit_with_test(class_folders)
     record = dataclasses.replace(poor.record_, trials=clf.record_.trials)

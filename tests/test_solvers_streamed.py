@@ -265,6 +265,7 @@ def test_images_above_the_limit_are_learnt_without_their_rows_in_memory(
     monkeypatch.setattr(
         FeatureBlocks, "__getitem__", lambda self, name: loaded.append(self.n_rows) or plain(self, name)
     )
+    monkeypatch.setattr("featx.evaluation.unlike.MOST_ROWS", 10)  # a sample of 1,000 rows is kept in memory
     monkeypatch.setattr("featx.selection.augmentation.FEW_A_CLASS", 0)  # noise is tried where rows are few
     images, labels = pictures(40)
     clf = image_classifier(

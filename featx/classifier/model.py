@@ -104,8 +104,12 @@ class FittedImages:
 
     @property
     def sampled(self) -> NDArray[np.intp]:
-        """Positions of the training images that a `TrainingSample` is made of."""
+        """Positions of the training images that a `TrainingSample` is made of.
+
+        An image that stands in both parts counts as test; if all do, the sample is made of them.
+        """
         trained = np.flatnonzero(~self.is_test)
+        trained = trained if len(trained) else np.arange(len(self.is_test))
         return trained[spread(len(trained))]
 
 
@@ -386,7 +390,7 @@ class ImageModel:
 
     def sampled(self, features: FeatureBlocks) -> ImageModel:
         """The same model with the sample whose features, those of `images.sampled`, are given."""
-        rows = features.stack(list(self.used_blocks))
+        rows = np.concatenate([part for _, part in features.chunks(self.used_blocks)])
         sample = TrainingSample.of(rows, self.images.units_of(self.images.ids[self.images.sampled]))
         return replace(self, sample=sample)
 
