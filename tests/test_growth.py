@@ -20,9 +20,13 @@ from featx.advice import sentences
 from featx.backbones.state import STATE
 from featx.classifier import load
 from featx.classifier.growth import grow
+from featx.classifier.record import FitRecord, Trial
+from featx.classifier.rivals import better_rival
 from featx.cli import main
 from featx.exceptions import DataError, UsageError
+from featx.features import FeatureBlocks
 from featx.images import image_digest, load_images
+from featx.selection.tuning import tune_again
 
 TINY: dict[str, Any] = {
     "backbone": "test_resnet", "pretrained": False, "runtime": "torch", "cut": ["layer2", "last"],
@@ -327,9 +331,7 @@ def test_a_comparison_that_fails_does_not_fail_the_fit(
     assert load(tmp_path / "m.featx").card_.name == "test_efficientnet.r160_in1k"
 
 
-def test_the_search_is_repeated_only_if_a_rival_is_better_beyond_chance(
-    class_folders: Path, more: Path
-) -> None:
+def test_the_old_choice_stays_where_no_rival_is_better(class_folders: Path, more: Path) -> None:
     several = {**TINY, "cut": "last", "heads": ["knn", "ridge"]}
     clf = image_classifier(**several).fit_with_test(class_folders)
     grown, growth = grow(clf, load_images(more))
@@ -337,19 +339,28 @@ def test_the_search_is_repeated_only_if_a_rival_is_better_beyond_chance(
     assert growth.choice in growth.sentences()
     assert clf.record_.params.items() <= grown.record_.params.items()
     assert grown.record_.trials == clf.record_.trials
-    # a model whose choice is no better than chance
-    bad = {"head": "tree", "scaling": "none", "tree__max_depth": 2, "tree__min_samples_leaf": 32}
-    poor = image_classifier(**{**several, "heads": ["knn", "ridge", "tree"], "n_trials": 0})
-    poor.set_params(search__grid=[bad])
-    poor.fit_with_test(class_folders)
-    record = dataclasses.replace(poor.record_, trials=clf.record_.trials)
-    poor._fitted = dataclasses.replace(poor._fitted, record=record)
-    poor.set_params(search__grid="auto", n_trials=1)
-    grown, growth = grow(poor, load_images(more))
-    assert "is now better than the old choice" in growth.choice
-    assert growth.choice.endswith("the search is repeated.")
-    assert grown.record_.params != poor.record_.params
-    assert sum(grown.record_.n_configurations.values()) > 3
+
+
+def test_a_rival_that_is_better_beyond_chance_repeats_the_search() -> None:
+    rng, y = np.random.default_rng(0), np.tile(np.array(["no", "yes"]), 60)
+    good, useless = "last:avg:crop", "blocks.1:avg:crop"
+    rows = {good: 3.0 * (y == "yes")[:, None] + rng.normal(size=(120, 4)), useless: rng.normal(size=(120, 4))}
+    blocks = FeatureBlocks(rows, 120, widths=dict.fromkeys(rows, 4))
+    settings = {
+        "heads": ["ridge"], "n_trials": 1, "cv": 3, "n_repeats": 1, "scoring": "auto", "random_state": 0,
+    }  # fmt: skip
+    params = {"head": "ridge", "scaling": "standard", "ridge__alpha": 1.0}
+    groups = np.arange(120)
+    old = tune_again(
+        blocks.only((useless,)), y, groups=groups, settings=settings,
+        params={**params, "representation": useless},
+    )  # fmt: skip
+    trials = (Trial({**params, "representation": good}, 0.9, "grid"),)
+    record = dataclasses.replace(FitRecord.of(old, y, groups, old.decision), trials=trials)
+    said, is_better = better_rival(old, record, blocks, y, groups=groups, settings=settings)
+    assert is_better
+    assert said.startswith("ridge on last:avg:crop is now better than the old choice (+")
+    assert said.endswith("the search is repeated.")
 
 
 def test_a_near_copy_joins_the_part_of_its_original(
