@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from machine import describe
+from page import table
 from pairs import DATA, OUT, ROOT, SEED, Answer, Worker, number, say
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
@@ -171,9 +172,7 @@ def render(points: list[Point], per_image: float) -> str:
         "",
         describe(SEED),
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *table(header, rows),
         "",
         "![Seconds of the search by rows and classes](growth.svg)",
     ]

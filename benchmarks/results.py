@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from imbalance import TITLE
 from machine import describe
+from page import table
 
 from featx import ImageClassifier
 from featx.images import ImageSet, load_images
@@ -113,9 +114,7 @@ def render(rows: list[list[str]]) -> str:
         "",
         describe(SEED),
         "",
-        "| " + " | ".join(header) + " |",
-        "|" + "---|" * len(header),
-        *("| " + " | ".join(row) + " |" for row in rows),
+        *table(header, rows),
         "",
         "Deviations are over splits (salts). Intervals are bootstraps over the images of one test part.",
         "Cold: from `fit` to the evaluated model, with an empty cache; the first line includes imports and",
