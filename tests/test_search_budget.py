@@ -119,6 +119,15 @@ def test_trials_are_left_out_where_none_can_be_better_beyond_chance() -> None:
     assert np.sum(tried == "tpe") > 10
 
 
+def test_expensive_heads_are_tried_by_their_default_points_where_rows_are_too_few_for_a_sample() -> None:
+    rows, y = many_classes(30, 240)
+    noise = np.random.default_rng(0).permutation(y)
+    heads = ["ridge", "logistic"]
+    found = HeadSearchCV(heads, budget=0.15, cv=3, random_state=0).fit(rows, noise)
+    points = [params for params in found.cv_results_["params"] if params["head"] == "logistic"]
+    assert [params["logistic__C"] for params in points] == [HEADS["logistic"].grid[0]["C"]]
+
+
 def test_expensive_heads_are_left_out_where_none_can_be_better_beyond_chance() -> None:
     rows, y = many_classes(2, 1_500)
     heads = ["ridge", "lda", "rbf_svm"]

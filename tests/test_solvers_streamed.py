@@ -22,7 +22,7 @@ from featx.features import FeatureBlocks
 from featx.heads import HEADS, SCALINGS, decision_scores, make_pipeline
 from featx.modelfile import dump_head, load_head
 from featx.search import HeadSearchCV
-from featx.search.refit import fit_head, scale_rows
+from featx.search.refit import fit_head, fit_scaler
 from featx.solvers import SOLVERS, Block, FitTask, Folds, ScaledFeatures, class_weights
 from featx.solvers.moments import FoldMoments
 from featx.splits import make_folds
@@ -196,8 +196,8 @@ def test_the_winner_is_a_plain_pipeline_that_is_saved_and_loaded(head: str, scal
     plain = tightened(make_pipeline(head, HEADS[head].grid[0], scaling, [24, 40], n_rows=len(names)))
     scaled = {} if weight is None or scaling not in ("standard", "center_l2") else {"weight": weight}
     with_scale = make_pipeline(head, HEADS[head].grid[0], scaling, [24, 40], n_rows=len(names))
-    rows_of_head = scale_rows(plain.named_steps["scale"], rows.astype(float), scaled.get("weight"))
-    expected_pipeline = fit_head(plain, rows_of_head, names, weight)
+    scaler = fit_scaler(plain.named_steps["scale"], rows.astype(float), scaled.get("weight"))
+    expected_pipeline = fit_head(plain, scaler.transform(rows.astype(float)), names, weight)
     found = decision_scores(search.best_estimator_, rows)
     expected = decision_scores(expected_pipeline, rows)
     assert_close(found, expected)

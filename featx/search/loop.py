@@ -148,11 +148,7 @@ class _Loop:
 
     def _too_dear(self, grid: Sequence[Params]) -> set[str]:
         """Return heads whose grids do not fit into the budget on all rows; the cheapest ones fit first."""
-        plan, left = self.plan, self.plan.budget * GRID_SHARE - self.spent
-        by_head: dict[str, list[Params]] = {}
-        for params in self._new(grid):
-            by_head.setdefault(params["head"], []).append(params)
-        costs = {head: plan.seconds_of(points) for head, points in by_head.items()}
+        costs, left = self._costs(grid), self.plan.budget * GRID_SHARE - self.spent
         dear = set()
         for head in sorted(costs, key=costs.__getitem__):
             left -= costs[head]
@@ -162,21 +158,28 @@ class _Loop:
 
     def _cheap(self, grid: Sequence[Params]) -> list[Params]:
         """Return the points of heads whose grids take no more than `SAMPLE_SHARE` of the budget."""
+        costs, limit = self._costs(grid), SAMPLE_SHARE * self.plan.budget
+        return [one for one in grid if costs.get(one["head"], 0.0) <= limit]
+
+    def _costs(self, grid: Sequence[Params]) -> dict[str, float]:
+        """Return the estimated seconds of each head's points that have no result yet."""
         by_head: dict[str, list[Params]] = {}
         for params in self._new(grid):
             by_head.setdefault(params["head"], []).append(params)
-        limit = SAMPLE_SHARE * self.plan.budget
-        return [one for points in by_head.values() if self.plan.seconds_of(points) <= limit for one in points]
+        return {head: self.plan.seconds_of(points) for head, points in by_head.items()}
+
+    def _best(self) -> Result | None:
+        """Return the best complete result so far."""
+        return max((r for r in self.results.values() if r.state == COMPLETE), key=rank, default=None)
 
     def _race(self, points: Sequence[Params], representation: Representation) -> None:
         """Compare points on growing samples by successive halving; evaluate the winners on all rows.
 
         The best configuration so far takes part. Points that are worse than it by more than a standard error
-        on the largest sample are not evaluated on all rows.
+        on the largest sample are not evaluated on all rows. Where there are too few rows for a sample, the
+        default point of each head is.
         """
-        plan = self.plan
-        leader = max((r for r in self.results.values() if r.state == COMPLETE), key=rank, default=None)
-        left = list(points)
+        plan, leader, left = self.plan, self._best(), list(points)
         if leader is not None and leader.configuration.representation == representation:
             left = [leader.params, *left]
         n_rows, found = 0, dict[str, Result]()
@@ -187,13 +190,12 @@ class _Loop:
             n_rows = sample.sizes.n_train
             self.spent += sample.seconds_of(left)
             evaluator = Evaluator(sample, lambda scores: False)
-            with_results = [
-                r for group in evaluator.evaluate(left, "grid", deadline=plan.deadline) for r in group
-            ]
-            complete = sorted((r for r in with_results if r.state == COMPLETE), key=rank, reverse=True)
+            groups = evaluator.evaluate(left, "grid", deadline=plan.deadline)
+            complete = ranked(result for group in groups for result in group)
             found = {identity(result.params): result for result in complete}
             left = [result.params for result in complete[: max(FINALISTS, len(left) // HALVING)]]
-        for params in self._finalists(found, leader):
+        defaults = {params["head"]: params for params in reversed(points)}
+        for params in self._finalists(found, leader) if found else defaults.values():
             if self.affords([params], plan.budget) or leader is None:
                 self.evaluate([params], plan.deadline if leader else math.inf)
                 leader = leader or self.results.get(identity(params))
@@ -215,12 +217,11 @@ class _Loop:
     def _finalists(self, found: Mapping[str, Result], leader: Result | None) -> list[Params]:
         """Return the points that are as good as the leader on the largest sample, or better; best first."""
         known = None if leader is None else found.get(identity(leader.params))
-        held_out = TESTED
         return [
             result.params
-            for result in sorted(found.values(), key=rank, reverse=True)
+            for result in found.values()
             if result is not known
-            and (known is None or as_good(result.scores, known.scores, held_out=held_out))
+            and (known is None or as_good(result.scores, known.scores, held_out=TESTED))
         ][:FINALISTS]
 
     def evaluate(
@@ -275,7 +276,7 @@ class _Loop:
 
     def _is_settled(self) -> bool:
         """Return whether the best accuracy leaves fewer wrong images than a paired test needs."""
-        best = max((r for r in self.results.values() if r.state == COMPLETE), key=rank, default=None)
+        best = self._best()
         if best is None or self.plan.scorer.scoring != "accuracy":
             return False
         n_scored = len(np.unique(np.concatenate([test for _, test in self.plan.folds.splits])))
@@ -310,7 +311,7 @@ class _Loop:
         if callback is None:
             return
         done = [result for result in self.results.values() if result.state != UNFINISHED]
-        best = max((result for result in done if result.state == COMPLETE), key=rank, default=None)
+        best = self._best()
         seconds = time.monotonic() - self.plan.start
         left = max(0, self.total - len(done))
         callback(

@@ -164,12 +164,12 @@ def refit(plan: SearchPlan, selected: Selected) -> Any:
     if folds.weight is not None or configuration.class_weight is not None:
         own = folds.row_weights(np.arange(len(rows)))
         head_weight = own * class_weights(configuration.class_weight, folds.y, own, folds.n_classes)[folds.y]
-    scaled = scale_rows(pipeline.named_steps["scale"], rows, scale_weight)
+    scaler = fit_scaler(pipeline.named_steps["scale"], rows, scale_weight)
     if configuration.head.solver in LINEAR:
         with threadpool_limits(limits=1 if rows.size <= ONE_THREAD else None):
             _fit_linear(pipeline, plan, selected, rows)
         return pipeline
-    return fit_head(pipeline, scaled, plan.classes[folds.y], head_weight)
+    return fit_head(pipeline, scaler.transform(rows), plan.classes[folds.y], head_weight)
 
 
 def _fit_linear(pipeline: Any, plan: SearchPlan, selected: Selected, rows: Floats) -> None:
@@ -193,15 +193,15 @@ def _fit_linear(pipeline: Any, plan: SearchPlan, selected: Selected, rows: Float
     write(pipeline.named_steps["head"], fit_linear(task, configuration.head.solver), plan.classes)
 
 
-def scale_rows(scaler: Any, rows: Floats, weight: Floats | None) -> Floats:
-    """Fit a scaler, with sample weights if there are some; return the scaled rows."""
+def fit_scaler(scaler: Any, rows: Floats, weight: Floats | None) -> Any:
+    """Fit a scaler, with sample weights if there are some, and return it."""
     if weight is None:
-        return np.asarray(scaler.fit_transform(rows))
+        return scaler.fit(rows)
     with sklearn.config_context(enable_metadata_routing=True):
         _route_weights(scaler)
-        scaled = scaler.fit(rows, sample_weight=weight).transform(rows)
+        scaler.fit(rows, sample_weight=weight)
     _remove_routes(scaler)
-    return np.asarray(scaled)
+    return scaler
 
 
 def fit_head(pipeline: Any, scaled: Floats, y: NDArray[Any], head_weight: Floats | None) -> Any:
