@@ -274,12 +274,16 @@ def test_methods_on_images_run(tmp_path: Path) -> None:
     nested = (
         "extractor__pretrained = false, extractor__runtime = 'torch', n_trials = 1, cv = 3, heads = ['ridge']"
     )
-    text += f'\n[[method]]\nname = "auto_last"\nparams = {{ {nested} }}\n'
+    text += f'\n[[method]]\nname = "auto"\nparams = {{ {nested} }}\n'
+    text += f'\n[[method]]\nname = "auto_no_calibration"\nparams = {{ {nested} }}\n'
     text += '\n[[method]]\nname = "scratch"\nparams = { net = "tiny", epochs = 1 }\n'
     rows, _ = run(tmp_path, text)
     found = {row["method"]: row for row in rows}
-    assert found["auto_last"]["error"] == found["scratch"]["error"] == ""
-    assert found["auto_last"]["backbone"] == "test_resnet"
+    assert found["auto"]["error"] == found["scratch"]["error"] == ""
+    assert found["auto_no_calibration"]["error"] == ""
+    assert found["auto_no_calibration"]["accuracy"] == found["auto"]["accuracy"]
+    assert found["auto_no_calibration"]["log_loss"] != found["auto"]["log_loss"]
+    assert found["auto"]["backbone"] == "test_resnet"
     assert found["scratch"]["backbone"] == "none"
 
 

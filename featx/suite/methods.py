@@ -6,6 +6,7 @@ backbone whose cut and pooling it chooses.
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -86,6 +87,19 @@ def classifier(backbone: str, store: Any, seed: int, **params: Any) -> Any:
     return ImageClassifier(backbone, store=store, random_state=seed).set_params(**params)
 
 
+def uncalibrated(backbone: str, store: Any, seed: int, **params: Any) -> Any:
+    """Make an `ImageClassifier` whose probabilities are those of its head, without calibration."""
+    from featx.classifier import ImageClassifier
+    from featx.evaluation.calibration import Calibration
+
+    class Uncalibrated(ImageClassifier):
+        def predict_proba(self, X: Any) -> Any:
+            model = dataclasses.replace(self.model_, calibration=Calibration("identity"))
+            return model.proba(self.extract(X).blocks)
+
+    return Uncalibrated(backbone, store=store, random_state=seed).set_params(**params)
+
+
 def head_only(backbone: str, store: Any, seed: int, **params: Any) -> Any:
     """Make a fine-tuner whose only phase trains the head: the tutorials' warm-up."""
     from featx.finetune import Phase
@@ -142,6 +156,9 @@ METHODS: dict[str, Method] = {
     "auto_no_resizings": Method(classifier, "featx", IMAGES, params={"resize": "crop"}),
     "auto_no_layers": Method(classifier, "featx", IMAGES, params={"cut": None}),
     "auto_no_trials": Method(classifier, "featx", IMAGES, params={"n_trials": 0}),
+    "auto_no_calibration": Method(uncalibrated, "featx", IMAGES),
+    "auto_no_groups": Method(classifier, "featx", IMAGES, params={"auto_groups": False}),
+    "auto_no_limit": Method(classifier, "featx", IMAGES, params={"search__budget": None}),
     "auto_all_backbones": Method(classifier, "featx", IMAGES, params={"backbone": "auto"}),
     "auto_fine_tune": Method(classifier, "featx", IMAGES, params={"fine_tune": "auto"}),
     "warm_up": Method(head_only, TUTORIAL, IMAGES),
