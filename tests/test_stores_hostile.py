@@ -426,7 +426,11 @@ def mutate(cache: Path, outside: Path, rng: np.random.Generator) -> None:
     elif kind == 5:  # nested
         target = paths[rng.integers(len(paths))]
         if target.is_dir() and not target.is_relative_to(path) and not (target / path.name).exists():
-            (shutil.copytree if path.is_dir() else shutil.copy)(path, target / path.name)
+            with contextlib.suppress(shutil.Error, shutil.SpecialFileError):  # a pipe cannot be copied
+                if path.is_dir():
+                    shutil.copytree(path, target / path.name, symlinks=True)
+                else:
+                    shutil.copy(path, target / path.name)
     else:  # type of file
         if path.is_dir():
             shutil.rmtree(path)
