@@ -7,6 +7,8 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import subprocess
+from pathlib import Path
 
 PACKAGES = ("featx", "torch", "torchvision", "timm", "openvino", "scikit-learn", "optuna", "numpy", "h5py")
 
@@ -19,8 +21,17 @@ def describe(seed: int | str) -> str:
         f"Date {datetime.date.today().isoformat()}; "
         f"{cpu()}, {os.cpu_count()} cores, {gigabytes:.0f} GiB{gpu()}; "
         f"{platform.system()} {platform.machine()}, Python {platform.python_version()}; "
-        f"{versions}; seed {seed}."
+        f"{versions}; seed {seed}{commit()}."
     )
+
+
+def commit() -> str:
+    """The commit of this checkout, if git knows it."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
+    try:
+        return f"; commit {subprocess.run(asked, capture_output=True, check=True, text=True).stdout.strip()}"
+    except (OSError, subprocess.CalledProcessError):
+        return ""
 
 
 def version(name: str) -> str | None:

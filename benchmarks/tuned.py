@@ -1,0 +1,175 @@
+"""Is `ImageClassifier(fine_tune="auto")` better than the tuned head?
+
+``python benchmarks/tuned.py [--sets edges,...] [--splits N] [--minutes M] [--cache DIR]`` writes its section
+of docs/finetuning.md; the sets are looked for in FEATX_TEST_DATA (default ../shared/data). No recipe is
+given. Both fits have the same images, split, folds and seed. What was measured is kept in DIR/tuned.json, so
+that a second call goes on where the first stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import describe
+from page import table
+
+from featx import ImageClassifier
+from featx.exceptions import FeatxWarning
+from featx.images import ImageSet, load_images
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("FEATX_TEST_DATA", ROOT.parent / "shared" / "data"))
+PAGE = ROOT / "docs" / "finetuning.md"
+TITLE = '## `fine_tune="auto"` against the tuned head\n'
+SEED = 0
+BACKBONE = "tf_efficientnet_lite0.in1k"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A set, the number of its splits, and whether speakers are groups."""
+
+    name: str
+    splits: int
+    speakers: bool = False
+
+    @property
+    def key(self) -> str:
+        """Its name on the page."""
+        return self.name + (" (speakers as groups)" if self.speakers else "")
+
+
+JOBS = (
+    Job("shape_edges16", 5),
+    Job("shape_silhouettes16", 5),
+    Job("omniglot_small1", 2),
+    Job("sign_digits", 2),
+    Job("fsdd_spectrograms", 2),
+    Job("fsdd_spectrograms", 2, speakers=True),
+    Job("catdog", 2),
+    Job("clothing_dev", 2),
+    Job("skin6", 2),
+)
+
+
+def main() -> None:
+    """Fit what is missing, and write the section."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+    parser.add_argument("--sets", help="only these, by a part of the name (the section is then only printed)")
+    parser.add_argument("--splits", type=int, help="at most so many splits of each set")
+    parser.add_argument("--minutes", type=float, default=60, help="limit of each fine-tuning (default 60)")
+    parser.add_argument("--cache", help="folder for features and results (default: a temporary one)")
+    args = parser.parse_args()
+    jobs = [job for job in JOBS if not args.sets or any(part in job.key for part in args.sets.split(","))]
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(args.cache or scratch)
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = Kept(folder / "tuned.json")
+        for split in range(max(job.splits for job in jobs)):
+            for job in jobs:
+                if split < min(job.splits, args.splits or job.splits):
+                    kept.get(job, split, folder / "features", args.minutes)
+    text = render(jobs, kept.rows, args.minutes)
+    print(text)
+    if not args.sets:
+        page = PAGE.read_text(encoding="utf-8").partition(TITLE)
+        rest = page[2].partition("\n## ")
+        PAGE.write_text(page[0].rstrip() + "\n\n" + text + rest[1] + rest[2], encoding="utf-8")
+
+
+class Kept:
+    """Results by set and split, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.rows: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.exists() else {}
+
+    def get(self, job: Job, split: int, cache: Path, minutes: float) -> None:
+        """Measure a split that is not there."""
+        key = f"{job.key}/{split}"
+        if key not in self.rows:
+            self.rows[key] = measure(job, split, cache, minutes)
+            self.path.write_text(json.dumps(self.rows, indent=1))
+            print(key, self.rows[key], flush=True)
+
+
+def measure(job: Job, split: int, cache: Path, minutes: float) -> dict[str, Any]:
+    """Fit without and with fine-tuning; held-out accuracies, and what was done."""
+    images = load(job)
+    found: dict[str, Any] = {}
+    for way in (False, "auto"):
+        clf = ImageClassifier(BACKBONE, fine_tune=way, random_state=SEED, store=cache)
+        clf.set_params(fine_tuner__timeout=60 * minutes)
+        began = time.process_time()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FeatxWarning)
+            clf.fit_with_test(images, split_salt=str(split))
+        seconds = (time.process_time() - began) / (os.cpu_count() or 1)
+        name = "tuned" if way else "probe"
+        found[name] = {"accuracy": clf.evaluation_.metrics["accuracy"].value, "seconds": seconds}
+    report = clf.fine_tune_
+    found |= {"n": clf.evaluation_.n, "tried": report.tried, "kept": report.kept, "reason": report.reason}
+    return found
+
+
+def load(job: Job) -> ImageSet:
+    """The set; of spectrograms with the speaker in the file's name as the group."""
+    images = load_images(str(DATA / job.name))
+    if job.speakers:
+        images.groups = np.array([Path(str(source)).stem.split("_")[1] for source in images.sources])
+    return images
+
+
+def render(jobs: list[Job], rows: dict[str, dict[str, Any]], minutes: float) -> str:
+    """The section of the page."""
+    lines, means = [], []
+    for job in jobs:
+        own = [rows[key] for split in range(job.splits) if (key := f"{job.key}/{split}") in rows]
+        if not own:
+            continue
+        probe, tuned = (np.array([row[way]["accuracy"] for row in own]) for way in ("probe", "tuned"))
+        gain = 100 * (tuned - probe)
+        means.append(gain.mean())
+        error = f" ± {gain.std(ddof=1) / np.sqrt(len(own)):.1f}" if len(own) > 1 else ""
+        seconds = [np.mean([row[way]["seconds"] for row in own]) / 60 for way in ("probe", "tuned")]
+        lines.append(
+            [
+                job.key, str(len(own)), str(own[0]["n"]), f"{probe.mean():.3f}", f"{tuned.mean():.3f}",
+                f"{gain.mean():+.1f}{error}", f"{sum(row['tried'] for row in own)} of {len(own)}",
+                f"{sum(row['kept'] for row in own)} of {len(own)}", f"{seconds[0]:.1f} → {seconds[1]:.1f}",
+            ]
+        )  # fmt: skip
+    head = [
+        "set", "splits", "test images", "tuned head", "auto", "difference, points", "tried", "kept",
+        "minutes",
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            TITLE,
+            f'`ImageClassifier("{BACKBONE}")` without fine-tuning and with',
+            '`fine_tune="auto"`, no recipe given: accuracy on held-out test parts (20 % by a stable hash, or',
+            "the given one), mean over splits ± the standard error of the difference. A fine-tuning takes at",
+            f"most {minutes:g} minutes. Minutes are processor time divided by the cores, of the whole fit.",
+            "Written by `python benchmarks/tuned.py`.",
+            "",
+            describe(SEED),
+            "",
+            *table(head, lines),
+            "",
+            f"Lowest mean difference of a set: {min(means):+.1f} points; mean of all: {np.mean(means):+.1f}.",
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
