@@ -287,6 +287,16 @@ def test_methods_on_images_run(tmp_path: Path) -> None:
     assert found["scratch"]["backbone"] == "none"
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::featx.exceptions.FeatxWarning")
+@pytest.mark.parametrize("name", [name for name, method in METHODS.items() if method.kind == "images"])
+def test_every_method_on_images_runs_with_its_own_parameters(tmp_path: Path, name: str) -> None:
+    data = load_data(DataSet(name="digits", path="sklearn:digits", per_class=12))
+    made = METHODS[name].estimator({}, 0, backbone="tf_efficientnet_lite0.in1k", store=tmp_path)
+    proba = made.fit(data.images.sources, data.codes).predict_proba(data.images.sources)
+    assert (proba.argmax(axis=1) == data.codes).mean() > 0.5
+
+
 CELL = Cell("d", "b", "f", "m", "all", 0, "abc")
 
 

@@ -100,6 +100,22 @@ def uncalibrated(backbone: str, store: Any, seed: int, **params: Any) -> Any:
     return Uncalibrated(backbone, store=store, random_state=seed).set_params(**params)
 
 
+def without_grids(backbone: str, store: Any, seed: int, **params: Any) -> Any:
+    """Make an `ImageClassifier` that tries all poolings of the network but grids."""
+    from featx.extractor import FeatureExtractor
+    from featx.selection.candidates import AUTO_POOLS
+
+    card = FeatureExtractor(backbone, pretrained=False).fit().card_
+    possible = {pool for tap in card.taps for pool in card.pools(tap.name)}
+    pools = [pool for pool in AUTO_POOLS if pool in possible and not pool.startswith("grid")]
+    return classifier(backbone, store, seed, **{"pool": pools, **params})
+
+
+def all_backbones(backbone: str, store: Any, seed: int, **params: Any) -> Any:
+    """Make an `ImageClassifier` that compares all networks on this machine; `backbone` is not used."""
+    return classifier("auto", store, seed, **params)
+
+
 def head_only(backbone: str, store: Any, seed: int, **params: Any) -> Any:
     """Make a fine-tuner whose only phase trains the head: the tutorials' warm-up."""
     from featx.finetune import Phase
@@ -150,16 +166,14 @@ METHODS: dict[str, Method] = {
     "tree": Method(DecisionTreeClassifier, TUTORIAL),
     "auto": Method(classifier, "featx", IMAGES),
     "auto_last": Method(classifier, "featx", IMAGES, params={"cut": None, "pool": "avg", "resize": "crop"}),
-    "auto_no_grids": Method(
-        classifier, "featx", IMAGES, params={"pool": ["avg", "max", "gem", "avg+max", "cls", "cls+avg"]}
-    ),
+    "auto_no_grids": Method(without_grids, "featx", IMAGES),
     "auto_no_resizings": Method(classifier, "featx", IMAGES, params={"resize": "crop"}),
     "auto_no_layers": Method(classifier, "featx", IMAGES, params={"cut": None}),
     "auto_no_trials": Method(classifier, "featx", IMAGES, params={"n_trials": 0}),
     "auto_no_calibration": Method(uncalibrated, "featx", IMAGES),
     "auto_no_groups": Method(classifier, "featx", IMAGES, params={"auto_groups": False}),
     "auto_no_limit": Method(classifier, "featx", IMAGES, params={"search__budget": None}),
-    "auto_all_backbones": Method(classifier, "featx", IMAGES, params={"backbone": "auto"}),
+    "auto_all_backbones": Method(all_backbones, "featx", IMAGES),
     "auto_fine_tune": Method(classifier, "featx", IMAGES, params={"fine_tune": "auto"}),
     "warm_up": Method(head_only, TUTORIAL, IMAGES),
     "two_phases": Method(two_phases, TUTORIAL, IMAGES),
