@@ -30,7 +30,7 @@ from featx.suite.data import load_data
 from featx.suite.estimators import DINOV2_C, ChosenLogistic, LeastSquares, SimpleShot, WeightedNeighbours
 from featx.suite.folder import STALE_S, Cell, ResultsFolder
 from featx.suite.page import summary, to_html, to_latex
-from featx.suite.ranking import compare_runs, critical_difference, holm
+from featx.suite.ranking import compare_runs, critical_difference, differences, holm
 
 pytestmark = pytest.mark.filterwarnings("ignore::featx.exceptions.ImageWarning")
 
@@ -393,6 +393,31 @@ def test_the_leaderboard_ranks_and_says_what_is_on_the_front() -> None:
     assert "bad" in to_latex(board)
 
 
+def test_rows_are_compared_with_one_of_them_in_pairs() -> None:
+    rng = np.random.default_rng(0)
+    means = {(f"d{i}", m): 0.7 + 0.01 * i for i in range(8) for m in ("plain", "same", "better")}
+    means |= {(f"d{i}", "better"): 0.8 + 0.01 * i for i in range(8)}
+    rows = simulated(rng, means, range(3))
+    found = {one.name: one for one in differences(rows, "plain", by=("method",))}
+    assert found.keys() == {"same", "better"}
+    assert found["better"].low < 0.1 < found["better"].high
+    assert found["better"].p < 0.05 < found["same"].p
+    assert found["better"].n_data == 8
+    assert found["better"].seconds == pytest.approx(7 / 6)
+    with pytest.raises(DataError, match="better, plain, same"):
+        differences(rows, "other", by=("method",))
+
+
+def test_methods_are_compared_on_the_seeds_that_all_have() -> None:
+    easy, hard = {("d", "whole"): 0.9, ("d", "half"): 0.9}, {("d", "whole"): 0.5}
+    rng = np.random.default_rng(0)
+    rows = simulated(rng, easy, range(1), n=4000) + simulated(rng, hard, range(1, 2), n=4000)
+    assert [one.score for one in summary(rows).standings] == pytest.approx([0.9, 0.9], abs=0.02)
+    assert differences(rows, "whole", by=("method",))[0].difference == pytest.approx(0, abs=0.02)
+    board = summary([*rows, *simulated(rng, {("d", "late"): 0.9}, range(7, 8))])
+    assert board.left_out == ("late: no result on the seeds of the others",)
+
+
 def test_a_planted_regression_is_found_and_noise_is_not() -> None:
     rng = np.random.default_rng(1)
     worse = {key: mean - (0.06 if key[1] == "good" else 0) for key, mean in MEANS.items()}
@@ -454,8 +479,14 @@ def test_the_verb_runs_shows_and_compares(tmp_path: Path, capsys: pytest.Capture
     page, table = tmp_path / "page.html", tmp_path / "table.tex"
     assert main(["bench", "show", results, "--html", str(page), "--latex", str(table)]) == 0
     assert "\\toprule" in table.read_text()
+    markdown = tmp_path / "table.md"
+    command = ["bench", "show", results, "--against", "lsr, 5 labels", "--markdown", str(markdown)]
+    assert main(command) == 0
+    assert "Compared with lsr, 5 labels" in markdown.read_text()
+    assert main(["bench", "show", results, "--against", "best"]) == 1
+    assert "no row has the name 'best'; there are" in capsys.readouterr().err
     text = page.read_text()
-    assert text.count("<svg") == 3
+    assert text.count("<svg") == 2  # of one data set there are no ranks
     assert not re.search(r"""(src|href)=["'](?!#)|url\((?!#)|@import""", text)  # nothing is fetched
     capsys.readouterr()
     assert main(["bench", "diff", results, results, "--fail-below", "-0.5"]) == 0

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
@@ -26,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--retry-failed", action="store_true", help="compute cells again that failed before")
     parser.add_argument(
         "--metric", default="accuracy", metavar="NAME", help="metric to rank by (default accuracy)"
+    )
+    parser.add_argument(
+        "--against", metavar="NAME", help="show: compare each row with this one, in pairs over data sets"
     )
     parser.add_argument("--html", metavar="FILE", help="show: write one page with tables and figures")
     parser.add_argument("--latex", metavar="FILE", help="show: write the leaderboard as a LaTeX table")
@@ -88,28 +93,40 @@ def _run(args: argparse.Namespace, console: Console, path: str) -> int:
 
 def _show(args: argparse.Namespace, console: Console, folder: str) -> int:
     from featx.files import atomic_write
-    from featx.suite import ResultsFolder
-    from featx.suite.page import HEADER, sentences, summary, table_rows, to_html, to_latex, to_markdown
+    from featx.suite import ResultsFolder, page
+    from featx.suite.ranking import differences
 
     rows = ResultsFolder(folder).rows()
-    board = summary(rows, args.metric)
-    for text in sentences(board):
+    board = page.summary(rows, args.metric)
+    for text in page.sentences(board):
         console.text(text)
     console.text()
-    console.table(
-        [args.metric.replace("_", " "), *HEADER[1:]], table_rows(board), right=range(1, len(HEADER))
-    )
+    numbers = range(1, len(page.HEADER))
+    console.table([args.metric.replace("_", " "), *page.HEADER[1:]], page.table_rows(board), right=numbers)
+    compared: dict[str, Any] = {}
+    if args.against:
+        worths = differences(rows, args.against, metric=args.metric, by=page.varying(rows))
+        compared = {"against": args.against, "worths": worths}
+        console.text()
+        console.table(
+            [f"compared with {args.against}", *page.WORTH_HEADER[1:]],
+            page.worth_rows(worths),
+            right=range(1, 6),
+        )
     for text in board.left_out:
         console.warn(text)
-    for target, text in (
-        (args.html, to_html(rows, board, f"Suite {Path(folder).name}") if args.html else ""),
-        (args.latex, to_latex(board)),
-        (args.markdown, to_markdown(board)),
-    ):
+    title = f"Suite {Path(folder).name}"
+    writers: tuple[tuple[str | None, Callable[[], str]], ...] = (
+        (args.html, lambda: page.to_html(rows, board, title, **compared)),
+        (args.latex, lambda: page.to_latex(board)),
+        (args.markdown, lambda: page.to_markdown(board, **compared)),
+    )
+    for target, write in writers:
         if target:
-            atomic_write(Path(target), text.encode())
+            atomic_write(Path(target), write().encode())
             console.text(f"written   {target}")
-    console.data(leaderboard=board.to_dict(), folder=folder)
+    worths = [one.to_dict() for one in compared.get("worths", ())]
+    console.data(leaderboard=board.to_dict(), compared=worths, folder=folder)
     return 0
 
 

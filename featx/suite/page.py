@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
-import html
-import io
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from featx.plot.base import BLUE, LINE, drawing
+from featx.reporting.page import render
 from featx.suite.folder import finished
-from featx.suite.ranking import Leaderboard, leaderboard
+from featx.suite.ranking import Leaderboard, Worth, leaderboard
+
+Rows = Sequence[dict[str, Any]]
+Worths = Sequence[Worth]
 
 WILCOXON_DATA = 6
 """Fewest data sets with which Wilcoxon's test can find a difference at 5 %."""
 
+WORTH_HEADER = ("", "difference", "95 % interval", "p", "seconds", "data sets")
+
 HEADER = ("", "score", "95 % interval", "mean rank", "gap to best", "win rate", "seconds")
+
+
+class Figure(NamedTuple):
+    """A drawn figure of the page, as SVG, and what it shows."""
+
+    svg: str
+    caption: str
 
 
 def table_rows(board: Leaderboard) -> list[list[str]]:
@@ -60,11 +72,22 @@ def sentences(board: Leaderboard) -> list[str]:
     return found
 
 
-def to_markdown(board: Leaderboard) -> str:
+def to_markdown(board: Leaderboard, *, against: str = "", worths: Worths = ()) -> str:
     """The leaderboard as a Markdown table, with its sentences."""
-    lines = ["| " + " | ".join(HEADER) + " |", "|---" * len(HEADER) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in table_rows(board)]
-    return "\n".join([*lines, "", *sentences(board), ""])
+    lines = [*_markdown(HEADER, table_rows(board)), "", *sentences(board), ""]
+    if worths:
+        lines += [
+            f"Compared with {against}, in points:",
+            "",
+            *_markdown(WORTH_HEADER, worth_rows(worths)),
+            "",
+        ]
+    return "\n".join(lines)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    return lines + ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
 
 
 def to_latex(board: Leaderboard) -> str:
@@ -81,59 +104,67 @@ def to_latex(board: Leaderboard) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-def to_html(rows: Sequence[dict[str, Any]], board: Leaderboard, title: str) -> str:
-    """One page that needs no other file: leaderboard, figures, and a table of all results."""
-    e = html.escape
-    head = "".join(f"<th>{e(cell)}</th>" for cell in HEADER)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{e(cell)}</td>" for cell in row) + "</tr>" for row in table_rows(board)
-    )
-    figures = [("Mean ranks; a bar joins what does not differ", rank_figure(board))]
-    figures.append(("Score against seconds; the line joins what is not beaten in both", front_figure(board)))
-    if curve := budget_figure(rows, board.metric):
-        figures.append(("Score by number of labels", curve))
-    drawn = "".join(f"<figure>{svg}<figcaption>{e(text)}</figcaption></figure>" for text, svg in figures)
-    columns = ["data", "backbone", "features", "method", "budget", "seed", board.metric, "fit_s", "error"]
-    cells = "".join(
-        "<tr>" + "".join(f"<td>{e(_shown(row.get(key)))}</td>" for key in columns) + "</tr>" for row in rows
-    )
-    names = "".join(f"<th>{e(key)}</th>" for key in columns)
-    out = "".join(f"<li>{e(text)}</li>" for text in board.left_out)
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{e(title)}</title>'
-        f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style></head><body><main>'
-        f"<h1>{e(title)}</h1>{''.join(f'<p>{e(text)}</p>' for text in sentences(board))}"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>{drawn}'
-        f"{f'<h2>Without a result</h2><ul>{out}</ul>' if out else ''}"
-        f'<h2>All results</h2><div class="wide"><table><thead><tr>{names}</tr></thead>'
-        f"<tbody>{cells}</tbody></table></div></main></body></html>\n"
+def to_html(rows: Rows, board: Leaderboard, title: str, *, against: str = "", worths: Worths = ()) -> str:
+    """Return one page that needs no other file: leaderboard, figures, and a table of all results."""
+    several = len(board.data) > 1
+    columns = ["data", "backbone", "features", "method", "budget", "seed", board.metric, "fit_s"]
+    figures = [rank_figure(board)] if several else []
+    figures += [front_figure(board)] if len(board.standings) > 1 else []
+    curve = budget_figure(rows, board.metric)
+    return render(
+        "suite.html",
+        title=title,
+        sentences=sentences(board),
+        head=HEADER,
+        rows=table_rows(board),
+        figures=figures + ([curve] if curve else []),
+        against=against,
+        worth_head=WORTH_HEADER,
+        worths=worth_rows(worths),
+        metric=board.metric.replace("_", " "),
+        data_head=["", *board.data],
+        by_data=[[one.name, *(f"{score:.4f}" for score in one.scores)] for one in board.standings]
+        if several
+        else [],
+        left_out=board.left_out,
+        all_head=columns,
+        all=[[_shown(key, row.get(key)) for key in columns] for row in finished(rows)],
     )
 
 
-def rank_figure(board: Leaderboard) -> str:
-    """Critical-difference diagram (Demšar, 2006) as SVG."""
+def worth_rows(worths: Worths) -> list[list[str]]:
+    """Cells of differences, in the order of `WORTH_HEADER`."""
+    return [
+        [
+            one.name,
+            f"{100 * one.difference:+.2f}",
+            "" if math.isnan(one.low) else f"[{100 * one.low:+.2f}, {100 * one.high:+.2f}]",
+            f"{one.p:.3f}",
+            f"{one.seconds:.2f} ×",
+            str(one.n_data),
+        ]
+        for one in worths
+    ]
+
+
+def rank_figure(board: Leaderboard) -> Figure:
+    """Critical-difference diagram (Demšar, 2006)."""
     standings = board.standings
-    figure, ax = _figure(7, 0.28 * len(standings) + 1)
-    for y, one in enumerate(standings):
-        ax.plot([one.rank], [y], "o", color="C0")
-        ax.text(
-            -0.01,
-            y,
-            _short(one.name),
-            ha="right",
-            va="center",
-            transform=ax.get_yaxis_transform(),
-            fontsize=8,
-        )
-    for y, (first, last) in enumerate(_cliques([one.rank for one in standings], board.critical_difference)):
-        x = standings[first].rank
-        ax.plot(
-            [x, standings[last].rank], [first - 0.35] * 2, color="0.3", linewidth=2.5, alpha=0.7 - 0.02 * y
-        )
-    ax.invert_yaxis()
-    ax.set_yticks([])
-    ax.set_xlabel("mean rank (1 is best)")
-    return _svg(figure)
+    with drawing(size=(7, 0.28 * len(standings) + 1.1)) as display:
+        ax = display.ax_
+        for y, one in enumerate(standings):
+            ax.plot([one.rank], [y], "o", color=BLUE)
+            ax.annotate(
+                _short(one.name), (one.rank, y), xytext=(7, 0), textcoords="offset points", va="center"
+            )
+        ranks = [one.rank for one in standings]
+        for first, last in _cliques(ranks, board.critical_difference):
+            ax.plot([ranks[first], ranks[last]], [first - 0.35] * 2, color=LINE, linewidth=3, zorder=0)
+        ax.invert_yaxis()
+        ax.set_yticks([])
+        ax.margins(x=0.3)
+        ax.set(xlabel="mean rank (1 is best)", title=f"{_short(standings[0].name)} has the best mean rank")
+    return Figure(display.to_svg("ranks"), "Mean ranks over the data sets; a bar joins what does not differ.")
 
 
 def _cliques(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
@@ -146,78 +177,88 @@ def _cliques(ranks: Sequence[float], distance: float) -> list[tuple[int, int]]:
     return found
 
 
-def front_figure(board: Leaderboard) -> str:
-    """Mean score against mean seconds as SVG, with the front of what is not beaten in both."""
-    figure, ax = _figure(7, 4)
-    for one in board.standings:
-        ax.plot([one.seconds], [one.score], "o", color="C0" if one.on_front else "0.6", markersize=5)
+def front_figure(board: Leaderboard) -> Figure:
+    """Mean score against mean seconds, with the front of what is not beaten in both."""
     front = sorted((one.seconds, one.score, one.name) for one in board.standings if one.on_front)
-    ax.plot([x for x, _, _ in front], [y for _, y, _ in front], color="C0", linewidth=1)
-    for x, y, name in front:
-        ax.annotate(_short(name), (x, y), fontsize=7, xytext=(3, -9), textcoords="offset points")
-    ax.set_xscale("log")
-    ax.set_xlabel("seconds of fit and prediction")
-    ax.set_ylabel(board.metric.replace("_", " "))
-    return _svg(figure)
+    with drawing(size=(7, 4)) as display:
+        ax = display.ax_
+        for one in board.standings:
+            ax.plot([one.seconds], [one.score], "o", color=BLUE if one.on_front else LINE, markersize=5)
+        ax.plot([x for x, _, _ in front], [y for _, y, _ in front], color=BLUE, linewidth=1)
+        for x, y, name in front:
+            ax.annotate(_short(name), (x, y), xytext=(4, -11), textcoords="offset points")
+        _log_axis(ax)
+        ax.margins(x=0.2, y=0.12)
+        ax.set(
+            xlabel="seconds of fit and prediction", ylabel=board.metric.replace("_", " "),
+            title=f"{_short(front[0][2])} is the fastest of {len(board.standings)}",
+        )  # fmt: skip
+    return Figure(
+        display.to_svg("front"), "Score against seconds; the line joins what is not beaten in both."
+    )
 
 
-def budget_figure(rows: Sequence[dict[str, Any]], metric: str) -> str:
-    """Mean score by number of training images for each method as SVG; empty for a single budget."""
+def budget_figure(rows: Rows, metric: str) -> Figure | None:
+    """Mean score by number of training images for each method; None for a single budget."""
     own = finished(rows)
     if len({str(row["budget"]) for row in own}) < 2:
-        return ""
-    figure, ax = _figure(7, 4)
-    for method in dict.fromkeys(row["method"] for row in own):
-        points: dict[str, list[tuple[float, float]]] = {}
-        for row in own:
-            if row["method"] == method and row.get(metric) is not None:
-                points.setdefault(str(row["budget"]), []).append(
-                    (row["n_train"] / row["n_classes"], row[metric])
-                )
-        line = sorted(tuple(np.mean(values, axis=0)) for values in points.values())
-        if line:
-            ax.plot([x for x, _ in line], [y for _, y in line], "o-", markersize=3, label=method)
+        return None
+    with drawing(size=(7, 4)) as display:
+        ax = display.ax_
+        ends = []
+        for method in dict.fromkeys(row["method"] for row in own):
+            points: dict[str, list[tuple[float, float]]] = {}
+            for row in own:
+                if row["method"] == method and row.get(metric) is not None:
+                    points.setdefault(str(row["budget"]), []).append(
+                        (row["n_train"] / row["n_classes"], row[metric])
+                    )
+            line = sorted(tuple(np.mean(values, axis=0)) for values in points.values())
+            if line:
+                drawn = ax.plot([x for x, _ in line], [y for _, y in line], "o-", markersize=3)[0]
+                ends.append((*line[-1], method, drawn.get_color()))
+        _log_axis(ax)
+        ax.margins(x=0.05)
+        _label_ends(ax, ends)
+        ax.set(
+            xlabel="training images of each class", ylabel=metric.replace("_", " "),
+            title="More labels, better scores",
+        )  # fmt: skip
+    return Figure(display.to_svg("budgets"), "Mean score of each method by number of labels.")
+
+
+def _label_ends(ax: Any, ends: list[tuple[float, float, str, Any]]) -> None:
+    """Write names beside the ends of lines, apart from each other."""
+    low, high = ax.get_ylim()
+    step, last = 0.045 * (high - low), -math.inf
+    for x, y, name, color in sorted(ends, key=lambda end: end[1]):
+        last = max(y, last + step)
+        ax.annotate(
+            _short(name), (x, last), xytext=(6, 0), textcoords="offset points", va="center", color=color,
+            annotation_clip=False, fontsize=8,
+        )  # fmt: skip
+
+
+def _log_axis(ax: Any) -> None:
+    """Seconds or counts on a logarithmic axis, with numbers as people write them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     ax.set_xscale("log")
-    ax.set_xlabel("training images of each class")
-    ax.set_ylabel(metric.replace("_", " "))
-    ax.legend(fontsize=7, frameon=False)
-    return _svg(figure)
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
 
 
-def summary(
-    rows: Sequence[dict[str, Any]], metric: str = "accuracy", by: Sequence[str] | None = None
-) -> Leaderboard:
+def summary(rows: Rows, metric: str = "accuracy", by: Sequence[str] | None = None) -> Leaderboard:
     """The leaderboard of what differs between the results."""
+    return leaderboard(rows, metric=metric, by=by or varying(rows))
+
+
+def varying(rows: Rows) -> tuple[str, ...]:
+    """Return the fields that differ between the results."""
     fields = ("backbone", "features", "method", "budget")
     own = finished(rows)
-    varying = tuple(key for key in fields if len({str(row[key]) for row in own}) > 1)
-    return leaderboard(rows, metric=metric, by=by or varying or ("method",))
-
-
-def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasSVG(figure)
-    ax = figure.add_subplot()
-    ax.spines[["top", "right"]].set_visible(False)
-    return figure, ax
-
-
-def _svg(figure: Any) -> str:
-    import matplotlib
-
-    stream = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "featx"}):
-        figure.savefig(
-            stream,
-            format="svg",
-            metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")),
-            transparent=True,
-        )
-    text = stream.getvalue()
-    return text[text.index("<svg") :]
+    return tuple(key for key in fields if len({str(row[key]) for row in own}) > 1) or ("method",)
 
 
 def _short(name: str, most: int = 46) -> str:
@@ -225,12 +266,7 @@ def _short(name: str, most: int = 46) -> str:
     return name if len(name) <= most else name[: most - 1] + "…"
 
 
-def _shown(value: Any) -> str:
-    return "" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-STYLE = """ :root{color-scheme:light dark;--line:#8884}body{font:16px/1.5 system-ui,sans-serif;margin:0}
-main{max-width:62rem;margin:auto;padding:1rem}table{border-collapse:collapse;font-size:.85rem}
-th,td{padding:.25rem .6rem;border-bottom:1px solid var(--line);text-align:right}
-th:first-child,td:first-child{text-align:left}.wide{overflow-x:auto}figure{margin:2rem 0} figure
-svg{max-width:100%;height:auto;background:#fff;border-radius:4px}figcaption{font-size:.85rem;opacity:.8} """
+def _shown(key: str, value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.1f}" if key.endswith("_s") else f"{value:.4f}"
+    return "" if value is None else str(value)

@@ -49,6 +49,8 @@ class Standing(Record):
         Mean seconds of fit and prediction.
     on_front : bool
         Whether no other row is both better and faster.
+    scores : tuple of float
+        Mean of each data set.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Standing(Record):
     win_rate: float
     seconds: float
     on_front: bool
+    scores: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -111,22 +114,18 @@ def leaderboard(
     DataError
         If no two results can be compared.
     """
-    sign = METRICS[metric].sign
-    cells: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    seconds: dict[str, list[float]] = defaultdict(list)
-    for row in finished(rows):
-        if row.get(metric) is not None:
-            name = _name(row, by)
-            cells[name][row["data"]].append(row[metric])
-            seconds[name].append(row["fit_s"] + row["predict_s"])
+    cells, seconds = _cells(rows, metric, by)
     every = sorted({data for found in cells.values() for data in found})
     whole = sorted(name for name, found in cells.items() if len(found) == len(every))
+    common = _common(cells, whole, every)
     if not whole:
         raise DataError("no row has a result on every data set, so nothing can be ranked.")
-    table = np.array([[np.mean(cells[name][data]) for data in every] for name in whole])
-    oriented = sign * table
+    table = np.array(
+        [[np.mean([cells[name][data][seed] for seed in common[data]]) for data in every] for name in whole]
+    )
+    oriented = METRICS[metric].sign * table
     ranks = stats.rankdata(-oriented, axis=0)
-    times = np.array([float(np.mean(seconds[name])) for name in whole])
+    times = np.array([seconds[name] for name in whole])
     draws = np.random.default_rng(0).integers(0, len(every), (BOOTSTRAPS, len(every)))
     means = table[:, draws].mean(axis=2)
     order = np.lexsort((-oriented.mean(axis=1), ranks.mean(axis=1)))
@@ -148,10 +147,11 @@ def leaderboard(
                 win_rate=float(wins),
                 seconds=float(times[i]),
                 on_front=not beaten.any(),
+                scores=tuple(table[i].tolist()),
             )
         )
     partial = [
-        f"{name}: no result on {', '.join(set(every) - set(found))}"
+        f"{name}: no result on {', '.join(set(every) - set(found)) or 'the seeds of the others'}"
         for name, found in cells.items()
         if name not in whole
     ]
@@ -161,6 +161,143 @@ def leaderboard(
         metric, tuple(every), tuple(standings), _friedman(oriented), critical_difference(k, n),
         _wilcoxon(oriented[order], [whole[i] for i in order]), tuple(dict.fromkeys([*partial, *failed])),
     )  # fmt: skip
+
+
+Cells = dict[str, dict[str, dict[Any, float]]]
+"""Scores by name, data set and seed."""
+
+
+def _cells(rows: Rows, metric: str, by: Sequence[str]) -> tuple[Cells, dict[str, float]]:
+    """Mean scores, and mean seconds of fit and prediction by name."""
+    scores: dict[str, dict[str, dict[Any, list[float]]]] = {}
+    seconds: dict[str, list[float]] = defaultdict(list)
+    for row in finished(rows):
+        if row.get(metric) is not None:
+            name = _name(row, by)
+            own = scores.setdefault(name, {}).setdefault(row["data"], {})
+            own.setdefault(row["seed"], []).append(row[metric])
+            seconds[name].append(row["fit_s"] + row["predict_s"])
+    means = {
+        name: {
+            data: {seed: float(np.mean(values)) for seed, values in own.items()}
+            for data, own in found.items()
+        }
+        for name, found in scores.items()
+    }
+    return means, {name: float(np.mean(values)) for name, values in seconds.items()}
+
+
+def _common(cells: Cells, whole: list[str], every: list[str]) -> dict[str, list[Any]]:
+    """Seeds of each data set that all names have; names without one are removed from `whole`."""
+    while True:
+        common = {
+            data: sorted(set.intersection(*(set(cells[name][data]) for name in whole)) if whole else ())
+            for data in every
+        }
+        if not whole or all(common.values()):
+            return common
+        shared = {
+            name: sum(len(cells[name][data].keys() & cells[other][data]) for other in whole for data in every)
+            - sum(len(cells[name][data]) for data in every)
+            for name in whole
+        }
+        whole.remove(min(whole, key=lambda name: shared[name]))
+
+
+@dataclass(frozen=True)
+class Worth(Record):
+    """Difference of a row of a leaderboard to another one, over the data sets that both have.
+
+    Parameters
+    ----------
+    name : str
+        The row.
+    difference, low, high : float
+        Mean over data sets, positive is better, and its 95 % interval: a bias-corrected bootstrap of the
+        differences. NaN for fewer than 3 data sets.
+    p : float
+        Two-sided p-value of a permutation test that flips the signs of the differences, with Holm's
+        correction over all rows.
+    seconds : float
+        Its mean seconds of fit and prediction, divided by those of the other row.
+    n_data : int
+        Data sets.
+    """
+
+    name: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    seconds: float
+    n_data: int
+
+
+def differences(
+    rows: Rows,
+    against: str,
+    *,
+    metric: str = "accuracy",
+    by: Sequence[str] = ("backbone", "features", "method", "budget"),
+) -> list[Worth]:
+    """Compare each row of a leaderboard with one of them, in pairs over data sets and seeds.
+
+    Parameters
+    ----------
+    rows, metric, by
+        As for `leaderboard`.
+    against : str
+        Name of the row to compare with.
+
+    Raises
+    ------
+    DataError
+        If there is no row of that name.
+    """
+    cells, seconds = _cells(rows, metric, by)
+    if against not in cells:
+        raise DataError(f"no row has the name {against!r}; there are {', '.join(sorted(cells))}.")
+    found: dict[str, tuple[Floats, float]] = {}
+    for name in sorted(cells):
+        gains = [
+            np.mean([own[seed] - other[seed] for seed in own if seed in other])
+            for data, own in cells[name].items()
+            if own.keys() & (other := cells[against].get(data, {})).keys()
+        ]
+        if name != against and gains:
+            values = METRICS[metric].sign * np.array(gains)
+            found[name] = values, _sign_flips(values)
+    corrected = holm({name: p for name, (_, p) in found.items()})
+    return sorted(
+        (
+            Worth(
+                name, float(values.mean()), *_interval(values), corrected[name],
+                seconds[name] / seconds[against], len(values),
+            )
+            for name, (values, _) in found.items()
+        ),
+        key=lambda one: -one.difference,
+    )  # fmt: skip
+
+
+def _sign_flips(values: Floats) -> float:
+    """p-value of the mean by flipping signs, all flips where they are few."""
+    if not values.any() or len(values) < 2:
+        return 1.0
+    made = stats.permutation_test(
+        (values,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=0
+    )
+    return float(made.pvalue)
+
+
+def _interval(values: Floats) -> tuple[float, float]:
+    """Interval of the mean, 95 %, by a bias-corrected and accelerated bootstrap."""
+    if len(values) < 3:
+        return math.nan, math.nan
+    if np.ptp(values) == 0:
+        return float(values[0]), float(values[0])
+    found = stats.bootstrap((values,), np.mean, n_resamples=BOOTSTRAPS, method="BCa", rng=0)
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def critical_difference(k: int, n: int, alpha: float = ALPHA) -> float:
