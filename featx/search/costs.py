@@ -2,8 +2,8 @@
 
 A plan that depends on a clock chooses differently on a busy machine. So a budget is divided by these
 estimates: the same data and settings give the same search everywhere. They are seconds of a reference machine
-with two cores (AMD EPYC with AVX-512, 2026-11-29). ``python benchmarks/growth.py --costs`` compares them with
-what the processor takes.
+with two cores (AMD EPYC with AVX-512, 2026-11-29). ``python benchmarks/bench_growth.py`` shows what the
+processor takes.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ MOST_GIVEN_UP = 0.01
 """A cheaper representation is not used if its score is lower by more than a percentage point."""
 
 NOISE_SHARE = 0.1
-"""Share of the search's time that noise may take, since it is tried without being requested."""
+"""Share of the search's estimated seconds that noise may take, since it is tried without being requested."""
 
 KIND_NAMES = {
     "noise": "feature-space noise",
@@ -232,13 +232,12 @@ def tune(
     """
     plain = resolve(settings, y)
     data = _Data(blocks, y, groups, None if weight is None else np.asarray(weight))
-    start = time.monotonic()
     plan = data.plan(dataclasses.replace(plain, callback=callback or plain.callback))
     results = run(plan)
     record = {"cv_results": table(results), "study": results.study}
+    seconds = plan.seconds_of([dict(result.params) for result in results.found])
     selected, choice = choose_representation(results, data)
     del results  # it keeps the matrices of all folds in memory
-    seconds = time.monotonic() - start
     best = _Fitted(plan, selected, selected.params)
     tried: list[Tried] = []
     best, augmentation = _try_augmentation(best, data, plain, views or Views(), seconds, tried)
@@ -347,6 +346,7 @@ def _evaluate(
     representation: Representation,
     data: _Data,
     settings: SearchSettings,
+    budget: float = math.inf,
     **changes: Any,
 ) -> Results:
     """Evaluate configurations of one representation and head, in the same way as the search.
@@ -361,6 +361,8 @@ def _evaluate(
         Rows.
     settings : SearchSettings
         Those of the search; the seed gives the same folds.
+    budget : float
+        Estimated seconds: the first configuration is evaluated, and of the others those that fit.
     **changes
         Settings that differ from those of the search.
     """
@@ -381,9 +383,13 @@ def _evaluate(
             **changes,
         )
     )
+    kept = list(plan.grid[:1])
+    for params in plan.grid[1:]:
+        if plan.seconds_of([*kept, params]) <= budget:
+            kept.append(params)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SearchWarning)  # the search has given the same warnings
-        return run(plan)
+        return run(dataclasses.replace(plan, grid=type(plan.grid)(kept)))
 
 
 def _try_augmentation(
@@ -404,14 +410,15 @@ def _try_augmentation(
     best, kept, first = before, PLAIN, len(tried)
     for place, kind in enumerate(kinds):
         start = time.monotonic()
-        share = views.seconds() / (len(kinds) - place) if rows else math.inf
-        budget = max(min(NOISE_SHARE * seconds if kind == "noise" else seconds, share), 0.1)
+        left = views.seconds() / (len(kinds) - place) if rows else math.inf
+        limit = {"timeout": max(left, 0.1)} if math.isfinite(left) else {}
         results = _evaluate(
             points,
             before.selected.configuration.representation,
             data.augmented(kind, names, rows, settings.random_state),
             settings,
-            timeout=budget,
+            budget=NOISE_SHARE * seconds if kind == "noise" else seconds,
+            **limit,
         )
         selected = select(results, winner(results))
         is_better = helps(before.selected, selected) and selected.score > best.selected.score
