@@ -16,6 +16,9 @@ from featx.exceptions import UsageError
 if TYPE_CHECKING:
     from featx.stores.hdf5 import HDF5Store
 
+NAMED = 5
+"""Missing images that are named for each space; ``--json`` names all."""
+
 UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
@@ -32,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action = actions.add_parser(name, help=summary, description=summary.capitalize() + ".")
         action.set_defaults(run=run_action)
         arguments.add_cache(action)
+        if name == "ls":
+            action.add_argument(
+                "--missing",
+                nargs="+",
+                metavar="DATA",
+                help="also say how many of these images lack features in each space",
+            )
+            action.add_argument("--follow-links", action="store_true", help="of DATA: follow symbolic links")
         if name == "prune":
             action.add_argument(
                 "--max-size", type=_size, metavar="SIZE", help="most disk space to keep, such as 20GB"
@@ -60,13 +71,20 @@ def _ls(args: argparse.Namespace, console: Console) -> int:
 
     store = _store(args)
     usage = store.usage()
+    images, lacking = _missing(args, console, store, [space.key for space in usage])
     rows = []
     for space in usage:
         what = f"{space.spec.architecture} {space.spec.block}" if space.spec else "(made by a newer featx)"
         age = f"{duration(max(time.time() - space.last_used, 0))} ago"
-        rows.append([space.key[:16], what, f"{space.rows:,}", space.segments, size_text(space.n_bytes), age])
-    console.table(["space", "spec", "images", "segments", "size", "used"], rows, right=(2, 3, 4, 5))
+        row = [space.key[:16], what, f"{space.rows:,}", space.segments, size_text(space.n_bytes), age]
+        rows.append(row + ([f"{len(lacking[space.key]):,}"] if args.missing else []))
+    header = ["space", "spec", "images", "segments", "size", "used", "missing"]
+    console.table(header if args.missing else header[:-1], rows, right=(2, 3, 4, 5, 6))
     console.text(f"{size_text(sum(space.n_bytes for space in usage))} in {store.path}")
+    for space in usage:
+        if lost := lacking.get(space.key):
+            some = ", ".join(lost[:NAMED]) + (", ..." if len(lost) > NAMED else "")
+            console.text(f"{space.key[:16]}: {len(lost):,} of {images:,} images are missing: {some}")
     console.data(
         path=str(store.path),
         spaces=[
@@ -78,11 +96,35 @@ def _ls(args: argparse.Namespace, console: Console) -> int:
                 "bytes": space.n_bytes,
                 "quarantined": space.quarantined,
                 "last_used": space.last_used,
+                **({"missing": lacking[space.key]} if args.missing else {}),
             }
             for space in usage
         ],
     )
     return 0
+
+
+def _missing(
+    args: argparse.Namespace, console: Console, store: HDF5Store, keys: list[str]
+) -> tuple[int, dict[str, list[str]]]:
+    """Number of images, and the names of those that lack features, for each space."""
+    if not args.missing:
+        return 0, {}
+    import numpy as np
+
+    from featx.images import load_paths
+    from featx.images.picture import read_digests
+    from featx.stores.base import as_ids
+
+    images = load_paths(args.missing, labelled=False, follow_links=args.follow_links)
+    digests, unread = read_digests(images.sources, images.names)
+    for error in list(unread.values())[:NAMED]:
+        console.warn(str(error))
+    known = [place for place, digest in enumerate(digests) if digest is not None]
+    ids = as_ids(digest for digest in digests if digest is not None)
+    return len(known), {
+        key: [images.names[known[place]] for place in np.flatnonzero(store.missing(key, ids))] for key in keys
+    }
 
 
 def _verify(args: argparse.Namespace, console: Console) -> int:

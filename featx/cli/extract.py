@@ -11,6 +11,10 @@ from typing import Any
 
 from featx.cli import arguments
 from featx.cli.console import Console
+from featx.exceptions import UsageError
+
+PATIENCE_S = 60.0
+"""Seconds without any new image after which ``--wait`` computes what is missing."""
 
 SLAB = 4096
 """Images whose features are written at once."""
@@ -29,6 +33,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--cut", "--taps", dest="cut", metavar="TAP[,TAP...]|all", help="layers (default: the last)"
     )
+    group = parser.add_argument_group("several processes or machines with one cache folder")
+    group.add_argument(
+        "--shard", metavar="K/N", help="compute only the K-th of N equal shares of the images, such as 3/16"
+    )
+    group.add_argument(
+        "--wait",
+        nargs="?",
+        const=PATIENCE_S,
+        type=arguments.seconds,
+        metavar="TIME",
+        help="wait for the features that other processes compute; what is still missing after this time "
+        f"without any new image is computed here (default {PATIENCE_S:g}s)",
+    )
     arguments.add_dry_run(parser)
     arguments.add_backbone(parser)
     arguments.add_precision(parser)
@@ -44,31 +61,50 @@ def run(args: argparse.Namespace, console: Console) -> int:
     """Extract, and say what is in the cache now."""
     arguments.check_writable(args.output)
     from featx.cli import render
+    from featx.extractor.shards import Shard
     from featx.stores.export import check_format
 
     if args.output:
         check_format(args.output)
-
+    shard = Shard.read(args.shard) if args.shard else None
+    if args.no_cache and (shard or args.wait is not None):
+        raise UsageError("--shard and --wait need a cache that the processes share; leave out --no-cache.")
     began = time.monotonic()
     images = arguments.load(args, args.data, labelled=False)
     render.data_set(console, images)
-    extractor = arguments.feature_extractor(args, console.progress)
+    # All images decide how they become pixels, so that each share is computed in the same way.
+    extractor = arguments.feature_extractor(args, console.progress).fit(images.sources)
+    own = images.select(shard.of(len(images))) if shard else images
+    if shard:
+        console.text(f"share {shard.number} of {shard.count}: {len(own):,} of {len(images):,} images")
     if args.dry_run:
-        render.plan(console, extractor.plan(images.sources))
+        render.plan(console, extractor.plan(own.sources))
         return 0
-    found = extractor.extract(images.sources, names=images.names, on_error="raise" if args.strict else "skip")
+    on_error = "raise" if args.strict else "skip"
+    found, computed = None, 0
+    if len(own) and (shard or args.wait is None):
+        found = extractor.extract(own.sources, names=own.names, on_error=on_error)
+        computed = found.computed
+    if args.wait is not None:
+        own, ids = images, _wait(extractor, images, args.wait, console)
+        found = extractor.extract(images.sources, names=images.names, on_error=on_error, ids=ids)
+        computed += found.computed
+    if found is None:
+        console.text("nothing to compute: there are more shares than images")
+        return 0
     seconds = time.monotonic() - began
-    console.text(f"{len(found.ids):,} images, {found.computed:,} computed, {seconds:.1f} s")
+    console.text(f"{len(found.ids):,} images, {computed:,} computed, {seconds:.1f} s")
     console.table(
         ["tap:pool:resize", "columns", "space"],
         [[name, found.blocks.width(name), spec.key[:16]] for name, spec in found.specs.items()],
         right=(1,),
     )
     if args.output:
-        _write(args, console, images.select(found.kept), found)
+        _write(args, console, own.select(found.kept), found)
     console.data(
         images=len(found.ids),
-        computed=found.computed,
+        computed=computed,
+        shard=args.shard,
         batch_size=found.batch_size,
         limit=found.limit,
         remarks=list(found.remarks),
@@ -79,8 +115,26 @@ def run(args: argparse.Namespace, console: Console) -> int:
         },
     )
     skipped = [*images.skipped, *found.skipped]
-    total = len(images) + len(images.skipped)
+    total = len(own) + len(images.skipped)
     return render.skipped(console, args, skipped, args.output or "extract", total=total)
+
+
+def _wait(extractor: Any, images: Any, patience: float, console: Console) -> Any:
+    """Wait for other processes; the digests of the images, or None if one cannot be read."""
+    from featx.extractor.shards import wait_for
+    from featx.images.picture import read_digests
+    from featx.stores.base import as_ids
+
+    digests, _ = read_digests(images.sources, images.names)
+    known = as_ids(digest for digest in digests if digest is not None)
+    keys = [spec.key for spec in extractor.specs_.values()]
+    absent = wait_for(
+        extractor.store_, keys, known, patience=patience,
+        report=lambda left: console.log(f"{left:,} of {len(known):,} images are missing in the cache"),
+    )  # fmt: skip
+    if absent.any():
+        console.log(f"no new image for {patience:g} s; {absent.sum():,} missing images are computed here")
+    return known if len(known) == len(images) else None
 
 
 def _write(args: argparse.Namespace, console: Console, images: Any, found: Any) -> None:
