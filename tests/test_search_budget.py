@@ -47,6 +47,9 @@ def test_a_small_budget_compares_expensive_heads_on_samples_and_is_not_worse_tha
     small = HeadSearchCV(heads, budget=0.6, random_state=0).fit(rows[train], y[train])
     whole = HeadSearchCV(heads, budget=None, n_trials=1, random_state=0).fit(rows[train], y[train])
     assert len(small.cv_results_["params"]) < len(whole.cv_results_["params"])
+    on_all_rows = {params["head"] for params in small.cv_results_["params"]}
+    assert set(small.left_out_) == set(heads) - on_all_rows
+    assert whole.left_out_ == {}
     by_hand = [
         make_pipeline(StandardScaler(), model).fit(rows[train], y[train]).score(rows[test], y[test])
         for model in (
@@ -133,6 +136,7 @@ def test_expensive_heads_are_left_out_where_none_can_be_better_beyond_chance() -
     heads = ["ridge", "lda", "rbf_svm"]
     clean = HeadSearchCV(heads, budget=1.0, cv=3, random_state=0).fit(rows, y)
     assert {params["head"] for params in clean.cv_results_["params"]} == {"ridge", "lda"}
+    assert "beyond chance" in clean.left_out_["rbf_svm"]
     noise = np.random.default_rng(0).permutation(y)
     noisy = HeadSearchCV(heads, budget=30.0, cv=3, random_state=0, n_trials=1).fit(rows[:400], noise[:400])
     assert "rbf_svm" in {params["head"] for params in noisy.cv_results_["params"]}

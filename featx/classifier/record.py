@@ -156,6 +156,8 @@ class FitRecord(Record):
         The best configurations, best first.
     n_configurations : dict of str to int
         Number of configurations that were evaluated, by origin.
+    left_out : dict of str to str
+        Heads that the search did not fit on all images, and why.
     n_computed : int
         Images that went through the network; 0 if all features were cached.
     created : str
@@ -184,6 +186,7 @@ class FitRecord(Record):
     seconds: dict[str, float] = field(default_factory=dict)
     trials: tuple[Trial, ...] = ()
     n_configurations: dict[str, int] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
     n_computed: int = 0
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
@@ -204,6 +207,7 @@ class FitRecord(Record):
             tried=tuned.tried,
             trials=best_trials(tuned.cv_results),
             n_configurations=dict(Counter(tuned.cv_results["origin"].tolist())),
+            left_out=dict(tuned.left_out),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
             conformal=conformal_thresholds(tuned.oof_proba, class_indices(y, tuned.classes.tolist())),

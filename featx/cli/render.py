@@ -102,6 +102,9 @@ def search(console: Console, clf: Any) -> None:
     console.text(
         "          this score is optimistic, since it was used to select; use the score on the held-out part"
     )
+    for why in dict.fromkeys(clf.record_.left_out.values()):
+        heads = ", ".join(head for head, own in clf.record_.left_out.items() if own == why)
+        console.text(f"          not fitted on all images: {heads} ({why})")
     if clf.choice_ is not None:
         console.text(f"          {' '.join(clf.choice_.sentences())}")
     for one in clf.tried_:
@@ -119,6 +122,7 @@ def search(console: Console, clf: Any) -> None:
             "cross_validation_score": clf.best_score_,
             "scoring": str(clf.scoring_),
             "n_configurations": n_configurations,
+            "left_out": clf.record_.left_out,
         },
         computed=clf.n_computed_,
     )

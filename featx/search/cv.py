@@ -129,7 +129,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
     held_out_ : float
         Test rows for each training row, which the error of repeated folds depends on.
     left_out_ : dict
-        Heads that could not be used, with the reason.
+        Heads that could not be used or were not fitted on all rows, with the reason.
     memory_ : dict of str to int
         Largest number of bytes of a search of streamed features; empty for features in memory. Independent of
         the number of rows are ``chunks`` of rows, ``moments`` ((folds + 7 + 3 threads) * d^2 * 8) and
@@ -232,7 +232,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         best = winner(results)
         selected = select(results, best)
         self.classes_ = plan.classes
-        self.left_out_ = dict(plan.left_out)
+        self.left_out_ = {**plan.left_out, **results.left_out}
         self.screening_ = list(plan.screening)
         self.study_ = results.study
         self.cv_results_ = table(results)

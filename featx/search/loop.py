@@ -40,6 +40,10 @@ FEWEST_WRONG = 6
 """Images that the best configuration must have wrong for another one to be better beyond chance: in McNemar's
 exact test six images against none have p = 0.03."""
 
+NOT_BETTER = "it takes long, and no other configuration could be better beyond chance"
+NO_BUDGET = "the budget does not suffice for it"
+"""Why a head is left out."""
+
 SMALLEST_SAMPLE = 200
 """Training rows of the smallest sample."""
 
@@ -73,7 +77,21 @@ def run(plan: SearchPlan) -> Results:
         confirmed = loop.confirm()
     if plan.settings.refit:
         loop.report("refit")
-    return Results(plan, tuple(loop.results.values()), loop.study, loop.evaluator.decisions, confirmed)
+    return Results(
+        plan, tuple(loop.results.values()), loop.study, loop.evaluator.decisions, confirmed, loop.left_out()
+    )
+
+
+def _worse_on_sample(complete: Sequence[Result], n_rows: int) -> dict[str, str]:
+    """Return for each head that its best score on a sample is below the best of all, best first."""
+    best: dict[str, Result] = {}
+    for result in complete:
+        best.setdefault(result.configuration.head.name, result)
+    return {
+        head: f"on a sample of {n_rows:,} images its best score was {result.score:.3f}, the best of all "
+        f"{complete[0].score:.3f}"
+        for head, result in best.items()
+    }
 
 
 class _Loop:
@@ -89,6 +107,8 @@ class _Loop:
         Estimated seconds of what was computed.
     sampled : set of str
         Heads that were compared on samples.
+    reasons : dict of str to str
+        Why a head need not be fitted on all rows.
     """
 
     def __init__(self, plan: SearchPlan) -> None:
@@ -99,6 +119,7 @@ class _Loop:
         self.total = len(plan.grid) + plan.n_trials
         self.spent = 0.0
         self.sampled: set[str] = set()
+        self.reasons: dict[str, str] = {}
 
     def compare(self) -> None:
         """Evaluate the coarse grid in an order that spends little on what cannot win.
@@ -118,6 +139,7 @@ class _Loop:
         grid = space.grid(order[0])
         settled = self._is_settled()
         grid = self._cheap(grid) if settled else grid
+        self.reasons = dict.fromkeys(space.heads, NOT_BETTER if settled else NO_BUDGET)
         self.total = len(self.results) + len(grid) + plan.n_trials
         self.sampled = self._too_dear(grid)
         self.evaluate([one for one in grid if one["head"] not in self.sampled], plan.deadline)
@@ -193,6 +215,7 @@ class _Loop:
             groups = evaluator.evaluate(left, "grid", deadline=plan.deadline)
             complete = ranked(result for group in groups for result in group)
             found = {identity(result.params): result for result in complete}
+            self.reasons |= _worse_on_sample(complete, n_rows)
             left = [result.params for result in complete[: max(FINALISTS, len(left) // HALVING)]]
         defaults = {params["head"]: params for params in reversed(points)}
         for params in self._finalists(found, leader) if found else defaults.values():
@@ -223,6 +246,11 @@ class _Loop:
             if result is not known
             and (known is None or as_good(result.scores, known.scores, held_out=TESTED))
         ][:FINALISTS]
+
+    def left_out(self) -> dict[str, str]:
+        """Return the heads without a result on all rows, and why."""
+        complete = {result.configuration.head.name for result in self.results.values()}
+        return {head: why for head, why in self.reasons.items() if head not in complete}
 
     def evaluate(
         self, configs: Sequence[Params], deadline: float = float("inf"), origin: str = "grid"

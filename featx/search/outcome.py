@@ -37,6 +37,8 @@ class Results:
     confirmed : Result, optional
         A configuration with the best score that was evaluated again on all rows, since it had been evaluated
         on some.
+    left_out : dict of str to str
+        Heads that were not fitted on all rows, and why.
     """
 
     plan: SearchPlan
@@ -44,6 +46,7 @@ class Results:
     study: Any = field(repr=False)
     decisions: Callable[[Params], Floats] = field(repr=False)
     confirmed: Result | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def winner(results: Results) -> Result:

@@ -144,6 +144,8 @@ class TunedHead:
         One entry for each configuration of the search.
     study : optuna.Study
         All trials.
+    left_out : dict of str to str
+        Heads that the search did not fit on all images, and why.
     choice : Choice or None
         Comparison of the winner with other representations; None if there was a single one.
     tried : tuple of Tried
@@ -165,6 +167,7 @@ class TunedHead:
     scoring: str | Callable[..., float]
     cv_results: Mapping[str, Any] = field(repr=False)
     study: Any = field(repr=False)
+    left_out: Mapping[str, str] = field(default_factory=dict)
     choice: Choice | None = None
     tried: tuple[Tried, ...] = ()
     augmentation: Augmentation = PLAIN
@@ -234,7 +237,7 @@ def tune(
     data = _Data(blocks, y, groups, None if weight is None else np.asarray(weight))
     plan = data.plan(dataclasses.replace(plain, callback=callback or plain.callback))
     results = run(plan)
-    record = {"cv_results": table(results), "study": results.study}
+    record = {"cv_results": table(results), "study": results.study, "left_out": results.left_out}
     seconds = plan.seconds_of([dict(result.params) for result in results.found])
     selected, choice = choose_representation(results, data)
     del results  # it keeps the matrices of all folds in memory
