@@ -23,17 +23,19 @@ from PIL import Image
 from featx import FeatureExtractor
 from featx.backbones.runtimes import RUNTIMES, Batch, Runtime
 from featx.backbones.runtimes.torch import TorchRuntime
+from featx.cli import main
 from featx.exceptions import BackboneError, ImageError, ImageWarning
-from featx.extractor import Progress, isolation
+from featx.extractor import Progress
 from featx.extractor.forward import MAX_BATCH, BatchSize
-from featx.extractor.isolation import Sandboxes
+from featx.extractor.isolation import CarefulDecoder
 from featx.extractor.pipeline import ExtractionSettings
 from featx.extractor.stages import Stage
 from featx.finetune.stream import StreamedFeatures
-from featx.images import MAX_PIXELS, read_picture
+from featx.images import MAX_PIXELS, read_picture, sandbox
 from featx.spec import FeatureSpec
 from featx.stores import open_store
 from featx.stores.base import as_ids
+from featx.stores.memory import MemoryStore
 
 TINY: dict[str, Any] = {"pretrained": False, "input_size": 64, "precision": "fp32", "runtime": "torch"}
 
@@ -285,7 +287,7 @@ def extract(
     """Extract and print what happens, in a process of its own; send it the signal `stop` after 128 images."""
     sys.path[:0] = os.environ.get("PYTHONPATH", "").split(os.pathsep)  # as where Python starts
     if isolate:
-        isolation.TIME_LIMIT_S = 5
+        sandbox.TIME_LIMIT_S = 5
     if stop == signal.SIGINT:  # a shell in the background starts programs without
         signal.signal(stop, signal.default_int_handler)
 
@@ -408,33 +410,87 @@ def test_isolated_pictures_crash_and_hang_alone(
     assert said.split()[-1] == "10"
 
 
-TRAPS = ("queue", "numpy", "PIL", "featx", "pickle", "json", "io", "signal", "torch", "simplejpeg", "h5py")
+MODULES = [
+    *sorted(sys.stdlib_module_names), "PIL", "cv2", "featx", "h5py", "huggingface_hub", "numpy", "openvino",
+    "optuna", "pandas", "pillow_heif", "safetensors", "scipy", "simplejpeg", "sitecustomize", "sklearn",
+    "tifffile", "timm", "torch", "torchvision", "usercustomize", "yaml",
+]  # fmt: skip
+NETWORK = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch", "--input-size", "32"]
+VERBS = {
+    "extract": ["extract", ".", *NETWORK],
+    "fit": ["fit", ".", *NETWORK, "--heads", "nearest_mean", "-o", "other.featx"],
+    "check": ["check", ".", *NETWORK],
+    "curve": ["curve", ".", *NETWORK],
+    "predict": ["predict", "model.featx", "."],
+    "evaluate": ["evaluate", "model.featx", "."],
+    "add": ["add", "model.featx", "../new", "--old", "."],
+}
+
+
+@pytest.fixture(scope="module")
+def trapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Photos, some of 16 bits, a model, and beside them a file under the name of every module."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (folder / label).mkdir()
+        for number in range(12):
+            pixels = rng.integers(0, 256, (40, 40, 3), dtype=np.uint8) // (1 + (label == "a"))
+            Image.fromarray(pixels).save(folder / label / f"{number}.jpg")
+            Image.fromarray(pixels[..., 0].astype(np.uint16) * 16).save(folder / label / f"{number}.png")
+    new = folder.parent / "new" / "a"
+    new.mkdir(parents=True)
+    Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).save(new / "0.jpg")
+    assert apart.call(run_verb, folder, "fit", [*VERBS["fit"][:-1], "model.featx"])[1] == 0
+    for name in MODULES:
+        for place in (folder, folder / "a"):
+            (place / f"{name}.py").write_text(
+                f"open({str(folder / 'sprung')!r}, 'a').write({name!r})\nraise SystemExit(9)"
+            )
+    return folder
+
+
+def run_verb(folder: Path, verb: str, argv: list[str]) -> tuple[list[str], int]:
+    """Files that were decoded in this process, and the exit code."""
+    import simplejpeg
+    from PIL import ImageFile
+
+    decoded = []
+    of_pillow, of_simplejpeg = ImageFile.ImageFile.load, simplejpeg.decode_jpeg
+
+    def load(image: Any) -> Any:
+        decoded.append(str(image))
+        return of_pillow(image)
+
+    def decode_jpeg(*args: Any, **options: Any) -> Any:
+        decoded.append("simplejpeg")
+        return of_simplejpeg(*args, **options)
+
+    ImageFile.ImageFile.load, simplejpeg.decode_jpeg = load, decode_jpeg  # type: ignore[method-assign]
+    os.chdir(folder)
+    code = main([*argv, "--isolate", "--cache-dir", str(folder.parent / f"cache of {verb}"), "--quiet"])
+    return decoded, code
 
 
 @pytest.mark.skipif(os.name == "nt", reason="paths")
-def test_no_module_beside_the_pictures_is_imported(tmp_path: Path, picture: Any) -> None:
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    picture(0).save(folder / "a.jpg")
-    for name in TRAPS:
-        (folder / f"{name}.py").write_text(f"open({str(tmp_path / name)!r}, 'w')\nraise SystemExit(9)")
-    command = [
-        sys.executable, "-P", "-m", "featx", "extract", ".", "--isolate", "--backbone", "test_resnet",
-        "--random-weights", "--runtime", "torch", "--input-size", "32",
-        "--cache-dir", str(tmp_path / "cache"), "--json",
-    ]  # fmt: skip
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-    assert [name for name in TRAPS if (tmp_path / name).exists()] == []
-    assert done.returncode == 0, done.stderr
-    assert '"computed": 1' in done.stdout
+@pytest.mark.parametrize(
+    "verb",
+    [pytest.param(verb, marks=() if verb in ("extract", "check") else pytest.mark.slow) for verb in VERBS],
+)
+def test_isolated_pictures_are_decoded_elsewhere_and_import_nothing_beside_them(
+    trapped: Path, verb: str
+) -> None:
+    assert apart.call(run_verb, trapped, verb, VERBS[verb]) == ([], 0)
+    assert not (trapped / "sprung").exists()
 
 
 def start_a_decoding_process(end: Path) -> None:
     """Print its number and limits, and be killed; a child that holds its pipes open goes on until the end."""
     extractor = FeatureExtractor("test_resnet", store="memory", **TINY).fit()
-    boxes = Sandboxes(ExtractionSettings(list(extractor.specs_.values()), 10**6), 60)
-    process = boxes._take()
-    print(process.pid, Path(f"/proc/{process.pid}/limits").read_text(), flush=True)
+    settings = ExtractionSettings(list(extractor.specs_.values()), MAX_PIXELS)
+    process = CarefulDecoder(settings, MemoryStore(), isolate=True, workers=32)._sandboxes._take()
+    about = Path(f"/proc/{process.pid}")
+    print(process.pid, (about / "statm").read_text(), (about / "limits").read_text(), flush=True)
     if os.fork() == 0:  # so only the signal can end the process
         while not end.exists():
             time.sleep(0.05)
@@ -445,9 +501,10 @@ def start_a_decoding_process(end: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl and limits of Linux")
 def test_a_decoding_process_is_limited_and_ends_with_its_parent(tmp_path: Path) -> None:
     apart.start(start_a_decoding_process, tmp_path / "end", output=tmp_path / "said").join()
-    pid, _, limits = (tmp_path / "said").read_text().partition(" ")
-    (space,) = [line for line in limits.splitlines() if line.startswith("Max address space")]
-    assert space.split()[3].isdecimal()
+    pid, pages, *_ = (tmp_path / "said").read_text().split()
+    (space,) = [line for line in (tmp_path / "said").read_text().splitlines() if "Max address space" in line]
+    used = int(pages) * os.sysconf("SC_PAGE_SIZE")
+    assert 0 <= int(space.split()[3]) - used <= 2 * sandbox.LEAST_BYTES  # 32 of them share the memory
     while Path(f"/proc/{pid}").exists():  # until the test's time is over
         time.sleep(0.05)
     (tmp_path / "end").touch()
@@ -534,6 +591,8 @@ def test_extraction_and_fine_tuning_decode_alike(tmp_path: Path, decode: str) ->
     (extracted,) = settings.prepare(read_picture(photo), np.ones(1, bool))
     streamed = StreamedFeatures([photo], spec).read(np.arange(1))
     np.testing.assert_array_equal(streamed[0].transpose(1, 2, 0), extracted.pixels)
+    isolated = StreamedFeatures([photo], spec, isolate=True).read(np.arange(1))
+    np.testing.assert_array_equal(isolated, streamed)
 
 
 def test_fine_tuning_refuses_pictures_above_max_pixels() -> None:
@@ -546,3 +605,12 @@ def test_fine_tuning_refuses_pictures_above_max_pixels() -> None:
     assert rows.read(np.arange(1)).shape == (1, 3, 32, 32)
     with pytest.raises(ImageError, match="more than max_pixels 1,600"):
         rows.read(np.arange(2))
+
+
+def test_an_isolated_picture_larger_than_a_share_is_decoded(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (5000, 4000), (10, 200, 30)).save(path)
+    params: dict[str, Any] = {"store": "memory", **TINY}
+    here = FeatureExtractor("test_resnet", n_jobs=1, **params).fit_transform([path])
+    elsewhere = FeatureExtractor("test_resnet", n_jobs=32, isolate=True, **params).fit_transform([path])
+    np.testing.assert_array_equal(elsewhere, here)

@@ -110,6 +110,8 @@ def forged(sound: Members) -> Iterator[Members]:
             "oof_proba": np.zeros((n_rows, 2)),
         }  # fmt: skip
         yield {**sound, "split.safetensors": dump_arrays(arrays)}
+    names = ",".join(f'"{number:x}":1e9' for number in range(780_000))
+    yield {**sound, "model.json": json.dumps(plain)[:-1].encode() + f',"more":{{{names}}}}}'.encode()}
     for text in (b"[" * 10**6, b"[" + b"[]," * 10**6 + b"0]", b'{"a": "' + b"\\ud83d" * 10**6 + b'"}'):
         yield {**sound, "model.json": text}
     yield {**sound, "finetune.json": b"{}", "finetune.safetensors": dump_arrays({"a": np.zeros(10**6)})}

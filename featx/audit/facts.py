@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ImageError
-from featx.images import ImageSource, read_picture
+from featx.images import ImageSource, Picture, read_picture
 from featx.images.facts import LENGTH, SIDE, ImageFacts, measure_facts
+from featx.images.pixels import Warn
+from featx.images.sandbox import Sandboxes
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
 from featx.threads import n_threads
@@ -37,7 +41,12 @@ CHUNK = 1024
 
 
 def image_facts(
-    sources: Sequence[ImageSource], ids: Ids, store: FeatureStore, *, n_jobs: int | None = None
+    sources: Sequence[ImageSource],
+    ids: Ids,
+    store: FeatureStore,
+    *,
+    n_jobs: int | None = None,
+    isolate: bool = False,
 ) -> tuple[ImageFacts, NDArray[np.bool_]]:
     """Read the facts of images from a store; measure and store those that are missing.
 
@@ -49,6 +58,8 @@ def image_facts(
     store : FeatureStore
     n_jobs : int, optional
         Threads.
+    isolate : bool
+        Decode in other processes.
 
     Returns
     -------
@@ -58,14 +69,17 @@ def image_facts(
         Which images could be decoded.
     """
     missing = np.flatnonzero(store.missing(FACTS.key, ids)) if len(ids) else np.empty(0, np.intp)
+    work = Sandboxes(_work, workers=n_threads(n_jobs)) if isolate else _work
 
     def measure(index: int) -> NDArray[np.float32] | None:
         try:
-            return measure_facts(read_picture(sources[index]))
+            return work(read_picture(sources[index]), None, _drop)[0]
         except ImageError:
             return None
 
-    with ThreadPoolExecutor(n_threads(n_jobs)) as pool:
+    with ExitStack() as stack, ThreadPoolExecutor(n_threads(n_jobs)) as pool:
+        if isinstance(work, Sandboxes):
+            stack.callback(work.close)
         for start in range(0, len(missing), CHUNK):
             some = missing[start : start + CHUNK]
             found = list(pool.map(measure, some.tolist()))
@@ -79,3 +93,11 @@ def image_facts(
     if there.any():
         rows[there] = store.read(FACTS.key, ids[there])
     return ImageFacts.of_rows(rows), there
+
+
+def _work(picture: Picture, _: None, warn: Warn) -> list[NDArray[Any]]:
+    return [measure_facts(picture)]
+
+
+def _drop(remark: str) -> None:
+    """Take no note of a remark."""

@@ -35,7 +35,11 @@ def with_auto_groups(images: ImageSet, settings: FitSettings) -> ImageSet:
     images = with_digests(images)
     assert images.ids is not None
     facts, there = image_facts(
-        images.sources, images.ids, settings.machine["store"], n_jobs=settings.machine["n_jobs"]
+        images.sources,
+        images.ids,
+        settings.machine["store"],
+        n_jobs=settings.machine["n_jobs"],
+        isolate=settings.machine["isolate"],
     )
     place = np.flatnonzero(there)
     if len(place) < 2:
@@ -65,7 +69,9 @@ def kin_of_training(
     return np.isin(units[is_test], units[~is_test])
 
 
-def near_trained(model: ImageModel, images: ImageSet, store: FeatureStore) -> NDArray[np.bool_]:
+def near_trained(
+    model: ImageModel, images: ImageSet, store: FeatureStore, *, isolate: bool = False
+) -> NDArray[np.bool_]:
     """Mask of images that are copies, or near copies, of training images whose facts are in a store.
 
     Images that the model was fitted or tested on are no copies of themselves; images that cannot be decoded
@@ -79,7 +85,7 @@ def near_trained(model: ImageModel, images: ImageSet, store: FeatureStore) -> ND
     copies = np.isin(_views(images.ids), _views(trained))
     if not there.any():
         return copies
-    facts, readable = image_facts(images.sources, images.ids, store)
+    facts, readable = image_facts(images.sources, images.ids, store, isolate=isolate)
     place, own = np.flatnonzero(readable), np.flatnonzero(there)
     both = old.take(own).joined(facts.take(place))
     near = near_copies(both, np.concatenate([trained[own], images.ids[place]]))
@@ -88,7 +94,13 @@ def near_trained(model: ImageModel, images: ImageSet, store: FeatureStore) -> ND
 
 
 def groups_with_kin(
-    images: ImageSet, known: FittedImages, ids: Ids, groups: NDArray[np.uint8] | None, store: FeatureStore
+    images: ImageSet,
+    known: FittedImages,
+    ids: Ids,
+    groups: NDArray[np.uint8] | None,
+    store: FeatureStore,
+    *,
+    isolate: bool = False,
 ) -> tuple[NDArray[np.uint8] | None, int]:
     """Return the groups of old and new images, with near copies of new images in one group.
 
@@ -103,6 +115,8 @@ def groups_with_kin(
     groups : array of shape (n, GROUP_BYTES), uint8, or None
         Hashes of their groups; zeros for no group.
     store : FeatureStore
+    isolate : bool
+        Decode in other processes.
 
     Returns
     -------
@@ -112,7 +126,7 @@ def groups_with_kin(
         Number of new images that are near copies of others.
     """
     n_old = len(known.ids)
-    facts, there = image_facts([*[b""] * n_old, *images.sources], ids, store)
+    facts, there = image_facts([*[b""] * n_old, *images.sources], ids, store, isolate=isolate)
     place = np.flatnonzero(there)
     near = np.arange(len(ids))
     if len(place) > 1:

@@ -313,7 +313,8 @@ def _join(
     labels = check_labels([*old_labels, *np.asarray(fresh.labels).tolist()])
     groups, n_kin = _joined_groups(known, fresh), 0
     if settings.auto_groups and fresh.groups is None:
-        groups, n_kin = groups_with_kin(fresh, known, ids, groups, settings.machine["store"])
+        store, isolate = settings.machine["store"], settings.machine["isolate"]
+        groups, n_kin = groups_with_kin(fresh, known, ids, groups, store, isolate=isolate)
     is_test = _test_part(model, ids, labels, _names(groups), fresh, test_size, salt)
     return _Data(ids, labels, groups, is_test, n_kin)
 

@@ -14,6 +14,7 @@ from featx.cli.console import Console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
+    arguments.add_isolate(parser)
     arguments.add_manifest(parser)
     parser.add_argument("data", nargs="+", help="new labelled images: folders of class folders or manifests")
     parser.add_argument(

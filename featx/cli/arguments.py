@@ -171,6 +171,11 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         metavar="R,G,B",
         help="colour behind transparent pixels (default white)",
     )
+    add_isolate(group)
+
+
+def add_isolate(group: argparse._ActionsContainer) -> None:
+    """Add ``--isolate``."""
     group.add_argument(
         "--isolate", action="store_true", help="decode in a subprocess, which may crash without harm"
     )
@@ -353,6 +358,7 @@ def load_classifier(args: argparse.Namespace, callback: Callable[[Any], None]) -
         device=args.device,
         extractor__runtime=args.runtime,
         extractor__batch_size=args.batch_size,
+        extractor__isolate=bool(vars(args).get("isolate")),
         callback=callback,
         max_bad=0.0 if args.strict else args.max_bad,
     )

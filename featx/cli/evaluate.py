@@ -13,6 +13,7 @@ from featx.cli.console import Console
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
+    arguments.add_isolate(parser)
     arguments.add_manifest(parser)
     parser.add_argument("data", help="labelled images: folder of class folders or manifest")
     parser.add_argument(
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         assert result.answers is not None
         named = set(result.answers.names)
         kept = images.select([place for place, name in enumerate(images.names) if name in named])
-        render.apart(console, ApartFromKin.of(result, near_trained(clf.model_, kept, open_store(clf.store))))
+        near = near_trained(clf.model_, kept, open_store(clf.store), isolate=args.isolate)
+        render.apart(console, ApartFromKin.of(result, near))
     if args.output and result.answers is not None:
         rows = result.answers.rows()
         wrong = sum(row["answer"] != row["truth"] for row in rows)

@@ -20,6 +20,7 @@ ENDINGS = (".csv", ".json", ".parquet")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of the verb."""
     arguments.add_model(parser)
+    arguments.add_isolate(parser)
     arguments.add_manifest(parser)
     parser.add_argument("images", nargs="+", help="images, folders or a manifest")
     parser.add_argument(
@@ -107,6 +108,7 @@ def _load(args: argparse.Namespace, callback: Callable[[Any], None]) -> Any:
         store=arguments.store_of(args),
         checkpoint=args.checkpoint,
         allow_download=bool(args.allow_download),
+        isolate=args.isolate,
         callback=callback,
     )
     if args.decide is not None:

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from featx.backbones.runtimes import TOLERANCE
 from featx.exceptions import DriftWarning, FeatxError
 from featx.extractor.forward import Forward
-from featx.extractor.pipeline import ExtractionSettings, spread
+from featx.extractor.pipeline import ExtractionSettings, Input, spread
 from featx.images import ImageSource, read_picture
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
@@ -60,6 +61,7 @@ def vouch(store: FeatureStore, specs: Sequence[FeatureSpec], environment: dict[s
 
 def check(
     settings: ExtractionSettings,
+    decode: Callable[..., list[Input]],
     store: FeatureStore,
     forward: Forward,
     sources: Sequence[ImageSource],
@@ -72,6 +74,8 @@ def check(
     ----------
     settings : ExtractionSettings
         Of the specs to check.
+    decode : callable
+        As ``settings.prepare``.
     sources, ids
         Images with features for all of them, and their digests.
     environment : dict of str to str
@@ -89,7 +93,7 @@ def check(
             picture = read_picture(sources[index])
             if picture.digest != ids[index].tobytes():
                 continue
-            for one in settings.prepare(picture, np.ones(len(settings.specs), bool)):
+            for one in decode(picture, np.ones(len(settings.specs), bool), _drop):
                 rows = forward(one.pixels[None], settings.outputs, [one.name])
                 for number in np.flatnonzero(one.wanted).tolist():
                     spec = settings.specs[number]
@@ -105,6 +109,10 @@ def check(
     if drifts:
         warnings.warn(_words(drifts, store, environment), DriftWarning, stacklevel=2)
     return Checked(canaries, {spec.block: value for spec, value in drifts.items()})
+
+
+def _drop(remark: Any) -> None:
+    """Take no note of a remark: it was told when the features were computed."""
 
 
 def limit(spec: FeatureSpec) -> float:

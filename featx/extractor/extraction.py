@@ -334,14 +334,19 @@ class ExtractionCall:
         if not positions:
             return
         settings = ExtractionSettings(suspects, self.machine.max_pixels)
-        found = canary.check(
-            settings,
-            self.store,
-            forward,
-            [self.sources[index] for index in positions],
-            self.ids[positions],
-            self._environment,
-        )
+        decoder = CarefulDecoder(settings, self.store, isolate=self.machine.isolate, workers=1)
+        try:
+            found = canary.check(
+                settings,
+                decoder,
+                self.store,
+                forward,
+                [self.sources[index] for index in positions],
+                self.ids[positions],
+                self._environment,
+            )
+        finally:
+            decoder.close()
         self.canaries = found.canaries
 
     def _say(self, words: str) -> None:

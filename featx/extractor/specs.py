@@ -126,13 +126,19 @@ def stored_precision(
 
 
 def resolve_range(
-    pixel_range: str, sources: Sequence[ImageSource], max_pixels: int, bands: str, remarks: list[str]
+    pixel_range: str,
+    sources: Sequence[ImageSource],
+    max_pixels: int,
+    bands: str,
+    remarks: list[str],
+    *,
+    isolate: bool = False,
 ) -> str:
     """Return the range of deep pixels; ``auto`` looks at a sample, and adds what it chose to the remarks.
 
     Parameters
     ----------
-    pixel_range, max_pixels, bands
+    pixel_range, max_pixels, bands, isolate
         As for `FeatureExtractor`.
     sources : sequence of image sources
         The set.
@@ -141,7 +147,7 @@ def resolve_range(
     """
     if pixel_range != "auto":
         return pixel_range
-    found = choose_range(sources, DecodePolicy(max_pixels=max_pixels, bands=bands))
+    found = choose_range(sources, DecodePolicy(max_pixels=max_pixels, bands=bands), isolate=isolate)
     if found != "full":
         black, _, white = found.partition(",")
         remarks.append(

@@ -142,7 +142,7 @@ class FineTuneInputs:
         if images is not None:
             if params["pixel_range"] == "auto":
                 policy = DecodePolicy(max_pixels=params["max_pixels"], bands=params["bands"])
-                params["pixel_range"] = choose_range(images.sources, policy)
+                params["pixel_range"] = choose_range(images.sources, policy, isolate=params["isolate"])
             ids = as_ids(image_digest(source) for source in images.sources)
             named = image_groups(ids, images.groups if named is None else named)
         return cls(params, store, card, settings, images, ids, given, named)
@@ -234,6 +234,7 @@ class FineTuneInputs:
                 stem=None if plan.cut is None else StemFunction(self.backbone, spec),
                 view_policy=settings.view_policy,
                 max_pixels=self.params["max_pixels"],
+                isolate=self.params["isolate"],
             )
         views = {"view": [*range(settings.views + 1)], "view_policy": settings.view_policy}
         extractor = self._extractor(unfreeze, **(views if settings.views else {}))

@@ -7,8 +7,10 @@ different in each epoch and reproducible.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +19,9 @@ from numpy.typing import NDArray
 from featx.backbones.state import LAUNCHES
 from featx.backbones.transform import prepare
 from featx.finetune.features import Index
-from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, decode_picture, read_picture
+from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, Picture, decode_picture, read_picture
+from featx.images.pixels import Warn
+from featx.images.sandbox import Sandboxes
 from featx.spec import FeatureSpec
 from featx.threads import n_threads
 
@@ -66,6 +70,8 @@ class StreamedFeatures:
         Augmentation of training epochs; ``"none"`` for none.
     max_pixels : int, optional
         Larger images are refused.
+    isolate : bool, default False
+        Decode in other processes.
     """
 
     def __init__(
@@ -76,11 +82,15 @@ class StreamedFeatures:
         stem: StemFunction | None = None,
         view_policy: str = "none",
         max_pixels: int = MAX_PIXELS,
+        isolate: bool = False,
     ) -> None:
         self.shape: tuple[int, ...] = (3, *spec.input_size) if stem is None else stem.shape
         self.varies = view_policy != "none"
         self._sources, self._spec, self._stem, self._view_policy = sources, spec, stem, view_policy
-        self._policy = DecodePolicy.of(spec, max_pixels)
+        self._work: _Prepare | Sandboxes = _Prepare(DecodePolicy.of(spec, max_pixels))
+        if isolate:
+            self._work = Sandboxes(self._work, spec, max_pixels, n_threads())
+            weakref.finalize(self, self._work.close)
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -105,6 +115,17 @@ class StreamedFeatures:
 
     def _picture(self, number: int, spec: FeatureSpec) -> NDArray[np.uint8]:
         LAUNCHES.wait()
-        picture = read_picture(self._sources[number])
-        pixels = decode_picture(picture, self._policy, keep_depth=True)
-        return prepare(pixels, spec, digest=picture.digest)
+        return self._work(read_picture(self._sources[number]), spec, _drop)[0]
+
+
+@dataclass(frozen=True)
+class _Prepare:
+    policy: DecodePolicy
+
+    def __call__(self, picture: Picture, spec: FeatureSpec, warn: Warn) -> list[NDArray[np.uint8]]:
+        pixels = decode_picture(picture, self.policy, keep_depth=True)
+        return [prepare(pixels, spec, digest=picture.digest)]
+
+
+def _drop(remark: str) -> None:
+    """Take no note of a remark: it was told when the images were checked."""

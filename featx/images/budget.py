@@ -27,10 +27,13 @@ class MemoryBudget:
     ----------
     used : int
         Bytes that are taken now.
+    most : int or None
+        Bytes of the largest image; a larger one is a MemoryError.
     """
 
     def __init__(self, total: int) -> None:
         self.total = total
+        self.most: int | None = None
         self.restart()
 
     def restart(self) -> None:
@@ -59,6 +62,8 @@ class MemoryBudget:
     def take(self, n_bytes: int) -> Iterator[None]:
         """Take some bytes; wait until they are free, unless this thread holds some already."""
         with self.held():
+            if self.most is not None and self._own.taken + n_bytes > self.most:
+                raise MemoryError(f"{n_bytes:,} bytes")
             with self._changed:
                 if not self._own.taken:  # a thread that waits while it holds some could wait for ever
                     self._wait(n_bytes)

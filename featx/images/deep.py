@@ -33,6 +33,9 @@ OTHER_ORDER = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L
 REMARK_BAND = "a fourth band that is not declared as transparency is left out (--bands chooses bands)"
 REMARK_BANDS = "more than 4 bands; the first three are used (--bands chooses others, such as 4,3,2)"
 
+START = 32
+"""Bytes of a file that show whether a PNG has 16 bits."""
+
 
 def raw_mode(image: Any) -> str:
     """Return how Pillow reads the samples of a file, such as ``RGB;16B``; empty if that is not known."""
@@ -126,3 +129,10 @@ def tiff_shape(data: bytes) -> tuple[int, int, int]:
         return int(tags.get(256, 0)), int(tags.get(257, 0)), int(tags.get(277, 1))
     except Exception:  # the decoder says what is wrong
         return 0, 0, 0
+
+
+def is_deep_start(start: bytes) -> bool:
+    """Whether a file that begins so may have more than 8 bits; of PNG and JPEG it is known."""
+    if not start or start.startswith(b"\xff\xd8\xff"):
+        return False
+    return start[24] == 16 if start.startswith(b"\x89PNG") and len(start) > 24 else True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,9 +13,12 @@ from PIL import Image
 
 from featx.exceptions import ImageError
 from featx.images.decode import deep_pixels
+from featx.images.deep import START, is_deep_start
 from featx.images.locate import spread
-from featx.images.picture import ImageSource, read_picture, read_start
+from featx.images.picture import ImageSource, Picture, read_picture, read_start
+from featx.images.pixels import Warn
 from featx.images.policy import DecodePolicy
+from featx.images.sandbox import Sandboxes
 
 HEADERS = 512
 """Files of a set whose first bytes are looked at."""
@@ -35,11 +38,8 @@ TAILS = (0.1, 99.9)
 DEEP_EXTENSIONS = (".png", ".tif", ".tiff", ".pgm", ".ppm", ".pnm", ".pfm", ".jp2", ".j2k", ".jxl", ".apng")
 """Endings of files that may have more than 8 bits; a file without ending may, too."""
 
-START = 32
-"""Bytes of a file that show whether a PNG has 16 bits."""
 
-
-def choose_range(sources: Sequence[ImageSource], policy: DecodePolicy) -> str:
+def choose_range(sources: Sequence[ImageSource], policy: DecodePolicy, *, isolate: bool = False) -> str:
     """Choose the range of a set: ``"full"`` if it has no deep images, else ``"low,high"``.
 
     Black is 0, or the smallest value if that is negative or more than a tenth of the largest. White is the
@@ -53,18 +53,52 @@ def choose_range(sources: Sequence[ImageSource], policy: DecodePolicy) -> str:
         The set.
     policy : DecodePolicy
         How images are decoded; its range is not used.
+    isolate : bool
+        Decode in another process.
     """
+    if not isolate:
+        return _choose(sources, policy, sample_values)
+    with Sandboxes(sample_values, policy, policy.max_pixels) as sandboxes:
+        return _choose(sources, policy, sandboxes)
+
+
+def sample_values(picture: Picture, policy: DecodePolicy, warn: Warn) -> list[NDArray[Any]]:
+    """Some values of an image of more than 8 bits, and whether they are floats; empty for other images.
+
+    Raises
+    ------
+    ImageError
+        If it cannot be decoded.
+    """
+    pixels = deep_pixels(picture, policy)
+    if pixels is None:
+        return []
+    flat = pixels.reshape(-1)
+    return [
+        flat[:: max(1, len(flat) // PIXELS)].astype(np.float64),
+        np.array([pixels.dtype.kind == "f"], np.uint8),
+    ]
+
+
+def _drop(remark: str) -> None:
+    """Take no note of a remark."""
+
+
+def _choose(
+    sources: Sequence[ImageSource],
+    policy: DecodePolicy,
+    sample: Callable[[Picture, DecodePolicy, Warn], list[NDArray[Any]]],
+) -> str:
     likely = [sources[index] for index in spread(len(sources), HEADERS) if _may_be_deep(sources[index])]
     values, kinds = [], set()
     for index in spread(len(likely), SAMPLE):
         try:
-            pixels = deep_pixels(read_picture(likely[index]), policy)
+            found = sample(read_picture(likely[index]), policy, _drop)
         except ImageError:
             continue
-        if pixels is not None:
-            flat = pixels.reshape(-1)
-            values.append(flat[:: max(1, len(flat) // PIXELS)].astype(np.float64))
-            kinds.add(pixels.dtype.kind == "f")
+        if found:
+            values.append(found[0])
+            kinds.add(bool(found[1][0]))
     if len(kinds) != 1:  # floats beside integers: each by its type
         return "full"
     return _round_range(np.concatenate(values))
@@ -76,18 +110,12 @@ def _may_be_deep(source: ImageSource) -> bool:
     if isinstance(source, Image.Image):
         return source.mode in ("I", "F") or source.mode.startswith("I;")
     if isinstance(source, bytes | bytearray | memoryview):
-        return _is_deep_start(bytes(source[:START]))
+        return is_deep_start(bytes(source[:START]))
     path = os.fsdecode(source)
     extension = os.path.splitext(path)[1].lower()
     if extension and extension not in DEEP_EXTENSIONS:
         return False
-    return _is_deep_start(read_start(path, START))
-
-
-def _is_deep_start(start: bytes) -> bool:
-    if not start or start.startswith(b"\xff\xd8\xff"):
-        return False
-    return start[24] == 16 if start.startswith(b"\x89PNG") and len(start) > 24 else True
+    return is_deep_start(read_start(path, START))
 
 
 def _round_range(values: NDArray[Any]) -> str:

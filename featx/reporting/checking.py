@@ -171,9 +171,9 @@ def check(
     skipped = [(one.name, one.reason) for one in (*images.skipped, *found.skipped)]
     images = images.select(found.kept)
     seconds["features"], began = time.monotonic() - began, time.monotonic()
-    facts, _ = image_facts(images.sources, found.ids, store, n_jobs=n_jobs)
+    facts, _ = image_facts(images.sources, found.ids, store, n_jobs=n_jobs, isolate=extractor.isolate)
     seconds["facts"], began = time.monotonic() - began, time.monotonic()
-    random = _random(images, store, n_jobs)
+    random = _random(images, store, n_jobs, extractor.isolate)
     seconds["random weights"], began = time.monotonic() - began, time.monotonic()
     known = AuditData(
         images.names,
@@ -194,7 +194,7 @@ def check(
 
 
 def _random(
-    images: ImageSet, store: FeatureStore, n_jobs: int | None
+    images: ImageSet, store: FeatureStore, n_jobs: int | None, isolate: bool
 ) -> tuple[NDArray[np.intp], NDArray[np.float32]] | None:
     """Positions of some images, and their features of a network with random weights; None without labels."""
     if images.labels is None or len(images) < RANDOM_IMAGES // 10:
@@ -203,7 +203,7 @@ def _random(
     order = np.argsort(codes, kind="stable")
     some = np.sort(order[np.unique(np.linspace(0, len(order) - 1, RANDOM_IMAGES).round().astype(np.intp))])
     extractor = FeatureExtractor(
-        RANDOM_NETWORK, pretrained=False, store=store, n_jobs=n_jobs, runtime="torch"
+        RANDOM_NETWORK, pretrained=False, store=store, n_jobs=n_jobs, runtime="torch", isolate=isolate
     )
     chosen = images.select(some)
     found = extractor.extract(chosen.sources, names=chosen.names, on_error="skip")
