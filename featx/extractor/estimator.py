@@ -435,9 +435,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
     def _resolve_specs(self, sources: Sequence[ImageSource]) -> dict[Any, FeatureSpec]:
         device, precision = self._hardware()
         resolve_runtime(self.runtime, device)  # refuse what cannot be used before anything is read
-        self._range = resolve_range(
-            self.pixel_range, sources, self.max_pixels, self.bands, self._remarks, isolate=self.isolate
-        )
+        self._range = resolve_range(self, sources, self._remarks)
         specs = self._combine(precision)
         fixed = self.precision != "auto"
         stored = precision if fixed else stored_precision(self.store_, specs.values(), precision, sources)

@@ -125,29 +125,22 @@ def stored_precision(
     return best if 2 * n_stored(best) >= len(ids) * len(specs) else precision
 
 
-def resolve_range(
-    pixel_range: str,
-    sources: Sequence[ImageSource],
-    max_pixels: int,
-    bands: str,
-    remarks: list[str],
-    *,
-    isolate: bool = False,
-) -> str:
+def resolve_range(extractor: Any, sources: Sequence[ImageSource], remarks: list[str]) -> str:
     """Return the range of deep pixels; ``auto`` looks at a sample, and adds what it chose to the remarks.
 
     Parameters
     ----------
-    pixel_range, max_pixels, bands, isolate
-        As for `FeatureExtractor`.
+    extractor : FeatureExtractor
+        Its pixel_range, max_pixels, bands and isolate are used.
     sources : sequence of image sources
         The set.
     remarks : list of str
         Changed.
     """
-    if pixel_range != "auto":
-        return pixel_range
-    found = choose_range(sources, DecodePolicy(max_pixels=max_pixels, bands=bands), isolate=isolate)
+    if extractor.pixel_range != "auto":
+        return str(extractor.pixel_range)
+    policy = DecodePolicy(max_pixels=extractor.max_pixels, bands=extractor.bands)
+    found = choose_range(sources, policy, isolate=extractor.isolate)
     if found != "full":
         black, _, white = found.partition(",")
         remarks.append(
