@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # one thread in each worker; NumPy and 
 
 import numpy as np
 import pytest
+from answers import Answer
 from hypothesis import settings
 from PIL import Image
 
@@ -97,3 +98,17 @@ def six_more(tmp_path: Path, picture: Callable[..., Image.Image]) -> Path:
     for seed in range(6):
         picture(700 + seed, tint=(90, -60, -60)).save(red / f"{seed}.png")
     return red.parent
+
+
+@pytest.fixture
+def answer(capsys: pytest.CaptureFixture[str]) -> Answer:
+    """Run a command; its exit code and what it said on both streams."""
+    from featx.cli import main
+
+    def run(*argv: object) -> tuple[int, str]:
+        capsys.readouterr()
+        code = main([str(word) for word in argv])
+        out, err = capsys.readouterr()
+        return code, err + out
+
+    return run

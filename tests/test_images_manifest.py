@@ -422,7 +422,7 @@ def test_signs_in_labels_that_are_no_lists_are_kept(manifest, labels) -> None:
         ("path,smiling,male\na,True,False\n", "smiling, male hold 0 and 1"),
         ("path,label_1,label_2\na,x,y\n", "label_1, label_2 may all be labels"),
         ("path,class,category\na,x,y\n", "class, category may all be labels"),
-        ("path,kind,colour\na,x,y\n", "the table has the columns path, kind, colour; choose one"),
+        ("path,kind,colour\na,x,y\n", "The table has the columns path, kind, colour; choose one"),
     ],
 )
 def test_several_columns_of_labels_are_no_labels_and_the_choice_is_named(manifest, text, message) -> None:

@@ -10,32 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from answers import FAST, RIDGE, TINY, Answer
 from PIL import Image
 
 from featx import FeatureExtractor, ImageClassifier, load
-from featx.cli import main
 from featx.exceptions import FeatxError, LabelError, UsageError
 
-TINY = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch"]
-FAST = [*TINY, "--cut", "last", "--pool", "avg", "--resize", "crop", "--trials", "1", "--cv", "2"]
-RIDGE = [*FAST, "--heads", "ridge"]
-
-Answer = Callable[..., tuple[int, str]]
-
 pytestmark = pytest.mark.filterwarnings("ignore::featx.exceptions.FeatxWarning")
-
-
-@pytest.fixture
-def answer(capsys: pytest.CaptureFixture[str]) -> Answer:
-    """Run a command; its exit code and what it said on both streams."""
-
-    def run(*argv: object) -> tuple[int, str]:
-        capsys.readouterr()
-        code = main([str(word) for word in argv])
-        out, err = capsys.readouterr()
-        return code, err + out
-
-    return run
 
 
 @pytest.fixture
@@ -106,7 +87,7 @@ def test_a_score_of_one_class_asks_for_the_class_before_extraction(
     assert not list(own_cache.rglob("*.h5"))
     remedy = re.search(r"\(--positive (\w+)\)", said)
     assert remedy
-    mean = re.search(r"mean over all classes, '(\w+)'", said)
+    mean = re.search(r"\), or take the mean over all classes, '(\w+)'", said)
     assert mean
     code, said = answer(*command, name, "--positive", remedy[1])
     assert (code, f"{name.replace('_', ' ')}:red" in said) == (0, True)

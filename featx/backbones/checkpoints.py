@@ -26,6 +26,8 @@ NESTED = (
 AVERAGED = re.compile(r"(^|[._])(ema|teacher|encoder_q|averaged)([._]|$)")
 """Prefixes of weights that are preferred where a checkpoint has several copies."""
 
+OTHER_NETWORK = "Give the network that was trained as the backbone (`featx models` lists names)."
+
 LISTED = 2
 """Names of tensors that a message gives."""
 
@@ -120,8 +122,7 @@ def describe_misfit(name: str, path: str | Path, state: Mapping[str, Any], wante
     if other:
         parts.append(f"{len(other)} have names that {name} does not have ({_some(other)})")
     return (
-        f"{path} does not fit {name}: {', '.join(parts) or 'its tensors cannot be loaded'}. Give the network "
-        "that was trained as the backbone (`featx models` lists names)."
+        f"{path} does not fit {name}: {', '.join(parts) or 'its tensors cannot be loaded'}. {OTHER_NETWORK}"
     )
 
 

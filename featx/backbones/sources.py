@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from featx.backbones.checkpoints import describe_misfit, fit_names, read_state
+from featx.backbones.checkpoints import OTHER_NETWORK, describe_misfit, fit_names, read_state
 from featx.backbones.finetuned import SUFFIX
 from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
 
@@ -384,7 +384,7 @@ def _count_classes(name: str, state: Mapping[str, Any], path: str | Path) -> int
         if weight in wanted and wanted[weight].numel() > state[weight].numel():
             raise BackboneError(
                 f"{path} does not fit {name}: {weight} has shape {tuple(state[weight].shape)}; the network "
-                f"needs {tuple(wanted[weight].shape)}."
+                f"needs {tuple(wanted[weight].shape)}. {OTHER_NETWORK}"
             )
     return n_classes
 

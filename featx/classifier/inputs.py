@@ -90,7 +90,16 @@ def labelled_images(
     images = as_images(X, y, groups=groups, sample_weight=sample_weight)
     if images.labels is None:
         raise LabelError(f"{NO_LABELS} {images.no_label}".strip())
-    check_labels(images.labels)
+    try:
+        check_labels(images.labels)
+    except LabelError as error:
+        if not images.skipped:
+            raise
+        one = images.skipped[0]
+        raise LabelError(
+            f"{error} Images that were set aside: {len(images.skipped)}, such as {escape_name(one.name)}: "
+            f"{one.reason}."
+        ) from error
     return images
 
 

@@ -53,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                 metavar="AGE",
                 help="delete spaces not used for this long, such as 90d",
             )
+            action.add_argument(
+                "--space",
+                metavar="KEY",
+                help="delete this space (key or its beginning, see `featx cache ls`)",
+            )
         if name == "export":
             action.add_argument(
                 "space", help="key of a space, or its first characters (see `featx cache ls`)"
@@ -158,9 +163,12 @@ def _pack(args: argparse.Namespace, console: Console) -> int:
 def _prune(args: argparse.Namespace, console: Console) -> int:
     from featx.cli.render import size_text
 
-    if args.max_size is None and args.older_than is None:
-        raise UsageError("give --max-size 20GB, --older-than 90d, or both.")
-    freed = _store(args).prune(max_bytes=args.max_size, older_than_s=args.older_than)
+    limits = args.max_size is not None or args.older_than is not None
+    if limits == (args.space is not None):
+        raise UsageError(
+            "give --max-size 20GB, --older-than 90d, or both; or --space KEY to delete one space."
+        )
+    freed = _store(args).prune(max_bytes=args.max_size, older_than_s=args.older_than, key=args.space)
     console.text(f"{freed.segments:,} segments deleted, {size_text(freed.n_bytes)} freed")
     console.data(deleted_segments=freed.segments, bytes=freed.n_bytes)
     return 0
@@ -171,13 +179,7 @@ def _export(args: argparse.Namespace, console: Console) -> int:
     from featx.stores.export import check_format
 
     check_format(args.output)
-    store = _store(args)
-    known = store.keys()
-    keys = [key for key in known if key.startswith(args.space)]
-    if len(keys) != 1:
-        listed = ", ".join(key[:16] for key in known) or "none"
-        raise UsageError(f"{len(keys)} spaces begin with {args.space!r}; the cache has {listed}.")
-    rows = store.export(keys[0], args.output)
+    rows = _store(args).export(args.space, args.output)
     console.text(f"features of {rows:,} images in {args.output}")
     console.data(rows=rows, output=args.output)
     return 0

@@ -43,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--budget",
+        "--timeout",
         type=arguments.seconds,
         metavar="TIME",
         help="time for all, such as 90s, 10m or 2h; features of all images are computed in any case",
@@ -312,10 +313,11 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
 def _fixed(args: argparse.Namespace, console: Console, images: Any) -> Any:
     """Apply the actions of a table of issues."""
     from featx.audit import apply_fixes, read_fixes
+    from featx.audit.values import count
 
     fixes = read_fixes(args.fixes)
     console.log(
-        f"{args.fixes}: {len(fixes.drop)} images dropped, {len(fixes.relabel)} relabelled, "
+        f"{args.fixes}: {count(len(fixes.drop), 'image')} dropped, {len(fixes.relabel)} relabelled, "
         f"{len(fixes.group)} grouped"
     )
     return apply_fixes(images, fixes)

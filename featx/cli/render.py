@@ -53,7 +53,7 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
         labels = np.array([str(label) for label in images.labels])  # type: ignore[union-attr]
         images = images.select(~np.isin(labels, list(small)))
     kept = sorted((label, n) for label, n in counts.items() if label not in small)
-    classes = f", {len(kept)} classes" if kept else ""
+    classes = f", {len(kept)} {'class' if len(kept) == 1 else 'classes'}" if kept else ""
     if 0 < len(kept) <= MAX_CLASSES_SHOWN:
         classes += " (" + ", ".join(f"{escape_name(label)} {n}" for label, n in kept) + ")"
     console.log(f"{len(images):,} images{classes}")

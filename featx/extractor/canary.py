@@ -140,6 +140,6 @@ def _words(drifts: dict[FeatureSpec, float], store: FeatureStore, environment: d
     return (
         f"cached features of {spec.architecture} {spec.block} are not those of today: they differ by up to "
         f"{value:.2g} of the largest value (tolerance {limit(spec):.2g}; {len(drifts)} blocks). Changed: "
-        f"{', '.join(changes)}. Go back to those versions, use another cache folder (--cache-dir), or remove "
-        f"the space {spec.key[:16]} from the cache so that it is computed anew."
+        f"{', '.join(changes)}. Go back to those versions, use another cache folder (--cache-dir), or delete "
+        f"the space, so that it is computed anew: featx cache prune --space {spec.key[:16]}"
     )

@@ -186,7 +186,7 @@ class ExtractionCall:
         self.specs = dict(specs)
         self.card = card
         self.sources, self.names = sources, names
-        self.remarks = list(remarks)
+        self.remarks: list[str] = []
         self.strict = strict
         self.computed = self.canaries = 0
         self.loading_s = 0.0
@@ -197,6 +197,8 @@ class ExtractionCall:
         self._last = Progress(0, len(sources))
         device = machine.resolved_device
         self._environment = environment(resolve_runtime(machine.runtime, device), device)
+        for remark in remarks:
+            self._say(remark)
 
     def compute(self, ids: Ids | None = None) -> None:
         """Run the pipeline over all sources."""

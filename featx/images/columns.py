@@ -205,7 +205,7 @@ def _why_no_label(header: Sequence[str], chosen: Chosen, values: Callable[[int],
             f"{escape_name(plain_text(binary[0]))}."
         )
     if rest:
-        return f"the table has the columns {_listed(header)}; choose one with --label-column."
+        return f"The table has the columns {_listed(header)}; choose one with --label-column."
     return ""
 
 

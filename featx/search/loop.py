@@ -361,8 +361,9 @@ class _Loop:
             reason = "n_trials is 0"
         elif time.monotonic() > self.plan.deadline and len(self.results) < n_grid:
             reason = (
-                f"the time budget of {settings.timeout:g} s ended the search after "
-                f"{len(self.results)} of {self.total} configurations (timeout= or --timeout gives it more)"
+                f"the time budget of {settings.timeout:.3g} s ended the search after "
+                f"{len(self.results)} of {self.total} configurations (a longer --budget "
+                "gives it more, or timeout= in Python)"
             )
         else:
             return

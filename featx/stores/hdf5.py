@@ -309,8 +309,10 @@ class HDF5Store:
                     freed.append(pack_space(space, max_bytes))
         return Freed(sum(one.segments for one in freed), sum(one.n_bytes for one in freed))
 
-    def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
-        """Remove spaces that were not used for long, then the least recently used segments.
+    def prune(
+        self, *, max_bytes: int | None = None, older_than_s: float | None = None, key: str | None = None
+    ) -> Freed:
+        """Remove spaces that were not used for long, then the least recently used segments; or one space.
 
         Parameters
         ----------
@@ -319,17 +321,20 @@ class HDF5Store:
             of the least recently used space.
         older_than_s : float, optional
             Remove spaces whose last use is longer ago than this.
+        key : str, optional
+            Remove this space, and nothing else: its key, or a beginning of it that is unique.
 
         Returns
         -------
         Freed
         """
         self.commit()
+        key = None if key is None else self._full_key(key)
         for folder in space_folders(self._root):  # what is intact is not deleted before older segments
             space = self._space_at(folder) if quarantined(folder) else None
             if space is not None:
                 space.restore()
-        freed = prune(self._root, max_bytes=max_bytes, older_than_s=older_than_s)
+        freed = prune(self._root, max_bytes=max_bytes, older_than_s=older_than_s, key=key)
         for buffer in list(self._buffers.values()):
             buffer.space.refresh(force=True)
         return freed

@@ -174,10 +174,14 @@ def usage_of(folder: Path) -> SpaceUsage:
     return SpaceUsage(key, spec, rows, len(names), sum(sizes), len(quarantined(folder)), _last_used(folder))
 
 
-def prune(root: Path, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
-    """Remove old segments (see `HDF5Store.prune`)."""
+def prune(
+    root: Path, *, max_bytes: int | None = None, older_than_s: float | None = None, key: str | None = None
+) -> Freed:
+    """Remove old segments, or one space (see `HDF5Store.prune`)."""
     candidates = []
     for folder in space_folders(root):
+        if key is not None and folder.name != key[:KEY_CHARACTERS]:
+            continue
         used = _last_used(folder)
         for path in [*quarantined(folder), *map(folder.joinpath, segment_names(folder))]:
             with contextlib.suppress(FileNotFoundError):
@@ -189,7 +193,7 @@ def prune(root: Path, *, max_bytes: int | None = None, older_than_s: float | Non
     for _, used, _, size, path in candidates:
         too_old = older_than_s is not None and time.time() - used > older_than_s
         too_much = max_bytes is not None and total - freed > max_bytes
-        if too_old or too_much:
+        if key is not None or too_old or too_much:
             path.unlink(missing_ok=True)
             removed, freed = removed + 1, freed + size
     for folder in space_folders(root):
@@ -211,8 +215,8 @@ def write_errors(path: Path, needed: int = 0) -> Iterator[None]:
             free = f" ({_megabytes(shutil.disk_usage(present).free)} free, {_megabytes(needed)} needed)"
         wrapped = StoreWriteError(
             f"cannot write to {path}: {error.strerror or error}{free}. Everything committed before stays "
-            f"valid. Make room (featx cache prune), or {ELSEWHERE}; then run the same command again: it "
-            "continues from here."
+            f"valid. Make room (featx cache prune --max-size 1GB), or {ELSEWHERE}; then run the same command "
+            "again: it continues from here."
         )
         wrapped.errno = error.errno
         raise wrapped from error

@@ -76,7 +76,9 @@ class ReadOnlyStore(HDF5Store):
         """
         raise StoreError(f"the cache {self.path} can only be read: nothing in it can be packed or deleted.")
 
-    def prune(self, *, max_bytes: int | None = None, older_than_s: float | None = None) -> Freed:
+    def prune(
+        self, *, max_bytes: int | None = None, older_than_s: float | None = None, key: str | None = None
+    ) -> Freed:
         """Refuse; see `pack`."""
         return self.pack()
 
