@@ -61,7 +61,6 @@ ELSEWHERE = {
 NO_ADVICE = {
     "of a view policy is not one of": "a value, not an option",
     "<svg role": "HTML",
-    ":root{color-scheme": "CSS",
     "has no formula that a graph could have": "all heads have one; for heads that will be added",
     "the graph's probabilities differ": "a bug of featx, which no input provokes",
     "a Git LFS pointer": "a command of another program",
