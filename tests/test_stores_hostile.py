@@ -24,6 +24,7 @@ from featx import FeatureExtractor
 from featx.exceptions import StoreError, StoreFormatError, StoreWarning
 from featx.extractor.isolation import _entries, _is_abandoned
 from featx.stores.hdf5 import HDF5Store
+from featx.stores.notes import _path
 
 SPACE = KEY[:16]
 SEGMENT = f"seg-{'0' * 32}-5.h5"
@@ -96,6 +97,7 @@ MAKERS: list[Callable[[Path], None]] = [
         "pack.lock",
         "0123456789abcdef",
         "decoding",
+        str(_path(Path("notes"), "kind", "name")),
     ],
 )
 def test_one_stray_or_damaged_file_does_not_disable_a_cache(
@@ -107,6 +109,18 @@ def test_one_stray_or_damaged_file_does_not_disable_a_cache(
         path.unlink()
     make(path)
     use(cache)
+
+
+@pytest.mark.parametrize("make", [make_pipe, make_noise])
+@pytest.mark.parametrize("name", ["notes", "notes/kind"])
+def test_a_file_in_the_place_of_the_notes_is_named(
+    tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    cache = make_cache(tmp_path / "cache")
+    shutil.rmtree(cache / "v1" / name)
+    make(cache / "v1" / name)
+    with pytest.warns(StoreWarning, match=f"{name}: a note cannot be kept there"):
+        use(cache)
 
 
 def test_a_segments_name_on_a_folder_is_ignored_and_named(tmp_path: Path) -> None:
@@ -247,6 +261,7 @@ def test_a_planted_link_never_makes_featx_write_elsewhere(tmp_path: Path, name: 
     if not dangling:
         target.mkdir()
         (target / SEGMENT).write_bytes(b"precious")
+        (target / "spec.json").write_bytes(b"precious")
         precious = target / f".tmp-4194304-{'a' * 32}"  # no such process
         precious.write_bytes(b"precious")
         os.utime(precious, (1e9, 1e9))

@@ -13,6 +13,7 @@ import hashlib
 import os
 import threading
 import time
+import warnings
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import StoreError, StoreWriteError, UsageError
+from featx.exceptions import StoreError, StoreWarning, StoreWriteError, UsageError
 from featx.files import sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids, as_ids, as_stored, check_append, check_shape, find_nearest
@@ -235,7 +236,14 @@ class HDF5Store:
             If the disk is full or cannot be written.
         """
         with write_errors(self._root / NOTES):
-            write_note(self._root / NOTES, kind, name, value)
+            try:
+                write_note(self._root / NOTES, kind, name, value)
+            except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
+                what = error.filename2 or error.filename
+                warnings.warn(
+                    StoreWarning(f"{what}: a note cannot be kept there ({error.strerror}). Delete it."),
+                    stacklevel=2,
+                )
 
     def recall(self, kind: str, name: str) -> dict[str, Any] | None:
         """See `FeatureStore.recall`; a damaged note counts as absent."""

@@ -246,8 +246,9 @@ class StoredSpace:
 
     def touch(self) -> None:
         """Record that the space is used now, in the time stamp of its spec.json."""
-        with contextlib.suppress(OSError):
-            os.utime(self.folder / SPEC_FILE, follow_symlinks=False)
+        if not self.folder.is_symlink():
+            with contextlib.suppress(OSError):
+                os.utime(self.folder / SPEC_FILE, follow_symlinks=False)
 
     def _locate(self, ids: Ids) -> list[_Part]:
         """For each segment that is needed: which of the ids lie in it, and at which rows."""

@@ -357,7 +357,7 @@ def _read(path: Path | None, weights: str) -> bytes | None:
 def _touch(request: Request, *paths: Path | None) -> None:
     """Set the time stamps of files, which are their last use."""
     for path in paths if request.keep else ():
-        if path is not None:
+        if path is not None and not path.parent.is_symlink():
             with contextlib.suppress(OSError):
                 os.utime(path, follow_symlinks=False)
 
