@@ -98,3 +98,11 @@ def test_a_net_from_scratch_learns_on_the_card() -> None:
     x, y = pictures(80)
     net = ScratchClassifier("tiny", epochs=15, device="cuda", random_state=0).fit(x, y)
     assert net.score(x, y) > 0.9
+
+
+def test_all_cards_share_the_images_and_give_the_features_of_one() -> None:
+    x, _ = pictures(64)
+    settings = {"pretrained": False, "precision": "fp32", "store": "memory"}
+    alone = FeatureExtractor("test_resnet", device="cuda", **settings).fit_transform(x)
+    shared = FeatureExtractor("test_resnet", device="all", batch_size=8, **settings).fit_transform(x)
+    assert np.abs(shared - alone).max() < 2e-3 * np.abs(alone).max()

@@ -21,6 +21,7 @@ from typing import Any
 
 from featx.backbones.checkpoints import OTHER_NETWORK, describe_misfit, fit_names, read_state
 from featx.backbones.finetuned import SUFFIX
+from featx.backbones.state import STATE
 from featx.exceptions import BackboneError, UsageError, WeightsNotFoundError
 
 
@@ -319,7 +320,7 @@ def load_random(name: str, seed: int) -> Any:
     import timm
     import torch
 
-    with torch.random.fork_rng(devices=[]):
+    with STATE.random, torch.random.fork_rng(devices=[]):  # all threads have one generator
         torch.manual_seed(seed)
         return timm.create_model(name, pretrained=False)
 

@@ -74,6 +74,7 @@ class ProcessState:
 
     def _start(self) -> None:
         self.tf32 = threading.Lock()
+        self.random = threading.Lock()
         self.first_inference, self.inferred = threading.Lock(), False
         self._lock = threading.Lock()
         self._networks: OrderedDict[str, _Slot] = OrderedDict()

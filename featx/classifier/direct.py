@@ -154,4 +154,4 @@ class _Network:
     def _engine(self) -> Engine:
         machine = self._extractor.machine(self._extractor.store_)
         changed = {"keep": True} if self._kept else {"models": None}
-        return dataclasses.replace(machine, **changed).engine(self._workers)
+        return dataclasses.replace(machine, **changed).engines(self._workers)[0]

@@ -104,7 +104,8 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
     store : path, FeatureStore, "memory" or None
         Where features are kept. None is the cache folder (``FEATX_CACHE``); "memory" keeps nothing on disk.
     device : str, default "auto"
-        cuda, mps, xpu or cpu.
+        cuda, mps, xpu or cpu. Of several devices ("cuda:0,cuda:1", "all") the extraction uses all, and
+        fine-tuning the first.
     n_jobs : int, optional
         Threads of extraction and search.
     random_state : int, optional

@@ -131,7 +131,11 @@ def add_allow_download(group: argparse._ActionsContainer) -> None:
 def add_compute(parser: argparse.ArgumentParser) -> None:
     """Add the options of the hardware; they change features only within the documented tolerance."""
     group = parser.add_argument_group("compute")
-    group.add_argument("--device", default="auto", help="auto, cpu, cuda, mps or xpu")
+    group.add_argument(
+        "--device",
+        default="auto",
+        help="auto, cpu, cuda, mps or xpu; cuda:0,cuda:1 or all: several share the images",
+    )
     group.add_argument("--runtime", default="auto", help="auto, or a runtime that `featx doctor` lists")
     group.add_argument("--batch-size", type=_auto_or_int, default="auto", metavar="N|auto")
 

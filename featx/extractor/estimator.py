@@ -114,7 +114,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
     runtime : str, default "auto"
         openvino, torch or torch-compile; auto is the fastest one that is installed.
     device : str, default "auto"
-        cuda, mps, xpu or cpu.
+        cuda, mps, xpu or cpu; several of one kind ("cuda:0,cuda:1"), which share the images, or "all".
     precision : {"auto", "fp32", "bf16", "fp16"}, default "auto"
         Compute precision. auto first takes the precision of cached features that differ in nothing else, then
         the one that suits the hardware. `fit` chooses it.

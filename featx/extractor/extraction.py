@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.backbones import BackboneCard
-from featx.backbones.runtimes import environment, resolve_runtime
+from featx.backbones.runtimes import environment, is_several, resolve_devices, resolve_runtime
 from featx.exceptions import ImageError, ImageWarning
 from featx.extractor import canary
 from featx.extractor.forward import BatchSize, Engine, Forward
@@ -75,11 +75,16 @@ class Machine:
     keep: bool = True
     graph: bytes | None = None
 
-    def engine(self, workers: int) -> Engine:
-        """Return what compiles the network, for a number of threads."""
-        return Engine(
-            self.open_backbone, self.runtime, self.device, workers, self.models, self.keep, self.graph
-        )
+    def engines(self, workers: int) -> list[Engine]:
+        """Return what compiles the network, for a number of threads; one for each device."""
+        devices = resolve_devices(self.device, self.runtime) if is_several(self.device) else (self.device,)
+        return [
+            Engine(
+                self.open_backbone, self.runtime, device, workers, self.models, self.keep, self.graph,
+                len(devices) > 1,
+            )
+            for device in devices
+        ]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -256,14 +261,14 @@ class ExtractionCall:
     ) -> tuple[ExtractionRun, Forward]:
         machine = self.machine
         workers = n_threads(machine.n_jobs)
-        engine = machine.engine(workers)
-        batch_size, streams = machine.batch_size, workers if machine.resolved_device == "cpu" else 2
+        engines, on_cpu = machine.engines(workers), machine.resolved_device.startswith("cpu")
+        batch_size, streams = machine.batch_size, max(workers, len(engines)) if on_cpu else 2 * len(engines)
         n_pixels = math.prod(specs[0].input_size)
-        if n_pixels > LARGE_INPUT and machine.resolved_device == "cpu":
+        if n_pixels > LARGE_INPUT and on_cpu:
             batch_size = 1 if batch_size == "auto" else batch_size
             streams = min(streams, max(1, MAX_INPUT_PIXELS // n_pixels))
-        batch = BatchSize(batch_size, machine.resolved_device)
-        forward = Forward(engine, specs[0].precision, batch)
+        batch = BatchSize(batch_size, machine.resolved_device.partition(":")[0])
+        forward = Forward(engines, specs[0].precision, batch)
         settings = ExtractionSettings(specs, machine.max_pixels)
         decoder = CarefulDecoder(settings, self.store, isolate=machine.isolate, workers=workers)
         run = ExtractionRun(

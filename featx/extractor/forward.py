@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import sys
 import threading
 import time
@@ -57,6 +59,8 @@ class Engine:
         Whether models that are converted now are kept there.
     graph : bytes, optional
         The converted network of a model file.
+    copies : bool
+        Whether the network is copied before it moves to the device: others have it, too.
     """
 
     open_backbone: Callable[[], Backbone]
@@ -66,6 +70,7 @@ class Engine:
     model_cache: Path | None
     keep: bool = True
     graph: bytes | None = None
+    copies: bool = False
 
     def compiled(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
         """The stem with one output for each spec, from memory if it was used recently."""
@@ -110,7 +115,8 @@ class Engine:
 
     def _stem(self, outputs: Sequence[FeatureSpec]) -> Stem:
         TORCH_THREADS.limit()
-        return self.open_backbone().stem(outputs)
+        stem = self.open_backbone().stem(outputs)
+        return copy.deepcopy(stem) if self.copies else stem
 
 
 class BatchSize:
@@ -168,18 +174,21 @@ class Forward:
 
     Parameters
     ----------
-    engine : Engine
-        Compiles the network.
+    engines : sequence of Engine
+        They compile the network, one for each device. Each thread that calls stays on one device; threads
+        are dealt to the devices in turn.
     precision : str
         The specs' precision.
     batch_size : BatchSize
         Learns from times and from a lack of memory.
     """
 
-    def __init__(self, engine: Engine, precision: str, batch_size: BatchSize) -> None:
+    def __init__(self, engines: Sequence[Engine], precision: str, batch_size: BatchSize) -> None:
         self.loading_s = 0.0
         self.name = ""
-        self._engine = engine
+        self._engines = itertools.cycle(engines)
+        self._own = threading.local()
+        self._compiled: dict[tuple[str, str], tuple[Sequence[FeatureSpec], Compiled]] = {}
         self._precision = precision
         self._batch_size = batch_size
         self._outputs: tuple[FeatureSpec, ...] = ()
@@ -220,9 +229,20 @@ class Forward:
                 self._outputs = tuple(sorted({*self._outputs, *wanted}, key=lambda spec: spec.to_json()))
             return self._outputs
 
+    def _engine(self) -> Engine:
+        """Return the engine of this thread."""
+        if not hasattr(self._own, "engine"):
+            with self._lock:
+                self._own.engine = next(self._engines)
+        engine: Engine = self._own.engine
+        return engine
+
     def _open(self, outputs: Sequence[FeatureSpec], precision: str) -> Compiled:
-        began = time.perf_counter()
-        compiled = self._engine.compiled(outputs, precision)
+        began, engine = time.perf_counter(), self._engine()
+        known, compiled = self._compiled.get((engine.device, precision), ((), None))
+        if compiled is None or known != outputs:  # the process keeps few networks
+            compiled = engine.compiled(outputs, precision)
+            self._compiled[engine.device, precision] = outputs, compiled
         self.loading_s = max(self.loading_s, time.perf_counter() - began)
         self.name = compiled.name
         return compiled

@@ -44,7 +44,7 @@ def find_hardware(store: FeatureStore, *, device: str, runtime: str, precision: 
     if note is None:
         found = resolve_device(device, runtime)
         note = {"device": found, "precision": resolve_precision(precision, found)}
-        if found != "cpu":
+        if not found.startswith("cpu"):
             store.remember("hardware", name, note)
     return str(note["device"]), str(note["precision"])
 

@@ -532,7 +532,7 @@ def in_precision(precision: str, device: str) -> Iterator[None]:
         if precision != "fp32":
             dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}[precision]
             contexts.enter_context(torch.autocast(device.split(":")[0], dtype=dtype))
-            if device == "cpu":
+            if device.startswith("cpu"):
                 contexts.enter_context(Float32Depthwise())
         yield
 

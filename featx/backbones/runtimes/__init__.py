@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING
 
 from featx.backbones.runtimes.base import TOLERANCE, Batch, Compiled, ConversionError, Request, agree
 from featx.backbones.runtimes.hardware import (
+    ALL,
     AUTO,
     DEVICES,
     accelerator_likely,
     accelerator_name,
     cpu_flags,
+    device_count,
     environment,
     has_device,
     resolve_precision,
@@ -186,7 +188,8 @@ def resolve_device(name: str, runtime: str = AUTO) -> str:
     Parameters
     ----------
     name : str
-        ``auto`` is the first of `DEVICES` that is available and that the runtime can use.
+        ``auto`` is the first of `DEVICES` that is available and that the runtime can use. Of several devices
+        (see `resolve_devices`) the first.
     runtime : str
         A name in `RUNTIMES`, or ``auto``.
 
@@ -195,8 +198,48 @@ def resolve_device(name: str, runtime: str = AUTO) -> str:
     UsageError
         If the device is unknown or absent.
     """
+    return resolve_devices(name, runtime)[0]
+
+
+def resolve_devices(name: str, runtime: str = AUTO) -> tuple[str, ...]:
+    """Names of the devices that `name` means here, which compute at the same time.
+
+    Parameters
+    ----------
+    name : str
+        As for `resolve_device`; or several of one kind (``"cuda:0,cuda:1"``), or ``"all"`` of the kind that
+        ``auto`` takes.
+    runtime : str
+        A name in `RUNTIMES`, or ``auto``.
+
+    Raises
+    ------
+    UsageError
+        If a device is unknown, absent or named twice, or if they are of several kinds.
+    """
+    if name == ALL:
+        kind = _resolve_one(AUTO, runtime)
+        count = device_count(kind)
+        return tuple(f"{kind}:{number}" for number in range(count)) if count > 1 else (kind,)
+    devices = tuple(_resolve_one(one.strip(), runtime) for one in name.split(","))
+    if len(set(devices)) < len(devices):
+        raise UsageError(f"device {name!r} names a device twice.")
+    if len({device.partition(":")[0] for device in devices}) > 1:
+        raise UsageError(
+            f"device {name!r}: all devices must be of one kind, since other kinds compute other features; "
+            "such as cuda:0,cuda:1."
+        )
+    return devices
+
+
+def is_several(name: str) -> bool:
+    """Whether a name may mean several devices."""
+    return name == ALL or "," in name
+
+
+def _resolve_one(name: str, runtime: str) -> str:
     if name.partition(":")[0] not in (AUTO, *DEVICES):
-        raise UsageError(f"device {name!r} is not known; choose one of auto, {', '.join(DEVICES)}.")
+        raise UsageError(f"device {name!r} is not known; choose one of auto, all, {', '.join(DEVICES)}.")
     if name == AUTO:
         served = RUNTIMES[runtime].devices if runtime in RUNTIMES else DEVICES
         return next(kind for kind in served if has_device(kind)) if accelerator_likely() else "cpu"
@@ -221,6 +264,7 @@ __all__ = [
     "cpu_flags",
     "environment",
     "resolve_device",
+    "resolve_devices",
     "resolve_precision",
     "resolve_runtime",
 ]

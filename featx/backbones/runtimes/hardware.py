@@ -18,6 +18,9 @@ from featx.exceptions import UsageError
 from featx.spec import PRECISIONS
 
 AUTO = "auto"
+
+ALL = "all"
+"""Name of all devices of the kind that `AUTO` takes."""
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 """In order of preference. The project's tests run on cpu, and on cuda if there is one."""
 
@@ -42,7 +45,7 @@ def resolve_precision(name: str, device: str) -> str:
         if name not in PRECISIONS:
             raise UsageError(f"precision {name!r} is not known; choose one of auto, {', '.join(PRECISIONS)}.")
         return name
-    if device == "cpu":
+    if device.startswith("cpu"):
         return "bf16" if cpu_flags() else "fp32"
     if not device.startswith("cuda"):
         return "fp32"
@@ -91,8 +94,8 @@ def installed_version(package: str) -> str:
 
 def accelerator_likely(device: str = AUTO) -> bool:
     """Whether torch must be asked which devices exist: False without any sign of an accelerator."""
-    if device != AUTO:
-        return device != "cpu"
+    if device not in (AUTO, ALL):
+        return device.partition(":")[0] != "cpu"
     if installed_version("torch").endswith("+cpu"):
         return False
     if sys.platform == "darwin":
@@ -118,3 +121,12 @@ def has_device(name: str) -> bool:
 
     backend = getattr(torch.backends if kind == "mps" else torch, kind)
     return bool(backend.is_available()) and (kind == "mps" or int(number or 0) < backend.device_count())
+
+
+def device_count(kind: str) -> int:
+    """Number of devices of a kind that is available here."""
+    if kind in ("cpu", "mps"):
+        return 1
+    import torch
+
+    return int(getattr(torch, kind).device_count())

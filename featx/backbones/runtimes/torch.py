@@ -30,7 +30,7 @@ class TorchRuntime:
 
         self.device = request.device
         self.precision = request.precision
-        self.streams = request.n_threads if self.device == "cpu" else 2
+        self.streams = request.n_threads if self.device.startswith("cpu") else 2
         stem = request.make_stem().eval().to(self.device).to(memory_format=torch.channels_last)
         self._stem: Callable[[torch.Tensor], Sequence[torch.Tensor]] | None = stem
         if inductor:
