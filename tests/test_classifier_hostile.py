@@ -84,6 +84,19 @@ def test_a_backbone_that_is_no_registered_name_is_never_loaded(
         )
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("features", "f2"), ("features", "f8"), ("proba", "f4")])
+def test_golden_features_of_another_type_are_refused(
+    classifier: Path, tmp_path: Path, name: str, dtype: str
+) -> None:
+    archive = read_archive(classifier, kind=MODEL_KIND, allowed=MODEL_MEMBERS, max_format=MODEL_FORMAT)
+    members = dict(archive.members)
+    arrays = dict(read_arrays(members["golden.safetensors"]))
+    members["golden.safetensors"] = dump_arrays({**arrays, name: arrays[name].astype(dtype)})
+    write_archive(tmp_path / "x.featx", members, kind=MODEL_KIND, format=MODEL_FORMAT)
+    with pytest.raises(ModelFileError, match="has dtype"):
+        featx.load(tmp_path / "x.featx")
+
+
 @pytest.mark.parametrize("dtype", ["|V9999999999", "<U9999999999", "<M8[s]", "evil", "<f8,<i4", 3, None])
 def test_classes_of_a_strange_type_are_refused(classifier: Path, tmp_path: Path, dtype: Any) -> None:
     target = rewrite(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -466,3 +468,28 @@ def test_a_real_set_is_found_whole(real_data: Path, name: str, count: int, class
 @pytest.mark.data
 def test_the_given_split_of_a_real_set_is_found(real_data: Path) -> None:
     assert Counter(load_images(real_data / "clothing_dev").splits.tolist()) == {"train": 600, "test": 372}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits of POSIX")
+def test_too_many_open_files_are_no_fault_of_an_image(tmp_path: Path) -> None:
+    import resource
+
+    path = tmp_path / "a.png"
+    Image.new("RGB", (8, 8)).save(path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    highest = max(map(int, os.listdir("/dev/fd")))
+    held = [os.dup(0) for _ in range(highest + 1)]  # no number below the limit is free
+    resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1, hard))
+    closing = threading.Timer(0.1, os.close, [held.pop(0)])
+    try:
+        with pytest.raises(DataError, match=r"a\.png: too many open files; allow more") as found:
+            read_picture(path)
+        assert not isinstance(found.value, ImageError)  # that would be skipped
+        closing.start()
+        read = read_picture(path)  # waits until another file is closed
+        closing.join()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in held:
+            os.close(descriptor)
+    assert read.data == path.read_bytes()

@@ -307,7 +307,15 @@ def _golden(data: bytes, model: ImageModel, tuned: bool, where: str) -> dict[str
             f"{kind}features": (GOLDEN_PICTURES, None),
             f"{kind}proba": (GOLDEN_PICTURES, len(model.classes)),
         }
-    return load_arrays(data, shapes, where=f"{where}: golden.safetensors")
+    where = f"{where}: golden.safetensors"
+    arrays = load_arrays(data, shapes, where=where)
+    for name, array in arrays.items():
+        wanted = np.float32 if name.endswith("features") else np.float64
+        if array.dtype != wanted:
+            raise ModelFileError(
+                f"{where}: array {name!r} has dtype {array.dtype}, expected {np.dtype(wanted)}."
+            )
+    return arrays
 
 
 def _sample(data: bytes, model: ImageModel, golden: Mapping[str, NDArray[Any]], where: str) -> TrainingSample:

@@ -6,9 +6,11 @@ hashed; what is decoded later is what was hashed, even if the file has vanished 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import stat
+import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from featx.exceptions import ImageError
+from featx.exceptions import DataError, ImageError
 from featx.images.pixels import from_pillow
 
 Pixels: TypeAlias = NDArray[Any]
@@ -27,6 +29,9 @@ ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview
 
 MAX_FILE_BYTES = 2 << 30
 """A larger file is no image that `max_pixels` would let through (16-bit RGBA at 179 megapixels: 1.4 GB)."""
+
+FILE_WAITS_S = (0.05, 0.2, 1.0)
+"""Seconds between attempts to open a file while too many are open."""
 
 READERS = 4
 """Threads that read files ahead: enough for a network disk, too few to disturb."""
@@ -131,7 +136,9 @@ def read_digests(
 
 def _read_file(path: str, name: str) -> bytes:
     try:
-        descriptor = os.open(path, os.O_RDONLY | _NO_WAITING)
+        descriptor = _open(path, name)
+    except DataError:
+        raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         raise ImageError(name, reason_of(error)) from error
     try:
@@ -147,6 +154,23 @@ def _read_file(path: str, name: str) -> bytes:
     if not data:
         raise ImageError(name, "empty file (0 bytes); copy or download it again")
     return data
+
+
+def _open(path: str, name: str) -> int:
+    """Open a file for reading. Too many open files is no fault of this one: wait for others to be closed."""
+    for wait in (*FILE_WAITS_S, None):
+        try:
+            return os.open(path, os.O_RDONLY | _NO_WAITING)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            if wait is None:
+                raise DataError(
+                    f"{name}: too many open files; allow more of them (ulimit -n 4096) and repeat the "
+                    "command. Finished features are stored."
+                ) from error
+            time.sleep(wait)
+    raise AssertionError
 
 
 def read_start(path: str, size: int) -> bytes:
