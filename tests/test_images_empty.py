@@ -40,10 +40,19 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return path
 
 
+OTHERS = {
+    "check": ["check", "{data}", "--backbone", "test_resnet", "--random-weights", "--runtime", "torch"],
+    "report": ["report", "{model}", "{data}", "-o", "{page}"],
+    "show": ["show", "augment", "{data}", "-o", "{figure}"],
+}
+"""Verbs that need readable images for all they do."""
+
+
 def run(verb: str, data: Path, model: str, tmp_path: Path, *options: str) -> int:
     values = {"data": str(data), "model": model, "out": str(tmp_path / "out.featx")}
     values["cache"] = str(Path(model).parent / "cache")
-    return main([word.format(**values) for word in VERBS[verb]] + list(options))
+    values |= {"page": str(tmp_path / "r.html"), "figure": str(tmp_path / "f.png")}
+    return main([word.format(**values) for word in (VERBS | OTHERS)[verb]] + list(options))
 
 
 @pytest.fixture
@@ -134,3 +143,17 @@ def test_most_images_broken_is_said_before_anything_is_measured(
 def test_the_likely_cause_of_a_path_that_leads_nowhere(tmp_path: Path, path: str, cause: str) -> None:
     (tmp_path / "a.txt").write_text("x")
     assert cause in likely_cause(path.format(here=tmp_path))
+
+
+@pytest.mark.parametrize("verb", sorted(VERBS | OTHERS))
+def test_two_images_of_which_none_can_be_read_are_named(
+    verb: str, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for label in ("red", "blue"):
+        (tmp_path / "two" / label).mkdir(parents=True)
+        (tmp_path / "two" / label / "a.png").write_bytes(b"x")
+    assert run(verb, tmp_path / "two", model, tmp_path) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "blue/a.png: text, not an image" in said or "two classes are needed" in said

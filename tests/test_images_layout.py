@@ -181,6 +181,49 @@ def test_the_same_folders_in_each_class_stay_below_the_class_and_it_is_said(tmp_
     assert found.remarks == ["The classes are cat, dog, not the folders 2020, 2021 inside them."]
 
 
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        (["entrenamiento", "prueba"], PETS),
+        (["train-clean", "train-other"], PETS),
+        (["source", "target"], PETS),
+        (["original", "augmented"], PETS),
+        (["client_1", "client_2"], PETS),
+        (["A", "B"], ["ok", "defect"]),
+    ],
+    ids=lambda folders: folders[0],
+)
+def test_folders_that_hold_the_same_folders_are_classes_with_a_warning(
+    tmp_path: Path, outer: list[str], inner: list[str]
+) -> None:
+    found, (warned,) = load(fill(tmp_path, each("{}/{}", outer, inner)))
+    assert set(found.labels.tolist()) == set(outer)
+    assert f"not the folders {', '.join(sorted(inner))} that each of them has" in warned
+    assert "name the others train, val or test" in warned
+    for name, split in zip(outer, ("train", "test"), strict=True):
+        (tmp_path / name).rename(tmp_path / split)
+    found, warned_now = load(tmp_path)
+    assert (set(found.labels.tolist()), warned_now) == (set(inner), [])
+
+
+@pytest.mark.parametrize("drawn", ["masks", "Mask", "annotations", "segmentation", "trimaps"])
+def test_what_was_drawn_on_the_images_of_a_class_is_left_out(tmp_path: Path, drawn: str) -> None:
+    fill(tmp_path, each("{}/images", PETS))
+    fill(tmp_path, each("{}/" + drawn, PETS), n=3)
+    found, (warned,) = load(tmp_path)
+    assert Counter(found.labels.tolist()) == {"cat": 2, "dog": 2}
+    assert f"cat/{drawn}, dog/{drawn} hold what was drawn on the images" in warned
+    assert "(6 images)" in warned
+
+
+@pytest.mark.parametrize(
+    "names", [("trn", "tst"), ("train", "holdout"), ("train", "eval"), ("train", "validate"), ("dev", "test")]
+)
+def test_less_usual_names_of_splits_are_known(tmp_path: Path, names: tuple[str, str]) -> None:
+    found, warned = load(fill(tmp_path, each("{}/{}", list(names), PETS)))
+    assert (set(found.labels.tolist()), len(set(found.splits.tolist())), warned) == ({"cat", "dog"}, 2, [])
+
+
 def test_splits_in_one_class_only_are_not_read_as_splits(tmp_path: Path) -> None:
     found, warned = load(fill(tmp_path, ["cat/train", "cat/test", "dog"]))
     assert (Counter(found.labels.tolist()), found.splits) == ({"cat": 4, "dog": 2}, None)

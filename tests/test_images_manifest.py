@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featx.exceptions import DataError, FeatxError, UsageError
+from featx.exceptions import DataError, FeatxError, ImageWarning, UsageError
 from featx.images import ManifestOptions, load_images, read_picture
 
 
@@ -101,8 +101,8 @@ def test_names_that_are_not_utf8_lead_to_their_files(manifest, tmp_path: Path, p
         ("path,label\na.jpg,x,y\n", "row 2: 3 fields where the header has 2; put quotes"),
         ("path,label\n\n\na.jpg\n", "row 4: 1 fields where the header has 2"),
         (
-            "path,split\na.jpg,train\nb.jpg,holdout\n",
-            "row 3, column split: 'holdout' is no split; write train, val or test",
+            "path,split\na.jpg,train\nb.jpg,hidden\n",
+            "row 3, column split: 'hidden' is no split; write train, val or test",
         ),
         (
             "path,weight\na.jpg,heavy\n",
@@ -245,6 +245,7 @@ def check_bytes(path: Path, data: bytes) -> None:
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.tuples(st.text("abc/.é ,;\"'", min_size=1).filter(str.strip), st.integers()), min_size=1))
+@pytest.mark.filterwarnings("ignore:.*images with two labels:featx.exceptions.ImageWarning")
 def test_a_manifest_written_by_the_csv_module_is_read_back(tmp_path_factory, rows) -> None:
     import csv
 
@@ -623,3 +624,18 @@ def test_a_workbook_without_openpyxl_names_the_fix(tmp_path: Path, monkeypatch: 
     (tmp_path / "m.xlsx").write_bytes(b"PK\x03\x04")
     with pytest.raises(UsageError, match=r"pip install 'featx\[excel\]'.* or save it as CSV"):
         load_images(tmp_path / "m.xlsx")
+
+
+@pytest.mark.parametrize("column", ["is_test", "fold", "Subset", "partition", "usage"])
+def test_a_column_that_may_be_a_split_is_said_not_to_be_read(manifest, column: str) -> None:
+    found = load_images(manifest(f"path,label,{column}\na.png,x,1\nb.png,y,0\n"))
+    assert found.splits is None
+    assert f"olumn {column} is not read (a column split with train, val and test is)" in found.remarks[0]
+    found = load_images(manifest("path,label,split\na.png,x,train\nb.png,y,test\n"))
+    assert (found.remarks, set(found.splits.tolist())) == ([], {"train", "test"})
+
+
+def test_an_image_with_two_labels_is_named(manifest) -> None:
+    with pytest.warns(ImageWarning, match=r"images with two labels: 1, such as a.png \('x' and 'y'\)"):
+        load_images(manifest("path,label\na.png,x\nb.png,y\na.png,y\n"))
+    load_images(manifest("path,label\na.png,x\nb.png,y\na.png,x\n"))

@@ -20,6 +20,9 @@ MODEL_ENDINGS = (".featx",)
 FIGURE_ENDINGS = (".png",)
 """Endings of figures."""
 
+PAGE_ENDINGS, TABLE_ENDINGS, TEXT_ENDINGS = (".html", ".htm"), (".csv",), (".md", ".markdown", ".txt")
+"""Endings of reports, of tables of one format, of Markdown."""
+
 DECISIONS = ("auto", "argmax", "balanced")
 """Decisions that have a name."""
 

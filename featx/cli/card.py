@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Write or print the card."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, arguments.TEXT_ENDINGS)
     from pathlib import Path
 
     from featx.files import atomic_write

@@ -33,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Check the images, print the findings, and write the page and the table."""
-    arguments.check_writable(args.output)
-    arguments.check_writable(args.csv)
+    arguments.check_writable(args.output, arguments.PAGE_ENDINGS)
+    arguments.check_writable(args.csv, arguments.TABLE_ENDINGS)
     from featx.reporting import check
     from featx.reporting.findings import TITLES
 

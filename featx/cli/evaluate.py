@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Evaluate; warn about images that the model was trained on."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, arguments.TABLE_ENDINGS)
     from featx.classifier.fitting import evaluate_images
     from featx.classifier.grouping import near_trained
     from featx.classifier.record import ApartFromKin

@@ -211,7 +211,7 @@ def _fine_tuner(args: argparse.Namespace) -> Any:
 def run(args: argparse.Namespace, console: Console) -> int:
     """Fit, evaluate, save and report."""
     arguments.check_writable(args.output, arguments.MODEL_ENDINGS)
-    arguments.check_writable(args.report)
+    arguments.check_writable(args.report, arguments.PAGE_ENDINGS)
     from featx.classifier.presets import PRESETS
     from featx.cli import render
     from featx.search import HeadSearchCV

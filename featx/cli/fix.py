@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Apply the actions and write the manifest; no image file is changed."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, arguments.TABLE_ENDINGS)
     from featx.audit import apply_fixes, read_fixes, write_manifest
 
     images = arguments.load(args, args.data)

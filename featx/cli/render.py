@@ -297,7 +297,7 @@ def skipped(
     ----------
     console : Console
     args : argparse.Namespace
-        With the options of `featx.cli.arguments.add_skipping`.
+        With the options of `featx.cli.arguments.add_skipping`, if the verb has them.
     images : sequence of Skipped
     output : str
         Path of the output, to which ``.skipped.csv`` is appended.
@@ -329,7 +329,7 @@ def skipped(
             f"{len(images):,} of {total:,} images cannot be used, more than the {args.max_bad:.0%} that "
             "--max-bad allows. Repair or remove them, or raise --max-bad. The other images are done."
         )
-    return 1 if args.strict else 3
+    return 1 if getattr(args, "strict", False) else 3
 
 
 def plans(console: Console, plans: dict[str, Any]) -> None:

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, console: Console) -> int:
     """Write the page, and the same content as JSON beside it."""
-    arguments.check_writable(args.output)
+    arguments.check_writable(args.output, arguments.PAGE_ENDINGS)
     from pathlib import Path
 
     from featx.reporting import report

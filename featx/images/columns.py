@@ -36,6 +36,12 @@ ALIASES = {
 }
 """Other names of columns, in lower case, without blanks and signs."""
 
+LIKE_SPLIT = frozenset(
+    {"istest", "istrain", "isval", "isvalid", "isvalidation", "test", "train", "subset", "partition", "phase"}
+    | {"fold", "usage", "set", "dataset", "stage"}
+)
+"""Names of columns that may say which part an image belongs to, written as in `ALIASES`."""
+
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t", "\\t": "\t", "pipe": "|", "space": " "}
 """Words for separators on a command line."""
 
@@ -142,6 +148,12 @@ def choose_columns(
         raise DataError(
             f"no column 'path' among {_listed(header)}; name the columns path,label (and, as you like, "
             "split, group, weight) in the first row, or choose the column of paths (--path-column)."
+        )
+    if "split" not in chosen.positions:
+        chosen.said.extend(
+            f"column {escape_name(plain_text(name))} is not read (a column split with train, val and test is)"
+            for name in header
+            if _bare(name) in LIKE_SPLIT
         )
     if "label" in chosen.positions:
         return chosen

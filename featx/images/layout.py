@@ -19,12 +19,18 @@ from featx.tables import escape_name
 SPLITS = {
     "train": "train",
     "training": "train",
+    "trn": "train",
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "validate": "val",
     "dev": "val",
     "test": "test",
     "testing": "test",
+    "tst": "test",
+    "holdout": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 """Names of splits as people write them, in lower case."""
 
@@ -37,10 +43,12 @@ FILLERS = frozenset(
 ALSO_CLASSES = frozenset({"valid", "dev"})
 """Names of splits that may be classes (``valid`` beside ``invalid``) where no other split is there."""
 
-NO_CLASSES = frozenset(
-    {"image", "images", "img", "imgs", "jpegimages", "data", "dataset"}
-    | {"annotations", "labels", "bboxes", "segmentations", "trimaps"}
+DRAWN = frozenset(
+    {"annotations", "labels", "bboxes", "segmentation", "segmentations", "trimaps", "mask", "masks"}
 )
+"""Names of folders with what was drawn on the images."""
+
+NO_CLASSES = DRAWN - {"mask", "masks"} | {"image", "images", "img", "imgs", "jpegimages", "data", "dataset"}
 """Names of folders that hold images or what belongs to them, never a class."""
 
 UNLABELLED = frozenset({"unknown", "unlabeled", "unlabelled", "all", *NO_CLASSES})
@@ -183,6 +191,7 @@ def _class_layout(prefix: str, node: _Node, said: list[str]) -> Layout:
         )
     classes = {name: folder for name, folder in node.folders.items() if name not in copies}
     _refuse_no_classes(list(classes), classes)
+    _leave_out_drawn(layout, prefix, classes)
     inner = {name: {split_of(each) for each in folder.folders} for name, folder in classes.items()}
     if all(found and None not in found for found in inner.values()):
         if len(set().union(*inner.values())) > 1:
@@ -195,9 +204,32 @@ def _class_layout(prefix: str, node: _Node, said: list[str]) -> Layout:
             "they are not read as splits."
         )
     elif _same_inside(classes.values()):
-        below = _listed(list(next(iter(classes.values())).folders))
-        layout.said.append(f"the classes are {_listed(list(classes))}, not the folders {below} inside them")
+        inside = list(next(iter(classes.values())).folders)
+        guess = f"the classes are {_listed(list(classes))}, not the folders {_listed(inside)}"
+        if all(name.isdecimal() for name in inside):  # years or numbers of cameras
+            layout.said.append(f"{guess} inside them")
+        else:
+            layout.warned.append(
+                f"{guess} that each of them has. If these are the classes, name the others train, val or "
+                "test, or give a manifest with the columns path and label."
+            )
     return layout
+
+
+def _leave_out_drawn(layout: Layout, prefix: str, classes: dict[str, _Node]) -> None:
+    """Leave out masks beside the images of a class."""
+    left_out = {}
+    for name, folder in classes.items():
+        drawn = [inner for inner in folder.folders if _word(inner) in DRAWN]
+        if drawn and (folder.files or len(drawn) < len(folder.folders)):
+            for inner in drawn:
+                left_out[f"{name}/{inner}"] = folder.folders.pop(inner).total
+    if left_out:
+        layout.left_out += [f"{prefix}{name}/" for name in left_out]
+        layout.warned.append(
+            f"the folders {_listed([prefix + name for name in left_out])} hold what was drawn on the images, "
+            f"by their names ({sum(left_out.values())} images); they are left out."
+        )
 
 
 def _split_layout(

@@ -10,6 +10,7 @@ import csv
 import itertools
 import math
 import os
+import warnings
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.exceptions import DataError, UsageError
+from featx.exceptions import DataError, ImageWarning, UsageError
 from featx.images.columns import Chosen, ManifestOptions, choose_columns
 from featx.images.kinds import START_BYTES, UNKNOWN, kind_in_words
 from featx.images.labels import plain_text
@@ -93,15 +94,34 @@ def read_manifest(
         table.columns.pop("label", None)
     if not table.rows:
         raise DataError(f"{_shown(text_path)}: no rows below the header; list one image per row.")
+    paths, labels = _column(table, "path", _as_path), _labels(table) if labelled else None
+    if labels is not None:
+        _warn_of_contradictions(text_path, paths, labels)
     return Manifest(
-        _column(table, "path", _as_path),
-        _labels(table) if labelled else None,
+        paths,
+        labels,
         _array(table, "split", _as_split),
         _array(table, "group", _as_group),
         _array(table, "weight", _as_weight),
         [part for part in table.chosen.said if labelled or not part.endswith(" label")],
         table.chosen.no_label,
     )
+
+
+def _warn_of_contradictions(path: str, paths: Sequence[str], labels: NDArray[Any]) -> None:
+    if len(set(paths)) == len(paths):
+        return
+    first: dict[str, Any] = {}
+    rows = zip(paths, labels.tolist(), strict=True)
+    found = {name: label for name, label in rows if first.setdefault(name, label) != label}
+    if found:
+        name, label = next(iter(found.items()))
+        warnings.warn(
+            f"{_shown(path)}: images with two labels: {len(found)}, such as {_shown(name)} ({first[name]!r} "
+            f"and {label!r}). Keep the row that is right.",
+            ImageWarning,
+            stacklevel=4,
+        )
 
 
 def _read_text(path: str, options: ManifestOptions) -> _Table:
