@@ -14,14 +14,9 @@ from featx.exceptions import UsageError
 DEFAULT_BACKBONE = "tf_efficientnet_lite0.in1k"
 """As in `featx.extractor`, which is slow to import."""
 
-MODEL_ENDINGS = (".featx",)
-"""Endings of model files."""
-
-FIGURE_ENDINGS = (".png",)
-"""Endings of figures."""
-
-PAGE_ENDINGS, TABLE_ENDINGS, TEXT_ENDINGS = (".html", ".htm"), (".csv",), (".md", ".markdown", ".txt")
-"""Endings of reports, of tables of one format, of Markdown."""
+MODEL_ENDINGS, FIGURE_ENDINGS, TABLE_ENDINGS = (".featx",), (".png",), (".csv",)
+PAGE_ENDINGS, TEXT_ENDINGS = (".html", ".htm"), (".md", ".markdown", ".txt")
+"""Endings of model files, figures, tables, reports and Markdown."""
 
 DECISIONS = ("auto", "argmax", "balanced")
 """Decisions that have a name."""
