@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from featx.audit.probe import nearest
 from featx.audit.values import NEIGHBOURS, AuditData, Finding, count, listed
 
 OUTLYING = 4.5
@@ -18,8 +17,7 @@ def find_outliers(data: AuditData) -> Finding | None:
     """Find images that are far from all others; `value` is their number."""
     if data.features is None or len(data.features) < FEWEST:
         return None
-    every = np.arange(len(data.features))
-    cosine = nearest(data.features, every, NEIGHBOURS)[1].mean(axis=1)
+    cosine = data.neighbours[1].mean(axis=1)
     middle = float(np.median(cosine))
     spread = max(float(np.median(np.abs(cosine - middle))) / 0.6745, 1e-3)
     far = (middle - cosine) / spread
@@ -47,7 +45,7 @@ def find_unlike_class(data: AuditData) -> Finding | None:
     codes = data.codes
     if np.median(np.bincount(codes)) <= 2 * NEIGHBOURS:
         return None
-    near = nearest(data.features, np.arange(len(codes)), NEIGHBOURS)[0]
+    near = data.neighbours[0]
     alone = (codes[near] != codes[:, None]).all(axis=1)
     one_class = (codes[near] == codes[near[:, :1]]).all(axis=1)
     found = np.flatnonzero(alone & one_class)

@@ -7,59 +7,76 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_factor, cho_solve
+from threadpoolctl import threadpool_limits
 
 from featx.evaluation import fit_calibration
 from featx.exceptions import SearchWarning
 from featx.splits import make_folds
+from featx.threads import map_in_threads, n_threads
 
 Floats = NDArray[Any]
 Indices = NDArray[np.intp]
+Fold = tuple[Indices, Indices]
 
 PENALTIES = (0.003, 0.03, 0.3)
 """Ridge penalties, as a share of the trace of the kernel."""
 
 FOLDS = 5
-KERNEL_IMAGES = 3000
-"""Up to so many images, the kernel matrix is solved, and above the matrix of the features."""
-
 REFERENCES = 20_000
 """Most images that neighbours are searched among."""
 
 BINS = 16
 
 
-def probe_scores(features: Floats, codes: Indices, units: Indices | None = None) -> Floats:
-    """Out-of-fold scores of a ridge classifier, shape (n, n_classes); NaN for classes with a single unit.
+def probe_folds(codes: Indices, units: Indices | None = None) -> list[Fold]:
+    """Folds of the images whose class has two units or more; none where fewer than two classes have.
+
+    Parameters
+    ----------
+    codes : array of shape (n,), int
+        Classes from 0.
+    units : array of shape (n,), int, optional
+        Images of one unit stay in one fold.
+    """
+    units = np.arange(len(codes)) if units is None else units
+    pairs = np.unique(np.column_stack([codes, units]), axis=0)[:, 0]
+    used = np.flatnonzero((np.bincount(pairs, minlength=int(codes.max()) + 1) >= 2)[codes])
+    if len(np.unique(codes[used])) < 2:
+        return []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SearchWarning)  # fewer folds are no matter here
+        folds = make_folds(codes[used], n_splits=FOLDS, groups=units[used])
+    return [(used[train], used[test]) for train, test in folds]
+
+
+def probe_scores(features: Floats, codes: Indices, folds: list[Fold]) -> Floats:
+    """Out-of-fold scores of a ridge classifier, shape (n, n_classes); NaN for images in no fold.
 
     Parameters
     ----------
     features : array of shape (n, d)
     codes : array of shape (n,), int
         Classes from 0.
-    units : array of shape (n,), int, optional
-        Images of one unit stay in one fold.
+    folds : list of (train, test)
+        As `probe_folds` returns them.
     """
-    n_classes = int(codes.max()) + 1
-    units = np.arange(len(codes)) if units is None else units
-    pairs = np.unique(np.column_stack([codes, units]), axis=0)[:, 0]
-    used = np.flatnonzero((np.bincount(pairs, minlength=n_classes) >= 2)[codes])
-    scores = np.full((len(codes), n_classes), np.nan)
-    if len(np.unique(codes[used])) < 2:
+    scores = np.full((len(codes), int(codes.max()) + 1), np.nan)
+    if not folds:
         return scores
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SearchWarning)  # fewer folds are no matter here
-        folds = make_folds(codes[used], n_splits=FOLDS, groups=units[used])
+    used = np.sort(np.concatenate([test for _, test in folds]))
     rows = _standard(np.asarray(features, np.float32)[used])
-    target = np.eye(n_classes, dtype=np.float32)[codes[used]]
-    every = _ridge(rows, target, folds)
+    target = np.eye(scores.shape[1], dtype=np.float32)[codes[used]]
+    local = [(np.searchsorted(used, train), np.searchsorted(used, test)) for train, test in folds]
+    every = _ridge(rows, target, local)
     right = [(one.argmax(axis=1) == codes[used]).mean() for one in every]
     scores[used] = every[int(np.argmax(right))]
     return scores
 
 
-def probe_proba(features: Floats, codes: Indices, units: Indices | None = None) -> NDArray[np.float64]:
+def probe_proba(features: Floats, codes: Indices, folds: list[Fold]) -> NDArray[np.float64]:
     """Calibrated `probe_scores`."""
-    scores = probe_scores(features, codes, units)
+    scores = probe_scores(features, codes, folds)
     used = ~np.isnan(scores).any(axis=1)
     proba = np.full(scores.shape, np.nan)
     if used.any():
@@ -120,20 +137,26 @@ def _standard(rows: Floats) -> Floats:
     return np.asarray(rows / np.sqrt(max(1, rows.shape[1])), np.float32)
 
 
-def _ridge(rows: Floats, target: Floats, folds: list[tuple[Indices, Indices]]) -> list[Floats]:
-    """Out-of-fold scores for each penalty."""
-    by_kernel = len(rows) <= max(KERNEL_IMAGES, rows.shape[1]) and rows.shape[1] > len(rows) // 4
+def _ridge(rows: Floats, target: Floats, folds: list[Fold]) -> list[Floats]:
+    """Out-of-fold scores for each penalty, by the smaller of the kernel and the matrix of the columns."""
+    by_kernel = rows.shape[1] > len(rows)
     product = rows @ rows.T if by_kernel else rows.T @ rows
     found = [np.zeros_like(target) for _ in PENALTIES]
-    for train, test in folds:
+
+    def solve(fold: Fold) -> None:
+        train, test = fold
         mean = target[train].mean(axis=0)
         centred = target[train] - mean
         if by_kernel:
             left, right, score = product[np.ix_(train, train)], centred, product[np.ix_(test, train)]
         else:
             left, right, score = product - rows[test].T @ rows[test], rows[train].T @ centred, rows[test]
-        size = np.trace(left) / len(left)
+        diagonal = left.diagonal().copy()
+        unit = max(diagonal.mean(), 1e-6) * len(left) ** 0.5
         for one, penalty in zip(found, PENALTIES, strict=True):
-            ridge = left + penalty * max(size, 1e-6) * len(left) ** 0.5 * np.eye(len(left), dtype=np.float32)
-            one[test] = score @ np.linalg.solve(ridge, right) + mean
+            np.fill_diagonal(left, diagonal + penalty * unit)
+            one[test] = score @ cho_solve(cho_factor(left, check_finite=False), right) + mean
+
+    with threadpool_limits(1):  # OpenBLAS factorises so small matrices faster by one thread than by two
+        map_in_threads(n_threads(), solve, folds)
     return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 
-from featx.audit.probe import balanced_accuracy, binned, probe_scores
+from featx.audit.probe import balanced_accuracy, binned, probe_folds, probe_scores
 from featx.audit.values import AuditData, Finding, joined, listed
 from featx.images.facts import CHANNELS, ImageFacts
 
@@ -23,9 +24,12 @@ MOST_BINNED = 50
 """With fewer columns than this, a shortcut is also told by which quantile each value is in."""
 
 SHAPES = "16-pixel copy"
-RANDOM = "a network with random weights"
+RANDOM = "network with random weights"
 TOLD = (SHAPES, RANDOM)
 """They show the subject, too, so they are told, and never called shortcuts."""
+
+RANDOM_FILTERS, RANDOM_IMAGES = ((32, 5), (64, 3)), 128
+"""Number and side of the filters of each layer of the network with random weights, and images at a time."""
 
 LARGE_AUC, HUGE_AUC = 0.75, 0.95
 """Area under the curve from which parts are called different, and entirely different."""
@@ -55,6 +59,24 @@ def _shape(facts: ImageFacts) -> NDArray[np.float32]:
     return np.column_stack([width, height, np.log(width / height)])
 
 
+def random_features(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean and largest outputs of a small convolutional network with random weights, shape (n, 128).
+
+    Two layers of `RANDOM_FILTERS` with stride 2, weights as of He et al. (ICCV 2015), seed 0.
+    """
+    found = []
+    for start in range(0, len(thumbs), RANDOM_IMAGES):
+        rng = np.random.default_rng(0)
+        maps = thumbs[start : start + RANDOM_IMAGES].astype(np.float32) / 127.5 - 1
+        for n_filters, side in RANDOM_FILTERS:
+            windows = sliding_window_view(maps, (side, side), axis=(1, 2))[:, ::2, ::2]
+            columns = windows.reshape(*windows.shape[:3], -1)
+            weights = rng.standard_normal((columns.shape[-1], n_filters)).astype(np.float32)
+            maps = np.maximum(columns @ (weights * (2 / len(weights)) ** 0.5), 0)
+        found.append(np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1))
+    return np.concatenate(found)
+
+
 SHORTCUTS: dict[str, Callable[[ImageFacts], NDArray[np.float32]]] = {
     "file size": lambda facts: np.log(facts["n_bytes"] + 1)[:, None],
     "width and height": _shape,
@@ -67,6 +89,7 @@ SHORTCUTS: dict[str, Callable[[ImageFacts], NDArray[np.float32]]] = {
     SHAPES: lambda facts: (
         facts.thumbs.reshape(len(facts), 16, 2, 16, 2, 3).mean(axis=(2, 4)).reshape(len(facts), -1)
     ),
+    RANDOM: lambda facts: random_features(facts.thumbs),
 }
 """What a classifier could use instead of the subject of an image."""
 
@@ -79,7 +102,7 @@ def shortcut_scores(data: AuditData) -> dict[str, float]:
     for name, of in SHORTCUTS.items():
         values = np.asarray(of(data.facts), np.float32)
         values = binned(values) if values.shape[1] < MOST_BINNED else values
-        found[name] = balanced_accuracy(probe_scores(values, data.codes, data.units), data.codes)
+        found[name] = balanced_accuracy(probe_scores(values, data.codes, data.folds), data.codes)
     return found
 
 
@@ -94,11 +117,6 @@ def find_shortcuts(data: AuditData) -> Finding | None:
     real = balanced_accuracy(data.proba, data.codes)
     scores = shortcut_scores(data)
     share = {name: (score - chance) / max(real - chance, 1e-3) for name, score in scores.items()}
-    if data.random is not None:
-        some, rows = data.random
-        units = None if data.units is None else data.units[some]
-        scores[RANDOM] = balanced_accuracy(probe_scores(rows, data.codes[some], units), data.codes[some])
-        share[RANDOM] = (scores[RANDOM] - chance) / max(real - chance, 1e-3)
     order = sorted(scores, key=lambda name: -scores[name])
     best = next(name for name in order if name not in TOLD)
     told = ", ".join(f"{name} {scores[name]:.3f}" for name in order)
@@ -126,7 +144,8 @@ def find_part_differences(data: AuditData) -> Finding | None:
     is_test = data.parts == "test"
     if min(is_test.sum(), (~is_test).sum()) < FEWEST:
         return None
-    scores = probe_scores(data.features, is_test.astype(np.intp), data.units)
+    side = is_test.astype(np.intp)
+    scores = probe_scores(data.features, side, probe_folds(side, data.units))
     used = np.flatnonzero(~np.isnan(scores).any(axis=1))
     if not 0 < is_test[used].sum() < len(used):
         return None

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.audit.near import NearCopies, near_copies
-from featx.audit.probe import nearest, probe_proba
+from featx.audit.probe import Fold, nearest, probe_folds, probe_proba
 from featx.images.facts import ImageFacts
 from featx.records import Record
 from featx.splits import image_groups, joined_groups
@@ -48,8 +48,6 @@ class AuditData:
         Facts of each image.
     features : ndarray of shape (n, d), float32, optional
         Features of a pretrained network.
-    random : tuple of (array of shape (m,), int, and array of shape (m, d)), optional
-        Positions of some images, and their features of a network with random weights.
     skipped : sequence of (str, str)
         Name and reason of each image that cannot be used.
     """
@@ -62,7 +60,6 @@ class AuditData:
     oof_proba: NDArray[np.float64] | None = None
     facts: ImageFacts | None = None
     features: NDArray[np.float32] | None = None
-    random: tuple[NDArray[np.intp], NDArray[np.float32]] | None = None
     skipped: Sequence[tuple[str, str]] = ()
 
     @cached_property
@@ -86,11 +83,22 @@ class AuditData:
         return None if self.labels is None else np.unique(self.labels, return_inverse=True)[1]
 
     @cached_property
+    def folds(self) -> list[Fold]:
+        """Folds of the labelled images, with each unit in one of them."""
+        return [] if self.codes is None else probe_folds(self.codes, self.units)
+
+    @cached_property
     def proba(self) -> NDArray[np.float64] | None:
         """Out-of-fold probabilities: those given, or those of a ridge classifier of the features."""
         if self.oof_proba is not None or self.features is None or self.codes is None:
             return self.oof_proba
-        return probe_proba(self.features, self.codes, self.units)
+        return probe_proba(self.features, self.codes, self.folds)
+
+    @cached_property
+    def neighbours(self) -> tuple[NDArray[np.intp], NDArray[np.float32]]:
+        """The `NEIGHBOURS` nearest images of every image, and their cosines; features must be known."""
+        assert self.features is not None
+        return nearest(self.features, np.arange(len(self.features)), NEIGHBOURS)
 
     def nearest(self, images: Sequence[int] | NDArray[np.intp]) -> list[list[int]]:
         """Return the `NEIGHBOURS` nearest images of each of some images, by the cosine of features."""

@@ -5,6 +5,8 @@ They are one array of numbers for each image, so that a feature store can keep t
 
 from __future__ import annotations
 
+import functools
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,9 +49,13 @@ RATIO, RATIO_BINS, RATIO_FROM = 0.21, 21, 40
 TINTS = 2 * (2 * GREY_STEPS + 1 + RATIO_BINS)
 """Numbers of an image's tint."""
 
+TINT_KINDS = (2 * GREY_STEPS + 1) * (RATIO_BINS + 1)
+"""Pairs of a difference and a ratio; the last ratio stands for all that are not small."""
+
 LENGTH = len(SCALARS) + TINTS + THUMB * THUMB
 """Numbers of an image."""
 
+_LEVELS = np.arange(256.0)
 _POLICY = DecodePolicy(decode="fast", min_side=SIDE, max_pixels=MAX_PIXELS)
 
 
@@ -168,40 +174,50 @@ def _header(picture: Picture, shape: tuple[int, ...]) -> list[float]:
 
 
 def _appearance(image: Image.Image) -> list[float]:
-    pixels = np.asarray(image)
-    grey = np.asarray(image.convert("L"))
-    counts = np.bincount(grey.ravel(), minlength=256) / grey.size
-    share = counts[counts > 0]
-    flat = grey.astype(np.float32)
-    inner = flat[1:-1, 1:-1]
-    edges = flat[:-2, 1:-1] + flat[2:, 1:-1] + flat[1:-1, :-2] + flat[1:-1, 2:] - 4 * inner
+    grey = image.convert("L")
+    share = np.array(grey.histogram()) / (grey.width * grey.height)
+    mean = share @ _LEVELS
+    some = share[share > 0]
+    flat = np.asarray(grey, np.int16)
+    edges = flat[:-2, 1:-1] + flat[2:, 1:-1] + flat[1:-1, :-2] + flat[1:-1, 2:] - 4 * flat[1:-1, 1:-1]
     values = [
-        float(flat.mean()), float(flat.std()), float(counts[:32].sum()), float(counts[224:].sum()),
-        float(-(share * np.log2(share)).sum()), float(edges.std()) if edges.size else 0.0,
+        mean, math.sqrt(share @ (_LEVELS - mean) ** 2), share[:32].sum(), share[224:].sum(),
+        -(some @ np.log2(some)), edges.std(dtype=np.float32) if edges.size else 0.0,
     ]  # fmt: skip
-    strip = _border(pixels)
-    low, high = np.percentile(pixels.reshape(-1, 3)[::3], (1, 99), axis=0)
-    return [*values, *pixels.mean(axis=(0, 1)), *low, *high, *strip.mean(axis=0)]
+    channels = np.array(image.histogram()).reshape(3, 256) / (image.width * image.height)
+    below = channels.cumsum(axis=1)
+    low, high = ((below < limit).sum(axis=1) for limit in (0.01, 0.99))
+    return [*values, *channels @ _LEVELS, *low, *high, *_border(np.asarray(image))]
 
 
 def _tint(pixels: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Shares of the pixels by small differences and ratios of their channels."""
-    flat = pixels.reshape(-1, 3)
-    steps = flat.astype(np.int16)
-    bright = flat.max(axis=1) > RATIO_FROM
-    logs = np.log(np.arange(1, 257, dtype=np.float32))[flat[bright]]
+    red, green, blue = np.ascontiguousarray(pixels.reshape(-1, 3).T)
+    dark = np.maximum(np.maximum(red, green), blue) <= RATIO_FROM
+    n_bright = max(1, len(dark) - int(np.count_nonzero(dark)))
     found = []
-    for one, other in ((0, 1), (1, 2)):
-        place = np.clip(steps[:, one] - steps[:, other], -GREY_STEPS, GREY_STEPS) + GREY_STEPS
-        found.append(np.bincount(place, minlength=2 * GREY_STEPS + 1) / len(flat))
-        ratio = (logs[:, one] - logs[:, other] + RATIO) * (RATIO_BINS / (2 * RATIO))
-        near = ratio[(ratio >= 0) & (ratio < RATIO_BINS)].astype(np.intp)
-        found.append(np.bincount(near, minlength=RATIO_BINS) / max(1, len(ratio)))
+    for one, other in ((red, green), (green, blue)):
+        kind = _tint_kinds()[one.astype(np.uint16) << 8 | other]
+        kind[dark] += TINT_KINDS
+        counts = np.bincount(kind, minlength=2 * TINT_KINDS).reshape(2, -1, RATIO_BINS + 1)
+        found += [counts.sum(axis=(0, 2)) / len(dark), counts[0, :, :RATIO_BINS].sum(axis=0) / n_bright]
     return np.concatenate(found)
 
 
-def _border(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Pixels of the border strip, shape (m, 3)."""
+@functools.cache
+def _tint_kinds() -> NDArray[np.uint16]:
+    """Of each pair of values of two channels, the bin of their difference and the bin of their ratio."""
+    value = np.arange(256)
+    steps = np.clip(value[:, None] - value, -GREY_STEPS, GREY_STEPS) + GREY_STEPS
+    logs = np.log(np.arange(1, 257, dtype=np.float32))
+    ratio = np.floor((logs[:, None] - logs + RATIO) * (RATIO_BINS / (2 * RATIO)))
+    near = np.where((ratio >= 0) & (ratio < RATIO_BINS), ratio, RATIO_BINS)
+    return (steps * (RATIO_BINS + 1) + near).astype(np.uint16).ravel()
+
+
+def _border(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """Mean of each channel in the border strip."""
     rows, columns = (max(1, round(BORDER * side)) for side in pixels.shape[:2])
     parts = (pixels[:rows], pixels[-rows:], pixels[:, :columns], pixels[:, -columns:])
-    return np.concatenate([part.reshape(-1, 3) for part in parts])
+    strip = np.concatenate([part.reshape(-1, 3) for part in parts]).astype(np.float32)
+    return np.asarray(np.ones(len(strip), np.float32) @ strip / len(strip))

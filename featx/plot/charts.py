@@ -282,6 +282,7 @@ def learning(
     high: ArrayLike,
     ahead: Mapping[str, ArrayLike],
     *,
+    scratch: Mapping[str, ArrayLike] | None = None,
     ax: Any = None,
 ) -> Display:
     """Draw accuracy against the number of training images, and the band that is expected of more.
@@ -292,6 +293,8 @@ def learning(
         Measured accuracy with its interval.
     ahead : mapping of str to array
         ``sizes``, ``value``, ``low`` and ``high`` of the power law, up to more images than there are.
+    scratch : mapping of str to array, optional
+        The same of a network that was trained from scratch on so many images.
     """
     x, y = np.asarray(sizes, float), np.asarray(accuracy, float)
     more = {name: np.asarray(values, float) for name, values in ahead.items()}
@@ -302,6 +305,12 @@ def learning(
         ax.fill_between(more["sizes"], more["low"], more["high"], color=BLUE, alpha=0.2, linewidth=0)
         ax.plot(more["sizes"], more["value"], color=BLUE, linewidth=1.2)
         ax.errorbar(x, y, [y - low, high - y], fmt="o", color=BLUE, capsize=3)
+        if scratch is not None:
+            own = {name: np.asarray(values, float) for name, values in scratch.items()}
+            errors = [own["value"] - own["low"], own["high"] - own["value"]]
+            ax.errorbar(own["sizes"], own["value"], errors, fmt="o-", color=ORANGE, capsize=3)
+            at = own["sizes"][-1], own["value"][-1]
+            ax.annotate("from scratch", at, (8, 0), textcoords="offset points", va="center", color=ORANGE)
         ax.set(xscale="log", xlabel="training images", ylabel="accuracy out of fold")
         ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         ax.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from featx.audit import CHECKS, AuditData, Finding, audit, image_facts, issue_rows, write_issues
 from featx.audit.fixes import COLUMNS
@@ -24,15 +23,11 @@ from featx.records import as_frame
 from featx.reporting.findings import TITLES, images_shown, shown_findings
 from featx.reporting.page import render, thumbnails
 from featx.stores import open_store
-from featx.stores.base import FeatureStore
 
 RANK = ("error", "warning", "note")
 """Severities in the order of findings."""
 
 CLASSES_SHOWN = 8
-
-RANDOM_NETWORK, RANDOM_IMAGES = "test_resnet", 300
-"""A small network that is given random weights, and the images that it is computed of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,8 +168,6 @@ def check(
     seconds["features"], began = time.monotonic() - began, time.monotonic()
     facts, _ = image_facts(images.sources, found.ids, store, n_jobs=n_jobs, isolate=extractor.isolate)
     seconds["facts"], began = time.monotonic() - began, time.monotonic()
-    random = _random(images, store, n_jobs, extractor.isolate)
-    seconds["random weights"], began = time.monotonic() - began, time.monotonic()
     known = AuditData(
         images.names,
         digests=found.ids,
@@ -183,7 +176,6 @@ def check(
         groups=images.groups,
         facts=facts,
         features=found.blocks[next(iter(found.blocks))],
-        random=random,
         skipped=skipped,
     )
     findings = tuple(sorted(audit(known, CHECKS), key=lambda finding: RANK.index(finding.severity)))
@@ -191,20 +183,3 @@ def check(
     if title is None:
         title = str(data) if isinstance(data, str | Path) else ""
     return DataCheck(images, known, findings, seconds, title)
-
-
-def _random(
-    images: ImageSet, store: FeatureStore, n_jobs: int | None, isolate: bool
-) -> tuple[NDArray[np.intp], NDArray[np.float32]] | None:
-    """Positions of some images, and their features of a network with random weights; None without labels."""
-    if images.labels is None or len(images) < RANDOM_IMAGES // 10:
-        return None
-    codes = np.unique(images.labels, return_inverse=True)[1]
-    order = np.argsort(codes, kind="stable")
-    some = np.sort(order[np.unique(np.linspace(0, len(order) - 1, RANDOM_IMAGES).round().astype(np.intp))])
-    extractor = FeatureExtractor(
-        RANDOM_NETWORK, pretrained=False, store=store, n_jobs=n_jobs, runtime="torch", isolate=isolate
-    )
-    chosen = images.select(some)
-    found = extractor.extract(chosen.sources, names=chosen.names, on_error="skip")
-    return some[found.kept], found.blocks[next(iter(found.blocks))]

@@ -18,6 +18,7 @@ from featx.classifier import ImageClassifier, load
 from featx.classifier.inputs import Images, as_images
 from featx.classifier.predictions import Predictions
 from featx.classifier.record import ApartFromKin
+from featx.curves import ScorePath
 from featx.evaluation import evaluate
 from featx.exceptions import FeatxError, UsageError
 from featx.features import FeatureBlocks
@@ -117,6 +118,7 @@ def report(
     *,
     title: str | None = None,
     embedding: str = "tsne",
+    scratch: ScorePath | None = None,
 ) -> Report:
     """Make a report of a model, and write it if a path is given.
 
@@ -135,6 +137,9 @@ def report(
         Title of the page.
     embedding : {'tsne', 'pca', 'umap'}
         Method of the map of images; the last needs the package umap-learn.
+    scratch : ScorePath, optional
+        Accuracy of a network that was trained from scratch on parts of the training images
+        (`featx.finetune.scratch.scratch_path`), to be drawn beside the learning curve.
 
     Returns
     -------
@@ -147,7 +152,7 @@ def report(
         title = f"Report of {name}"
     if embedding not in EMBEDDINGS:
         raise UsageError(f"embedding {embedding!r} is not known; choose {', '.join(EMBEDDINGS)}.")
-    known = replace(_known(clf, data, labels), embedding=embedding)
+    known = replace(_known(clf, data, labels), embedding=embedding, scratch=scratch)
     made = Report(known, {name: section(known) for name, section in SECTIONS.items()}, title)
     if path is not None:
         made.write(path)

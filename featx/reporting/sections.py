@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +17,8 @@ from featx.audit.values import count
 from featx.classifier import ImageClassifier
 from featx.classifier.predictions import Predictions
 from featx.classifier.record import ApartFromKin
-from featx.curves import fit_power_law, learning_curve
-from featx.evaluation import Evaluation, shortfall
+from featx.curves import ScorePath, fit_power_law, learning_curve
+from featx.evaluation import Evaluation, Metric, shortfall
 from featx.exceptions import FeatxError, UsageError
 from featx.images.facts import ImageFacts
 from featx.plot.charts import metric_text, worst_classes
@@ -75,6 +75,8 @@ class Known:
         Of the check of the images.
     embedding : str
         Method of the map, a key of `EMBEDDINGS`.
+    scratch : ScorePath or None
+        Accuracy of a network that was trained from scratch on parts of the training images, if one was.
     apart : ApartFromKin or None
         The score without images that have kin in the training part; None if there are none.
     """
@@ -86,6 +88,7 @@ class Known:
     features: NDArray[np.float32] | None
     findings: tuple[Finding, ...]
     embedding: str = "tsne"
+    scratch: ScorePath | None = None
     apart: ApartFromKin | None = None
 
     @property
@@ -443,9 +446,17 @@ def learning(known: Known) -> dict[str, Any] | None:
         "high": [one.high for one in curve.accuracy],
         "ahead": {
             "sizes": sizes.tolist(),
-            **{name: [getattr(one, name) for one in ahead] for name in ("value", "low", "high")},
+            **_columns(ahead),
         },
+        "scratch": None
+        if known.scratch is None
+        else {"sizes": list(known.scratch.x), **_columns(known.scratch.score)},
     }
+
+
+def _columns(scores: Sequence[Metric]) -> dict[str, list[float]]:
+    """Values and bounds of scores, each as a list."""
+    return {name: [getattr(one, name) for one in scores] for name in ("value", "low", "high")}
 
 
 def repeating(known: Known) -> dict[str, Any]:
