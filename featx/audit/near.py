@@ -164,8 +164,8 @@ def _align(a: Floats, b: Floats, maps: Floats, steps: int) -> tuple[Floats, Floa
         to_y = maps[:, 0:1] + (1 + maps[:, 1:2]) * y + maps[:, 2:3] * x
         to_x = maps[:, 3:4] + maps[:, 4:5] * y + (1 + maps[:, 5:6]) * x
         inside = ((np.abs(to_y) <= 1) & (np.abs(to_x) <= 1)).astype(np.float32)
-        place = to_y * half + half, to_x * half + half
-        fixed, moved = _centred(target, inside), _centred(_sample(b, *place), inside)
+        place = _Places(to_y * half + half, to_x * half + half, side)
+        fixed, moved = _centred(target, inside), _centred(place.of(b), inside)
         lengths = np.linalg.norm(fixed, axis=1), np.linalg.norm(moved, axis=1)
         now = (fixed * moved).sum(axis=1) / np.maximum(lengths[0] * lengths[1], 1e-3)
         now[inside.mean(axis=1) < 0.6] = -1
@@ -173,7 +173,7 @@ def _align(a: Floats, b: Floats, maps: Floats, steps: int) -> tuple[Floats, Floa
         best[better], found[better] = now[better], maps[better]
         if step == steps:
             break
-        dy, dx = _sample(slope_y, *place), _sample(slope_x, *place)
+        dy, dx = place.of(slope_y), place.of(slope_x)
         jacobian = np.stack([dy, dy * y, dy * x, dx, dx * y, dx * x], axis=1) * inside[:, None]
         gain = (lengths[1] / np.maximum(lengths[0], 1e-3))[:, None]
         normal = jacobian @ jacobian.transpose(0, 2, 1)
@@ -184,18 +184,24 @@ def _align(a: Floats, b: Floats, maps: Floats, steps: int) -> tuple[Floats, Floa
     return best, found
 
 
-def _sample(images: Floats, y: Floats, x: Floats) -> Floats:
-    """Bilinear values of images, shape (m, h, w), at positions of shape (m, k)."""
-    side = images.shape[1]
-    y, x = np.clip(y, 0, side - 1.001), np.clip(x, 0, side - 1.001)
-    row, column = y.astype(np.intp), x.astype(np.intp)
-    down, right = (y - row).astype(np.float32), (x - column).astype(np.float32)
-    flat, at = images.reshape(len(images), -1), row * side + column
-    corner = [np.take_along_axis(flat, at + shift, axis=1) for shift in (0, 1, side, side + 1)]
-    upper = corner[0] + (corner[1] - corner[0]) * right
-    lower = corner[2] + (corner[3] - corner[2]) * right
-    values: Floats = upper + (lower - upper) * down
-    return values
+class _Places:
+    """Positions in images, shape (m, k), at which bilinear values of several images are taken."""
+
+    def __init__(self, y: Floats, x: Floats, side: int) -> None:
+        y, x = np.clip(y, 0, side - 1.001), np.clip(x, 0, side - 1.001)
+        row, column = y.astype(np.intp), x.astype(np.intp)
+        self._down, self._right = (y - row).astype(np.float32), (x - column).astype(np.float32)
+        first = np.arange(len(y))[:, None] * side**2 + row * side + column
+        self._corners = [first + shift for shift in (0, 1, side, side + 1)]
+
+    def of(self, images: Floats) -> Floats:
+        """Values of images of shape (m, side, side)."""
+        flat = np.ascontiguousarray(images).ravel()
+        corner = [flat.take(place) for place in self._corners]
+        upper = corner[0] + (corner[1] - corner[0]) * self._right
+        lower = corner[2] + (corner[3] - corner[2]) * self._right
+        values: Floats = upper + (lower - upper) * self._down
+        return values
 
 
 def _centred(values: Floats, weight: Floats) -> Floats:

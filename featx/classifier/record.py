@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.metadata
+import platform
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from featx.records import APART, Record
 from featx.selection.backbones import BackboneComparison
 from featx.selection.choice import Choice
 from featx.selection.tuning import Tried, TunedHead
+from featx.threads import n_threads
 from featx.version import __version__
 
 PACKAGES = ("scikit-learn", "numpy", "timm", "torch")
@@ -164,6 +166,8 @@ class FitRecord(Record):
         UTC time, ISO 8601.
     versions : dict of str to str
         Versions of the packages.
+    hardware : str
+        Operating system, processor architecture and number of cores.
     conformal : tuple of float
         Thresholds for sets of labels (see `featx.evaluation.conformal`), of the out-of-fold probabilities.
     oof_proba : ndarray of shape (n_training_images, n_classes)
@@ -190,6 +194,7 @@ class FitRecord(Record):
     n_computed: int = 0
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    hardware: str = ""
     conformal: tuple[float, ...] = ()
     oof_proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), metadata=APART)
 
@@ -210,6 +215,7 @@ class FitRecord(Record):
             left_out=dict(tuned.left_out),
             created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             versions={"featx": __version__} | {name: importlib.metadata.version(name) for name in PACKAGES},
+            hardware=f"{platform.system()} {platform.machine()}, {n_threads()} cores",
             conformal=conformal_thresholds(tuned.oof_proba, class_indices(y, tuned.classes.tolist())),
             oof_proba=tuned.oof_proba,
         )

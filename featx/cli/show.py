@@ -22,6 +22,7 @@ FIGURES = {
     "calibration": "how often answers are right, by their probability",
     "coverage": "accuracy by share of images answered",
     "roc": "the ROC curve of two classes",
+    "precision": "precision against recall of two classes",
     "balance": "the number of images of each class",
     "layers": "the best score with each layer alone",
     "history": "the scores of the search",

@@ -90,10 +90,11 @@ def classes(evaluation: Evaluation, *, ax: Any = None) -> Display:
         low, high = _wilson(recall, np.array([one.support for one in scores]))
         ax.hlines(place, low, high, color=BLUE, linewidth=4, alpha=0.3)
         ax.plot(recall, place, "o", color=BLUE, label="recall, 95 % interval")
-        ax.plot([one.precision for one in scores], place, "D", color=ORANGE, markersize=4, label="precision")
+        precision = [one.precision for one in scores]
+        ax.plot(precision, place, "D", color=ORANGE, mfc="none", markersize=8, mew=1.5, label="precision")
         ax.set_yticks(place, [f"{short(one.label)} ({one.support})" for one in scores])
         ax.set(xlim=(min(0.98, max(0, low.min() - 0.03)), 1.005), ylim=(-0.7, len(scores) - 0.3))
-        ax.legend(loc="upper left", bbox_to_anchor=(0, -0.12), ncols=2, fontsize=9)
+        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0)
         worst = scores[-1]
         ax.set_title(f"{short(worst.label)} has the lowest recall: {worst.recall:.2f}{note}")
     return display
@@ -170,6 +171,36 @@ def roc(truth: ArrayLike, score: ArrayLike, positive: Any = "positive", *, ax: A
         ax.set(xlabel="false positive rate", ylabel=f"true positive rate of {short(positive)}")
         ax.set(xlim=(-0.01, 1), ylim=(0, 1.01))
         ax.set_title(f"Area under the ROC curve {roc_auc_score(truth, score):.3f}")
+    return display
+
+
+def precision_recall(
+    truth: ArrayLike, score: ArrayLike, positive: Any = "positive", *, ax: Any = None
+) -> Display:
+    """Draw the precision of two classes against the recall, for every threshold.
+
+    Parameters
+    ----------
+    truth : array of shape (n,), int
+        1 for the positive class.
+    score : array of shape (n,)
+        Probability of the positive class.
+    positive : any
+        Its label.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
+    of_class = np.asarray(truth)
+    if len(np.unique(of_class)) != 2:
+        raise UsageError("a precision-recall curve needs images of both of two classes.")
+    precision, recall, _ = precision_recall_curve(of_class, score)
+    with drawing(ax, size=(4.6, 4.2)) as display:
+        ax = display.ax_
+        ax.axhline(of_class.mean(), color=LINE, linewidth=1)
+        ax.plot(recall, precision, color=BLUE, drawstyle="steps-post")
+        name = short(positive)
+        ax.set(xlabel=f"recall of {name}", ylabel=f"precision of {name}", xlim=(0, 1.01), ylim=(0, 1.02))
+        ax.set_title(f"Average precision {average_precision_score(of_class, score):.3f}")
     return display
 
 

@@ -45,6 +45,9 @@ def model_card(clf: ImageClassifier, name: str) -> str:
             f"- Network: {_text(one['name'])} from {_text(one['source'])}, licence {_text(one['licence'])}, "
             f"weights sha256 {one['weights'][:16]}."
         )
+    lines.append(f"- Call: {_text(again['call'])}; images sha256 {again['data'][:16]}.")
+    if again["hardware"]:
+        lines.append(f"- Hardware: {_text(again['hardware'])}.")
     lines.append(f"- Versions: {_text(', '.join(f'{k} {v}' for k, v in again['versions'].items()))}.")
     return "\n".join(lines) + "\n"
 

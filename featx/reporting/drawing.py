@@ -61,11 +61,11 @@ def _coverage(known: Known, sections: Sections) -> Display:
     return plot.coverage(judged.truth, judged.proba)
 
 
-def _roc(known: Known, sections: Sections) -> Display:
+def _of_two(curve: Callable[..., Display], known: Known) -> Display:
     judged = _judged(known)
     if len(judged.classes) != 2:
-        raise UsageError("a ROC curve is drawn for two classes.")
-    return plot.roc(judged.truth, judged.proba[:, 1], judged.classes[1])
+        raise UsageError("this curve is drawn for two classes.")
+    return curve(judged.truth, judged.proba[:, 1], judged.classes[1])
 
 
 def _balance(known: Known, sections: Sections) -> Display:
@@ -144,7 +144,8 @@ FIGURES: dict[str, Callable[[Known, Sections], Display]] = {
     "classes": lambda known, sections: plot.classes(_evaluation(known)),
     "calibration": _calibration,
     "coverage": _coverage,
-    "roc": _roc,
+    "roc": lambda known, sections: _of_two(plot.roc, known),
+    "precision": lambda known, sections: _of_two(plot.precision_recall, known),
     "balance": _balance,
     "layers": _layers,
     "history": _history,
@@ -160,7 +161,7 @@ FIGURES: dict[str, Callable[[Known, Sections], Display]] = {
 """Each figure by its name: a function of what is known and of the sections of the report."""
 
 ON_PAGE = (
-    "classes", "calibration", "coverage", "roc", "layers", "history", "heat", "features", "views",
+    "classes", "calibration", "coverage", "roc", "precision", "layers", "history", "heat", "features", "views",
     "learning", "training",
 )  # fmt: skip
 """Figures of the page. The others are there as tables, images or a map."""

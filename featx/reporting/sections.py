@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -409,6 +410,7 @@ def choosing(known: Known) -> dict[str, Any]:
         "sentences": sentences,
         "layers": ordered,
         "history": {"scores": scores, "origins": origins},
+        "importance": [] if table is None else importance(table["params"], scores),
         "trials": [
             {"score": one.score, "params": ", ".join(f"{k} {_short(v)}" for k, v in one.params.items())}
             for one in record.trials[:8]
@@ -437,7 +439,7 @@ def learning(known: Known) -> dict[str, Any] | None:
         law = fit_power_law(curve)
     except FeatxError:  # too few images of a class
         return None
-    sizes = np.geomspace(curve.sizes[0], AHEAD * curve.sizes[-1], 40)
+    sizes = np.geomspace(curve.sizes[-2:][0], AHEAD * curve.sizes[-1], 40)  # the law trusts the largest most
     ahead = [law.accuracy(float(size)) for size in sizes]
     return {
         "sizes": curve.sizes.tolist(),
@@ -459,13 +461,48 @@ def _columns(scores: Sequence[Metric]) -> dict[str, list[float]]:
     return {name: [getattr(one, name) for one in scores] for name in ("value", "low", "high")}
 
 
+def importance(params: Sequence[Mapping[str, Any]], scores: Sequence[float]) -> list[dict[str, Any]]:
+    """Share of the variance of the scores that each parameter explains, and its best value, by share.
+
+    Correlation ratio (Pearson, 1905) over the configurations of the search; parameters that all heads have.
+    """
+    values = np.asarray(scores, float)
+    used = np.flatnonzero(np.isfinite(values)).tolist()
+    values = values[used]
+    found: list[dict[str, Any]] = []
+    if len(used) < 2 or not values.std():
+        return found
+    for name in ("representation", "scaling", "head"):
+        kinds = np.array([str(params[place].get(name, "")) for place in used])
+        names, codes, sizes = np.unique(kinds, return_inverse=True, return_counts=True)
+        if len(names) > 1:
+            means = np.bincount(codes, weights=values) / sizes
+            share = float(sizes @ (means - values.mean()) ** 2 / (len(values) * values.var()))
+            best = np.array([values[codes == code].max() for code in range(len(names))])
+            found.append({"name": name, "share": share, "best": str(names[best.argmax()]), "n": len(names)})
+    return sorted(found, key=lambda one: -one["share"])
+
+
+def _call(clf: ImageClassifier) -> str:
+    """The call that repeats a fit, with the parameters that are not the default."""
+    default = type(clf)().get_params(deep=False)
+    hidden = ("extractor", "search", "fine_tuner", "store", "callback", "verbose", "n_jobs")
+    own = {name: value for name, value in sorted(clf.get_params(deep=False).items()) if name not in hidden}
+    changed = ", ".join(f"{name}={value!r}" for name, value in own.items() if value != default[name])
+    part = "fit_with_test" if clf.model_.images.is_test.any() else "fit"
+    return f"ImageClassifier({changed}).{part}(DATA)"
+
+
 def repeating(known: Known) -> dict[str, Any]:
     """What is needed to repeat it: versions, weights and their licence, the split, and times."""
     clf = known.clf
     record, images = clf.record_, clf.model_.images
     return {
         "created": record.created,
+        "call": _call(clf),
+        "data": hashlib.sha256(np.sort(images.ids.copy().view("V32").ravel()).tobytes()).hexdigest(),
         "versions": record.versions,
+        "hardware": record.hardware,
         "networks": [
             {
                 "name": card.name,

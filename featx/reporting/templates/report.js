@@ -48,6 +48,22 @@
     tip.style.left = `${Math.min(left, Math.max(0, frame.width - 170))}px`;
     tip.style.top = `${box.bottom - frame.top + 6}px`;
   };
+  const colours = document.getElementById("colours");
+  const circles = points.map((one) => one.querySelector("circle"));
+  const classes = circles.map((one) => one.getAttribute("class"));
+  const code = {
+    error: (one) => Number(one.classList.contains("ring")),
+    part: (one) => ["train", "test", "new"].indexOf(one.dataset.part),
+  };
+  colours.addEventListener("change", () => {
+    circles.forEach((one, index) => {
+      const ring = one.classList.contains("ring") ? " ring" : "";
+      const own = code[colours.value];
+      one.setAttribute("class", own ? `c${own(one)}${ring}` : classes[index]);
+    });
+    for (const legend of document.querySelectorAll(".legend"))
+      legend.hidden = legend.dataset.colours !== colours.value;
+  });
   points.forEach((one, index) => one.addEventListener("pointerenter", () => point(index)));
   map.addEventListener("pointerleave", () => point(-1));
   map.addEventListener("blur", () => point(-1));
