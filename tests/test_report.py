@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import html.parser
 import json
 import shutil
@@ -15,11 +16,14 @@ from classifiers import image_classifier
 import featx
 from featx import ImageClassifier, plot
 from featx.cli import main
-from featx.evaluation import Evaluation, evaluate
+from featx.curves import ScorePath
+from featx.evaluation import Evaluation, Metric, evaluate
 from featx.evaluation.answers import COLUMNS
 from featx.exceptions import ImageWarning, UsageError
 from featx.plot.charts import similar_order
 from featx.reporting import model_card, report
+from featx.reporting.drawing import draw
+from featx.reporting.sections import flat_map, importance
 
 TINY = ["--backbone", "test_resnet", "--random-weights", "--runtime", "torch"]
 FAST = [
@@ -157,6 +161,7 @@ def test_figures_return_displays() -> None:
         plot.calibration(y, proba),
         plot.coverage(y, proba),
         plot.roc(y == 1, proba[:, 1], "b"),
+        plot.precision_recall(y == 1, proba[:, 1], "b"),
         plot.balance(y),
         plot.layers({"blocks.1": 0.8, "last": 0.9}),
         plot.history([0.5, 0.7, float("nan"), 0.6], ["grid", "grid", "tpe", "tpe"]),
@@ -182,6 +187,74 @@ def test_figures_say_what_is_seen_and_take_axes_and_many_classes() -> None:
     assert "a$b$" in plot.balance(["a$b$", "c"]).to_svg()  # no formula
     with pytest.raises(UsageError, match="both of two classes"):
         plot.roc(np.ones(4), np.ones(4))
+    with pytest.raises(UsageError, match="both of two classes"):
+        plot.precision_recall(np.zeros(4), np.ones(4))
+
+
+def test_a_network_from_scratch_is_drawn_beside_the_learning_curve(class_folders: Path) -> None:
+    clf = fitted(class_folders)
+    path = ScorePath("from scratch", (4.0, 16.0), (Metric(0.4, 0.3, 0.5), Metric(0.6, 0.5, 0.7)))
+    made = report(clf, scratch=path)
+    curve = made.sections["choosing"]["curve"]
+    assert curve["scratch"] == {"sizes": [4, 16], "value": [0.4, 0.6], "low": [0.3, 0.5], "high": [0.5, 0.7]}
+    assert "Orange: a small network trained from scratch." in made.to_html()
+    texts = [text.get_text() for text in draw(made.known, made.sections, "learning").ax_.texts]
+    assert texts == ["from scratch"]
+    assert "from scratch" not in report(clf).to_html()
+
+
+@pytest.mark.slow
+def test_report_trains_a_network_from_scratch_if_it_is_asked_to(
+    class_folders: Path, six_more: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, page = str(tmp_path / "m.featx"), tmp_path / "r.html"
+    assert main(["fit", str(class_folders), "-o", model, *TINY, *FAST]) == 0
+    assert main(["report", model, str(class_folders), "--scratch", "-o", str(page)]) == 0
+    found = json.loads(page.with_suffix(".json").read_text())["choosing"]["curve"]["scratch"]
+    n_train = int((~featx.load(model).model_.images.is_test).sum())
+    assert found["sizes"][-1] == pytest.approx(0.8 * n_train, abs=2)
+    assert main(["report", model, str(six_more), "--scratch", "-o", str(page)]) == 2
+    assert "give the images of the fit as DATA" in capsys.readouterr().err
+
+
+def test_a_report_says_how_to_repeat_the_fit_and_what_mattered_in_the_search(class_folders: Path) -> None:
+    clf = image_classifier("test_resnet", pretrained=False, runtime="torch", cut=["layer2", "last"])
+    clf.set_params(pool="avg", resize="crop", heads=["ridge", "nearest_mean"], n_trials=1, cv=3)
+    clf.set_params(store="memory", random_state=3)
+    made = report(clf.fit_with_test(class_folders, test_size=0.3))
+    again = made.sections["repeating"]
+    assert "random_state=3" in again["call"]
+    assert again["call"].endswith(".fit_with_test(DATA)")
+    assert "cores" in again["hardware"]
+    ids = sorted(bytes(one) for one in clf.model_.images.ids)
+    assert again["data"] == hashlib.sha256(b"".join(ids)).hexdigest()
+    found = made.sections["choosing"]["importance"]
+    assert {one["name"] for one in found} <= {"representation", "scaling", "head"}
+    assert all(0 <= one["share"] <= 1.0001 for one in found)
+    assert "share of the variance of scores" in made.to_html()
+
+
+def test_the_parameter_that_explains_the_scores_comes_first() -> None:
+    params = [{"head": head, "scaling": scaling} for head in "ab" for scaling in "xyz" for _ in range(4)]
+    scores = [0.5 if one["head"] == "a" else 0.9 for one in params]
+    found = importance([*params, {"head": "c", "scaling": "x"}], [*scores, float("nan")])
+    assert found == [
+        {"name": "head", "share": pytest.approx(1), "best": "b", "n": 2},
+        {"name": "scaling", "share": pytest.approx(0, abs=1e-9), "best": "x", "n": 3},
+    ]
+    assert importance(params, [0.5] * len(params)) == []
+
+
+@pytest.mark.slow
+def test_a_map_by_umap_keeps_groups_together() -> None:
+    pytest.importorskip("umap", reason="umap-learn is not installed")
+    rng = np.random.default_rng(0)
+    rows = np.concatenate([rng.normal(9 * place, 1, (30, 12)) for place in range(2)]).astype(np.float32)
+    flat = flat_map(rows, "umap")
+    assert flat.shape == (60, 2)
+    apart = np.linalg.norm(flat[:30].mean(axis=0) - flat[30:].mean(axis=0))
+    assert apart > 2 * max(flat[:30].std(axis=0).max(), flat[30:].std(axis=0).max())
+    np.testing.assert_array_equal(flat, flat_map(rows, "umap"))
 
 
 def test_classes_that_are_mistaken_for_each_other_are_neighbours() -> None:

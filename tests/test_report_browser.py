@@ -123,6 +123,23 @@ def test_a_point_of_the_map_shows_its_image_by_pointer_and_by_keyboard(
     assert not tip.is_visible()
 
 
+def test_the_map_is_coloured_by_class_error_or_part(browser: Any, pages: dict[str, Path]) -> None:
+    page = Opened(browser, pages["report"], 1280).page
+    circles = page.locator("#points circle")
+    read = "all => all.map(one => [one.dataset.part, one.getAttribute('class')])"
+    before = circles.evaluate_all(read)
+    page.locator("#colours").select_option("part")
+    found = circles.evaluate_all(read)
+    assert {(part, name.split()[0]) for part, name in found} == {("train", "c0"), ("test", "c1")}
+    assert page.locator(".legend:visible").inner_text().split() == ["training", "test", "new"]
+    page.locator("#colours").select_option("error")
+    assert {(name.split()[0], "ring" in name) for _, name in circles.evaluate_all(read)} == {
+        ("c0", False), ("c1", True),
+    }  # fmt: skip
+    page.locator("#colours").select_option("class")
+    assert circles.evaluate_all(read) == before
+
+
 def test_the_report_prints(browser: Any, pages: dict[str, Path]) -> None:
     pdf = Opened(browser, pages["report"], 1280).page.pdf()
     assert pdf.startswith(b"%PDF")

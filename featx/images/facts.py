@@ -212,7 +212,7 @@ def _tint_kinds() -> NDArray[np.uint16]:
     logs = np.log(np.arange(1, 257, dtype=np.float32))
     ratio = np.floor((logs[:, None] - logs + RATIO) * (RATIO_BINS / (2 * RATIO)))
     near = np.where((ratio >= 0) & (ratio < RATIO_BINS), ratio, RATIO_BINS)
-    return (steps * (RATIO_BINS + 1) + near).astype(np.uint16).ravel()
+    return np.asarray(steps * (RATIO_BINS + 1) + near, np.uint16).ravel()
 
 
 def _border(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

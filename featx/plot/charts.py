@@ -89,12 +89,12 @@ def classes(evaluation: Evaluation, *, ax: Any = None) -> Display:
         recall = np.array([one.recall for one in scores])
         low, high = _wilson(recall, np.array([one.support for one in scores]))
         ax.hlines(place, low, high, color=BLUE, linewidth=4, alpha=0.3)
-        ax.plot(recall, place, "o", color=BLUE, label="recall, 95 % interval")
+        ax.plot(recall, place, "o", color=BLUE)
         precision = [one.precision for one in scores]
-        ax.plot(precision, place, "D", color=ORANGE, mfc="none", markersize=8, mew=1.5, label="precision")
+        ax.plot(precision, place, "D", color=ORANGE, mfc="none", markersize=8, mew=1.5)
         ax.set_yticks(place, [f"{short(one.label)} ({one.support})" for one in scores])
         ax.set(xlim=(min(0.98, max(0, low.min() - 0.03)), 1.005), ylim=(-0.7, len(scores) - 0.3))
-        ax.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=2, fontsize=9, borderaxespad=0)
+        ax.set(xlabel="● recall with its 95 % interval    ◇ precision")
         worst = scores[-1]
         ax.set_title(f"{short(worst.label)} has the lowest recall: {worst.recall:.2f}{note}")
     return display

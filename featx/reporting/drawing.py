@@ -161,7 +161,7 @@ FIGURES: dict[str, Callable[[Known, Sections], Display]] = {
 """Each figure by its name: a function of what is known and of the sections of the report."""
 
 ON_PAGE = (
-    "classes", "calibration", "coverage", "roc", "precision", "layers", "history", "heat", "features", "views",
-    "learning", "training",
+    "classes", "calibration", "coverage", "roc", "precision", "layers", "history", "heat", "features",
+    "views", "learning", "training",
 )  # fmt: skip
 """Figures of the page. The others are there as tables, images or a map."""

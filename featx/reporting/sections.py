@@ -332,7 +332,7 @@ def space(known: Known) -> dict[str, Any]:
     step = max(1.0, len(others) / (MAP_IMAGES - len(chosen)))
     chosen = np.sort(np.concatenate([chosen, others[np.arange(0, len(others), step).astype(int)]]))
     rows = features[chosen]
-    flat = _flat(rows, known.embedding)
+    flat = flat_map(rows, known.embedding)
     low, high = flat.min(axis=0), flat.max(axis=0)
     flat = (flat - low) / np.maximum(high - low, 1e-9)
     labels = predictions.images.labels
@@ -350,7 +350,7 @@ def space(known: Known) -> dict[str, Any]:
     return {"points": points, "note": note, "method": EMBEDDINGS[known.embedding]}
 
 
-def _flat(rows: NDArray[np.float32], method: str) -> NDArray[np.float32]:
+def flat_map(rows: NDArray[np.float32], method: str) -> NDArray[np.float32]:
     """Places of images on a map, shape (n, 2)."""
     from sklearn.decomposition import PCA
 
