@@ -11,7 +11,7 @@ from featx.audit.values import AuditData, Finding, count, listed
 from featx.tables import escape_name
 
 IMBALANCED = 3.0
-"""Ratio of the largest to the smallest class from which `fit` scores by balanced accuracy."""
+"""Ratio of the largest to the smallest class from which it is named."""
 
 FEW = 10
 """Classes with fewer images are named: their scores are hardly known."""
@@ -28,8 +28,8 @@ def find_imbalance(data: AuditData) -> Finding | None:
     large, small = classes[sizes.argmax()], classes[sizes.argmin()]
     sentence = (
         f"The largest class, {escape_name(str(large))}, has {sizes.max():,} images, {ratio:.1f} times as "
-        f"many as the smallest, {escape_name(str(small))} ({sizes.min():,}). `fit` then scores by balanced "
-        "accuracy."
+        f"many as the smallest, {escape_name(str(small))} ({sizes.min():,}). Accuracy hardly depends on "
+        "small classes: look at the recall of each, or fit for balanced accuracy."
     )
     return Finding.of(data, "imbalance", "note", sentence, (), ratio)
 

@@ -85,8 +85,13 @@ def drawing(ax: Any = None, *, size: tuple[float, float] | None = None, rows: in
         yield Display(ax, ax.figure)
 
 
+def abbreviated(text: str, longest: int = LONGEST) -> str:
+    """A text without its middle, if it is long: names that are alike often differ at the end."""
+    half = longest // 2
+    return text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
+
+
 def short(name: Any) -> str:
     """A class name that fits on a figure; `$` is no formula."""
-    text = str(name)
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
+    text = abbreviated(str(name))
     return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")

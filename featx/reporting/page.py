@@ -16,12 +16,16 @@ from PIL import Image
 
 from featx.exceptions import ImageError
 from featx.images import DecodePolicy, ImageSource, decode_picture, read_picture
+from featx.plot.base import abbreviated
 from featx.tables import escape_name
 from featx.threads import n_threads
 from featx.version import __version__
 
 THUMB = 112
 """Longest side of a thumbnail in pixels."""
+
+BRIEF = 20
+"""Characters of a class name beside a confusion matrix."""
 
 QUALITY = 72
 """JPEG quality of thumbnails: about 3 kB each."""
@@ -39,6 +43,7 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["name"] = lambda text: escape_name(str(text))
+    environment.filters["brief"] = lambda text: abbreviated(escape_name(str(text)), BRIEF)
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
     page: str = environment.get_template(template).render(version=__version__, **values)
     return page
