@@ -1,4 +1,4 @@
-"""Write the CLI reference from the parsers, presets and heads from their tables, and check links and pages.
+"""Write the pages of reference from the code (commands, heads, metrics, ...), and check links of all pages.
 
 ``python docs/build.py`` writes, ``python docs/build.py --check`` fails if anything would change.
 """
@@ -7,16 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import inspect
 import io
 import os
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-REFERENCE = ROOT / "docs" / "cli.md"
-PRESETS = ROOT / "docs" / "presets.md"
-HEADS = ROOT / "docs" / "heads.md"
+DOCS = ROOT / "docs"
 LINK = re.compile(r"(?<!!)\[[^\]]+\]\(([^)#\s]+)(?:#[^)]*)?\)|!\[[^\]]*\]\(([^)\s]+)\)")
 
 
@@ -25,7 +25,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
-    written = {REFERENCE: cli_reference(), PRESETS: presets(), HEADS: heads()}
+    written = {DOCS / name: write() for name, write in WRITTEN.items()}
     faults = [
         f"{page.relative_to(ROOT)}: no such file: {link}" for page in pages() for link in broken_links(page)
     ]
@@ -104,7 +104,7 @@ def heads() -> str:
         "|---|---|---|---|",
     ]
     for name in sorted(HEADS, key=lambda name: name not in DEFAULT_HEADS):
-        what = (HEADS[name].make.__doc__ or "").strip().splitlines()[0].replace("|", "\\|")
+        what = _summary(HEADS[name].make)
         by_default, weights = (
             "yes" if flag else "no" for flag in (name in DEFAULT_HEADS, HEADS[name].takes_weights)
         )
@@ -112,15 +112,148 @@ def heads() -> str:
     return "\n".join(parts) + "\n"
 
 
+def metrics() -> str:
+    """The table of metrics."""
+    from featx.evaluation.metrics import METRICS
+
+    parts = [
+        "# Metrics",
+        "",
+        "Written by `make docs` from `METRICS` in `featx/evaluation/metrics.py`. Each is in every evaluation, with",
+        "a bootstrap 95 % interval. `--scoring NAME` and `scoring=NAME` also take any scorer of scikit-learn.",
+        "",
+        "| metric | better | depends on | classes count | what it is |",
+        "|---|---|---|---|---|",
+    ]
+    for name, one in METRICS.items():
+        better = "lower" if one.lower_is_better else "higher"
+        basis = "probabilities" if one.of_probabilities else "the answer"
+        classes = "the same" if one.equal_classes else "by their images"
+        parts.append(f"| `{name}` | {better} | {basis} | {classes} | {_summary(one.function)} |")
+    return "\n".join(parts) + "\n"
+
+
+def checks() -> str:
+    """The table of checks of a data set."""
+    from featx.audit.checks import CHECKS
+
+    parts = [
+        "# Checks of a data set",
+        "",
+        "Written by `make docs` from `CHECKS` in `featx/audit/checks.py`. `featx check photos/` runs all of them,",
+        "and `featx fit` those for which enough is known. `value` is a number that the finding has in JSON.",
+        "",
+        "| check | what it does |",
+        "|---|---|",
+    ]
+    parts += [f"| `{name}` | {_summary(check)} |" for name, check in CHECKS.items()]
+    return "\n".join(parts) + "\n"
+
+
+def formats() -> str:
+    """The table of files that are read and written, by the endings that the code knows."""
+    from featx.backbones.sources import WEIGHT_SUFFIXES
+    from featx.cli.arguments import FIGURE_ENDINGS, MODEL_ENDINGS
+    from featx.cli.predict import ENDINGS
+    from featx.images.decode import EXTENSIONS
+    from featx.images.folder import TABLE_EXTENSIONS
+    from featx.stores.export import WRITERS
+
+    needs = {"HEIF": "extra `heif`", "JXL": "a plugin of Pillow", "TIFF": "many bands: extra `tiff`"}
+    tables = {
+        "Images": [(f"{kind} image", ends, needs.get(kind, "")) for kind, ends in EXTENSIONS.items()],
+        "Tables that are read": [
+            ("manifest", [end], {".xlsx": "extra `excel`"}.get(end, "extra `parquet`" if ".p" in end else ""))
+            for end in TABLE_EXTENSIONS
+        ],
+        "Files that are written and read": [
+            ("model", MODEL_ENDINGS, ""),
+            ("weights of a backbone (read only)", WEIGHT_SUFFIXES, ""),
+            ("features: `featx extract -o`, `featx cache export -o`", list(WRITERS), ""),
+            ("predictions: `featx predict -o`", ENDINGS, ""),
+            ("graphs: `featx export`", [".onnx", ".xml", ".featx"], ".onnx: extra `onnx`"),
+            ("figures: `featx show`, `--plot`", FIGURE_ENDINGS, ""),
+        ],
+    }
+    parts = [
+        "# File formats",
+        "",
+        "Written by `make docs` from the tables of the code. What an image is, its content says; an ending that",
+        "names another format is a remark of the check.",
+    ]
+    for title, rows in tables.items():
+        parts += ["", f"## {title}", "", "| what | endings | needs |", "|---|---|---|"]
+        for what, ends, need in rows:
+            parts.append(f"| {what} | {', '.join(f'`{end}`' for end in ends)} | {need} |")
+    parts += [
+        "",
+        "A model file is a zip archive of JSON and safetensors members ([SECURITY.md](../SECURITY.md)). The cache",
+        "is a folder of HDF5 files ([the store](reliability.md#the-store)). A manifest has the columns",
+        "`path,label[,split,group,weight]`.",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def api() -> str:
+    """The page that makes autosummary write a page for each public name."""
+    import featx
+    from featx import plot
+
+    def table(module: str, names: list[str]) -> list[str]:
+        listed = [f"   ~{module}.{name}" for name in names]
+        head = ["```{eval-rst}", f".. currentmodule:: {module}", ".. autosummary::", "   :toctree: api", ""]
+        return [*head, *listed, "```"]
+
+    def kind(name: str) -> str:
+        return "classes" if isinstance(getattr(featx, name), type) else "functions"
+
+    parts = [
+        "# API",
+        "",
+        "Written by `make docs` from `featx.__all__` and `featx.plot.__all__`.",
+    ]
+    public = [name for name in featx.__all__ if not name.startswith("_")]
+    for title in ("classes", "functions"):
+        parts += ["", f"## {title.capitalize()}", ""]
+        parts += table("featx", sorted(name for name in public if kind(name) == title))
+    parts += [
+        "",
+        "## Figures",
+        "",
+        "Functions of plain data that return a `Display` with `ax_` and `figure_`.",
+        "",
+    ]
+    parts += table("featx.plot", list(plot.__all__))
+    return "\n".join(parts) + "\n"
+
+
+WRITTEN = {
+    "cli.md": cli_reference,
+    "presets.md": presets,
+    "heads.md": heads,
+    "metrics.md": metrics,
+    "checks.md": checks,
+    "formats.md": formats,
+    "api.md": api,
+}
+"""The pages that are written, and what writes them."""
+
+
 def pages() -> list[Path]:
     """The documents of the repository."""
-    return sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+    return sorted([*ROOT.glob("*.md"), *(page for page in DOCS.rglob("*.md") if page.parent.name != "api")])
 
 
 def broken_links(page: Path) -> list[str]:
     """Relative links of a page that lead nowhere."""
     found = [first or second for first, second in LINK.findall(page.read_text(encoding="utf-8"))]
     return [link for link in found if "://" not in link and not (page.parent / link).exists()]
+
+
+def _summary(function: Any) -> str:
+    """First sentence of a docstring, for a cell of a table."""
+    text = " ".join((inspect.getdoc(function) or "").split("\n\n")[0].split())
+    return text.replace("|", "\\|")
 
 
 def _help_block(words: list[str]) -> str:

@@ -1,8 +1,8 @@
-"""Make the pictures of the README, of scikit-learn's handwritten digits: a report, and three of its figures.
+"""Make the pictures of the README and of the site, of scikit-learn's handwritten digits.
 
-``python docs/pictures.py`` takes two minutes. The picture of the report needs the extra ``browser`` and
-Debian's Chromium; without them it is left as it is. The model uses the last layer alone, so that there are
-mistakes to be seen.
+``python docs/pictures.py`` takes some minutes. The picture of the report needs the extra ``browser`` and
+Debian's Chromium; without them it is left as it is. The model of the report uses the last layer alone, so
+that there are mistakes to be seen.
 """
 
 from __future__ import annotations
@@ -11,15 +11,23 @@ import io
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from PIL import Image
 
 import featx
+from featx import plot
+from featx.cli import main as run
 from featx.cli.demo import write_digits
+from featx.finetune import Phase
+from featx.images import ImageSet, load_images
 from featx.reporting.drawing import draw
 
+NETWORK = "tf_efficientnet_lite0.in1k"
 FOLDER = Path(__file__).with_name("images")
-FIGURES = ("map", "heat", "confusion")
+FIGURES = ("map", "heat", "confusion", "learning", "features")
+OF_LAYERS = ("layers", "history")
 WIDTH, HEIGHT = 1080, 1500
 """Size of the picture of the report in pixels."""
 
@@ -36,6 +44,39 @@ def main() -> None:
         for figure in FIGURES:
             write(figure, draw(made.known, made.sections, figure).to_png(dpi=90))
         photograph(folder / "report.html")
+        layered = featx.ImageClassifier(NETWORK, n_trials=20, random_state=0, store=folder / "cache")
+        layered.fit_with_test(folder / "digits" / "learn")
+        made = featx.report(layered)
+        for figure in OF_LAYERS:
+            write(figure, draw(made.known, made.sections, figure).to_png(dpi=90))
+        images = load_images(folder / "digits" / "learn")
+        write("balance", plot.balance(imbalanced(images.labels)).to_png(dpi=90))
+        write("training", plot.training(tuned(images, folder / "cache")).to_png(dpi=90))
+        augment = ["show", "augment", str(folder / "digits" / "new"), "-o", str(folder / "augment.png")]
+        run([*augment, "--images", "2", "--views", "5", "--cache-dir", str(folder / "cache")])
+        write("augment", (folder / "augment.png").read_bytes())
+
+
+def imbalanced(labels: Any) -> Any:
+    """Leave out images, so that class k has 1 / (k + 1) of those of class 0."""
+    rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
+    return labels[rank < np.array([130 / (int(label) + 1) for label in labels])]
+
+
+def tuned(images: ImageSet, store: Path) -> Any:
+    """Epochs of the training of the last stage on 600 digits."""
+    some = np.random.default_rng(0).permutation(len(images))[:600]
+    tuner = featx.FineTuner(
+        featx.FeatureExtractor(NETWORK, store=store),
+        unfreeze=1,
+        head="linear",
+        phases=[Phase(epochs=8)],
+        verdict=0,
+        refit=False,
+        random_state=0,
+    )
+    tuner.fit([images.sources[i] for i in some], images.labels[some])
+    return tuner.history_
 
 
 def write(name: str, png: bytes) -> None:

@@ -61,7 +61,7 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture() -> Callable[..., Image.Image]:
     """Make a seeded RGB picture: smooth colours with noise, so that resizing and JPEG have work to do."""
 

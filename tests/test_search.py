@@ -122,6 +122,14 @@ def test_a_list_of_configurations_is_evaluated_unchanged() -> None:
     assert found.cv_results_["params"] == grid
 
 
+def test_a_configuration_has_no_more_neighbours_than_a_fold_has_rows() -> None:
+    point = {"head": "knn", "scaling": "none", "knn__n_neighbors": 50, "knn__metric": "cosine",
+             "knn__weights": "distance"}  # fmt: skip
+    rows = np.flatnonzero(Y < 2)[:24]
+    found = search(heads=("knn",), grid=[point], n_trials=0, cv=2).fit(X[rows], Y[rows])
+    assert found.best_params_ == point | {"knn__n_neighbors": 12}
+
+
 def test_a_configuration_outside_the_space_is_refused() -> None:
     with pytest.raises(UsageError, match="not in the searched space"):
         search(grid=[{"head": "ridge", "scaling": "l2"}]).fit(X, Y)

@@ -134,7 +134,11 @@ def _read(path: Path) -> Any:
     import torch
 
     harmless: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-    with torch.serialization.safe_globals(harmless):  # options of the training, beside the weights
+    if hasattr(torch.serialization, "safe_globals"):  # not in torch 2.4, which then reads tensors alone
+        allowed = torch.serialization.safe_globals(harmless)
+    else:
+        allowed = contextlib.nullcontext()
+    with allowed:  # options of the training, beside the weights
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

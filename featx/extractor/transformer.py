@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from sklearn.base import TransformerMixin
-from sklearn.utils import Tags
 
 from featx.extractor.sources import as_sources
 
@@ -30,7 +29,7 @@ class ImageTransformer(TransformerMixin):
         given = X if hasattr(X, "columns") else as_sources(X)
         return super().fit_transform(given, y, **fit_params)
 
-    def __sklearn_tags__(self) -> Tags:
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()  # type: ignore[misc]
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True

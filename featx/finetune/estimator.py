@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from featx.evaluation import Calibration, fit_calibration
@@ -439,7 +438,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         if self.callback is not None and message:
             self.callback(Progress(0, 0, stage="fine-tuning", message=message))
 
-    def __sklearn_tags__(self) -> Tags:
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from featx.curves import ScorePath
@@ -221,7 +220,7 @@ class ScratchClassifier(ClassifierMixin, BaseEstimator):
         )  # fmt: skip
         return StreamedFeatures(images.sources, spec, view_policy=self.view_policy)
 
-    def __sklearn_tags__(self) -> Tags:
+    def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.two_d_array = False
         tags.input_tags.string = True

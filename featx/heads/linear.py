@@ -85,8 +85,9 @@ def make_lda(params: Params, random_state: int | None = None, shape: Shape = (0,
 
 
 def _write(head: Any, coef: NDArray[Any], intercept: NDArray[Any], classes: NDArray[Any], n: int) -> None:
-    head.classes_, head.n_features_in_ = classes, n
-    head.coef_, head.intercept_ = coef, intercept
+    if not isinstance(getattr(type(head), "classes_", None), property):  # RidgeClassifier of scikit-learn 1.5
+        head.classes_ = classes
+    head.coef_, head.intercept_, head.n_features_in_ = coef, intercept, n
 
 
 def _write_logistic(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import check_is_fitted
 
 from featx.exceptions import LabelError, UsageError
 from featx.features import FeatureBlocks
@@ -25,6 +25,15 @@ from featx.search.refit import refit, select
 from featx.search.scoring import decided
 from featx.search.streaming import chunks_of
 from featx.solvers import DEFAULT_MEMORY, KERNEL_ROWS, STREAM_ROWS
+
+try:
+    from sklearn.utils.validation import validate_data
+except ImportError:  # scikit-learn 1.5 has it as a method
+
+    def validate_data(estimator: Any, X: Any, **options: Any) -> Any:
+        """Check rows as scikit-learn's estimators do."""
+        return estimator._validate_data(X, **options)
+
 
 Floats = NDArray[Any]
 
@@ -63,7 +72,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         ``("relevant:N",)`` is N features that are picked over all blocks.
     grid : {'auto', 'coarse', 'none'} or sequence of dict
         The coarse grid; ``auto`` leaves it out if `n_trials` is 0. A sequence holds configurations as in
-        `best_params_`.
+        `best_params_`; more neighbours than a fold has training rows count as that many.
     scalings : sequence of str, optional
         Some of ``featx.heads.SCALINGS``; all by default.
     class_weight : None, 'balanced', 'sqrt', 'search', or dict

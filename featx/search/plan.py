@@ -13,7 +13,7 @@ import numpy as np
 import sklearn
 from numpy.typing import ArrayLike, NDArray
 from sklearn.model_selection import check_cv
-from sklearn.utils.validation import _check_sample_weight
+from sklearn.utils.validation import _check_sample_weight, check_non_negative
 from threadpoolctl import threadpool_limits
 
 from featx.exceptions import DataError, LabelError, SearchError, SearchWarning, UsageError
@@ -247,7 +247,8 @@ def make_plan(
     seed = read_seed(settings.random_state)
     weight = None
     if sample_weight is not None:
-        weight = _check_sample_weight(sample_weight, np.empty((blocks.n_rows, 1)), ensure_non_negative=True)
+        weight = _check_sample_weight(sample_weight, np.empty((blocks.n_rows, 1)))
+        check_non_negative(weight, "`sample_weight`")
     splits = read_splits(settings, classes, codes, groups, view, seed)
     n_images = blocks.n_rows if view is None else int(np.sum(np.asarray(view) == 0))
     budget = read_budget(settings.budget, n_images)
@@ -422,7 +423,7 @@ def read_grid(grid: Any, space: SearchSpace, *, with_trials: bool) -> list[Param
         if grid not in ("coarse", "none"):
             raise UsageError(f"grid {grid!r} is not known; choose auto, coarse, none, or configurations.")
         return space.grid() if grid == "coarse" else space.known_good()[:1]
-    configs = unique([dict(params) for params in grid])
+    configs = unique([space.capped(params) for params in grid])
     for params in configs:
         try:
             space.distributions(params)

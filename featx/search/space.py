@@ -178,10 +178,14 @@ class SearchSpace:
             params["representation"] = str(representation)
         if len(self.class_weights) > 1 and head.takes_weights:
             params["class_weight"] = None
-        own = dict(point)
-        if "n_neighbors" in own:
-            own["n_neighbors"] = min(own["n_neighbors"], self.n_rows)
-        return params | {f"{head.name}__{key}": value for key, value in own.items()}
+        return self.capped(params | {f"{head.name}__{key}": value for key, value in point.items()})
+
+    def capped(self, params: Params) -> Params:
+        """Return a configuration with no more neighbours than a fold has training rows."""
+        return {
+            name: min(value, self.n_rows) if name.endswith("__n_neighbors") else value
+            for name, value in params.items()
+        }
 
 
 def identity(params: Mapping[str, Any]) -> str:
