@@ -7,9 +7,10 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WITH_DOCS := $(VENV)/.docs
 WORKERS ?= 2
 
-.PHONY: help install demo test test-all test-torch-free coverage mutation check bench docs dist clean
+.PHONY: help install demo test test-all test-torch-free test-oldest coverage mutation check bench docs dist clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F'\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -28,11 +29,11 @@ demo: $(STAMP)  ## run the main job on handwritten digits, offline: check, fit, 
 test: $(STAMP)  ## the fast tests, WORKERS (2) at once
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
 
-test-all: $(STAMP)  ## every test, the slow ones and (where there is one) the GPU's too
+test-all: $(WITH_DOCS)  ## every test, the slow ones and (where there is one) the GPU's too
 	@$(BIN)/python -m pytest
 
 # What is tried is the wheel, not a checkout that the environment names.
-test-torch-free dist: export PYTHONPATH :=
+test-torch-free test-oldest dist: export PYTHONPATH :=
 
 test-torch-free: $(STAMP)  ## search, predict and report in an environment without torch
 	@rm -rf build/torch-free && mkdir -p build/torch-free
@@ -42,6 +43,13 @@ test-torch-free: $(STAMP)  ## search, predict and report in an environment witho
 	@build/torch-free/venv/bin/pip install --quiet --disable-pip-version-check --no-deps build/torch-free/*.whl
 	@$(BIN)/python tests/torch_free.py prepare build/torch-free
 	@cd build/torch-free && venv/bin/python ../../tests/torch_free.py check .
+
+test-oldest:  ## the fast tests with the lowest versions that pyproject.toml allows, in build/oldest
+	@mkdir -p build/oldest
+	@test -x build/oldest/venv/bin/python || $(PYTHON) -m venv build/oldest/venv
+	@$(PYTHON) tests/oldest.py > build/oldest/constraints.txt
+	@build/oldest/venv/bin/pip install --quiet --disable-pip-version-check --constraint build/oldest/constraints.txt --editable '.[test]'
+	@build/oldest/venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
 
 coverage: $(STAMP)  ## the fast tests, and which lines of featx they ran
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu" --cov --cov-report=term:skip-covered
@@ -58,8 +66,15 @@ check: $(STAMP)  ## lint, format, types and docs
 bench: $(STAMP)  ## run the benchmarks against the peers and write docs/benchmarks.md
 	@$(BIN)/python benchmarks/run.py
 
-docs: $(STAMP)  ## write the CLI reference and check the documents
+$(WITH_DOCS): $(STAMP)
+	@echo "== installing Sphinx into $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	@touch $@
+
+docs: $(WITH_DOCS)  ## write the tables of the documents, and build the site into build/docs/html
 	@$(BIN)/python docs/build.py
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs/html
+	@echo "site: build/docs/html/index.html"
 
 dist: $(STAMP)  ## build sdist and wheel, check them, and run the demo from the wheel outside the checkout
 	@rm -rf dist build/dist && mkdir -p build/dist

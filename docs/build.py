@@ -12,6 +12,7 @@ import io
 import os
 import re
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -119,8 +120,8 @@ def metrics() -> str:
     parts = [
         "# Metrics",
         "",
-        "Written by `make docs` from `METRICS` in `featx/evaluation/metrics.py`. Each is in every evaluation, with",
-        "a bootstrap 95 % interval. `--scoring NAME` and `scoring=NAME` also take any scorer of scikit-learn.",
+        "Written by `make docs` from `METRICS` in `featx/evaluation/metrics.py`. Each is in every",
+        "evaluation, with a bootstrap 95 % interval. `--scoring` also takes any scorer of scikit-learn.",
         "",
         "| metric | better | depends on | classes count | what it is |",
         "|---|---|---|---|---|",
@@ -140,8 +141,8 @@ def checks() -> str:
     parts = [
         "# Checks of a data set",
         "",
-        "Written by `make docs` from `CHECKS` in `featx/audit/checks.py`. `featx check photos/` runs all of them,",
-        "and `featx fit` those for which enough is known. `value` is a number that the finding has in JSON.",
+        "Written by `make docs` from `CHECKS` in `featx/audit/checks.py`. `featx check photos/` runs all of",
+        "them, and `featx fit` those for which enough is known. `value` is a number of the finding in JSON.",
         "",
         "| check | what it does |",
         "|---|---|",
@@ -178,8 +179,8 @@ def formats() -> str:
     parts = [
         "# File formats",
         "",
-        "Written by `make docs` from the tables of the code. What an image is, its content says; an ending that",
-        "names another format is a remark of the check.",
+        "Written by `make docs` from the tables of the code. What an image is, its content says; an",
+        "ending that names another format is a remark of the check.",
     ]
     for title, rows in tables.items():
         parts += ["", f"## {title}", "", "| what | endings | needs |", "|---|---|---|"]
@@ -187,10 +188,62 @@ def formats() -> str:
             parts.append(f"| {what} | {', '.join(f'`{end}`' for end in ends)} | {need} |")
     parts += [
         "",
-        "A model file is a zip archive of JSON and safetensors members ([SECURITY.md](../SECURITY.md)). The cache",
-        "is a folder of HDF5 files ([the store](reliability.md#the-store)). A manifest has the columns",
+        "A model file is a zip archive of JSON and safetensors members ([SECURITY.md](../SECURITY.md)). The",
+        "cache is a folder of HDF5 files ([the store](reliability.md#the-store)). A manifest has the columns",
         "`path,label[,split,group,weight]`.",
     ]
+    return "\n".join(parts) + "\n"
+
+
+WHY_NOT_LOWER = {
+    "numpy": "the lowest version that was tried",
+    "openvino": "names of operations survive the conversion (`trace_kwargs`)",
+    "timm": "transformers are made without memory, to count parameters and operations",
+    "torch": "the lowest version that was tried; options beside the weights of a `.pth` checkpoint need 2.5",
+    "scikit-learn": "the lowest version that was tried",
+}
+"""Reasons for a bound, where there is one."""
+
+OF_DEVELOPERS = ("test", "check", "browser", "docs", "dev")
+
+
+EXTRAS = {
+    "parquet": "manifests, features and predictions in parquet",
+    "excel": "manifests in `.xlsx`",
+    "lite": "weights of two larger networks (46 MB), which then take part by default",
+    "openvino": "the runtime, on processors where it is no dependency",
+    "onnx": "export as ONNX, and its runtime",
+    "intelex": "support vector machines of scikit-learn-intelex, which can be faster on Intel processors",
+    "simplejpeg": "another JPEG decoder",
+    "tiff": "TIFF of many bands",
+    "heif": "HEIC photos",
+}
+"""What each extra is for."""
+
+
+def versions() -> str:
+    """The table of the lowest versions of the dependencies."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    parts = [
+        "# Versions",
+        "",
+        "Written by `make docs` from `pyproject.toml`. `make test-oldest` runs the fast tests with the",
+        "lowest versions, `make test` with the newest, both on Python 3.11 and Linux. Newer Pythons, macOS and",
+        f"Windows are untested. Python {project['requires-python'].strip('>=')} is the lowest, for `typing.Self`",
+        "and `tomllib`.",
+        "",
+        "| package | lowest version | extra | why not lower |",
+        "|---|---|---|---|",
+    ]
+    groups = {"": project["dependencies"], **project["optional-dependencies"]}
+    for extra, listed in groups.items():
+        if extra in OF_DEVELOPERS:
+            continue
+        for name, version in re.findall(r"^([\w-]+)>=([\w.]+)", "\n".join(listed), re.MULTILINE):
+            shown = f"`{extra}`" if extra else ""
+            parts.append(f"| {name} | {version} | {shown} | {WHY_NOT_LOWER.get(name, '')} |")
+    parts += ["", "## Extras", "", "As in `pip install '.[parquet]'`.", "", "| extra | for |", "|---|---|"]
+    parts += [f"| `{extra}` | {EXTRAS[extra]} |" for extra in groups if extra and extra not in OF_DEVELOPERS]
     return "\n".join(parts) + "\n"
 
 
@@ -234,6 +287,7 @@ WRITTEN = {
     "metrics.md": metrics,
     "checks.md": checks,
     "formats.md": formats,
+    "versions.md": versions,
     "api.md": api,
 }
 """The pages that are written, and what writes them."""

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
+import json
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +18,17 @@ from typing import Any
 import pytest
 from PIL import Image
 
+import featx
+from featx.audit.checks import CHECKS
 from featx.cli import _parser, main
+from featx.evaluation.metrics import METRICS
+from featx.heads import HEADS
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+SPEC = importlib.util.spec_from_file_location("build", ROOT / "docs" / "build.py")
+build = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(build)
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 FENCED = re.compile(r"^```(bash|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OWN_TESTS = {
@@ -131,3 +143,63 @@ def test_every_block_runs(page: str, prepared: Path, tmp_path: Path, monkeypatch
                     assert main(words[1:]) == 0, words
         elif language == "python" and "sys.argv" not in text:  # a script: test_export.py runs it
             exec(compile(text, page, "exec"), namespace)
+
+
+def test_every_page_of_the_site_is_in_a_table_of_contents() -> None:
+    docs = ROOT / "docs"
+    sources = [page for page in docs.rglob("*.md") if page.parent.name != "api"]
+    sources += docs.glob("notebooks/*.ipynb")
+    listed = {docs / "index"}
+    for page in docs.rglob("*.md"):
+        for toctree in re.findall(r"```{toctree}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL):
+            names = [line for line in toctree.splitlines() if line and not line.startswith(":")]
+            listed |= {(page.parent / name).resolve() for name in names}
+    assert {page.with_suffix("") for page in sources} == listed
+
+
+def test_the_version_is_that_of_the_citation() -> None:
+    (cited,) = re.findall(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == featx.__version__
+
+
+def test_a_new_head_metric_and_check_are_in_their_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(HEADS, "new_head", HEADS["ridge"])
+    monkeypatch.setitem(METRICS, "new_metric", METRICS["accuracy"])
+    monkeypatch.setitem(CHECKS, "new_check", CHECKS["dark"])
+    assert "| `new_head` |" in build.heads()
+    assert "| `new_metric` |" in build.metrics()
+    assert "| `new_check` |" in build.checks()
+
+
+def test_notebooks_are_kept_without_outputs() -> None:
+    for path in NOTEBOOKS:
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        assert all(not cell.get("outputs") and cell.get("execution_count") is None for cell in cells), path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path: Path, tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient", reason="make docs installs it")
+    pytest.importorskip("ipykernel", reason="make docs installs it")
+    import nbformat
+
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(notebook, timeout=500, kernel_name="python3", resources=resources).execute()
+    assert any(output.output_type == "display_data" or "data" in output
+               for cell in notebook.cells for output in cell.get("outputs", []))  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    """As `make docs` does, without the notebooks, which a test of their own executes."""
+    pytest.importorskip("myst_nb", reason="make docs installs it")
+    pytest.importorskip("furo", reason="make docs installs it")
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-D", "nb_execution_mode=off"]
+    run = subprocess.run(
+        [*command, str(ROOT / "docs"), str(tmp_path)], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    page = (tmp_path / "api" / "featx.ImageClassifier.html").read_text(encoding="utf-8")
+    assert "fit_with_test" in page
