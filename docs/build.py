@@ -228,9 +228,9 @@ def versions() -> str:
         "# Versions",
         "",
         "Written by `make docs` from `pyproject.toml`. `make test-oldest` runs the fast tests with the",
-        "lowest versions, `make test` with the newest, both on Python 3.11 and Linux. Newer Pythons, macOS and",
-        f"Windows are untested. Python {project['requires-python'].strip('>=')} is the lowest, for `typing.Self`",
-        "and `tomllib`.",
+        "lowest versions, `make test` with the newest, both on Python 3.11 and Linux. Newer Pythons, macOS",
+        f"and Windows are untested. The lowest Python is {project['requires-python'].strip('>=')}, for",
+        "`typing.Self` and `tomllib`.",
         "",
         "| package | lowest version | extra | why not lower |",
         "|---|---|---|---|",
@@ -253,7 +253,7 @@ def api() -> str:
     from featx import plot
 
     def table(module: str, names: list[str]) -> list[str]:
-        listed = [f"   ~{module}.{name}" for name in names]
+        listed = [f"   {name}" for name in names]
         head = ["```{eval-rst}", f".. currentmodule:: {module}", ".. autosummary::", "   :toctree: api", ""]
         return [*head, *listed, "```"]
 

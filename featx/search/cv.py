@@ -265,7 +265,7 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
 
         Parameters
         ----------
-        X : FeatureBlocks with at least the best blocks, or array of shape (n, n_features_in_)
+        X : FeatureBlocks with at least the best blocks, or array of shape (n, n_features)
             Features; an array has the best blocks side by side.
         """
         check_is_fitted(self)
