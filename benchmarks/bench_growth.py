@@ -62,7 +62,7 @@ class Point:
 
 
 def main() -> None:
-    """Measure all sizes once each; write the table to docs/search.md and the plot to docs/growth.svg."""
+    """Measure all sizes once each; write the table to docs/searching.md and the plot to docs/growth.svg."""
     parser = argparse.ArgumentParser(description="How a search grows with rows and classes.")
     parser.add_argument(
         "--sizes", help="only these, such as 5000x100,20000x10; the page is then only printed"
@@ -83,7 +83,7 @@ def main() -> None:
     print(text)
     if not args.sizes:
         draw(points, per_image, ROOT / "docs" / "growth.svg")
-        path = ROOT / "docs" / "search.md"
+        path = ROOT / "docs" / "searching.md"
         path.write_text(path.read_text(encoding="utf-8").partition(TITLE)[0] + text, encoding="utf-8")
 
 
