@@ -9,6 +9,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WITH_DOCS := $(VENV)/.docs
 WORKERS ?= 2
+NOTEBOOKS ?= cache
 
 .PHONY: help install demo test test-all test-torch-free test-oldest coverage mutation check bench docs dist clean
 
@@ -71,9 +72,9 @@ $(WITH_DOCS): $(STAMP)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
-docs: $(WITH_DOCS)  ## write the tables of the documents, and build the site into build/docs/html
+docs: $(WITH_DOCS)  ## write the tables of the documents, and build the site into build/docs/html (NOTEBOOKS=off: run none)
 	@$(BIN)/python docs/build.py
-	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going docs build/docs/html
+	@$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -D nb_execution_mode=$(NOTEBOOKS) docs build/docs/html
 	@echo "site: build/docs/html/index.html"
 
 dist: $(STAMP)  ## build sdist and wheel, check them, and run the demo from the wheel outside the checkout

@@ -27,6 +27,9 @@ from featx.reporting.drawing import draw
 NETWORK = "tf_efficientnet_lite0.in1k"
 FOLDER = Path(__file__).with_name("images")
 FIGURES = ("map", "heat", "confusion", "learning", "features")
+SOME = 500
+"""Digits that the models learn from and are tested on."""
+
 OF_LAYERS = ("layers", "history")
 WIDTH, HEIGHT = 1080, 1500
 """Size of the picture of the report in pixels."""
@@ -38,34 +41,34 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_digits(folder / "digits")
-        clf = featx.ImageClassifier(cut="last", n_trials=5, random_state=0, store=folder / "cache")
-        clf.fit_with_test(folder / "digits" / "learn")
+        images = load_images(folder / "digits" / "learn")
+        images = images.select(np.sort(np.random.default_rng(0).permutation(len(images))[:SOME]))
+        augment = ["show", "augment", str(folder / "digits" / "new"), "-o", str(folder / "augment.png")]
+        run([*augment, "--images", "2", "--views", "5", "--cache-dir", str(folder / "cache")])
+        write("augment", (folder / "augment.png").read_bytes())
+        write("balance", plot.balance(imbalanced(images.labels)).to_png(dpi=90))
+        settings = {"n_trials": 5, "random_state": 0, "store": folder / "cache"}
+        clf = featx.ImageClassifier(NETWORK, cut="last", **settings).fit_with_test(images)
         made = featx.report(clf, folder / "report.html", title="Report of digits.featx")
         for figure in FIGURES:
             write(figure, draw(made.known, made.sections, figure).to_png(dpi=90))
         photograph(folder / "report.html")
-        layered = featx.ImageClassifier(NETWORK, n_trials=20, random_state=0, store=folder / "cache")
-        layered.fit_with_test(folder / "digits" / "learn")
+        layered = featx.ImageClassifier(NETWORK, **settings).fit_with_test(images)
         made = featx.report(layered)
         for figure in OF_LAYERS:
             write(figure, draw(made.known, made.sections, figure).to_png(dpi=90))
-        images = load_images(folder / "digits" / "learn")
-        write("balance", plot.balance(imbalanced(images.labels)).to_png(dpi=90))
         write("training", plot.training(tuned(images, folder / "cache")).to_png(dpi=90))
-        augment = ["show", "augment", str(folder / "digits" / "new"), "-o", str(folder / "augment.png")]
-        run([*augment, "--images", "2", "--views", "5", "--cache-dir", str(folder / "cache")])
-        write("augment", (folder / "augment.png").read_bytes())
 
 
 def imbalanced(labels: Any) -> Any:
     """Leave out images, so that class k has 1 / (k + 1) of those of class 0."""
     rank = np.array([np.sum(labels[:i] == label) for i, label in enumerate(labels)])
-    return labels[rank < np.array([130 / (int(label) + 1) for label in labels])]
+    return labels[rank < np.array([50 / (int(label) + 1) for label in labels])]
 
 
 def tuned(images: ImageSet, store: Path) -> Any:
-    """Epochs of the training of the last stage on 600 digits."""
-    some = np.random.default_rng(0).permutation(len(images))[:600]
+    """Epochs of the training of the last stage on some digits."""
+    half = images.select(range(0, len(images), 2))
     tuner = featx.FineTuner(
         featx.FeatureExtractor(NETWORK, store=store),
         unfreeze=1,
@@ -75,15 +78,17 @@ def tuned(images: ImageSet, store: Path) -> Any:
         refit=False,
         random_state=0,
     )
-    tuner.fit([images.sources[i] for i in some], images.labels[some])
+    tuner.fit(half.sources, half.labels)
     return tuner.history_
 
 
 def write(name: str, png: bytes) -> None:
     """Write a picture with at most 256 colours, which takes a third of the bytes."""
-    image = Image.open(io.BytesIO(png)).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image = Image.open(io.BytesIO(png)).convert("RGB")
+    image.thumbnail((WIDTH, HEIGHT))
+    image = image.quantize(256, dither=Image.Dither.NONE)
     image.save(FOLDER / f"{name}.png", optimize=True)
-    print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB")
+    print(f"{name}.png {(FOLDER / f'{name}.png').stat().st_size / 1000:.0f} kB", flush=True)
 
 
 def photograph(page: Path) -> None:
