@@ -134,11 +134,9 @@ def _read(path: Path) -> Any:
     import torch
 
     harmless: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-    if hasattr(torch.serialization, "safe_globals"):  # not in torch 2.4, which then reads tensors alone
-        allowed = torch.serialization.safe_globals(harmless)
-    else:
-        allowed = contextlib.nullcontext()
-    with allowed:  # options of the training, beside the weights
+    # torch 2.4 has no `safe_globals`, and then reads tensors alone
+    allow = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
+    with allow(harmless):  # options of the training, beside the weights
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
