@@ -196,6 +196,7 @@ def formats() -> str:
 
 
 WHY_NOT_LOWER = {
+    "Pillow": "colours of a TIFF beside a band that is not declared as transparency",
     "numpy": "the lowest version that was tried",
     "openvino": "names of operations survive the conversion (`trace_kwargs`)",
     "timm": "transformers are made without memory, to count parameters and operations",

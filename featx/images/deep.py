@@ -84,13 +84,9 @@ def stored_pixels(open_again: Callable[[], Image.Image]) -> Pixels:
 
 def _load(image: Any, mode: str, raw: str) -> Pixels:
     image._mode = mode
-    image.tile = [_tile((*tile[:3], _with_raw(tile[3], raw)), type(tile)) for tile in image.tile]
+    image.tile = [tile._replace(args=_with_raw(tile[3], raw)) for tile in image.tile]
     image.load()
     return np.asarray(image)
-
-
-def _tile(fields: tuple[Any, ...], kind: Any) -> Any:
-    return kind(*fields) if hasattr(kind, "_fields") else fields  # a plain tuple before Pillow 11
 
 
 def _with_raw(args: Any, raw: str) -> Any:

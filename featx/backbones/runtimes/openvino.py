@@ -139,7 +139,8 @@ def _compile(request: Request, options: dict[str, Any]) -> Any:
             model = _read_model(_cut(request) or _convert(request))
     if compiled is None:
         compiled = import_openvino().Core().compile_model(model, "CPU", options)
-        _keep(request, path, weights, compiled.export_model().getvalue())
+        exported = compiled.export_model()  # bytes in OpenVINO 2025.0, and a stream since
+        _keep(request, path, weights, exported if isinstance(exported, bytes) else exported.getvalue())
     _touch(request, path, None if from_file else source)
     return compiled
 
