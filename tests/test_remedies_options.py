@@ -377,3 +377,31 @@ def test_a_cache_that_cannot_be_used_is_replaced_or_left_out(
     (newer / "format.json").write_text('{"format": 99, "featx": "9.0"}')
     code, said = answer(*extract, "--cache-dir", tmp_path / "newer")
     assert (code, "Upgrade featx, or use another folder (--cache-dir, FEATX_CACHE)" in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("command", "meant"),
+    [
+        (["fit", "photos", "--max-pixel", "9", "--trails", "4"], "--trials"),
+        (["fit", "photos", "--scorings", "f1"], "--scoring"),
+        (["predict", "m.featx", "photos", "--cach-dir", "c"], "--cache-dir"),
+        (["extract", "photos", "--backbones=resnet18"], "--backbone"),
+        (["cache", "prune", "--maxsize", "1GB"], "--max-size"),
+        (["fitt", "photos"], "fit"),
+        (["train", "photos"], "fit"),
+        (["Predict", "m.featx"], "predict"),
+        (["classify", "photos"], "predict"),
+        (["eval", "m.featx"], "evaluate"),
+    ],
+    ids=lambda words: words[1] if isinstance(words, list) else words,
+)
+def test_a_misspelt_option_or_verb_is_answered_by_the_nearest(
+    command: list[str], meant: str, answer: Answer
+) -> None:
+    code, said = answer(*command)
+    assert code == 2
+    assert f"Did you mean {meant}?" in said
+    assert len(said.splitlines()) == 1
+    lists = re.search(r"`featx(.*) --help` lists what is known", said)
+    assert lists
+    assert meant in answer(*lists[1].split(), "--help-all" if lists[1] == " fit" else "--help")[1]

@@ -11,8 +11,10 @@ features were committed; 141 finished, but the reader of stdout had ended.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import os
+import re
 import signal
 import sys
 import traceback
@@ -149,10 +151,34 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+OTHER_VERBS = {"train": "fit", "learn": "fit", "classify": "predict", "infer": "predict"} | {
+    "test": "evaluate",
+    "eval": "evaluate",
+    "score": "evaluate",
+}
+"""Verbs of other programs."""
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """Escape control characters: the message may quote a file name that a shell expanded."""
-        super().error(escape_name(message))
+        """Say what is wrong, the nearest option or verb, and where all are listed; the usage is too long.
+
+        Control characters are escaped: the message may quote a file name that a shell expanded.
+        """
+        prog, nearest = self.prog, None
+        if option := re.match(r"unrecognized arguments:.*?(--[^\s=]+)", message):
+            inner = [one for leaf in _leaves(self) for one in _leaves(leaf)]
+            used = max(inner, key=lambda one: len(one._actions), default=self)
+            known = {name: one.prog for one in inner for name in one._option_string_actions}
+            nearest = next(iter(difflib.get_close_matches(option[1], known, 1)), None)
+            prog = known.get(nearest or "", used.prog)
+        elif verb := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
+            close = difflib.get_close_matches(verb[1].lower(), VERBS, 1)
+            nearest = OTHER_VERBS.get(verb[1].lower()) or next(iter(close), None)
+            message = f"{verb[1]!r} is no verb"
+        hint = f" Did you mean {nearest}?" if nearest else ""
+        more = f"`{prog} --help` lists what is known."
+        self.exit(2, f"{prog}: error: {escape_name(message)}.{hint} {more}\n")
 
 
 def _leaves(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
