@@ -53,6 +53,8 @@ ELSEWHERE = {
     "test_new_images_are_computed_and_kept_in_memory_with_one_warning",
     "Everything committed before stays": "faults/test_fault_store.py::"
     "test_row_21_a_full_disk_keeps_what_is_committed_and_the_next_run_goes_on",
+    "--scratch needs the labelled training images": "test_report.py::"
+    "test_report_trains_a_network_from_scratch_if_it_is_asked_to",
     "choose a narrower representation": "test_solvers_streamed.py::"
     "test_little_memory_takes_more_passes_and_changes_no_score",
 }
@@ -61,6 +63,7 @@ ELSEWHERE = {
 NO_ADVICE = {
     "of a view policy is not one of": "a value, not an option",
     "<svg role": "HTML",
+    "unrecognized arguments:": "a pattern",
     "has no formula that a graph could have": "all heads have one; for heads that will be added",
     "the graph's probabilities differ": "a bug of featx, which no input provokes",
     "a Git LFS pointer": "a command of another program",
