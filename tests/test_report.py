@@ -186,6 +186,7 @@ def test_figures_say_what_is_seen_and_take_axes_and_many_classes() -> None:
     assert "30 of 60 classes" in plot.classes(many).ax_.get_title(loc="left")
     two = plot.balance([f"a class with a long name {number}" for number in (1, 2)])
     assert len({tick.get_text() for tick in two.ax_.get_yticklabels()}) == 2
+    assert plot.balance([1, 2, 1, 2]).ax_.get_title(loc="left") == "All classes have 2 images"
     assert "a$b$" in plot.balance(["a$b$", "c"]).to_svg()  # no formula
     with pytest.raises(UsageError, match="both of two classes"):
         plot.roc(np.ones(4), np.ones(4))

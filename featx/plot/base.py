@@ -22,8 +22,8 @@ THEMED = {
     GREEN: "var(--mark3)",
 }
 
-LONGEST = 24
-"""Characters of a class name on a figure."""
+LONGEST, UNDER_IMAGE = 24, 14
+"""Characters of a class name on a figure, and under an image of a sheet."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +91,7 @@ def abbreviated(text: str, longest: int = LONGEST) -> str:
     return text if len(text) <= longest else f"{text[: longest - half - 1]}…{text[-half:]}"
 
 
-def short(name: Any) -> str:
+def short(name: Any, longest: int = LONGEST) -> str:
     """A class name that fits on a figure; `$` is no formula."""
-    text = abbreviated(str(name))
+    text = abbreviated(str(name), longest)
     return text.encode("utf-8", "backslashreplace").decode().replace("$", r"\$")

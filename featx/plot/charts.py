@@ -91,7 +91,7 @@ def classes(evaluation: Evaluation, *, ax: Any = None) -> Display:
         ax.hlines(place, low, high, color=BLUE, linewidth=4, alpha=0.3)
         ax.plot(recall, place, "o", color=BLUE)
         precision = [one.precision for one in scores]
-        ax.plot(precision, place, "D", color=ORANGE, mfc="none", markersize=8, mew=1.5)
+        ax.plot(precision, place, "D", color=ORANGE, mfc="none", markersize=8, mew=1.5, clip_on=False)
         ax.set_yticks(place, [f"{short(one.label)} ({one.support})" for one in scores])
         ax.set(xlim=(min(0.98, max(0, low.min() - 0.03)), 1.005), ylim=(-0.7, len(scores) - 0.3))
         ax.set(xlabel="● recall with its 95 % interval    ◇ precision")
@@ -219,7 +219,9 @@ def balance(labels: ArrayLike, *, ax: Any = None) -> Display:
         ax.set(xlabel="images")
         ax.grid(axis="y", visible=False)
         ratio = sizes.max() / sizes.min()
-        ax.set_title(f"The largest class has {ratio:.1f} times the images of the smallest{note}")
+        title = f"The largest class has {ratio:.1f} times the images of the smallest"
+        title = f"All classes have {sizes[0]:,} images" if ratio == 1 else title
+        ax.set_title(title + note)
     return display
 
 
@@ -401,7 +403,7 @@ def sheet(
                 w, h = scale * width, 0.8 * scale * height
                 ax.imshow(image, extent=(j + 0.5 - w, j + 0.5 + w, i + 0.4 + h, i + 0.4 - h), aspect="auto")
                 place, side = (j + 0.5, "center") if loose else (j + 0.04, "left")
-                ax.text(place, i + 0.82, caption, ha=side, va="top", fontsize=8.5)
+                ax.text(place, i + 0.82, caption, ha=side, va="top", fontsize=8)
         ax.set(xlim=(0, n_columns), ylim=(len(rows), 0))
     return display
 

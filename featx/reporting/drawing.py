@@ -13,7 +13,7 @@ from featx.classifier.predictions import Predictions
 from featx.evaluation import Evaluation
 from featx.exceptions import UsageError
 from featx.plot import Display
-from featx.plot.base import short
+from featx.plot.base import UNDER_IMAGE, short
 from featx.reporting.sections import Known
 from featx.reporting.seeing import augmented, features, heat, label_of, pixels_of, with_images
 
@@ -69,6 +69,8 @@ def _of_two(curve: Callable[..., Display], known: Known) -> Display:
 
 
 def _balance(known: Known, sections: Sections) -> Display:
+    if known.predictions is not None and known.predictions.images.labels is not None:
+        return plot.balance(known.predictions.images.labels)
     images = known.clf.model_.images
     return plot.balance(np.asarray(known.clf.classes_)[images.codes])
 
@@ -116,7 +118,9 @@ def _mistakes(known: Known, sections: Sections) -> Display:
         raise UsageError("no image is mistaken, so there is nothing to draw.")
     cells = []
     for one in shown:
-        caption = f"{short(one['answer'])} {one['probability']:.0%}\nis {short(one['truth'])}"
+        caption = "{} {:.0%}\nis {}".format(
+            short(one["answer"], UNDER_IMAGE), one["probability"], short(one["truth"], UNDER_IMAGE)
+        )
         cells.append((pixels_of(predictions, one["index"]), caption))
     return plot.sheet([cells[i : i + SHEET_COLUMNS] for i in range(0, len(cells), SHEET_COLUMNS)])
 

@@ -15,7 +15,7 @@ from featx.exceptions import UsageError
 from featx.images import DecodePolicy, decode_picture, read_picture
 from featx.images.policy import MAX_PIXELS
 from featx.plot import Display
-from featx.plot.base import BLUE, ORANGE, short
+from featx.plot.base import BLUE, ORANGE, UNDER_IMAGE, short
 from featx.reporting.sections import Known
 
 SIDE = 160
@@ -41,12 +41,10 @@ def heat(known: Known) -> Display:
         raise UsageError("evidence needs at least one image.")
     cells = []
     for index, one in zip(chosen, found, strict=False):
-        answer, other = (short(predictions.classes[code]) for code in (one.answer, one.other))
+        answer, other = (short(predictions.classes[code], UNDER_IMAGE) for code in (one.answer, one.other))
         label = label_of(predictions, index)
         truth = f"is {label}" if label else ""
-        cells.append(
-            [(small(one.image), truth), (_overlaid(one), f"{answer} (orange)\nagainst {other} (blue)")]
-        )
+        cells.append([(small(one.image), truth), (_overlaid(one), f"orange: {answer}\nblue: {other}")])
     rows = [[cell for pair in cells[at : at + 2] for cell in pair] for at in range(0, len(cells), 2)]
     how = "exact" if found[0].exact else "by covering parts"
     return plot.sheet(rows, title=f"What speaks for each answer ({how})")
@@ -98,7 +96,7 @@ def with_images(known: Known) -> Predictions:
 def label_of(predictions: Predictions, index: int) -> str:
     """Label of an image, to stand under it."""
     labels = predictions.images.labels
-    return "" if labels is None else short(labels[index])
+    return "" if labels is None else short(labels[index], UNDER_IMAGE)
 
 
 def pixels_of(predictions: Predictions, index: int) -> NDArray[np.uint8]:
