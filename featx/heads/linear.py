@@ -84,8 +84,13 @@ def make_lda(params: Params, random_state: int | None = None, shape: Shape = (0,
 # Fitted attributes, written as scikit-learn's own `fit` writes them.
 
 
+def _has_classes(head: Any) -> bool:
+    """Whether the classes are a property, as those of RidgeClassifier in scikit-learn 1.5."""
+    return isinstance(getattr(type(head), "classes_", None), property)
+
+
 def _write(head: Any, coef: NDArray[Any], intercept: NDArray[Any], classes: NDArray[Any], n: int) -> None:
-    if not isinstance(getattr(type(head), "classes_", None), property):  # RidgeClassifier of scikit-learn 1.5
+    if not _has_classes(head):
         head.classes_ = classes
     head.coef_, head.intercept_, head.n_features_in_ = coef, intercept, n
 
@@ -122,7 +127,8 @@ def _write_ridge(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
 
     head._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
     coef = fitted.weights.T.copy()
-    _write(head, coef[0] if len(coef) == 1 else coef, fitted.intercept, classes, len(fitted.weights))
+    flat = len(coef) == 1 and not _has_classes(head)  # scikit-learn 1.5 has one row for two classes
+    _write(head, coef[0] if flat else coef, fitted.intercept, classes, len(fitted.weights))
     head.n_iter_, head.solver_ = None, "cholesky"
 
 
