@@ -153,7 +153,7 @@ def test_a_frame_brings_labels_splits_groups_and_weights(files: list[Path]) -> N
         ({"path": ["x", "y"], "label": ["cat", None]}, "1 of 2 values are missing, the first in row 1"),
         ({"path": ["x", "y"], "label": [["a", "b"], ["a"]]}, "one value for each image"),
         ({"path": ["x", 3]}, "item 1: a int is no image"),
-        ({"path": ["x"], "split": ["holdout"]}, "'holdout' is no split"),
+        ({"path": ["x"], "split": ["fold3"]}, "'fold3' is no split"),
         ({"path": ["x", "y"], "label": ["a"]}, "different lengths"),
         ({"path": ["x"], "weight": ["heavy"]}, "column 'weight'"),
     ],
