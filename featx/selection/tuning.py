@@ -276,6 +276,7 @@ def tune_again(
     params = {"representation": str(representation), **params}
     rows = data.augmented(augmentation.kind, tuple(blocks), views, plain.random_state)
     results = _evaluate([params], representation, rows, plain)
+    assert results is not None
     record = {"cv_results": table(results), "study": results.study}
     best = _Fitted(results.plan, select(results, winner(results)), params)
     return _tuned(best, data, plain, settings["scoring"], record, [], augmentation)
@@ -350,9 +351,12 @@ def _evaluate(
     data: _Data,
     settings: SearchSettings,
     budget: float = math.inf,
+    optional: bool = False,
     **changes: Any,
-) -> Results:
+) -> Results | None:
     """Evaluate configurations of one representation and head, in the same way as the search.
+
+    Returns None if that is optional and the budget does not suffice for the first one.
 
     Parameters
     ----------
@@ -366,6 +370,8 @@ def _evaluate(
         Those of the search; the seed gives the same folds.
     budget : float
         Estimated seconds: the first configuration is evaluated, and of the others those that fit.
+    optional : bool
+        Whether the first one must fit, too.
     **changes
         Settings that differ from those of the search.
     """
@@ -386,10 +392,12 @@ def _evaluate(
             **changes,
         )
     )
-    kept = list(plan.grid[:1])
-    for params in plan.grid[1:]:
-        if plan.seconds_of([*kept, params]) <= budget:
+    kept: list[Params] = []
+    for params in plan.grid:
+        if plan.seconds_of([*kept, params]) <= budget or not (kept or optional):
             kept.append(params)
+    if not kept:
+        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SearchWarning)  # the search has given the same warnings
         return run(dataclasses.replace(plan, grid=type(plan.grid)(kept)))
@@ -421,8 +429,11 @@ def _try_augmentation(
             data.augmented(kind, names, rows, settings.random_state),
             settings,
             budget=NOISE_SHARE * seconds if kind == "noise" else seconds,
+            optional=not rows,  # noise, which nobody requested
             **limit,
         )
+        if results is None:
+            continue
         selected = select(results, winner(results))
         is_better = helps(before.selected, selected) and selected.score > best.selected.score
         tried.append(_tried(KIND_NAMES[kind], before.selected, selected, is_better, start))
