@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from featx.exceptions import ImageError
 from featx.images import ImageSource, Picture, read_picture
 from featx.images.facts import LENGTH, SIDE, ImageFacts, measure_facts
-from featx.images.pixels import Warn
+from featx.images.pixels import Warn, ignore_remark
 from featx.images.sandbox import Sandboxes
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
@@ -73,7 +73,7 @@ def image_facts(
 
     def measure(index: int) -> NDArray[np.float32] | None:
         try:
-            return work(read_picture(sources[index]), None, _drop)[0]
+            return work(read_picture(sources[index]), None, ignore_remark)[0]
         except ImageError:
             return None
 
@@ -97,7 +97,3 @@ def image_facts(
 
 def _work(picture: Picture, _: None, warn: Warn) -> list[NDArray[Any]]:
     return [measure_facts(picture)]
-
-
-def _drop(remark: str) -> None:
-    """Take no note of a remark."""

@@ -103,10 +103,11 @@ def _show(args: argparse.Namespace, console: Console, folder: str) -> int:
     console.text()
     numbers = range(1, len(page.HEADER))
     console.table([args.metric.replace("_", " "), *page.HEADER[1:]], page.table_rows(board), right=numbers)
-    compared: dict[str, Any] = {}
-    if args.against:
-        worths = differences(rows, args.against, metric=args.metric, by=page.varying(rows))
-        compared = {"against": args.against, "worths": worths}
+    worths = (
+        differences(rows, args.against, metric=args.metric, by=page.varying(rows)) if args.against else []
+    )
+    compared: dict[str, Any] = {"against": args.against or "", "worths": worths}
+    if worths:
         console.text()
         console.table(
             [f"compared with {args.against}", *page.WORTH_HEADER[1:]],
@@ -125,8 +126,7 @@ def _show(args: argparse.Namespace, console: Console, folder: str) -> int:
         if target:
             atomic_write(Path(target), write().encode())
             console.text(f"written   {target}")
-    worths = [one.to_dict() for one in compared.get("worths", ())]
-    console.data(leaderboard=board.to_dict(), compared=worths, folder=folder)
+    console.data(leaderboard=board.to_dict(), compared=[worth.to_dict() for worth in worths], folder=folder)
     return 0
 
 

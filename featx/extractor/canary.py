@@ -10,7 +10,6 @@ import contextlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -19,6 +18,7 @@ from featx.exceptions import DriftWarning, FeatxError
 from featx.extractor.forward import Forward
 from featx.extractor.pipeline import ExtractionSettings, Input, spread
 from featx.images import ImageSource, read_picture
+from featx.images.pixels import ignore_remark
 from featx.spec import FeatureSpec
 from featx.stores.base import FeatureStore, Ids
 
@@ -93,7 +93,7 @@ def check(
             picture = read_picture(sources[index])
             if picture.digest != ids[index].tobytes():
                 continue
-            for one in decode(picture, np.ones(len(settings.specs), bool), _drop):
+            for one in decode(picture, np.ones(len(settings.specs), bool), ignore_remark):
                 rows = forward(one.pixels[None], settings.outputs, [one.name])
                 for number in np.flatnonzero(one.wanted).tolist():
                     spec = settings.specs[number]
@@ -109,10 +109,6 @@ def check(
     if drifts:
         warnings.warn(_words(drifts, store, environment), DriftWarning, stacklevel=2)
     return Checked(canaries, {spec.block: value for spec, value in drifts.items()})
-
-
-def _drop(remark: Any) -> None:
-    """Take no note of a remark: it was told when the features were computed."""
 
 
 def limit(spec: FeatureSpec) -> float:

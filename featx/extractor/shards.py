@@ -51,9 +51,6 @@ class Shard:
         """Positions of this share among n images: every `count`-th one."""
         return np.arange(self.number - 1, n, self.count)
 
-    def __str__(self) -> str:
-        return f"{self.number}/{self.count}"
-
 
 def missing(store: FeatureStore, keys: Iterable[str], ids: Ids) -> NDArray[np.bool_]:
     """Return which images lack features of one of the specs, shape (n,).

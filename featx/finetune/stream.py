@@ -20,7 +20,7 @@ from featx.backbones.state import LAUNCHES
 from featx.backbones.transform import prepare
 from featx.finetune.features import Index
 from featx.images import MAX_PIXELS, DecodePolicy, ImageSource, Picture, decode_picture, read_picture
-from featx.images.pixels import Warn
+from featx.images.pixels import Warn, ignore_remark
 from featx.images.sandbox import Sandboxes
 from featx.spec import FeatureSpec
 from featx.threads import n_threads
@@ -115,7 +115,7 @@ class StreamedFeatures:
 
     def _picture(self, number: int, spec: FeatureSpec) -> NDArray[np.uint8]:
         LAUNCHES.wait()
-        return self._work(read_picture(self._sources[number]), spec, _drop)[0]
+        return self._work(read_picture(self._sources[number]), spec, ignore_remark)[0]
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,3 @@ class _Prepare:
     def __call__(self, picture: Picture, spec: FeatureSpec, warn: Warn) -> list[NDArray[np.uint8]]:
         pixels = decode_picture(picture, self.policy, keep_depth=True)
         return [prepare(pixels, spec, digest=picture.digest)]
-
-
-def _drop(remark: str) -> None:
-    """Take no note of a remark: it was told when the images were checked."""

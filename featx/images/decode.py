@@ -39,6 +39,7 @@ from featx.images.pixels import (
     Pixels,
     Warn,
     chosen_bands,
+    ignore_remark,
     orientation,
     rgb_from_pillow,
     rgb_from_pixels,
@@ -132,7 +133,7 @@ def decode_picture(
         Not an image, truncated, too large, or of a kind that cannot be read; with the decoder's reason.
     """
     policy = policy or DecodePolicy()
-    warn = warn or _drop
+    warn = warn or ignore_remark
     try:
         if isinstance(picture.data, bytes):
             pixels = _decode_file(picture.data, picture.name, policy, warn, keep_depth)
@@ -380,7 +381,3 @@ def _remark_extension(name: str, kind: str, warn: Warn) -> None:
     claimed = next((each for each, known in EXTENSIONS.items() if extension in known), kind)
     if claimed != kind:
         warn(f"named {extension} but holds {kind}")
-
-
-def _drop(remark: str) -> None:
-    """Take no note of a remark."""

@@ -135,12 +135,7 @@ def read_digests(
 
 
 def _read_file(path: str, name: str) -> bytes:
-    try:
-        descriptor = _open(path, name)
-    except DataError:
-        raise
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-        raise ImageError(name, reason_of(error)) from error
+    descriptor = _open(path, name)
     try:
         refusal = _refuse_file(os.fstat(descriptor))
         if refusal:
@@ -158,19 +153,20 @@ def _read_file(path: str, name: str) -> bytes:
 
 def _open(path: str, name: str) -> int:
     """Open a file for reading. Too many open files is no fault of this one: wait for others to be closed."""
-    for wait in (*FILE_WAITS_S, None):
+    waits = iter(FILE_WAITS_S)
+    while True:
         try:
             return os.open(path, os.O_RDONLY | _NO_WAITING)
-        except OSError as error:
-            if error.errno not in (errno.EMFILE, errno.ENFILE):
-                raise
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
+                raise ImageError(name, reason_of(error)) from error
+            wait = next(waits, None)
             if wait is None:
                 raise DataError(
                     f"{name}: too many open files; allow more of them (ulimit -n 4096) and repeat the "
                     "command. Finished features are stored."
                 ) from error
-            time.sleep(wait)
-    raise AssertionError
+        time.sleep(wait)
 
 
 def read_start(path: str, size: int) -> bytes:

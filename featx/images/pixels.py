@@ -21,6 +21,11 @@ from featx.spec import parse_bands, parse_range
 Pixels = NDArray[Any]
 Warn = Callable[[str], None]
 
+
+def ignore_remark(remark: str) -> None:
+    """Take no note of a remark, which was told before or is told elsewhere."""
+
+
 ORIENTATION = 0x0112  # the EXIF tag
 
 DEEP_MODES = ("I;16", "I;16L", "I;16B", "I;16N", "I", "F")
@@ -49,7 +54,7 @@ def from_pillow(image: Image.Image) -> Pixels:
         (H, W) bool, uint8, uint16, int32 or float32; (H, W, 3) or (H, W, 4) uint8.
     """
     image.load()
-    return upright(np.ascontiguousarray(_plain(image, warn=lambda remark: None)), orientation(image))
+    return upright(np.ascontiguousarray(_plain(image, warn=ignore_remark)), orientation(image))
 
 
 def rgb_from_pillow(
@@ -155,7 +160,7 @@ def _deep_rgb(pixels: Pixels, policy: DecodePolicy, warn: Warn) -> Pixels:
     alpha = pixels[..., 3:] if pixels.ndim == 3 and pixels.shape[2] == 4 else None
     scaled = _scaled(pixels[..., :3] if alpha is not None else pixels, policy.pixel_range, warn)
     if alpha is not None:
-        opaque = _scaled(alpha, "full", lambda remark: None) / np.float32(255)
+        opaque = _scaled(alpha, "full", ignore_remark) / np.float32(255)
         scaled = scaled * opaque + np.asarray(policy.background, np.float32) * (1 - opaque)
     return np.repeat(scaled[:, :, None], 3, axis=2) if scaled.ndim == 2 else np.ascontiguousarray(scaled)
 

@@ -16,7 +16,7 @@ from featx.images.decode import deep_pixels
 from featx.images.deep import START, is_deep_start
 from featx.images.locate import spread
 from featx.images.picture import ImageSource, Picture, read_picture, read_start
-from featx.images.pixels import Warn
+from featx.images.pixels import Warn, ignore_remark
 from featx.images.policy import DecodePolicy
 from featx.images.sandbox import Sandboxes
 
@@ -80,10 +80,6 @@ def sample_values(picture: Picture, policy: DecodePolicy, warn: Warn) -> list[ND
     ]
 
 
-def _drop(remark: str) -> None:
-    """Take no note of a remark."""
-
-
 def _choose(
     sources: Sequence[ImageSource],
     policy: DecodePolicy,
@@ -93,7 +89,7 @@ def _choose(
     values, kinds = [], set()
     for index in spread(len(likely), SAMPLE):
         try:
-            found = sample(read_picture(likely[index]), policy, _drop)
+            found = sample(read_picture(likely[index]), policy, ignore_remark)
         except ImageError:
             continue
         if found:

@@ -31,7 +31,7 @@ from featx.images.budget import DECODE_BYTES, DECODING
 from featx.images.deep import START as DEEP_START
 from featx.images.deep import is_deep_start
 from featx.images.picture import Picture, read_picture
-from featx.images.pixels import Warn
+from featx.images.pixels import Warn, ignore_remark
 from featx.images.policy import MAX_PIXELS
 
 if sys.platform == "win32":
@@ -344,7 +344,7 @@ def _warm_up(work: Work, argument: Any, mode: str, kind: str) -> int:
     buffer = io.BytesIO()
     Image.new(mode, (64, 64)).save(buffer, kind)
     with contextlib.suppress(ImageError):  # it may not have the bands that are asked for
-        work(read_picture(buffer.getvalue(), name="warm-up"), argument, lambda remark: None)
+        work(read_picture(buffer.getvalue(), name="warm-up"), argument, ignore_remark)
     return _address_space()
 
 

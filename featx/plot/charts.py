@@ -147,6 +147,14 @@ def coverage(truth: ArrayLike, proba: ArrayLike, *, ax: Any = None) -> Display:
     return display
 
 
+def _check_two(truth: ArrayLike, curve: str) -> NDArray[Any]:
+    """Return the truth as an array; refuse it unless it has both of two classes."""
+    found = np.asarray(truth)
+    if len(np.unique(found)) != 2:
+        raise UsageError(f"{curve} needs images of both of two classes.")
+    return found
+
+
 def roc(truth: ArrayLike, score: ArrayLike, positive: Any = "positive", *, ax: Any = None) -> Display:
     """Draw the ROC curve of two classes.
 
@@ -161,8 +169,7 @@ def roc(truth: ArrayLike, score: ArrayLike, positive: Any = "positive", *, ax: A
     """
     from sklearn.metrics import roc_auc_score, roc_curve
 
-    if len(np.unique(np.asarray(truth))) != 2:
-        raise UsageError("a ROC curve needs images of both of two classes.")
+    _check_two(truth, "a ROC curve")
     false, true, _ = roc_curve(truth, score)
     with drawing(ax, size=(4.6, 4.2)) as display:
         ax = display.ax_
@@ -190,9 +197,7 @@ def precision_recall(
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve
 
-    of_class = np.asarray(truth)
-    if len(np.unique(of_class)) != 2:
-        raise UsageError("a precision-recall curve needs images of both of two classes.")
+    of_class = _check_two(truth, "a precision-recall curve")
     precision, recall, _ = precision_recall_curve(of_class, score)
     with drawing(ax, size=(4.6, 4.2)) as display:
         ax = display.ax_

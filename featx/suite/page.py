@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from featx.evaluation import METRICS
 from featx.plot.base import BLUE, LINE, drawing
 from featx.reporting.page import render
 from featx.suite.folder import finished
@@ -222,9 +223,15 @@ def budget_figure(rows: Rows, metric: str) -> Figure | None:
         _label_ends(ax, ends)
         ax.set(
             xlabel="training images of each class", ylabel=metric.replace("_", " "),
-            title="More labels, better scores",
+            title=f"{_short(_best_end(ends, metric))} has the best score with most labels",
         )  # fmt: skip
     return Figure(display.to_svg("budgets"), "Mean score of each method by number of labels.")
+
+
+def _best_end(ends: list[tuple[float, float, str, Any]], metric: str) -> str:
+    """Name of the method with the best score among those with most labels."""
+    most = max(x for x, *_ in ends)
+    return max((METRICS[metric].sign * y, name) for x, y, name, _ in ends if x == most)[1]
 
 
 def _label_ends(ax: Any, ends: list[tuple[float, float, str, Any]]) -> None:

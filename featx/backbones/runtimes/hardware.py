@@ -21,6 +21,7 @@ AUTO = "auto"
 
 ALL = "all"
 """Name of all devices of the kind that `AUTO` takes."""
+
 DEVICES = ("cuda", "mps", "xpu", "cpu")
 """In order of preference. The project's tests run on cpu, and on cuda if there is one."""
 
