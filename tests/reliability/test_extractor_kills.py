@@ -136,16 +136,13 @@ def least_in(found: dict[str, dict[bytes, bytes]]) -> int:
     return min(map(len, found.values())) if len(found) == 2 else 0
 
 
-def test_a_killed_extraction_goes_on_where_it_stopped(pictures: Path, tmp_path: Path) -> None:
-    assert kill_and_go_on(pictures, tmp_path / "cache", 2, seed=0) == 2
-
-
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_100_kills_of_extractions_lose_nothing(pictures: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [2, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_killed_extraction_goes_on_where_it_stopped(pictures: Path, tmp_path: Path, kills: int) -> None:
+    # On a busy machine a child may end before its kill arrives: then another extraction is killed.
     done = runs = 0
-    while done < 100:
-        done += kill_and_go_on(pictures, tmp_path / f"cache{runs}", 100 - done, seed=runs)
+    while done < kills:
+        done += kill_and_go_on(pictures, tmp_path / f"cache{runs}", kills - done, seed=runs)
         runs += 1
     print(f"\n{done} kills in {runs} extractions: 0 committed rows lost, 0 changed")
 
