@@ -111,6 +111,14 @@ def test_a_file_extends_another(tmp_path: Path) -> None:
     assert [use.name for use in config.methods] == ["softmax", "lsr"]
 
 
+def test_paths_of_an_extended_file_are_relative_to_that_file(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.mkdir()
+    suite_file(base, SMALL.replace("sklearn:digits", "photos"))
+    (tmp_path / "more.toml").write_text('extends = "base/suite.toml"\n')
+    assert read_config(tmp_path / "more.toml").data[0].path == str(base / "photos")
+
+
 # The methods
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from featx.backbones.state import STATE
 from featx.classifier.advising import TrainingSet
 from featx.classifier.budget import EXTRACTION, NETWORKS, SEARCH, VIEWS
 from featx.classifier.finetuning import fine_tune
@@ -135,6 +136,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         )
     with _timed(seconds, "extract"):
         found = networks.extract(images.sources, names=images.names, on_error="skip", ids=images.ids)
+    STATE.release_networks()  # the search needs their memory; they are read from disk again in 0.1 s
     data = fit_data(images, held_out, found, max_bad=settings.max_bad)
     features = found.blocks.take(~data.is_test)
     budget.learn(comparison)

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 
 import featx
 from featx.cli.console import Console
+from featx.cli.memory import limit_arenas
 from featx.cli.streams import open_closed_streams, tolerant_streams
 from featx.exceptions import FeatxError, FeatxWarning, Interrupted, TooManyBadImagesError
 from featx.signals import answered_by
@@ -85,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def console() -> None:
     """Run the ``featx`` script."""
     open_closed_streams()
+    limit_arenas()
     sys.exit(main())
 
 

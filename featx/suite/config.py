@@ -130,7 +130,7 @@ def read_config(path: str | Path) -> SuiteConfig:
     ----------
     path : path
         A TOML file. With ``extends = "other.toml"`` the values of the other file are used where this file
-        has none; lists of tables are replaced as a whole.
+        has none; lists of tables are replaced as a whole. Paths are relative to the file that states them.
 
     Raises
     ------
@@ -139,11 +139,13 @@ def read_config(path: str | Path) -> SuiteConfig:
     """
     path = Path(path)
     text, values = _read(path)
-    parent = values.pop("extends", None)
+    parent, folder = values.pop("extends", None), path.parent
     if parent is not None:
         base_path = path.parent / str(parent)
-        values = {**_read(base_path)[1], **values}
-    return parse_config(values, folder=path.parent, where=_Where(path, text))
+        base = _read(base_path)[1]
+        folder = base_path.parent if "data" in base.keys() - values.keys() else folder
+        values = {**base, **values}
+    return parse_config(values, folder=folder, where=_Where(path, text))
 
 
 def parse_config(
