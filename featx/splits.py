@@ -520,8 +520,24 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:LISTED]) + more
 
 
+def divisible(codes: NDArray[np.intp], groups: ArrayLike | None = None) -> NDArray[np.bool_]:
+    """Mask of the rows whose class has at least two rows, or two groups if there are groups.
+
+    Others cannot be in the training and in the test part of a fold.
+    """
+    units = np.arange(len(codes)) if groups is None else group_codes(groups, len(codes))
+    pairs = np.unique(np.column_stack([codes, units]), axis=0)
+    mask: NDArray[np.bool_] = np.bincount(pairs[:, 0], minlength=int(codes.max(initial=-1)) + 1)[codes] > 1
+    return mask
+
+
 def stratified_sample(
-    codes: NDArray[np.intp], most: int, seed: int | Sequence[int], *, per_class: int = 0
+    codes: NDArray[np.intp],
+    most: int,
+    seed: int | Sequence[int],
+    *,
+    per_class: int = 0,
+    groups: ArrayLike | None = None,
 ) -> NDArray[np.intp]:
     """Draw a stratified sample of rows.
 
@@ -536,6 +552,8 @@ def stratified_sample(
     per_class : int
         At least as many rows of each class are drawn (or all of them). The size of the sample is then `most`
         up to rounding and these rows; with 0 it is exactly `most`.
+    groups : array of shape (n,), optional
+        The `per_class` rows of a class are of different groups where it has so many.
 
     Returns
     -------
@@ -547,6 +565,11 @@ def stratified_sample(
     rng = np.random.default_rng(seed)
     if per_class:
         own = [rng.permutation(np.flatnonzero(codes == c)) for c in np.unique(codes)]
+        if groups is not None:
+            units = group_codes(groups, len(codes))
+            for number, rows in enumerate(own):
+                first = np.sort(np.unique(units[rows], return_index=True)[1])[:per_class]
+                own[number] = np.concatenate([rows[first], np.delete(rows, first)])
         size = [max(per_class, round(most * len(rows) / len(codes))) for rows in own]
         return np.sort(np.concatenate([rows[:k] for rows, k in zip(own, size, strict=True)]))
     order = np.lexsort((rng.permutation(len(codes)), codes))

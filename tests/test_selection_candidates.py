@@ -20,11 +20,11 @@ RECIPE = {
 }  # fmt: skip
 
 
-def pictures(*, told_at_the_edge: bool) -> tuple[ImageSet, np.ndarray]:
+def pictures(*, told_at_the_edge: bool, n: int = N) -> tuple[ImageSet, np.ndarray]:
     """Noise, 32 high and 96 wide; what tells the classes is at both ends, or in the middle."""
     rng = np.random.default_rng(0)
-    codes = np.arange(N) % 2
-    noise = rng.integers(0, 120, (N, 32, 96, 3), dtype=np.uint8)
+    codes = np.arange(n) % 2
+    noise = rng.integers(0, 120, (n, 32, 96, 3), dtype=np.uint8)
     for picture, code in zip(noise, codes, strict=True):
         if told_at_the_edge:
             picture[:, :24, 2 * code] += 120
@@ -66,3 +66,12 @@ def test_a_resizing_is_not_chosen_twice_from_the_same_images(machine: dict[str, 
     again, rows = chosen(True, machine)
     assert again == first
     assert not rows  # nothing was computed for it
+
+
+def test_a_class_with_one_group_in_the_sample_stops_nothing(machine: dict[str, object]) -> None:
+    n_classes = 240
+    images, _ = pictures(told_at_the_edge=False, n=5 * n_classes)
+    turn, codes = np.divmod(np.arange(5 * n_classes), n_classes)  # two of five are drawn
+    images.groups = np.array([f"{code} {place < 4}" for code, place in zip(codes, turn, strict=True)])
+    kept = choose(widest(RECIPE, machine), images, codes, machine=machine, random_state=0)
+    assert {spec.resize for spec in kept.specs_.values()} == {"crop"}

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from featx.exceptions import DataError, FeatxWarning, LabelError, SearchWarning, UsageError
 from featx.splits import (
     check_labels,
+    divisible,
     fold_repeats,
     image_groups,
     make_folds,
@@ -335,3 +336,16 @@ def test_a_sample_may_hold_some_of_every_class() -> None:
     rows = stratified_sample(codes, 50, 0, per_class=5)
     assert (np.diff(rows) > 0).all()
     assert np.bincount(codes[rows]).tolist() == [45, 5, 3]
+
+
+def test_a_sample_has_two_groups_of_each_class_that_has_them() -> None:
+    codes = np.repeat(np.arange(40), 6)
+    groups = [None if row % 6 == 5 else str(row // 6) for row in range(240)]  # five together, one alone
+    rows = stratified_sample(codes, 40, 0, per_class=2, groups=groups)
+    assert np.bincount(codes[rows]).tolist() == [2] * 40
+    assert (rows[rows % 6 == 5] // 6).tolist() == list(range(40))
+    assert divisible(codes, groups).all()
+    assert not divisible(codes, codes).any()
+    assert (
+        divisible(np.array([0, 0, 1, 2, 2]), ["a", "a", "b", "c", "d"]).tolist() == [False] * 3 + [True] * 2
+    )

@@ -136,7 +136,7 @@ def advise_on_features(
         random_state=random_state,
     )
 
-    few = stratified_sample(codes, PROBED_IMAGES, random_state, per_class=2)
+    few = stratified_sample(codes, PROBED_IMAGES, random_state, per_class=2, groups=owners)
     some, few_owners = blocks.take(few), None if owners is None else owners[few]
 
     def probe_on(

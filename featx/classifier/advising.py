@@ -32,7 +32,7 @@ from featx.representation import is_usual
 from featx.selection.backbones import compare_backbones
 from featx.selection.networks import gather
 from featx.spec import FeatureSpec
-from featx.splits import image_groups, stratified_sample
+from featx.splits import divisible, image_groups, stratified_sample
 from featx.stores.base import Ids
 from featx.threads import n_threads
 
@@ -118,7 +118,7 @@ def advise_model(
     if fine_tuning is None and record.fine_tuning is not None and verdict is not None:
         fine_tuning = FineTuning(verdict.minutes, record.fine_tuning.cut or "the input", verdict.gain)
     card = training.cards[0]
-    baseline, seconds = _random_baseline(card, training, machine, random_state)
+    baseline, seconds = _random_baseline(card, training, units, machine, random_state)
     return advise_on_features(
         features,
         labels,
@@ -139,7 +139,11 @@ def advise_model(
 
 
 def _random_baseline(
-    card: BackboneCard, training: TrainingSet, machine: Mapping[str, Any], random_state: int
+    card: BackboneCard,
+    training: TrainingSet,
+    units: NDArray[np.intp],
+    machine: Mapping[str, Any],
+    random_state: int,
 ) -> tuple[RandomBaseline | None, float]:
     """Features of the network with random weights, and the seconds an image takes it.
 
@@ -149,7 +153,7 @@ def _random_baseline(
         return None, math.nan
     images = training.images
     codes = np.unique(np.asarray(images.labels), return_inverse=True)[1]
-    chosen = stratified_sample(codes, BASELINE_IMAGES, random_state, per_class=2)
+    chosen = stratified_sample(codes, BASELINE_IMAGES, random_state, per_class=2, groups=units)
     last = (item for item in training.specs.items() if is_usual(item[0]))
     name, spec = next(last, next(iter(training.specs.items())))
     # Without the callback: that there are no cached features of these weights is expected.
@@ -160,9 +164,11 @@ def _random_baseline(
     )  # fmt: skip
     sources = [images.sources[row] for row in chosen]
     found = extractor.extract(sources, names=[images.names[row] for row in chosen], on_error="skip")
-    block = next(iter(found.blocks.values()))
+    kept = chosen[found.kept]
+    rows = divisible(codes[kept], units[kept])
+    block = next(iter(found.blocks.values()))[rows]
     seconds = (found.seconds - found.loading_s) / found.computed if found.computed else math.nan
-    return RandomBaseline(block, chosen[found.kept], name), seconds
+    return RandomBaseline(block, kept[rows], name), seconds
 
 
 def _others(

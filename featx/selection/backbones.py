@@ -34,7 +34,7 @@ from featx.selection.candidates import choose, widest
 from featx.selection.halving import HalvingPlan, plan_halving, survivors
 from featx.selection.networks import Networks, side_by_side
 from featx.spec import RESIZES
-from featx.splits import stratified_sample
+from featx.splits import divisible, stratified_sample
 from featx.stores.base import FeatureStore
 
 AUTO = "auto"
@@ -289,11 +289,12 @@ def _remembered(
 
     So the same fit chooses the same networks, however busy the machine is.
     """
-    chosen = stratified_sample(codes, options["most"], options["random_state"], per_class=2)
+    most, seed = options["most"], options["random_state"]
+    chosen = stratified_sample(codes, most, seed, per_class=2, groups=images.groups)
     sample = images.select(chosen)
     ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
     inputs = [
-        (COMPARISON, options["most"], options["n_all"], len(images), options["random_state"]),
+        (COMPARISON, most, options["n_all"], len(images), seed),
         None if math.isinf(options["budget_s"]) else options["budget_s"],
         {name: sorted(spec.key for spec in one.specs_.values()) for name, one in extractors.items()},
         [digest and digest.hex() for digest in ids],
@@ -374,7 +375,7 @@ def compare_backbones(
         say(f"{len(plan.candidates)} backbones on at most {plan.rounds[-1][0]} images: {plan.seconds:.0f} s")
     left, found = list(plan.candidates), dict[str, _Candidate]()
     for size, keep in plan.rounds:
-        chosen = stratified_sample(codes, size, random_state, per_class=2)
+        chosen = stratified_sample(codes, size, random_state, per_class=2, groups=groups)
         for name in dict.fromkeys([*left, *([always] if always else [])]):
             found[name] = _extract(
                 extractors[name], images, chosen, codes, groups, n_jobs=n_jobs, random_state=random_state
@@ -453,9 +454,11 @@ def _extract(
     some = images.select(chosen)
     rows = extractor.extract(some.sources, names=some.names, on_error="skip")
     kept = chosen[rows.kept]
+    several = np.flatnonzero(divisible(codes[kept], None if groups is None else groups[kept]))
+    kept, blocks = kept[several], rows.blocks.take(several)
     with threadpool_limits(limits=1):  # threads work on blocks; small systems are slower with more threads
         best = screen_representations(
-            rows.blocks,
+            blocks,
             codes[kept],
             int(codes.max()) + 1,
             groups=None if groups is None else groups[kept],
@@ -463,7 +466,7 @@ def _extract(
             n_jobs=n_jobs,
             random_state=random_state,
         )[0]
-    return _Candidate(rows.blocks, kept, best.name, best.score)
+    return _Candidate(blocks, kept, best.name, best.score)
 
 
 def _rows(candidate: _Candidate, chosen: NDArray[np.intp]) -> NDArray[np.float32]:

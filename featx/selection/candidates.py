@@ -26,7 +26,7 @@ from featx.features import FeatureBlocks
 from featx.images import ImageSet, ImageSource, picture_size, read_digests, read_picture
 from featx.search.screening import Screened, screen_representations, shortlist
 from featx.spec import RESIZES, FeatureSpec
-from featx.splits import stratified_sample
+from featx.splits import divisible, stratified_sample
 
 AUTO = "auto"
 
@@ -111,7 +111,7 @@ def choose(
         Of the best resizing; of all resizings if the training part is not larger than the sample.
     """
     specs = extractor.specs_
-    chosen = stratified_sample(codes, SCREENED_IMAGES, random_state, per_class=2)
+    chosen = stratified_sample(codes, SCREENED_IMAGES, random_state, per_class=2, groups=images.groups)
     if not _any_oblong([images.sources[index] for index in chosen]):
         specs = {name: spec for name, spec in specs.items() if spec.resize != "pad"} or specs
     resizes = list(dict.fromkeys(spec.resize for spec in specs.values()))
@@ -142,7 +142,7 @@ class _Trials:
 
     def remembered(self, specs: Specs, usual: str) -> str:
         """`resize`, with a cached result for the same images and specs."""
-        chosen = stratified_sample(self.codes, SCREENED_IMAGES, self.random_state, per_class=2)
+        chosen = self._sample(SCREENED_IMAGES)
         sample = self.images.select(chosen)
         ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
         groups = None if sample.groups is None else list(map(str, sample.groups))
@@ -190,17 +190,21 @@ class _Trials:
         """Blocks and their combinations on the larger sample, best first."""
         return self._screen(*self._features(specs, SCREENED_IMAGES), combine=True)
 
+    def _sample(self, size: int) -> NDArray[np.intp]:
+        return stratified_sample(self.codes, size, self.random_state, per_class=2, groups=self.images.groups)
+
     def _features(
         self, specs: Specs, size: int
     ) -> tuple[FeatureBlocks, NDArray[np.intp], NDArray[Any] | None]:
-        chosen = stratified_sample(self.codes, size, self.random_state, per_class=2)
+        chosen = self._sample(size)
         sample = self.images.select(chosen)
         rows = _of(specs, self.extractor, self.machine).extract(
             sample.sources, names=sample.names, on_error="skip", ids=sample.ids
         )
         y = self.codes[chosen][rows.kept]
-        several = np.flatnonzero(np.bincount(y)[y] > 1)  # a class of one image cannot be split
-        groups = None if sample.groups is None else sample.groups[rows.kept][several]
+        groups = None if sample.groups is None else sample.groups[rows.kept]
+        several = np.flatnonzero(divisible(y, groups))
+        groups = None if groups is None else groups[several]
         return rows.blocks.take(several), y[several], groups
 
     def _screen(
