@@ -133,7 +133,7 @@ def _fine_tuner(backbone: str, store: Any, seed: int, **params: Any) -> Any:
     from featx.finetune import FineTuner
 
     return FineTuner(
-        FeatureExtractor(backbone, store=store), head="linear", verdict=0, random_state=seed
+        FeatureExtractor(backbone, store=store), head="linear", verdict=0, refit=False, random_state=seed
     ).set_params(**params)
 
 
