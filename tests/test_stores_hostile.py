@@ -24,7 +24,7 @@ from featx import FeatureExtractor
 from featx.exceptions import StoreError, StoreFormatError, StoreWarning
 from featx.extractor.isolation import _entries, _is_abandoned
 from featx.stores.hdf5 import HDF5Store
-from featx.stores.notes import _path
+from featx.stores.notes import note_path
 
 SPACE = KEY[:16]
 SEGMENT = f"seg-{'0' * 32}-5.h5"

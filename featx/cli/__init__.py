@@ -76,6 +76,10 @@ VERBS: dict[str, Verb] = {
 }
 
 
+IMAGES = ("data", "images", "old", "missing")
+"""Arguments that name images."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one verb and return its exit code; never raises for an expected failure."""
     with tolerant_streams() as stdout:
@@ -90,6 +94,20 @@ def console() -> None:
     sys.exit(main())
 
 
+def _name_addresses(args: argparse.Namespace) -> argparse.Namespace:
+    """Make addresses of images, on the command line, what is read: the user has named them."""
+    from featx.remote.address import RemotePath, is_readable_address
+
+    def named(value: object) -> object:
+        return RemotePath(value) if isinstance(value, str) and is_readable_address(value) else value
+
+    for name in IMAGES:
+        value = getattr(args, name, None)
+        if value is not None:
+            setattr(args, name, [named(one) for one in value] if isinstance(value, list) else named(value))
+    return args
+
+
 def _run(arguments: list[str]) -> int:
     try:
         args = _parser(arguments).parse_args(arguments)
@@ -98,7 +116,7 @@ def _run(arguments: list[str]) -> int:
     console = Console(json=args.json, quiet=args.quiet)
     with _stop_at_signals(), _print_warnings(console):
         try:
-            code: int = args.run(args, console)
+            code: int = args.run(_name_addresses(args), console)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, _Stopped) else signal.SIGINT
             return _fail(console, Interrupted(_how_to_resume(arguments), number))

@@ -23,6 +23,7 @@ from featx.extractor.isolation import CarefulDecoder
 from featx.extractor.pipeline import Callback, ExtractionRun, ExtractionSettings, Progress
 from featx.features import FeatureBlocks
 from featx.images import ImageSource, Skipped, nothing_left
+from featx.images.picture import n_readers
 from featx.spec import MAX_INPUT_PIXELS, FeatureSpec
 from featx.stores.base import FeatureStore, Ids, explain_miss
 from featx.threads import n_threads
@@ -278,6 +279,7 @@ class ExtractionCall:
             batch,
             n_threads=workers,
             streams=streams,
+            n_readers=n_readers(sources),
             strict=strict,
             decode=decoder,
             callback=self._callback,

@@ -225,6 +225,8 @@ class ExtractionRun:
         Threads that decode.
     streams : int
         Forward passes at a time.
+    n_readers : int
+        Threads that read.
     strict : bool
         Whether an unreadable image ends the run.
     decode : callable, optional
@@ -257,6 +259,7 @@ class ExtractionRun:
         *,
         n_threads: int,
         streams: int,
+        n_readers: int = READERS,
         strict: bool = False,
         decode: Decode | None = None,
         callback: Callback | None = None,
@@ -284,7 +287,7 @@ class ExtractionRun:
         self._keys = [spec.key for spec in settings.specs]
         stuck: dict[str, Any] = {"patience_s": STUCK_S, "on_stuck": self._name_stuck}
         self._reading = Stage[int, Read](
-            "read", self._read, workers=READERS, size_of=lambda one: _n_bytes(one.picture), **stuck
+            "read", self._read, workers=n_readers, size_of=lambda one: _n_bytes(one.picture), **stuck
         )
         self._decoding = Stage[tuple[Picture, NDArray[np.bool_]], Decoded](
             "decode", self._decode, workers=n_threads, size_of=lambda one: one.n_bytes, **stuck

@@ -17,6 +17,7 @@ from featx.images.labels import match_labels
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
 from featx.images.policy import MAX_PIXELS, DecodePolicy
 from featx.images.ranges import choose_range
+from featx.remote import RemotePath
 from featx.tables import escape_name
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "ImageSource",
     "ManifestOptions",
     "Picture",
+    "RemotePath",
     "Skipped",
     "absent_images",
     "choose_range",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import ntpath
 import os
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from featx.exceptions import TooManyBadImagesError
 from featx.images.find import Skipped
-from featx.images.picture import ImageSource
+from featx.images.picture import NOT_ASKED, ImageSource
+from featx.remote import RemotePath, is_address
 from featx.tables import escape_name
 
 LISTED = 3
@@ -32,7 +34,7 @@ def nothing_left(sources: Sequence[ImageSource], skipped: Sequence[Skipped]) -> 
             f"{escape_name(one.name)}: {one.reason}. It is the only image, so there is nothing to do.",
             skipped,
         )
-    paths = [os.fsdecode(source) for source in sources if isinstance(source, str | os.PathLike)]
+    paths = [os.fsdecode(source) for source in sources if _is_path(source)]
     absent = [path for path in paths if not _exists(path)]
     if not absent:
         return TooManyBadImagesError(
@@ -54,13 +56,15 @@ def absent_images(sources: Sequence[ImageSource], names: Sequence[str]) -> list[
     """Return position and reason of the paths that lead nowhere."""
     found = []
     for position, (source, name) in enumerate(zip(sources, names, strict=True)):
-        if isinstance(source, str | os.PathLike) and not _exists(os.fsdecode(source)):
+        if _is_path(source) and not _exists(os.fsdecode(source)):
             found.append((position, Skipped(name, "no such file or directory")))
     return found
 
 
 def likely_cause(path: str) -> str:
     """Say, as sentences, why a path leads nowhere, and what to do."""
+    if is_address(path):
+        return f"It is {NOT_ASKED}."
     above = path
     while above and not _exists(above) and os.path.dirname(above) != above:
         above = os.path.dirname(above)
@@ -82,6 +86,11 @@ def likely_cause(path: str) -> str:
 def _listed(skipped: Sequence[Skipped]) -> str:
     listed = "; ".join(f"{escape_name(one.name)}: {one.reason}" for one in skipped[:LISTED])
     return listed + (f"; and {len(skipped) - LISTED:,} more" if len(skipped) > LISTED else "")
+
+
+def _is_path(source: ImageSource) -> TypeGuard[str | os.PathLike[str]]:
+    """Whether a source is a path on this machine."""
+    return isinstance(source, str | os.PathLike) and not isinstance(source, RemotePath)
 
 
 def _exists(path: str) -> bool:

@@ -23,13 +23,15 @@ from numpy.typing import ArrayLike, NDArray
 from featx.exceptions import DataError, ImageWarning, UsageError
 from featx.images.columns import ManifestOptions
 from featx.images.containers import Held, read_container
-from featx.images.folder import TABLE_EXTENSIONS, Walk, is_image
+from featx.images.folder import IMAGE_EXTENSIONS, TABLE_EXTENSIONS, Walk, is_image
 from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.labels import doubtful_labels, plain_text
 from featx.images.layout import Base, Layout, read_layout, split_of
 from featx.images.locate import locate, refuse_outside
 from featx.images.manifest import read_manifest
 from featx.images.picture import ImageSource, name_sources, reason_of
+from featx.images.remote import RemoteWalk, locate_remote, refuse_addresses
+from featx.remote import RemotePath, is_address
 from featx.tables import escape_name
 
 NO_LABEL = (
@@ -145,6 +147,8 @@ def load_images(
         * A folder of images: no labels.
         * A manifest (``.csv``, ``.tsv``, ``.parquet``, ``.xlsx``) with the columns ``path`` and, as you like,
           ``label``, ``split``, ``group``, ``weight``; paths are relative to the manifest.
+        * A `RemotePath` of one of these: a folder of an object store (images are told by their ending), a
+          manifest, an image.
         * A pattern of paths, such as ``photos/*.jpg`` or ``photos/**/*.png``.
         * One image: a path, bytes, an open file, a PIL image, an array or a tensor.
         * A list, an iterator or a batch of those; pairs of image and label.
@@ -255,6 +259,8 @@ def load_paths(
 
 
 def _load_path(path: str, follow_links: bool, labelled: bool | None, table: ManifestOptions) -> ImageSet:
+    if isinstance(path, RemotePath):
+        return _load_address(path, follow_links, labelled, table)
     try:
         mode = os.stat(path).st_mode
     except (OSError, ValueError) as error:
@@ -280,6 +286,20 @@ def _load_path(path: str, follow_links: bool, labelled: bool | None, table: Mani
     return ImageSet([path], [path], root=Path(path).parent)
 
 
+def _load_address(
+    address: RemotePath, follow_links: bool, labelled: bool | None, table: ManifestOptions
+) -> ImageSet:
+    """The images of an address, by its ending: a manifest, an image, else a folder."""
+    extension = os.path.splitext(address.name)[1].lower()
+    if extension in TABLE_EXTENSIONS:
+        return _load_manifest(address, follow_links, labelled, table)
+    if table.given():
+        raise UsageError(f"{', '.join(table.given())}: options of a manifest, and {_shown(address)} is none.")
+    if extension in IMAGE_EXTENSIONS:
+        return ImageSet([address], [address])
+    return _load_folder(address, follow_links, labelled)
+
+
 def _kind_of(path: str) -> str:
     try:
         with open(path, "rb") as file:
@@ -290,20 +310,27 @@ def _kind_of(path: str) -> str:
 
 def _load_manifest(path: str, follow_links: bool, labelled: bool | None, table: ManifestOptions) -> ImageSet:
     manifest = read_manifest(path, labelled=labelled is not False, options=table)
+    files: list[ImageSource]
+    folder, root, said = path.rpartition("/")[0] if isinstance(path, RemotePath) else "", table.root, ""
     try:
-        files, said = locate(manifest.paths, os.path.dirname(path), table.root)
-        if not follow_links:
-            refuse_outside(files, [os.path.dirname(path), *([] if table.root is None else [table.root])])
+        if is_address(root) or (folder and root is None):
+            files = [*locate_remote(manifest.paths, RemotePath(root or folder))]
+        else:
+            refuse_addresses(manifest.paths)
+            found, said = locate(manifest.paths, os.path.dirname(path), root)
+            if not follow_links:
+                refuse_outside(found, [os.path.dirname(path), *([] if root is None else [root])])
+            files = [*found]
     except DataError as error:
         raise DataError(f"{_shown(path)}: {error}") from None
     return ImageSet(
-        list(files),
+        files,
         manifest.paths,
         manifest.labels,
         manifest.splits,
         manifest.groups,
         manifest.weights,
-        root=Path(path),
+        root=None if folder else Path(path),
         remarks=([_sentence(manifest.said)] if manifest.said else []) + ([said] if said else []),
         no_label=manifest.no_label,
     )
@@ -339,7 +366,7 @@ def _match(pattern: str) -> list[str]:
 
 
 def _load_folder(root: str, follow_links: bool, labelled: bool | None) -> ImageSet:
-    walk = Walk(root, follow_links)
+    walk = RemoteWalk(root) if isinstance(root, RemotePath) else Walk(root, follow_links)
     try:
         layout = _FLAT if labelled is False else read_layout(walk.files)
     except DataError as error:
@@ -365,7 +392,7 @@ def _load_folder(root: str, follow_links: bool, labelled: bool | None) -> ImageS
         np.array([label for label, _ in found]) if layout.has_labels else None,
         np.array([split for _, split in found]) if layout.has_splits else None,
         skipped=skipped,
-        root=Path(root),
+        root=None if isinstance(root, RemotePath) else Path(root),
         remarks=[_sentence(said)] if said else [],
         no_label="" if layout.has_labels else _no_label_hint(walk),
     )
@@ -388,7 +415,7 @@ def _two_spellings(files: list[str], layout: Layout) -> list[str]:
     ]
 
 
-def _no_label_hint(walk: Walk) -> str:
+def _no_label_hint(walk: Walk | RemoteWalk) -> str:
     """Where the labels of images without class folders may be."""
     if walk.tables:
         table = _shown(os.path.join(walk.root, walk.tables[0]))
@@ -410,7 +437,7 @@ def _sentence(parts: list[str]) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _warn_of_empty_classes(walk: Walk, files: list[str], layout: Layout) -> None:
+def _warn_of_empty_classes(walk: Walk | RemoteWalk, files: list[str], layout: Layout) -> None:
     kept = {layout.class_folder(name) for name in [*files, *(f"{each.name}/" for each in walk.set_aside)]}
     for folder in walk.folders:
         if (
@@ -425,7 +452,7 @@ def _warn(text: str) -> None:
     warnings.warn(text, ImageWarning, stacklevel=3)
 
 
-def _nothing_found(walk: Walk, skipped: list[Skipped]) -> str:
+def _nothing_found(walk: Walk | RemoteWalk, skipped: list[Skipped]) -> str:
     listed = "; ".join(f"{_shown(each.name)}: {each.reason}" for each in skipped[:10])
     why = f" Set aside: {listed}{' ...' if len(skipped) > 10 else ''}." if skipped else ""
     others = f" ({walk.others} files of other kinds)" if walk.others else ""

@@ -105,7 +105,7 @@ class Walk:
                 self._read.add((status.st_dev, status.st_ino))
                 with os.scandir(path) as entries:
                     for entry in entries:
-                        if not _is_ignored(entry.name):
+                        if not is_ignored(entry.name):
                             self._sort_in(entry, f"{folder}/{entry.name}" if folder else entry.name, waiting)
             except OSError as error:
                 if not folder:
@@ -160,7 +160,8 @@ class Walk:
         return os.path.join(self.root, name) if name else self.root
 
 
-def _is_ignored(name: str) -> bool:
+def is_ignored(name: str) -> bool:
+    """Whether a file or a folder is one that systems leave behind, or is hidden."""
     return name.startswith(".") or name.lower() in IGNORED_NAMES
 
 

@@ -31,8 +31,6 @@ MAX_FOLDERS = 30
 MAX_DROPPED = 8
 """First folders of a path that may be dropped."""
 
-REMOTE = ("http://", "https://", "ftp://", "s3://", "gs://", "gcs://", "hdfs://", "azure://", "hf://")
-
 IMAGE_ENDINGS = frozenset().union(*EXTENSIONS.values())
 
 
@@ -119,23 +117,12 @@ def locate(paths: Sequence[str], folder: str, root: str | None = None) -> tuple[
         A path that leads nowhere is joined to the folder.
     said : str
         What was guessed, as a sentence; empty if paths are read as they are.
-
-    Raises
-    ------
-    DataError
-        If the paths are addresses of the web.
     """
     base = folder if root is None else root
     joined = [os.path.join(base, path) for path in paths]
     chosen = spread(len(paths), SAMPLE)
     if all(_exists(joined[index]) for index in chosen):
         return joined, ""
-    remote = next((path for path in paths if path.strip().lower().startswith(REMOTE)), None)
-    if remote is not None:
-        raise DataError(
-            f"{escape_name(remote)} is an address on the web, and featx downloads nothing; download the "
-            "images and write their paths."
-        )
     sample = [paths[index] for index in chosen]
     reading, hits = _best_reading(sample, folder, root)
     plain = sum(_exists(joined[index]) for index in chosen)

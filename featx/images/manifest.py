@@ -7,6 +7,7 @@ whose every text is a whole number as Python writes it becomes integers, "007" s
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import math
 import os
@@ -25,6 +26,7 @@ from featx.images.kinds import START_BYTES, UNKNOWN, kind_in_words
 from featx.images.labels import plain_text
 from featx.images.layout import SPLITS
 from featx.images.picture import reason_of
+from featx.remote import RemotePath, read_file
 from featx.tables import escape_name, read_csv
 
 MAX_ROWS = 10_000_000
@@ -73,7 +75,7 @@ def read_manifest(
     path : path
         ``.csv`` (comma, semicolon, tab or ``|``), ``.tsv``, ``.parquet``, ``.pq`` or ``.xlsx`` (the first
         sheet); text is UTF-8 (UTF-16 with its mark), columns in any order, others are ignored. Paths may be
-        in another encoding, as file names may; labels may not.
+        in another encoding, as file names may; labels may not. A `RemotePath` is fetched.
     labelled : bool, default=True
         False leaves the column ``label`` unread.
     options : ManifestOptions, optional
@@ -87,9 +89,10 @@ def read_manifest(
         For parquet without pyarrow, and for a workbook without openpyxl.
     """
     text_path = os.fsdecode(path)
+    content = _fetched(path) if isinstance(path, RemotePath) else None
     options = options or ManifestOptions()
     read = READERS.get(os.path.splitext(text_path)[1].lower(), _read_text)
-    table = read(text_path, options)
+    table = read(text_path, options, content)
     if not labelled:
         table.columns.pop("label", None)
     if not table.rows:
@@ -124,8 +127,8 @@ def _warn_of_contradictions(path: str, paths: Sequence[str], labels: NDArray[Any
         )
 
 
-def _read_text(path: str, options: ManifestOptions) -> _Table:
-    text, separator = _without_preamble(_decode_text(path))
+def _read_text(path: str, options: ManifestOptions, content: bytes | None) -> _Table:
+    text, separator = _without_preamble(_decode_text(path, content))
     header_line = next((line for line in text.splitlines() if line.strip()), "")
     tsv = "\t" if path.lower().endswith(".tsv") else max(",;\t|", key=header_line.count)
     try:
@@ -179,9 +182,16 @@ def _choose(
         raise DataError(f"{_shown(path)}: {error}") from None
 
 
-def _decode_text(path: str) -> str:
+def _fetched(address: RemotePath) -> bytes:
     try:
-        with open(path, "rb") as file:
+        return read_file(address, MAX_TEXT_BYTES)
+    except OSError as error:
+        raise DataError(f"{_shown(address)}: {reason_of(error)}.") from error
+
+
+def _decode_text(path: str, content: bytes | None) -> str:
+    try:
+        with open(path, "rb") if content is None else io.BytesIO(content) as file:
             data = file.read()
     except OSError as error:
         raise DataError(f"{_shown(path)}: {reason_of(error)}.") from error
@@ -196,7 +206,7 @@ def _decode_text(path: str) -> str:
     return data.decode("utf-8-sig", errors="surrogateescape")  # as file names of other encodings arrive
 
 
-def _read_parquet(path: str, options: ManifestOptions) -> _Table:
+def _read_parquet(path: str, options: ManifestOptions, content: bytes | None) -> _Table:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -204,11 +214,15 @@ def _read_parquet(path: str, options: ManifestOptions) -> _Table:
         raise UsageError(
             f"{_shown(path)}: parquet needs pyarrow; `pip install 'featx[parquet]'`, or save it as CSV."
         ) from error
+
+    def source() -> Any:
+        return path if content is None else pyarrow.BufferReader(content)
+
     try:
-        schema = pyarrow.parquet.read_schema(path)
+        schema = pyarrow.parquet.read_schema(source())
         header = schema.names
-        _check_parquet(path, pyarrow.parquet.read_metadata(path))
-        file, types = pyarrow.parquet.ParquetFile(path), pyarrow.types
+        _check_parquet(path, pyarrow.parquet.read_metadata(source()))
+        file, types = pyarrow.parquet.ParquetFile(source()), pyarrow.types
 
         def some(position: int) -> list[Any]:
             kind = schema.field(position).type
@@ -221,7 +235,7 @@ def _read_parquet(path: str, options: ManifestOptions) -> _Table:
         known = [header[position] for position in chosen.positions.values()]
         # As dictionaries: a text that occurs a million times is one object.
         texts = [written for written in known if types.is_string(schema.field(written).type)]
-        file = pyarrow.parquet.ParquetFile(path, read_dictionary=texts)
+        file = pyarrow.parquet.ParquetFile(source(), read_dictionary=texts)
         found: dict[str, list[Any]] = {name: [] for name in chosen.positions}
         roles = {header[position]: name for name, position in chosen.positions.items()}
         for batch in file.iter_batches(PARQUET_ROWS, columns=known):
@@ -256,7 +270,7 @@ def _plain_values(column: Any) -> list[Any]:
     return [None if index is None else words[index] for index in column.indices.to_pylist()]
 
 
-def _read_workbook(path: str, options: ManifestOptions) -> _Table:
+def _read_workbook(path: str, options: ManifestOptions, content: bytes | None) -> _Table:
     try:
         import openpyxl
     except ImportError as error:
@@ -264,7 +278,8 @@ def _read_workbook(path: str, options: ManifestOptions) -> _Table:
             f"{_shown(path)}: a workbook needs openpyxl; `pip install 'featx[excel]'`, or save it as CSV."
         ) from error
     try:
-        workbook = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        file = path if content is None else io.BytesIO(content)
+        workbook = openpyxl.load_workbook(file, read_only=True, data_only=True)
         rows: list[tuple[int, list[Any]]] = []
         for number, row in enumerate(workbook.worksheets[0].iter_rows(values_only=True), start=1):
             if number > MAX_ROWS:
@@ -287,7 +302,7 @@ def _cell_text(value: Any) -> str:
     return str(int(value) if is_whole else value)
 
 
-READERS: dict[str, Callable[[str, ManifestOptions], _Table]] = {
+READERS: dict[str, Callable[[str, ManifestOptions, bytes | None], _Table]] = {
     ".parquet": _read_parquet,
     ".pq": _read_parquet,
     ".xlsx": _read_workbook,

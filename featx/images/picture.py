@@ -22,10 +22,12 @@ from PIL import Image
 
 from featx.exceptions import DataError, ImageError
 from featx.images.pixels import from_pillow
+from featx.remote import RemotePath, is_address, read_file
 
 Pixels: TypeAlias = NDArray[Any]
 ImageSource: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | Image.Image | Pixels
-"""A path, a file's bytes, a PIL image, or an (H, W), (H, W, 3) or (H, W, 4) array of uint8, uint16, bool."""
+"""A path, a `RemotePath`, a file's bytes, a PIL image, or an (H, W), (H, W, 3) or (H, W, 4) array of uint8,
+uint16 or bool."""
 
 MAX_FILE_BYTES = 2 << 30
 """A larger file is no image that `max_pixels` would let through (16-bit RGBA at 179 megapixels: 1.4 GB)."""
@@ -35,6 +37,14 @@ FILE_WAITS_S = (0.05, 0.2, 1.0)
 
 READERS = 4
 """Threads that read files ahead: enough for a network disk, too few to disturb."""
+
+REMOTE_READERS = 32
+"""Threads that read images at addresses: an answer of an object store takes 20 to 100 ms."""
+
+NOT_ASKED = (
+    "an address, and featx reads only addresses that you name; give it as an argument of its own, or in "
+    "Python as featx.images.RemotePath(...)"
+)
 
 ARRAY_DTYPES = (np.uint8, np.uint16, np.bool_)
 
@@ -74,6 +84,9 @@ def read_picture(source: ImageSource, *, name: str | None = None) -> Picture:
         With the reason and what to do: no such file, no permission, a folder, an empty file, an array of
         another shape or dtype.
     """
+    if isinstance(source, RemotePath):
+        data = _read_remote(source, name or source)
+        return Picture(name or source, hashlib.sha256(data).digest(), data)
     if isinstance(source, str | os.PathLike):
         path = os.fsdecode(source)
         data = _read_file(path, name or path)
@@ -130,8 +143,23 @@ def read_digests(
             errors[position] = error
             return None
 
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(n_readers(sources)) as pool:
         return list(pool.map(digest, range(len(sources)))), errors
+
+
+def n_readers(sources: Sequence[ImageSource]) -> int:
+    """Number of threads that read images: more for those at addresses, which wait for answers."""
+    return REMOTE_READERS if any(isinstance(source, RemotePath) for source in sources) else READERS
+
+
+def _read_remote(address: RemotePath, name: str) -> bytes:
+    try:
+        data = read_file(address, MAX_FILE_BYTES)
+    except (OSError, MemoryError) as error:
+        raise ImageError(name, reason_of(error)) from error
+    if not data:
+        raise ImageError(name, "empty file (0 bytes); upload it again")
+    return data
 
 
 def _read_file(path: str, name: str) -> bytes:
@@ -159,7 +187,8 @@ def _open(path: str, name: str) -> int:
             return os.open(path, os.O_RDONLY | _NO_WAITING)
         except (OSError, ValueError) as error:  # ValueError: a NUL in the name
             if getattr(error, "errno", None) not in (errno.EMFILE, errno.ENFILE):
-                raise ImageError(name, reason_of(error)) from error
+                reason = NOT_ASKED if is_address(path) else reason_of(error)
+                raise ImageError(name, reason) from error
             wait = next(waits, None)
             if wait is None:
                 raise DataError(

@@ -19,6 +19,7 @@ from featx.images.picture import ImageSource, Picture, read_picture, read_start
 from featx.images.pixels import Warn, ignore_remark
 from featx.images.policy import DecodePolicy
 from featx.images.sandbox import Sandboxes
+from featx.remote import RemotePath
 
 HEADERS = 512
 """Files of a set whose first bytes are looked at."""
@@ -111,6 +112,8 @@ def _may_be_deep(source: ImageSource) -> bool:
     extension = os.path.splitext(path)[1].lower()
     if extension and extension not in DEEP_EXTENSIONS:
         return False
+    if isinstance(source, RemotePath):
+        return True  # the few that are sampled are read anyway
     return is_deep_start(read_start(path, START))
 
 

@@ -1,13 +1,14 @@
-"""Stores of features by spec and image digest, in HDF5 on disk or in memory; the default cache folder."""
+"""Stores of features by spec and image digest: on disk, on an object store, in memory; the default one."""
 
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 from featx.exceptions import StoreError
+from featx.folders import platform_cache
+from featx.remote import RemotePath, is_address
 from featx.stores.base import FORMAT, FeatureStore
 from featx.stores.memory import MemoryStore
 
@@ -23,7 +24,8 @@ def open_store(store: str | os.PathLike[str] | FeatureStore | None = None) -> Fe
     Parameters
     ----------
     store : path-like, 'memory', FeatureStore or None
-        A folder; a store in memory; a store that is already open; or the default folder (`default_cache`).
+        A folder, or an address on an object store (``s3://bucket/cache``); a store in memory; a store that
+        is already open; or the default one (`default_cache`).
 
     Raises
     ------
@@ -31,30 +33,32 @@ def open_store(store: str | os.PathLike[str] | FeatureStore | None = None) -> Fe
         If the folder cannot be used.
     StoreFormatError
         If a newer featx made it.
+    UsageError
+        If the address has another scheme, or its package is missing.
     """
     if store is None:
-        return STORES["hdf5"](default_cache())
-    if isinstance(store, str | os.PathLike):
-        return STORES[MEMORY](Path()) if store == MEMORY else STORES["hdf5"](Path(store))
-    return store
+        store = default_cache()
+    if not isinstance(store, str | os.PathLike):
+        return store
+    if is_address(store):
+        from featx.stores.objects import ObjectStore
+
+        return ObjectStore(store)
+    return STORES[MEMORY](Path()) if store == MEMORY else STORES["hdf5"](Path(store))
 
 
-def default_cache() -> Path:
-    """The default cache folder: ``FEATX_CACHE``, else the platform's folder for caches.
+def default_cache() -> Path | RemotePath:
+    """The default cache: the folder or address in ``FEATX_CACHE``, else the platform's folder for caches.
 
     Raises
     ------
     StoreError
         If neither is known, as for a service without ``HOME``.
     """
-    places = ((CACHE_VARIABLE, ""), *PLATFORM_CACHES.get(sys.platform, PLATFORM_CACHES["linux"]))
-    for variable, below in places:
-        if os.environ.get(variable):
-            return Path(os.environ[variable], below)
-    raise StoreError(
-        f"no cache folder: none of {', '.join(name for name, _ in places)} is set. "
-        "Name one (--cache-dir, FEATX_CACHE), or store nothing (--no-cache)."
-    )
+    named = os.environ.get(CACHE_VARIABLE)
+    if named:
+        return RemotePath(named) if is_address(named) else Path(named)
+    return platform_cache(CACHE_VARIABLE)
 
 
 def converted_networks(*stores: FeatureStore) -> tuple[Path | None, bool]:
@@ -68,7 +72,9 @@ def converted_networks(*stores: FeatureStore) -> tuple[Path | None, bool]:
         if folder is not None:
             return folder, True
     try:
-        return default_cache() / f"v{FORMAT}" / MODELS, False
+        cache = default_cache()
+        cache = platform_cache(CACHE_VARIABLE) if isinstance(cache, RemotePath) else cache
+        return cache / f"v{FORMAT}" / MODELS, False
     except StoreError:
         return None, False
 
@@ -80,13 +86,6 @@ def _hdf5(path: Path) -> FeatureStore:
 
     return ReadOnlyStore(path) if is_read_only(path) else HDF5Store(path)
 
-
-PLATFORM_CACHES: dict[str, tuple[tuple[str, str], ...]] = {
-    "linux": (("XDG_CACHE_HOME", "featx"), ("HOME", ".cache/featx")),
-    "darwin": (("HOME", "Library/Caches/featx"),),
-    "win32": (("LOCALAPPDATA", "featx/Cache"), ("USERPROFILE", ".cache/featx")),
-}
-"""Environment variable and the folder below it, tried in order."""
 
 STORES: dict[str, Callable[[Path], FeatureStore]] = {
     "hdf5": _hdf5,

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,7 @@ from featx.stores.layout import (
 from featx.stores.notes import read_note, write_note
 from featx.stores.packing import PACK_BYTES, exclusive_lock, n_small, pack_space
 from featx.stores.segments import BadSegmentError
-from featx.stores.space import KEY_CHARACTERS, StoredSpace, quarantined, segment_names
+from featx.stores.space import KEY_CHARACTERS, StoredSpace, quarantined
 
 COMMIT_ROWS = 1024
 COMMIT_BYTES = 64 << 20
@@ -111,7 +111,7 @@ class HDF5Store:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).absolute()
+        self.path = self._place(path)
         self._root = self._open_root(self.path)
         self._buffers: dict[str, _Buffer] = {}
         self._buffered_bytes = 0
@@ -120,8 +120,26 @@ class HDF5Store:
         self._commit_lock = threading.Lock()
 
     @staticmethod
+    def _place(path: str | os.PathLike[str]) -> Path:
+        return Path(path).absolute()
+
+    @staticmethod
     def _open_root(path: Path) -> Path:
         return open_root(path)
+
+    def _space(self, key: str) -> StoredSpace:
+        return StoredSpace(self._root, key)
+
+    def _space_folders(self) -> list[Path]:
+        return space_folders(self._root)
+
+    @contextlib.contextmanager
+    def _packing(self) -> Iterator[bool]:
+        """Remove what ended processes left; whether no other process packs now."""
+        for folder in (self._root, *plain_folders((self._root / NOTES).glob("*"))):
+            sweep_temporaries(folder)
+        with exclusive_lock(self._root / "pack.lock") as alone:
+            yield alone
 
     def missing(self, key: str, ids: Ids) -> NDArray[np.bool_]:
         """See `FeatureStore.missing`; it sees what other processes committed."""
@@ -269,7 +287,7 @@ class HDF5Store:
         """
         segments = rows = restored = 0
         bad: list[tuple[Path, str]] = []
-        folders = space_folders(self._root)
+        folders = self._space_folders()
         for folder in folders:
             space = self._space_at(folder)
             if space is None:
@@ -307,11 +325,9 @@ class HDF5Store:
             The small segments that were removed.
         """
         self._commit()
-        for folder in (self._root, *plain_folders((self._root / NOTES).glob("*"))):
-            sweep_temporaries(folder)
         freed = []
-        with exclusive_lock(self._root / "pack.lock") as alone:
-            for folder in space_folders(self._root) if alone else ():
+        with self._packing() as alone:
+            for folder in self._space_folders() if alone else ():
                 space = self._space_at(folder)
                 if space is not None and (keys is None or space.key in keys):
                     freed.append(pack_space(space, max_bytes))
@@ -374,10 +390,10 @@ class HDF5Store:
         """
         self.commit()
         full = self._full_key(key)
-        space = StoredSpace(self._root, full)  # its segments do not change while they are exported
+        space = self._space(full)  # its segments do not change while they are exported
         spec = self.keys()[full]
         for _ in range(EXPORT_TRIES):
-            names = segment_names(space.folder)
+            names = space.names()
             space.refresh(force=True)
             if not set(names) <= {segment.path.name for segment in space.segments}:
                 continue  # another process packed them meanwhile; the packed segment may not be listed yet
@@ -424,7 +440,7 @@ class HDF5Store:
     def _buffer(self, key: str) -> _Buffer:
         with self._lock:
             if key not in self._buffers:
-                space = StoredSpace(self._root, key)
+                space = self._space(key)
                 space.refresh()
                 self._buffers[key] = _Buffer(space)
             return self._buffers[key]

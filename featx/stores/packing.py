@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from featx.exceptions import StoreFormatError
-from featx.files import NO_PLAIN_FILE, open_plain, sweep_temporaries
+from featx.files import NO_PLAIN_FILE, open_plain
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids
 from featx.stores.index import DigestIndex
 from featx.stores.layout import Freed, write_errors
-from featx.stores.segments import BadSegmentError, Segment, open_segment
+from featx.stores.segments import BadSegmentError, Segment
 from featx.stores.space import StoredSpace
 
 PACK_BYTES, PACK_ROWS = 64 << 20, 1 << 17
@@ -25,7 +25,7 @@ PACK_BYTES, PACK_ROWS = 64 << 20, 1 << 17
 def pack_space(space: StoredSpace, max_bytes: int) -> Freed:
     """Pack the small segments of a space (see `HDF5Store.pack`)."""
     removed = n_bytes = 0
-    sweep_temporaries(space.folder)
+    space.sweep()
     space.refresh(force=True)
     for group in _groups(space.segments, max_bytes):
         # Segments may have been pruned or packed by another process; a newer spec is left alone.
@@ -77,7 +77,7 @@ def _pack_group(space: StoredSpace, group: list[Segment]) -> bool:
     at = 0
     for segment in group:
         try:
-            found.append(open_segment(segment.path, space.key)[1])
+            found.append(space.ids_of(segment))
             for slab in space.scan(segment):
                 rows[at : at + len(slab)] = slab
                 at += len(slab)

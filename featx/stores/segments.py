@@ -24,7 +24,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -128,7 +128,7 @@ def open_segment(path: Path, key: str | None = None) -> tuple[Segment, Ids]:
     if not stat.S_ISREG(os.lstat(path).st_mode):  # HDF5 would follow a link and wait for a pipe
         raise FileNotFoundError(errno.ENOENT, "it is not a regular file", os.fspath(path))
     try:
-        return _open(path, path, key)
+        return _open(path, path, path.lstat().st_size, key)
     except (BadSegmentError, StoreFormatError):
         raise
     except Exception as error:
@@ -138,11 +138,18 @@ def open_segment(path: Path, key: str | None = None) -> tuple[Segment, Ids]:
         # the file without HDF5, which raises what the system says, and try again on its bytes.
         with open(open_plain(path), "rb") as file:
             content = io.BytesIO(file.read())
+    return open_content(path, content, path.lstat().st_size, key)
+
+
+def open_content(path: Path, content: BinaryIO, size: int, key: str | None = None) -> tuple[Segment, Ids]:
+    """`open_segment` for the content of a segment of `size` bytes, as a file object."""
     try:
-        return _open(path, content, key)
+        return _open(path, content, size, key)
     except (BadSegmentError, StoreFormatError, MemoryError):
         raise
     except Exception as error:
+        if isinstance(error, OSError) and error.errno:
+            raise
         if "alloc" in str(error).lower():  # HDF5 has no error class for it
             raise MemoryError(f"{path}: {_first_line(error)}") from error
         raise BadSegmentError(f"cannot be read: {type(error).__name__}: {_first_line(error)}") from error
@@ -169,8 +176,8 @@ def _open_plain(path: str, _flags: int) -> int:
     return open_plain(path)
 
 
-def _open(path: Path, source: Path | io.BytesIO, key: str | None) -> tuple[Segment, Ids]:
-    with h5py.File(source, "r", **({} if isinstance(source, io.BytesIO) else {"locking": False})) as opened:
+def _open(path: Path, source: Path | BinaryIO, room: int, key: str | None) -> tuple[Segment, Ids]:
+    with h5py.File(source, "r", **({"locking": False} if isinstance(source, Path) else {})) as opened:
         file = opened.id  # the low-level interface takes half the time, and a store may have many segments
         written = int(_attribute(file, "format"))
         if written > FORMAT:
@@ -183,7 +190,6 @@ def _open(path: Path, source: Path | io.BytesIO, key: str | None) -> tuple[Segme
             "versions": _text(_attribute(file, "versions")),
         }
         digest = _attribute(file, "digest")
-        room = path.lstat().st_size
         ids, sums = _dataset(file, "id", room), _dataset(file, "sum", room)
         x = _plain_dataset(file, "x", room)
         shape, dtype, offset = x.shape, x.dtype, x.get_offset()
@@ -197,7 +203,9 @@ def _open(path: Path, source: Path | io.BytesIO, key: str | None) -> tuple[Segme
     return segment, ids
 
 
-def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+def read_rows(
+    segment: Segment, rows: NDArray[np.int64], content: BinaryIO | None = None
+) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
     """Read some rows in slabs of neighbouring blocks.
 
     Parameters
@@ -206,6 +214,8 @@ def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArr
         As `open_segment` gave it.
     rows : ndarray of int64, shape (m,)
         Row numbers, in any order, repeats allowed.
+    content : file object, optional
+        The segment's content, instead of the file at its path.
 
     Yields
     ------
@@ -226,7 +236,7 @@ def read_rows(segment: Segment, rows: NDArray[np.int64]) -> Iterator[tuple[NDArr
     blocks = np.unique(block_of)
     per_read = max(1, READ_BYTES // max(1, segment.block_rows * segment.row_bytes))
     breaks = np.flatnonzero(np.diff(blocks) != 1) + 1
-    with io.FileIO(segment.path, opener=_open_plain) as file:
+    with io.FileIO(segment.path, opener=_open_plain) if content is None else content as file:
         for run in np.split(blocks, breaks):
             for first in range(int(run[0]), int(run[-1]) + 1, per_read):
                 last = min(first + per_read, int(run[-1]) + 1)
@@ -281,7 +291,7 @@ def newer_format(path: Path, written: int, made_by: str) -> str:
     )
 
 
-def _read_blocks(file: io.FileIO, segment: Segment, first: int, last: int) -> NDArray[Any]:
+def _read_blocks(file: Any, segment: Segment, first: int, last: int) -> NDArray[Any]:
     """Rows of blocks [first, last), checked."""
     start, stop = first * segment.block_rows, min(last * segment.block_rows, segment.n_rows)
     slab = np.empty((stop - start, *segment.row_shape), segment.dtype)

@@ -63,6 +63,8 @@ class _Part:
 class StoredSpace:
     """One folder of segments. Safe to call from several threads."""
 
+    readers = READERS
+
     def __init__(self, root: Path, key: str) -> None:
         self.key = key
         self.folder = root / key[:KEY_CHARACTERS]
@@ -129,10 +131,10 @@ class StoredSpace:
         while True:  # every round ends, or has one segment or block fewer
             parts = self._locate(ids)
             if len(parts) < 2:
-                failures = [_fill(out, positions, part) for part in parts]
+                failures = [self._fill(out, positions, part) for part in parts]
             else:  # reading and hashing release the GIL
-                with ThreadPoolExecutor(min(READERS, len(parts))) as pool:
-                    failures = list(pool.map(lambda part: _fill(out, positions, part), parts))
+                with ThreadPoolExecutor(min(self.readers, len(parts))) as pool:
+                    failures = list(pool.map(lambda part: self._fill(out, positions, part), parts))
             if not any(failures):
                 return
             for part, error in zip(parts, failures, strict=True):
@@ -144,8 +146,20 @@ class StoredSpace:
 
     def scan(self, segment: Segment) -> Iterator[NDArray[Any]]:
         """All rows of a segment in slabs, checked, in the stored dtype."""
-        for _, values in read_rows(segment, np.arange(segment.n_rows)):
+        for _, values in self._rows(segment, np.arange(segment.n_rows)):
             yield values
+
+    def ids_of(self, segment: Segment) -> Ids:
+        """The digests of a segment, shape (n, 32)."""
+        return self._load(segment.path.name)[1]
+
+    def names(self) -> list[str]:
+        """Names of the segments that are listed now, oldest first."""
+        return segment_names(self.folder)
+
+    def sweep(self) -> None:
+        """Remove temporary files of processes that have ended."""
+        sweep_temporaries(self.folder)
 
     def n_distinct(self) -> int:
         """Number of digests that have a row here."""
@@ -167,7 +181,7 @@ class StoredSpace:
     def _distinct(self) -> Iterator[tuple[Segment, Ids, NDArray[np.bool_]]]:
         """Segments with their ids, and a mask of the rows that the index refers to."""
         for segment in self.segments:
-            _, ids = open_segment(segment.path, self.key)
+            ids = self.ids_of(segment)
             with self._lock:
                 first = self._firsts[segment.path.name]
                 kept = self._index.find(ids) == first + np.arange(segment.n_rows)
@@ -177,6 +191,11 @@ class StoredSpace:
         """Publish rows as a new segment. It is durable when this returns."""
         name = f"seg-{uuid.uuid4().hex}-{len(ids)}.h5"
         image = build_segment(ids, rows, spec)
+        self._publish(name, image, spec)
+        with self._lock:
+            self._take([name])
+
+    def _publish(self, name: str, image: memoryview, spec: FeatureSpec) -> None:
         self._prepare(spec)
         try:
             atomic_write(self.folder / name, image, follow_links=False)
@@ -184,8 +203,6 @@ class StoredSpace:
             self._prepared = False
             self._prepare(spec)
             atomic_write(self.folder / name, image, follow_links=False)
-        with self._lock:
-            self._take([name])
 
     def remove(self, names: list[str]) -> None:
         """Remove segments whose rows are in other segments or no longer needed."""
@@ -307,13 +324,32 @@ class StoredSpace:
         return 0
 
     def _open(self, name: str) -> tuple[Segment, Ids]:
-        segment, ids = open_segment(self.folder / name, self.key)
+        segment, ids = self._load(name)
         shape = self.row_shape
         if segment.n_rows != rows_of(name):
             raise BadSegmentError(f"it holds {segment.n_rows} rows")
         if shape is not None and segment.row_shape != shape:
             raise BadSegmentError(f"its rows have shape {segment.row_shape}, those of the space {shape}")
         return segment, ids
+
+    def _load(self, name: str) -> tuple[Segment, Ids]:
+        return open_segment(self.folder / name, self.key)
+
+    def _rows(
+        self, segment: Segment, rows: NDArray[np.int64]
+    ) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
+        return read_rows(segment, rows)
+
+    def _fill(
+        self, out: NDArray[np.float32], positions: NDArray[np.int64], part: _Part
+    ) -> BadSegmentError | OSError | None:
+        """Read a part into ``out[positions]``; the error, or None."""
+        try:
+            for some, values in self._rows(part.segment, part.rows):
+                out[positions[part.requested[some]]] = values
+        except (BadSegmentError, OSError) as error:
+            return error
+        return None
 
     def _forget(self, name: str) -> None:
         segment = self._segments.pop(name, None)
@@ -378,18 +414,6 @@ class StoredSpace:
             )
         sweep_temporaries(self.folder)
         self._prepared = True
-
-
-def _fill(
-    out: NDArray[np.float32], positions: NDArray[np.int64], part: _Part
-) -> BadSegmentError | OSError | None:
-    """Read a part into ``out[positions]``; the error, or None."""
-    try:
-        for some, values in read_rows(part.segment, part.rows):
-            out[positions[part.requested[some]]] = values
-    except (BadSegmentError, OSError) as error:
-        return error
-    return None
 
 
 def segment_names(folder: Path) -> list[str]:
