@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from answers import Answer
 from hypothesis import settings
+from object_server import object_server, objects  # noqa: F401
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]

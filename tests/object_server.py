@@ -5,12 +5,15 @@ from __future__ import annotations
 import http.client
 import random
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
+
+import pytest
 
 BUCKET = "photos"
 
@@ -20,18 +23,19 @@ class FaultyProxy:
 
     Faults: ``busy`` (503 SlowDown), ``silent`` (no answer before the client gives up), ``cut`` (the answer
     ends in the middle of its body), ``reset`` (the connection is closed), ``lost`` (the request is carried
-    out, and its answer is lost).
+    out, and its answer is lost), ``flip`` (a bit of the body is changed).
     """
 
     def __init__(self, host: str, port: int, seed: int = 0) -> None:
         self.target = (host, port)
         self.faults: tuple[str, ...] = ()
         self.share = 0.0
-        self.late_s = 0.0
-        """Age of the listings that are answered."""
+        self.late = False
+        """Whether listings are answered as they were before this was set."""
         self.requests: Counter[str] = Counter()
+        self.sent = 0
         self.injected: Counter[str] = Counter()
-        self._listings: dict[str, list[tuple[float, Any]]] = {}
+        self._listings: dict[str, Any] = {}
         self._random = random.Random(seed)
         self._lock = threading.Lock()
         self.stopping = threading.Event()
@@ -65,14 +69,11 @@ class FaultyProxy:
             return ""
 
     def listed(self, path: str, answer: Any) -> Any:
-        """The answer that the listing had `late_s` ago; the first one if it was not listed then."""
+        """The answer, or the last one before listings became late."""
         with self._lock:
-            past = self._listings.setdefault(path, [])
-            past.append((time.monotonic(), answer))
-            if not self.late_s:
-                return answer
-            old = [one for moment, one in past if moment <= time.monotonic() - self.late_s]
-            return old[-1] if old else past[0][1]
+            if not self.late:
+                self._listings[path] = answer
+            return self._listings.get(path, answer)
 
     def forward(self, method: str, path: str, headers: Any, body: bytes) -> Any:
         connection = http.client.HTTPConnection(*self.target, timeout=60)
@@ -103,7 +104,7 @@ class FaultyProxy:
                     self.close_connection = True
                     return
                 if fault == "busy":
-                    text = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+                    text = b"<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>"
                     self._answer(503, [("Content-Type", "application/xml")], text)
                     return
                 status, headers, content = proxy.forward(self.command, self.path, self.headers, body)
@@ -112,6 +113,9 @@ class FaultyProxy:
                 if fault == "lost":
                     self.close_connection = True
                     return
+                if fault == "flip" and content and "/v1/" in self.path and ".h5" in self.path:
+                    place = len(content) // 2
+                    content = content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
                 self._answer(status, headers, content, cut=fault == "cut")
 
             def _body(self) -> bytes:
@@ -138,6 +142,7 @@ class FaultyProxy:
                 self.send_header("Content-Length", length)
                 self.end_headers()
                 if self.command != "HEAD":
+                    proxy.sent += len(content)
                     self.wfile.write(content[: len(content) // 2] if cut else content)
                 if cut:
                     self.close_connection = True
@@ -145,3 +150,69 @@ class FaultyProxy:
         for method in ("GET", "HEAD", "PUT", "POST", "DELETE"):
             setattr(Handler, f"do_{method}", Handler.handle_any)
         return Handler
+
+
+@dataclass
+class Objects:
+    """An object store for a test, empty at its beginning."""
+
+    proxy: FaultyProxy
+    client: Any
+    address: str
+
+    def put(self, name: str, data: bytes) -> str:
+        self.client.put_object(Bucket=BUCKET, Key=name, Body=data)
+        return f"s3://{BUCKET}/{name}"
+
+    def upload(self, folder: Path, name: str) -> str:
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                self.put(f"{name}/{path.relative_to(folder).as_posix()}", path.read_bytes())
+        return f"s3://{BUCKET}/{name}"
+
+    def names(self, prefix: str = "") -> list[str]:
+        pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
+        return [one["Key"] for page in pages for one in page.get("Contents", ())]
+
+
+@pytest.fixture(scope="session")
+def object_server() -> Iterator[Objects]:
+    """moto's S3 server behind the proxy, named in the environment as a user would."""
+    for package in ("s3fs", "moto", "flask"):
+        pytest.importorskip(package, reason="needs the extra featx[remote], and moto[server]")
+    import boto3
+    from moto.server import ThreadedMotoServer
+
+    from featx.remote import access
+
+    with pytest.MonkeyPatch.context() as patch:
+        server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+        proxy = FaultyProxy(*server.get_host_and_port())
+        patch.setenv("AWS_ACCESS_KEY_ID", "test")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.setenv("AWS_ENDPOINT_URL", proxy.address)
+        patch.setattr(access, "READ_S", 1.0)
+        patch.setattr(access, "FIRST_WAIT_S", 0.01)
+        client = boto3.client("s3", endpoint_url="http://{}:{}".format(*server.get_host_and_port()))
+        client.create_bucket(Bucket=BUCKET)
+        try:
+            yield Objects(proxy, client, f"s3://{BUCKET}")
+        finally:
+            proxy.close()
+            server.stop()
+            access._made_file_system.cache_clear()
+
+
+@pytest.fixture
+def objects(object_server: Objects, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Objects:
+    """The object store without objects, and a folder of copies of its own."""
+    monkeypatch.setenv("FEATX_REMOTE_CACHE", str(tmp_path / "copies"))
+    for name in object_server.names():
+        object_server.client.delete_object(Bucket=BUCKET, Key=name)
+    object_server.proxy.requests.clear()
+    object_server.proxy.injected.clear()
+    object_server.proxy.late = False
+    object_server.proxy._listings.clear()
+    return object_server

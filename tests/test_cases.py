@@ -147,7 +147,7 @@ def test_tables_of_many_programs_are_understood(
         ("onehot.csv", "cat, dog hold 0 and 1, one column for each label"),
         ("path_onehot.csv", "choose one of these with --label-column cat"),
         ("multi.csv", r"row 3, column label: 'cat\|outdoor' is more than one label \(24 of 48 rows\)"),
-        ("url.csv", "https://example.org/img/cat_00.jpg is an address on the web"),
+        ("url.csv", "are addresses, such as https://example.org/img/cat_00.jpg"),
         ("noheader.csv", "looks like an image, not like names of columns; write path,label above it"),
         ("labels.txt", "text, not an image"),
         ("latin1.csv", r"row 2, column label: 'caf.*' is not UTF-8; save the table as UTF-8"),

@@ -542,7 +542,7 @@ def test_the_root_of_the_paths_can_be_given(pets: Path, tmp_path: Path) -> None:
     "address", ["https://x.org/a.jpg", "s3://bucket/a.jpg", "gs://b/a.jpg", " http://x/a.jpg"]
 )
 def test_addresses_are_refused(manifest, address: str) -> None:
-    with pytest.raises(DataError, match="featx downloads nothing"):
+    with pytest.raises(DataError, match="featx reads only addresses that you name"):
         manifest(f"path,label\n{address},x\n")
 
 

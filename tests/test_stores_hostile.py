@@ -97,7 +97,7 @@ MAKERS: list[Callable[[Path], None]] = [
         "pack.lock",
         "0123456789abcdef",
         "decoding",
-        str(_path(Path("notes"), "kind", "name")),
+        f"notes/{note_path('kind', 'name')}",
     ],
 )
 def test_one_stray_or_damaged_file_does_not_disable_a_cache(

@@ -186,11 +186,13 @@ def _export(args: argparse.Namespace, console: Console) -> int:
 
 
 def _store(args: argparse.Namespace) -> HDF5Store:
+    from featx.remote import is_address
     from featx.stores import open_store
 
     if args.no_cache:
         raise UsageError("`featx cache` needs a cache; give --cache-dir instead of --no-cache.")
-    store: Any = open_store(Path(args.cache_dir) if args.cache_dir else None)
+    named = args.cache_dir if args.cache_dir is None or is_address(args.cache_dir) else Path(args.cache_dir)
+    store: Any = open_store(named)
     return cast("HDF5Store", store)
 
 

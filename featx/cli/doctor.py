@@ -104,10 +104,15 @@ def check_cache(args: argparse.Namespace) -> Iterator[SystemCheck]:
     """Check whether the cache can be written, and how much space is left."""
     if args.no_cache:
         return
+    from featx.remote import is_address
     from featx.stores import default_cache, open_store
     from featx.stores.layout import is_read_only
 
-    path = Path(args.cache_dir or default_cache()).absolute()
+    named = args.cache_dir or default_cache()
+    if is_address(named):
+        yield SystemCheck("cache", "ok", f"{named}, {len(open_store(named).keys())} spaces")
+        return
+    path = Path(named).absolute()
     store, locked = open_store(path), is_read_only(path)
     free = shutil.disk_usage(path).free
     state = "ok" if free > LOW_DISK_BYTES and not locked else "note"

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import random
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -20,7 +21,6 @@ from typing import Any, TypeVar
 
 from featx.exceptions import FeatxWarning, UsageError
 from featx.remote.address import RemotePath
-from featx.tables import hide_password
 
 T = TypeVar("T")
 
@@ -47,6 +47,7 @@ STAMPS = (
 )  # fmt: skip
 """What fsspec's file systems tell of the version of a file; the first that is told is used."""
 
+_QUERY = re.compile(r"\?[^\s'\"]*")
 _LOG = logging.getLogger("featx.remote")
 
 
@@ -251,13 +252,13 @@ def _repeated(address: RemotePath, call: Callable[[Any, str], T]) -> T:
 
 def _as_os_error(error: Exception, address: RemotePath) -> OSError:
     cause = error.__cause__
-    if isinstance(error, FileNotFoundError) and (hasattr(cause, "status") or isinstance(cause, TimeoutError)):
-        assert isinstance(cause, Exception)
+    if isinstance(error, FileNotFoundError) and address.on_web and isinstance(cause, Exception):
         error = cause  # fsspec tells every failure of a web server as a missing file
     if isinstance(error, RedirectError):
         return PermissionError(errno.EACCES, str(error), str(address))
     status = getattr(error, "status", None)
-    words = " ".join(hide_password(str(error) or type(error).__name__).split())[:300]
+    text = _QUERY.sub("", str(error) or type(error).__name__)  # it may hold a key
+    words = " ".join(text.split())[:300]
     if isinstance(error, FileNotFoundError) or status in (404, 410):
         return FileNotFoundError(errno.ENOENT, "no such file", str(address))
     if isinstance(error, PermissionError) or status in (401, 403) or "Credentials" in type(error).__name__:
@@ -287,7 +288,7 @@ def _made_file_system(scheme: str, _process: int, connect_s: float, read_s: floa
     try:
         import fsspec
 
-        made = fsspec.filesystem(scheme, **_options(scheme, connect_s, read_s))
+        made = fsspec.filesystem(scheme, skip_instance_cache=True, **_options(scheme, connect_s, read_s))
     except ImportError as error:
         package = PACKAGES.get(scheme, "aiohttp")
         raise UsageError(f"{scheme}:// needs {package} and fsspec; `pip install 'featx[remote]'`.") from error

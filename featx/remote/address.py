@@ -6,7 +6,6 @@ import re
 import urllib.parse
 
 from featx.exceptions import UsageError
-from featx.tables import escape_name
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "https", "http")
 """What is read. Other file systems of fsspec are not: some of them run programs or read local files."""
@@ -40,7 +39,7 @@ class RemotePath(str):
         text = address.strip()
         reason = _refusal(text)
         if reason:
-            raise UsageError(f"{escape_name(address)}: {reason}.")
+            raise UsageError(f"{address!a}: {reason}.")
         scheme, rest = text.split("://", 1)
         return super().__new__(cls, f"{scheme.lower()}://{rest}")
 
