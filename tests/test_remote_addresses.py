@@ -77,7 +77,7 @@ def test_paths_below_an_address(root: str, path: str, expected: str) -> None:
     ],
 )
 def test_nothing_else_is_below_an_address(root: str, path: str) -> None:
-    with pytest.raises(ValueError, match="below|address"):
+    with pytest.raises(ValueError, match=r"below|address"):
         RemotePath(root).below(path)
 
 

@@ -14,8 +14,9 @@ import os
 import threading
 import time
 import warnings
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import StoreError, StoreWarning, StoreWriteError, UsageError
-from featx.files import sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids, as_ids, as_stored, check_append, check_shape, find_nearest
 from featx.stores.export import Table, export_table
@@ -32,7 +32,6 @@ from featx.stores.layout import (
     Freed,
     SpaceUsage,
     open_root,
-    plain_folders,
     prune,
     space_folders,
     spec_text_of,
@@ -40,7 +39,7 @@ from featx.stores.layout import (
     write_errors,
 )
 from featx.stores.notes import read_note, write_note
-from featx.stores.packing import PACK_BYTES, exclusive_lock, n_small, pack_space
+from featx.stores.packing import PACK_BYTES, n_small, only_packer, pack_space
 from featx.stores.segments import BadSegmentError
 from featx.stores.space import KEY_CHARACTERS, StoredSpace, quarantined
 
@@ -133,13 +132,8 @@ class HDF5Store:
     def _space_folders(self) -> list[Path]:
         return space_folders(self._root)
 
-    @contextlib.contextmanager
-    def _packing(self) -> Iterator[bool]:
-        """Remove what ended processes left; whether no other process packs now."""
-        for folder in (self._root, *plain_folders((self._root / NOTES).glob("*"))):
-            sweep_temporaries(folder)
-        with exclusive_lock(self._root / "pack.lock") as alone:
-            yield alone
+    def _packing(self) -> AbstractContextManager[bool]:
+        return only_packer(self._root, self._root / NOTES)
 
     def missing(self, key: str, ids: Ids) -> NDArray[np.bool_]:
         """See `FeatureStore.missing`; it sees what other processes committed."""

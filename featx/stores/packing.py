@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from featx.exceptions import StoreFormatError
-from featx.files import NO_PLAIN_FILE, open_plain
+from featx.files import NO_PLAIN_FILE, open_plain, sweep_temporaries
 from featx.spec import FeatureSpec
 from featx.stores.base import Ids
 from featx.stores.index import DigestIndex
-from featx.stores.layout import Freed, write_errors
+from featx.stores.layout import Freed, plain_folders, write_errors
 from featx.stores.segments import BadSegmentError, Segment
 from featx.stores.space import StoredSpace
 
@@ -39,6 +39,15 @@ def pack_space(space: StoredSpace, max_bytes: int) -> Freed:
 def n_small(space: StoredSpace) -> int:
     """Number of segments that packing would write together."""
     return len(_small(space.segments, PACK_BYTES))
+
+
+@contextlib.contextmanager
+def only_packer(root: Path, notes: Path) -> Iterator[bool]:
+    """Remove what ended processes left in a cache; whether no other process packs it."""
+    for folder in (root, *plain_folders(notes.glob("*"))):
+        sweep_temporaries(folder)
+    with exclusive_lock(root / "pack.lock") as alone:
+        yield alone
 
 
 @contextlib.contextmanager

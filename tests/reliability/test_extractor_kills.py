@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from apart import SERVER
+from apart import SERVER, start
 from PIL import Image
 
 from featx import FeatureExtractor
@@ -24,7 +24,7 @@ from featx.exceptions import ImageWarning
 from featx.extractor.pipeline import Progress
 from featx.stores.hdf5 import HDF5Store
 
-N_PICTURES = 320
+N_PICTURES, N_SHARED = 320, 12_000
 COMMIT = 32
 IN_FLIGHT = 3 * COMMIT
 """Pictures that may be computed and told as done while a commit of the ones before them goes on."""
@@ -76,9 +76,12 @@ def extract(pictures: Path, cache: Path, pipe: Connection | None) -> int:
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pictures")
+    return draw(tmp_path_factory.mktemp("pictures"), N_PICTURES)
+
+
+def draw(folder: Path, n_pictures: int) -> Path:
     rng = np.random.default_rng(0)
-    for number in range(N_PICTURES):
+    for number in range(n_pictures):
         Image.fromarray(rng.integers(0, 256, (48, 48, 3), np.uint8)).save(folder / f"{number:04d}.png")
     return folder
 
@@ -174,3 +177,104 @@ def test_extractors_at_once_on_one_cache_are_all_right(
                 rtol=2e-3,
                 atol=1e-4,
             )
+
+
+HOW = [
+    "--backbone", "test_resnet", "--random-weights", "--runtime", "torch", "--precision", "fp32",
+    "--input-size", "64", "--batch-size", "8", "--cut", "layer1,last", "--pool", "avg",
+]  # fmt: skip
+
+
+def share(pictures: Path, cache: str, shard: str, log: Path) -> int:
+    """Run ``featx extract --shard K/N --wait``; the log gets the digests of the rows that are appended."""
+    import torch
+
+    from featx.cli import main
+
+    torch.set_num_threads(1)
+    append = HDF5Store.append
+
+    def logged(store: HDF5Store, key: str, ids: np.ndarray, *rest: object) -> None:
+        with open(log, "ab") as file:
+            file.write(ids.tobytes())
+        append(store, key, ids, *rest)
+
+    HDF5Store.append = logged
+    with commits_often():
+        return main(["extract", str(pictures), "--shard", shard, "--wait", "5s", "--cache-dir", cache, *HOW])
+
+
+def committed(cache: Path) -> int:
+    """Rows that the names of segments state, in the space that has fewer."""
+    found = [0, 0]
+    for number, folder in enumerate(cache.glob("v1/????????????????")):
+        found[number] = sum(int(path.stem.rpartition("-")[2]) for path in folder.glob("seg-*.h5"))
+    return min(found)
+
+
+def kill_shares(pictures: Path, cache: Path, workers: int, kills: int, rng: random.Random) -> int:
+    """Kill workers of one run at random, and start each again; how many were killed."""
+    n_pictures, killed, starts, before = len(list(pictures.iterdir())), 0, 0, {}
+    running, logs = {}, {}
+    known: dict[Path, set[bytes]] = {}
+
+    def begin(number: int) -> None:
+        nonlocal starts
+        log = cache.with_name(f"{cache.name}-{starts}.log")
+        known[log] = set.intersection(*(set(rows) for rows in before.values())) if len(before) == 2 else set()
+        starts, logs[number] = starts + 1, log
+        running[number] = start(
+            share, pictures, str(cache), f"{number + 1}/{workers}", log, output=log.with_suffix(".out")
+        )
+
+    for number in range(workers):
+        begin(number)
+    while killed < kills:
+        target = committed(cache) + rng.uniform(0, n_pictures / kills)
+        while any(worker.is_alive() for worker in running.values()):
+            alive = [n for n, worker in running.items() if worker.is_alive() and logs[n].exists()]
+            if alive and committed(cache) >= target:
+                break
+            time.sleep(0.01)
+        else:
+            break
+        number = rng.choice(alive)
+        running[number].kill()
+        running[number].join()
+        killed += running[number].exitcode == -signal.SIGKILL
+        after = rows_in(cache)
+        for key, rows in before.items():
+            assert rows.items() <= after[key].items(), "a committed row is gone or has changed"
+        before = after
+        begin(number)
+    for worker in running.values():
+        worker.join()
+    said = [out.read_text() for out in cache.parent.glob(f"{cache.name}-*.out")]
+    assert [worker.exitcode for worker in running.values()] == [0] * workers, said
+    final = rows_in(cache)
+    for key, rows in before.items():
+        assert rows.items() <= final[key].items(), "a committed row is gone or has changed"
+    assert [len(rows) for rows in final.values()] == [n_pictures] * 2
+    for log, done in known.items():
+        appended = log.read_bytes() if log.exists() else b""
+        again = done & {appended[at : at + 32] for at in range(0, len(appended), 32)}
+        assert not again, "rows that were committed before a worker began were computed again"
+    print(f"\n{killed} kills of {workers} workers, {starts} starts, {n_pictures} pictures")
+    return killed
+
+
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize(
+    ("workers", "kills", "n_pictures"),
+    [(2, 1, 96), pytest.param(4, 20, N_SHARED, marks=pytest.mark.slow)],
+)
+def test_killed_workers_of_a_shared_cache_lose_and_repeat_no_committed_row(
+    tmp_path: Path, workers: int, kills: int, n_pictures: int
+) -> None:
+    rng, done, runs = random.Random(0), 0, 0
+    (tmp_path / "pictures").mkdir()
+    pictures = draw(tmp_path / "pictures", n_pictures)
+    while done < kills:
+        done += kill_shares(pictures, tmp_path / f"shared{runs}", workers, kills - done, rng)
+        runs += 1
+    print(f"{done} kills in {runs} runs: 0 committed rows lost, 0 repeated")
