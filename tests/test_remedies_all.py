@@ -70,6 +70,7 @@ NO_ADVICE = {
     "reinstall it: pip install": "a command of another program",
     "whose key begins alike": "two keys whose first 16 hexadecimal digits agree",
     "decoder {} is not installed": "a command of another program",
+    "{} size={}": "no text for people",
 }
 """Fragment of a text that no test can follow, and why."""
 

@@ -819,6 +819,18 @@ def test_export_writes_every_row_once(cache: Path, tmp_path: Path, suffix: str) 
     assert all(np.array_equal(row, expected[name]) for name, row in zip(ids, rows, strict=True))
 
 
+def test_rows_of_which_most_are_stored_twice_are_exported_once(cache: Path, tmp_path: Path) -> None:
+    first, second, numbers = HDF5Store(cache), HDF5Store(cache), range(640)
+    fill(second, numbers)
+    for start in range(0, 640, 32):
+        fill(first, numbers[start : start + 32])
+        first.commit()
+    second.commit()
+    assert HDF5Store(cache).export(KEY, tmp_path / "rows.npz") == 640
+    ids, rows = _read_npz(tmp_path / "rows.npz")
+    assert len(set(ids)) == len(ids) == len(rows) == 640
+
+
 def _read_npz(path: Path) -> tuple[list[str], np.ndarray]:
     with np.load(path) as file:
         assert str(file["spec"]) == SPEC.to_json()

@@ -359,8 +359,7 @@ class HDF5Store:
 
     def usage(self) -> list[SpaceUsage]:
         """What each space takes on disk, the most recently used first; opens no segment."""
-        found = map(usage_of, space_folders(self._root))
-        return sorted(found, key=lambda usage: -usage.last_used)
+        return sorted(map(usage_of, space_folders(self._root)), key=lambda usage: -usage.last_used)
 
     def export(self, key: str, path: str | os.PathLike[str]) -> int:
         """Write one space as one file for other tools, and return its number of rows.
