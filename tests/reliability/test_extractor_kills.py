@@ -230,7 +230,7 @@ def kill_shares(pictures: Path, cache: Path, workers: int, kills: int, rng: rand
     for number in range(workers):
         begin(number)
     while killed < kills:
-        target = committed(cache) + rng.uniform(0, n_pictures / kills)
+        target = committed(cache) + rng.uniform(0, n_pictures / kills / 4)
         while any(worker.is_alive() for worker in running.values()):
             alive = [n for n, worker in running.items() if worker.is_alive() and logs[n].exists()]
             if alive and committed(cache) >= target:
