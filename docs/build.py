@@ -217,6 +217,7 @@ EXTRAS = {
     "intelex": "support vector machines of scikit-learn-intelex, which can be faster on Intel processors",
     "simplejpeg": "another JPEG decoder",
     "tiff": "TIFF of many bands",
+    "remote": "images and caches at `s3://`, `gs://`, `hf://` and `https://` addresses",
     "heif": "HEIC photos",
 }
 """What each extra is for."""
