@@ -301,12 +301,7 @@ def check_labels(y: Any, *, min_classes: int = 2) -> NDArray[Any]:
         return _with_classes(values, min_classes)
 
     items = values.tolist() if isinstance(values, np.ndarray) else values
-    missing = [row for row, item in enumerate(items) if _is_missing(item)]
-    if missing:
-        raise LabelError(
-            f"{_count(len(missing), 'label is', 'labels are')} missing (None or NaN), in rows "
-            f"{_listed(map(str, missing))} (counted from 0); label these images or leave them out."
-        )
+    _refuse_missing([row for row, item in enumerate(items) if _is_missing(item)])
     kinds: dict[str, int] = {}  # kind of label -> first row of it
     for row, item in enumerate(items):
         kinds.setdefault(_kind(item, row), row)
@@ -465,6 +460,14 @@ def is_unnamed(name: Any) -> bool:
     return _is_missing(name) or (isinstance(name, str) and not name)
 
 
+def _refuse_missing(rows: Sequence[int]) -> None:
+    if rows:
+        raise LabelError(
+            f"{_count(len(rows), 'label is', 'labels are')} missing (None, NaN or blank), in rows "
+            f"{_listed(map(str, rows))} (counted from 0); label these images or leave them out."
+        )
+
+
 def _kind(item: Any, row: int) -> str:
     if isinstance(item, str):
         return "string"
@@ -502,6 +505,8 @@ def _with_classes(labels: NDArray[Any], min_classes: int) -> NDArray[Any]:
     if not len(labels) and min_classes:
         raise LabelError("no labels: at least 2 classes with 2 images each are needed.")
     classes = np.unique(labels)
+    blank = [name for name in classes.tolist() if isinstance(name, str) and not name.strip()]
+    _refuse_missing(np.flatnonzero(np.isin(labels, blank)).tolist() if blank else [])
     if len(classes) < min_classes:
         raise LabelError(
             f"at least {min_classes} classes are needed, got only {classes[0].item()!r} "

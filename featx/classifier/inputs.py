@@ -6,7 +6,7 @@ import dataclasses
 import os
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,8 @@ def as_images(
     images = X if isinstance(X, ImageSet) else load_images(X)
     extra = {"labels": y, "groups": groups, "weights": sample_weight}
     given = {name: _as_array(values) for name, values in extra.items() if values is not None}
+    if "weights" in given:
+        given["weights"] = _as_weights(given["weights"])
     for name, values in given.items():
         if values.ndim == 0:
             raise DataError(f"{name} are a single value ({values.item()!r}); give one for each image.")
@@ -124,7 +126,13 @@ def held_out_part(
     The test part is the one that the data names, else a stable hash split (`splits.stable_test_mask`).
     """
     if images.splits is not None and (images.splits == "test").any():
-        return images, images.splits == "test"
+        is_test = images.splits == "test"
+        if is_test.all():
+            raise DataError(
+                f"all {len(images):,} images are in the test part, so that none is left to learn from; name "
+                "the split of the others train."
+            )
+        return images, is_test
     images = with_digests(images)
     assert images.ids is not None
     is_test = stable_test_mask(
@@ -146,6 +154,32 @@ def as_classes(images: ImageSet, classes: NDArray[Any]) -> ImageSet:
     return dataclasses.replace(images, labels=labels)
 
 
+def as_learnt(images: ImageSet, classes: NDArray[Any]) -> ImageSet:
+    """`as_classes`, where some images may have no label or one that was not learnt; these are counted.
+
+    Raises
+    ------
+    LabelError
+        If all labels are of other classes.
+    """
+    if images.labels is None:
+        return images
+    images = as_classes(images, classes)
+    labels = labels_of(images)
+    unseen = ~np.isin(labels, classes)
+    if unseen.all():
+        refuse_unseen(labels, classes, what="labels")
+    if unseen.any():
+        names = ", ".join(sorted({escape_name(str(label)) for label in labels[unseen].tolist()})[:LISTED])
+        warnings.warn(
+            f"{int(unseen.sum()):,} of {len(labels):,} images have classes that were not learnt: {names}; "
+            "they count neither as right nor as wrong.",
+            ImageWarning,
+            stacklevel=4,
+        )
+    return images
+
+
 def refuse_unseen(labels: NDArray[Any], classes: NDArray[Any], *, what: str) -> None:
     """Refuse labels that the model does not know.
 
@@ -159,7 +193,8 @@ def refuse_unseen(labels: NDArray[Any], classes: NDArray[Any], *, what: str) -> 
     if unseen:
         raise LabelError(
             f"the {what} have classes that were not learnt: {', '.join(unseen[:LISTED])}; "
-            f"learnt are {', '.join(repr(label) for label in classes.tolist()[:LISTED])}."
+            f"learnt are {', '.join(repr(label) for label in classes.tolist()[:LISTED])}. Leave these images "
+            "out, or give training images of these classes, too."
         )
 
 
@@ -243,8 +278,43 @@ def warn_of_training_images(ids: NDArray[np.uint8], assignment: Mapping[str, str
         )
 
 
+def _as_weights(values: NDArray[Any]) -> NDArray[np.float64]:
+    """Weights as numbers.
+
+    Raises
+    ------
+    DataError
+        If one is no finite number from 0 up.
+    """
+    try:
+        weights = np.asarray(values, np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"sample weights are no numbers: {error}.") from error
+    bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
+    if len(bad):
+        raise DataError(f"the sample weight {weights[bad[0]]:g} of image {bad[0]} is no number from 0 up.")
+    return weights
+
+
+def _refuse_weightless(y: NDArray[Any], weights: NDArray[np.float64] | None) -> None:
+    """Refuse classes whose images all have the weight 0: they could not be learnt."""
+    weightless = [] if weights is None else sorted(set(y.tolist()) - set(y[weights > 0].tolist()))
+    if weightless:
+        raise LabelError(
+            f"all training images of {', '.join(map(repr, weightless[:LISTED]))} have the weight 0; leave the "
+            "class out, or give one of its images a weight."
+        )
+
+
 def _as_array(values: ArrayLike) -> NDArray[Any]:
-    """As NumPy does it, but a list of mixed types stays one: 1 and "1" must not become the same label."""
+    """As NumPy does it, but a list of mixed types stays one: 1 and "1" must not become the same label.
+
+    An iterator is read, and a data frame of one column is that column.
+    """
+    if isinstance(values, Iterator):
+        values = list(values)
+    if hasattr(values, "columns") and getattr(values, "shape", ())[1:] == (1,):
+        values = values.to_numpy()[:, 0]
     if isinstance(values, list | tuple) and len({type(value) for value in values}) > 1:
         array = np.empty(len(values), dtype=object)
         array[:] = values
@@ -316,13 +386,15 @@ def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *
     Raises
     ------
     TooManyBadImagesError
-        If more are set aside.
+        If more are set aside, or all of one part.
     LabelError
         If a class of the test part is not in the training part.
     """
     skipped = all_skipped(images, found.kept, found.skipped)
     refuse_too_many(skipped, len(images) + len(images.skipped), max_bad)
+    _refuse_lost_part(held_out, found)
     images, held_out = images.select(found.kept), held_out[found.kept]
+    _warn_of_lost_classes(labels_of(images), skipped)
     parts = np.where(held_out, "test", "train")
     data = AuditData(images.names, digests=found.ids, labels=images.labels, parts=parts)
     for finding in audit(data):
@@ -330,7 +402,38 @@ def fit_data(images: ImageSet, held_out: NDArray[np.bool_], found: Extraction, *
             warnings.warn(finding.sentence, ImageWarning, stacklevel=5)
     train, test = images.select(~held_out), images.select(held_out)
     y = check_labels(labels_of(train))
+    _refuse_weightless(y, train.weights)
     test = as_classes(test, np.unique(y))
     refuse_unseen(labels_of(test), np.unique(y), what="test images")
     groups = image_groups(found.ids[~held_out], train.groups)
     return FitData(images, train, test, y, groups, held_out, tuple(skipped))
+
+
+def _refuse_lost_part(held_out: NDArray[np.bool_], found: Extraction) -> None:
+    """Refuse a test or a training part of which no image can be used."""
+    for what, part, remedy in (
+        ("test", held_out, "; or learn without a test part (--no-test; in Python fit)"),
+        ("training", ~held_out, ""),
+    ):
+        if part.any() and not part[found.kept].any():
+            at = np.setdiff1d(np.arange(len(part)), found.kept)
+            lost = [one for one, is_in in zip(found.skipped, part[at], strict=True) if is_in]
+            raise TooManyBadImagesError(
+                f"none of the {int(part.sum()):,} images of the {what} part can be used, such as "
+                f"{escape_name(lost[0].name)}: {lost[0].reason}. Repair them{remedy}.",
+                lost,
+            )
+
+
+def _warn_of_lost_classes(labels: NDArray[Any], skipped: Sequence[Skipped]) -> None:
+    """Warn of classes of which no image is left: the model does not know them."""
+    lost = Counter(str(one.label) for one in skipped if one.label is not None)
+    gone = {label: n for label, n in lost.items() if label not in set(map(str, labels.tolist()))}
+    if gone:
+        listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in list(gone.items())[:LISTED])
+        warnings.warn(
+            f"classes of which no image can be used are not learnt: {listed}; the model will never predict "
+            "them. Repair these images or remove the classes.",
+            ImageWarning,
+            stacklevel=5,
+        )

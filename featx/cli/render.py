@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from featx.audit.values import count
 from featx.cli.console import Console
 from featx.exceptions import LabelError, TooManyBadImagesError
 from featx.files import atomic_write
@@ -42,10 +43,11 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
         listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in sorted(small.items()))
         if len(small) > len(units) - 2:
             enough = sum(n > 1 for n in units.values()) > 1
-            remedy = "or keep smaller classes: --min-per-class 2 --no-test" if enough else "two of each class"
+            more = {"images": "Add images, two of each class.", "groups": "Add images of other groups."}[of_what]
+            keep = "Add images, or keep smaller classes: --min-per-class 2 --no-test."
             raise LabelError(
                 f"{len(units) - len(small)} of {len(units)} classes have {min_per_class} {of_what} or more "
-                f"(others: {listed}), and two classes are needed. Add images, {remedy}."
+                f"(others: {listed}), and two classes are needed. {keep if enough else more}"
             )
         console.warn(
             f"classes with fewer than {min_per_class} {of_what} are left out (--min-per-class): {listed}"
@@ -96,8 +98,8 @@ def search(console: Console, clf: Any) -> None:
     console.text()
     console.text(f"selected  {head} ({listed}) on {where} of {networks}")
     console.text(
-        f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over {n_configurations} "
-        f"configurations ({tried});"
+        f"          cross-validation {_metric(clf.scoring_)}{clf.best_score_:.4f} over "
+        f"{count(n_configurations, 'configuration')} ({tried});"
     )
     console.text(
         "          this score is optimistic, since it was used to select; use the score on the held-out part"
@@ -356,7 +358,7 @@ def plan(console: Console, plan: Any) -> None:
 def search_time(console: Console, found: Any) -> None:
     """Print how long the search takes."""
     console.text(
-        f"search    {found.representations:,} blocks of features, {found.heads:,} heads; about "
+        f"search    {count(found.representations, 'block')} of features, {count(found.heads, 'head')}; about "
         f"{duration(found.seconds)} at most"
     )
     console.data(search=vars(found))

@@ -229,7 +229,7 @@ def _fractions(codes: Indices, folds: Sequence[Split]) -> list[float]:
             break
     if len(fractions) < 2:
         raise DataError(
-            f"the smallest class has {rarest} images to learn from: too few for a learning curve, which "
+            f"the smallest class has {rarest} image{'' if rarest == 1 else 's'} to learn from: too few for a learning curve, which "
             "needs at least two in each fold. Label more of it."
         )
     return fractions

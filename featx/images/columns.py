@@ -174,7 +174,7 @@ def _guess(role: str, header: Sequence[str], chosen: Chosen) -> None:
     found = [
         position
         for position, name in enumerate(header)
-        if position not in taken and _bare(name) in ALIASES[role]
+        if position not in taken and is_alias(name, role)
     ]
     if len(found) > 1 and role == "path":
         raise DataError(
@@ -223,6 +223,11 @@ def _why_no_label(header: Sequence[str], chosen: Chosen, values: Callable[[int],
 
 def _is_binary(values: Sequence[Any]) -> bool:
     return bool(values) and all(str(value).strip().lower() in BINARY for value in values)
+
+
+def is_alias(name: str, role: str) -> bool:
+    """Whether a column may hold paths (`role` ``"path"``) or labels, by its name."""
+    return _bare(name) in ALIASES[role]
 
 
 def _bare(name: str) -> str:

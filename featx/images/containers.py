@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featx.exceptions import DataError, ImageWarning
+from featx.images.columns import is_alias
 from featx.images.picture import ImageSource
 from featx.tables import escape_name
 
@@ -42,13 +43,19 @@ class Held:
     sources : list of image sources
     labels, splits, groups, weights : sequence, optional
         One entry for each image.
+    remarks : list of str
+        What was guessed about columns, as sentences.
+    no_label : str
+        Why there are no labels, as a sentence, where that is known.
     """
 
     sources: list[ImageSource]
     labels: Sequence[Any] | None = None
     splits: Sequence[Any] | None = None
     groups: Sequence[Any] | None = None
-    weights: Sequence[Any] | None = field(default=None)
+    weights: Sequence[Any] | None = None
+    remarks: list[str] = field(default_factory=list)
+    no_label: str = ""
 
 
 def read_container(X: Any) -> Held:
@@ -135,7 +142,10 @@ def as_source(item: Any) -> ImageSource:
 
 
 def _of_items(items: Sequence[Any]) -> Held:
-    """A list of images, or of pairs of image and label."""
+    """A list of images, of pairs of image and label, or of dicts with the same keys, such as records of JSON."""
+    if all(isinstance(item, Mapping) and set(item) - {"bytes", "path"} for item in items):
+        names = dict.fromkeys(name for item in items for name in item)
+        return _of_columns({str(name): [item.get(name) for item in items] for name in names})
     if all(isinstance(item, tuple) and len(item) == 2 and _is_image(item[0]) for item in items):
         images, labels = zip(*items, strict=True)
         return Held(_as_sources(images), [_plain_label(label) for label in labels])
@@ -257,12 +267,13 @@ def _of_columns(columns: Mapping[str, Sequence[Any]]) -> Held:
     listed = ", ".join(escape_name(name) for name in columns) or "none"
     by_name = {name.strip().lower(): values for name, values in columns.items()}
     name = next((name for name in IMAGE_COLUMNS if name in by_name), None)
-    if name is None and len(columns) == 1:
+    label = next((one for one in ("label", *_of_role("label", by_name)) if one in by_name), None)
+    if name is None and len(columns) == 1 and label is None:
         name = next(iter(by_name))
     if name is None:
         raise DataError(
             f"none of the columns ({listed}) is named path or image; rename the column of images, or select "
-            "it: frame['...']."
+            "it: frame['...']. Images by class are given as two columns, path and label."
         )
     if not len(by_name[name]):
         raise DataError(f"the column {name!r} is empty; give at least one image.")
@@ -275,13 +286,24 @@ def _of_columns(columns: Mapping[str, Sequence[Any]]) -> Held:
         raise DataError(f"column {name!r}, {error}") from None
     facts = {fact: by_name[fact] for fact in FACTS if fact in by_name and fact != name}
     groups = facts.get("group")
+    if label is not None:
+        facts["label"] = by_name[label]
+    others = [one for one in by_name if one not in (name, *FACTS)]
     return Held(
         sources,
         _complete(facts.get("label"), "label", _plain_label),
         _complete(facts.get("split"), "split", str),
         None if groups is None else [None if _is_missing(group) else group for group in groups],
         _complete(facts.get("weight"), "weight", float),
+        remarks=[] if label in ("label", None) else [f"Column {escape_name(label)} is read as label."],
+        no_label=f"The columns are {listed}; give one as y, or rename it label." if others else "",
     )
+
+
+def _of_role(role: str, names: Iterable[str]) -> list[str]:
+    """The column that has another name for a role, as in manifests; none where several have."""
+    found = [name for name in names if is_alias(name, role)]
+    return found if len(found) == 1 else []
 
 
 def _complete(values: Sequence[Any] | None, name: str, convert: Callable[[Any], Any]) -> list[Any] | None:

@@ -350,6 +350,8 @@ def _load_held(held: Held) -> ImageSet:
         None if held.splits is None else np.array([_split_of(split) for split in held.splits]),
         None if held.groups is None else np.array(held.groups, dtype=object),
         None if held.weights is None else np.array(held.weights, dtype=np.float64),
+        remarks=held.remarks,
+        no_label=held.no_label,
     )
 
 
@@ -384,6 +386,7 @@ def _load_folder(root: str, follow_links: bool, labelled: bool | None) -> ImageS
     for sentence in layout.warned:
         _warn(f"{_shown(root)}: {sentence}")
     _warn_of_empty_classes(walk, files, layout)
+    _warn_of_empty_splits(walk, files, layout)
     found = [place for name in files if (place := placed[name])]
     said = [*layout.said, *_two_spellings(files, layout)]
     return ImageSet(
@@ -446,6 +449,18 @@ def _warn_of_empty_classes(walk: Walk | RemoteWalk, files: list[str], layout: La
             and not layout.is_left_out(folder)
         ):
             _warn(f"{_shown(walk.root)}: class folder {_shown(folder)} holds no image; the class is dropped.")
+
+
+def _warn_of_empty_splits(walk: Walk, files: list[str], layout: Layout) -> None:
+    """Warn of folders beside the split folders that are named like a split and hold no image."""
+    parents = {base.prefix[:-1].rpartition("/")[0] for base in layout.bases if base.split}
+    for folder in walk.folders:
+        parent, _, name = folder.rpartition("/")
+        split = split_of(name)
+        if parent in parents and split and not any(file.startswith(f"{folder}/") for file in files):
+            if not layout.is_left_out(folder):
+                instead = "; a test part is drawn from the other images" if split == "test" else ""
+                _warn(f"{_shown(walk.root)}: the folder {_shown(folder)} holds no image{instead}.")
 
 
 def _warn(text: str) -> None:

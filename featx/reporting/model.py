@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from featx.audit import CHECKS, Finding, audit, image_facts
 from featx.classifier import ImageClassifier, load
-from featx.classifier.inputs import Images, as_images
+from featx.classifier.inputs import Images, as_images, as_learnt
 from featx.classifier.predictions import Predictions
 from featx.classifier.record import ApartFromKin
 from featx.curves import ScorePath
@@ -160,7 +160,7 @@ def report(
 
 
 def _known(clf: ImageClassifier, data: Images | None, labels: Sequence[Any] | None) -> Known:
-    images = clf._fitted.images if data is None else as_images(data, labels)
+    images = clf._fitted.images if data is None else as_learnt(as_images(data, labels), clf.classes_)
     if images is None:
         return Known(clf, None, clf.evaluation_, None, None, (), apart=clf.record_.apart)
     found = clf.extract(images, on_error="skip")
