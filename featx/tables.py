@@ -187,3 +187,8 @@ def _write_rows(stream: TextIO, header: Sequence[str], rows: Iterable[Sequence[A
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([csv_cell(name) for name in header])
     writer.writerows([csv_cell(value) for value in row] for row in rows)
+
+
+def count(n: int, noun: str, plural: str = "") -> str:
+    """``1, "image"`` -> ``"1 image"``; ``2, "image"`` -> ``"2 images"``."""
+    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

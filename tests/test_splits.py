@@ -290,7 +290,7 @@ def test_labels_keep_their_type(labels: object, classes: list[object]) -> None:
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (["a", None, "b", None], r"2 labels are missing \(None or NaN\), in rows 1, 3"),
+        (["a", None, "b", None], r"2 labels are missing \(None, NaN or blank\), in rows 1, 3"),
         ([1.0, float("nan")], "1 label is missing .* in rows 1"),
         (np.array([0.0, np.nan, 1.0]), "in rows 1"),
         (pd.Series(["a", pd.NA, "b"]), "in rows 1"),

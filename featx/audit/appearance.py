@@ -12,8 +12,9 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from featx.audit.values import AuditData, Finding, Severity, count, listed
+from featx.audit.values import AuditData, Finding, Severity, listed
 from featx.images.facts import MODES, ImageFacts, expected_format
+from featx.tables import count
 
 UNUSUAL = 3.5
 """Modified z-score from which a value is unusual (Iglewicz & Hoaglin, 1993)."""

@@ -7,8 +7,8 @@ from collections import defaultdict
 
 import numpy as np
 
-from featx.audit.values import AuditData, Finding, count, listed
-from featx.tables import escape_name
+from featx.audit.values import AuditData, Finding, listed
+from featx.tables import count, escape_name
 
 IMBALANCED = 3.0
 """Ratio of the largest to the smallest class from which it is named."""

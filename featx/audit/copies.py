@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.audit.probe import balanced_accuracy, holdout_scores
-from featx.audit.values import AuditData, Finding, Severity, count, listed
+from featx.audit.values import AuditData, Finding, Severity, listed
+from featx.tables import count
 
 MANY_COPIES = 0.01
 """Share of the images from which copies are a warning: the set is smaller than it looks."""

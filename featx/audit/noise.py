@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import beta
 
-from featx.audit.values import AuditData, Finding, count, listed
+from featx.audit.values import AuditData, Finding, listed
 from featx.evaluation import CONFIDENCE, Metric
 from featx.exceptions import DataError
 from featx.records import Record
+from featx.tables import count
 
 ANCHOR_SHARE = 0.3
 """Share of the predictions that are used as anchors: fewer are too few to count, more include honest errors.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from featx.audit.values import NEIGHBOURS, AuditData, Finding, count, listed
+from featx.audit.values import NEIGHBOURS, AuditData, Finding, listed
+from featx.tables import count
 
 OUTLYING = 4.5
 """Modified z-score of the distance to the nearest images from which an image is an outlier."""

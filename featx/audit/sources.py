@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.audit.probe import nearest
-from featx.audit.values import AuditData, Finding, count, listed
+from featx.audit.values import AuditData, Finding, listed
 from featx.images.facts import ImageFacts
+from featx.tables import count
 
 VERSION = re.compile(r"[._](jpe?g|png)\.rf\.[0-9a-f]{8,}$", re.IGNORECASE)
 """What Roboflow appends to the name of each augmented version of an image."""

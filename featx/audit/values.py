@@ -176,8 +176,3 @@ def listed(texts: Sequence[str]) -> str:
 def joined(words: Sequence[str]) -> str:
     """``["a", "b", "c"]`` -> ``"a, b and c"``."""
     return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
-
-
-def count(n: int, noun: str, plural: str = "") -> str:
-    """``1, "image"`` -> ``"1 image"``; ``2, "image"`` -> ``"2 images"``."""
-    return f"{n:,} {noun if n == 1 else plural or noun + 's'}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -94,7 +94,7 @@ def evidence(
         images = [_prepared(source, spec) for source in sources]
     else:
         sources, order = sources[:most_covered], order[:most_covered]
-        images = [_pixels(source) for source in sources]
+        images = [_pixels(source, _specs(model)[0]) for source in sources]
         heats = [_covered(model, image, machine, pair) for image, pair in zip(images, order, strict=True)]
     return [
         Evidence(image, heat, int(answer), int(other), exact)
@@ -305,8 +305,9 @@ def _prepared(source: ImageSource, spec: FeatureSpec) -> NDArray[np.uint8]:
     return prepare(pixels, spec, digest=picture.digest)
 
 
-def _pixels(source: ImageSource) -> NDArray[np.uint8]:
-    """An image at a size that windows are covered in."""
-    image = Image.fromarray(decode_picture(read_picture(source), DecodePolicy(decode="fast", min_side=320)))
+def _pixels(source: ImageSource, spec: FeatureSpec) -> NDArray[np.uint8]:
+    """An image at a size that windows are covered in, with the black and white of the model."""
+    policy = replace(DecodePolicy.of(spec, MAX_PIXELS), decode="fast", min_side=320)
+    image = Image.fromarray(decode_picture(read_picture(source), policy))
     image.thumbnail((512, 512))
     return np.asarray(image)

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from featx.audit import image_facts, name_groups, near_copies, small_copies
-from featx.audit.values import count
 from featx.classifier.inputs import with_digests
 from featx.classifier.model import GROUP_BYTES, FittedImages, ImageModel
 from featx.classifier.settings import FitSettings
 from featx.images import ImageSet
 from featx.splits import image_groups, joined_groups
 from featx.stores.base import FeatureStore, Ids
+from featx.tables import count
 
 
 def with_auto_groups(images: ImageSet, settings: FitSettings) -> ImageSet:

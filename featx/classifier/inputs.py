@@ -301,12 +301,12 @@ def _refuse_weightless(y: NDArray[Any], weights: NDArray[np.float64] | None) -> 
     weightless = [] if weights is None else sorted(set(y.tolist()) - set(y[weights > 0].tolist()))
     if weightless:
         raise LabelError(
-            f"all training images of {', '.join(map(repr, weightless[:LISTED]))} have the weight 0; leave the "
-            "class out, or give one of its images a weight."
+            f"all training images of {', '.join(map(repr, weightless[:LISTED]))} have the weight 0; leave "
+            "the class out, or give one of its images a weight."
         )
 
 
-def _as_array(values: ArrayLike) -> NDArray[Any]:
+def _as_array(values: Any) -> NDArray[Any]:
     """As NumPy does it, but a list of mixed types stays one: 1 and "1" must not become the same label.
 
     An iterator is read, and a data frame of one column is that column.

@@ -313,7 +313,7 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
 def _fixed(args: argparse.Namespace, console: Console, images: Any) -> Any:
     """Apply the actions of a table of issues."""
     from featx.audit import apply_fixes, read_fixes
-    from featx.audit.values import count
+    from featx.tables import count
 
     fixes = read_fixes(args.fixes)
     console.log(

@@ -12,13 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from featx.audit.values import count
 from featx.cli.console import Console
 from featx.exceptions import LabelError, TooManyBadImagesError
 from featx.files import atomic_write
 from featx.images import ImageSet, Skipped
 from featx.splits import is_unnamed
-from featx.tables import escape_name, write_csv
+from featx.tables import count, escape_name, write_csv
 
 MAX_CLASSES_SHOWN = 12
 """Most classes of a table on a terminal; JSON output has all."""
@@ -43,7 +42,9 @@ def data_set(console: Console, images: ImageSet, *, min_per_class: int = 1) -> I
         listed = ", ".join(f"{escape_name(label)} ({n})" for label, n in sorted(small.items()))
         if len(small) > len(units) - 2:
             enough = sum(n > 1 for n in units.values()) > 1
-            more = {"images": "Add images, two of each class.", "groups": "Add images of other groups."}[of_what]
+            more = {"images": "Add images, two of each class.", "groups": "Add images of other groups."}[
+                of_what
+            ]
             keep = "Add images, or keep smaller classes: --min-per-class 2 --no-test."
             raise LabelError(
                 f"{len(units) - len(small)} of {len(units)} classes have {min_per_class} {of_what} or more "

@@ -119,7 +119,14 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
     from featx.backbones.views import name_policy
     from featx.exceptions import DataError, ImageError
     from featx.files import atomic_write
-    from featx.images import DecodePolicy, decode_picture, load_paths, read_picture, resolve_decoder
+    from featx.images import (
+        DecodePolicy,
+        choose_range,
+        decode_picture,
+        load_paths,
+        read_picture,
+        resolve_decoder,
+    )
     from featx.stores import open_store
 
     policy = name_policy(args.policy)
@@ -132,6 +139,7 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
         allow_download=args.allow_download,
         store=store,
     )
+    decoding = DecodePolicy(pixel_range=choose_range(images.sources, DecodePolicy()))
     fields = {"resize": args.resize, "decoder": resolve_decoder()}
     specs = [card.spec(**fields)]
     specs += [card.spec(**fields, view=k, view_policy=policy) for k in range(1, args.views + 1)]
@@ -141,7 +149,7 @@ def _augment(args: argparse.Namespace, console: Console) -> int:
     for index in chosen:
         try:
             picture = read_picture(images.sources[index], name=images.names[index])
-            pixels = decode_picture(picture, DecodePolicy())
+            pixels = decode_picture(picture, decoding)
         except ImageError as error:
             console.warn(str(error))
             continue

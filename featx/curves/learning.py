@@ -23,6 +23,7 @@ from featx.heads import HEADS
 from featx.records import Record
 from featx.solvers import SOLVERS, FitTask, Folds, ScaledFeatures
 from featx.splits import check_labels, make_folds
+from featx.tables import count
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.intp]
@@ -229,8 +230,8 @@ def _fractions(codes: Indices, folds: Sequence[Split]) -> list[float]:
             break
     if len(fractions) < 2:
         raise DataError(
-            f"the smallest class has {rarest} image{'' if rarest == 1 else 's'} to learn from: too few for a learning curve, which "
-            "needs at least two in each fold. Label more of it."
+            f"the smallest class has {count(rarest, 'image')} to learn from: too few for a learning curve, "
+            "which needs at least two in each fold. Label more of it."
         )
     return fractions
 

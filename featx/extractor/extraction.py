@@ -26,6 +26,7 @@ from featx.images import ImageSource, Skipped, nothing_left
 from featx.images.picture import n_readers
 from featx.spec import MAX_INPUT_PIXELS, FeatureSpec
 from featx.stores.base import FeatureStore, Ids, explain_miss
+from featx.tables import count
 from featx.threads import n_threads
 
 if TYPE_CHECKING:
@@ -330,9 +331,9 @@ class ExtractionCall:
         self._say(explain_miss(new[0], nearest[1]) + others)
 
     def _remark_on_pictures(self, run: ExtractionRun) -> None:
-        for remark, count in run.remarks.items():
-            words = f"{run.remarked[remark]}: {remark}"
-            self._say(words if count == 1 else f"{words} (and {count - 1} other images)")
+        for remark, n_images in run.remarks.items():
+            words, n_others = f"{run.remarked[remark]}: {remark}", n_images - 1
+            self._say(f"{words} (and {count(n_others, 'other image')})" if n_others else words)
             warnings.warn(self.remarks[-1], ImageWarning, stacklevel=4)
 
     def _check_canaries(self, suspects: Sequence[FeatureSpec], forward: Forward) -> None:

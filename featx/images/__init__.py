@@ -16,7 +16,7 @@ from featx.images.golden import GOLDEN_PICTURES, golden_pictures
 from featx.images.labels import match_labels
 from featx.images.picture import ImageSource, Picture, image_digest, read_digests, read_picture
 from featx.images.policy import MAX_PIXELS, DecodePolicy
-from featx.images.ranges import choose_range
+from featx.images.ranges import choose_range, decode_to_see
 from featx.remote import RemotePath
 from featx.tables import escape_name
 
@@ -34,6 +34,7 @@ __all__ = [
     "absent_images",
     "choose_range",
     "decode_picture",
+    "decode_to_see",
     "escape_name",
     "golden_pictures",
     "image_digest",

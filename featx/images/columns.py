@@ -172,9 +172,7 @@ def _named(wanted: str, header: Sequence[str], role: str) -> int:
 def _guess(role: str, header: Sequence[str], chosen: Chosen) -> None:
     taken = set(chosen.positions.values())
     found = [
-        position
-        for position, name in enumerate(header)
-        if position not in taken and is_alias(name, role)
+        position for position, name in enumerate(header) if position not in taken and is_alias(name, role)
     ]
     if len(found) > 1 and role == "path":
         raise DataError(

@@ -142,7 +142,7 @@ def as_source(item: Any) -> ImageSource:
 
 
 def _of_items(items: Sequence[Any]) -> Held:
-    """A list of images, of pairs of image and label, or of dicts with the same keys, such as records of JSON."""
+    """A list of images, of pairs of image and label, or of dicts, such as records of JSON."""
     if all(isinstance(item, Mapping) and set(item) - {"bytes", "path"} for item in items):
         names = dict.fromkeys(name for item in items for name in item)
         return _of_columns({str(name): [item.get(name) for item in items] for name in names})

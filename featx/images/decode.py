@@ -25,12 +25,14 @@ from featx.images.deep import (
     MOST_BANDS,
     REMARK_BAND,
     REMARK_BANDS,
-    TIFF_STARTS,
+    has_deep_planes,
     has_undeclared_band,
     is_deep_colour,
+    is_signed_8_bit,
     read_tiff,
     stored_pixels,
     tiff_shape,
+    tiff_tags,
 )
 from featx.images.kinds import START_BYTES, kind_in_words
 from featx.images.picture import Picture, reason_of
@@ -248,13 +250,19 @@ def _stored(image: Image.Image, kind: str, data: bytes, policy: DecodePolicy, na
 
 def _open_any(data: bytes, policy: DecodePolicy, name: str) -> tuple[Image.Image, str] | Pixels:
     """The header by Pillow; the pixels of a TIFF that Pillow does not know."""
-    width, height, n_bands = tiff_shape(data) if data.startswith(TIFF_STARTS) else (0, 0, 0)
-    if n_bands <= MOST_BANDS:
+    tags = tiff_tags(data)
+    width, height, n_bands = tiff_shape(tags)
+    if n_bands <= MOST_BANDS and not has_deep_planes(tags):
         try:
-            return open_header(data, policy, name)
+            image, kind = open_header(data, policy, name)
         except Exception:
             if width * height * n_bands == 0:
                 raise
+        else:
+            if image.mode != "L" or not is_signed_8_bit(tags):
+                return image, kind
+            _check_size(image.size, policy)
+            return np.asarray(image).view(np.int8).astype(np.int16)
     _check_size((width * max(1, n_bands // 4), height), policy)
     return read_tiff(data)
 

@@ -1,14 +1,15 @@
 """Images of more than 8 bits or 4 bands: their pixels as the file stores them.
 
 Pillow decodes 16-bit colour to its high bytes. The low bytes are decoded in a second pass, with the other
-byte order. Files of more bands than Pillow knows are read by tifffile, if it is installed.
+byte order. Files of more bands than Pillow knows, or that Pillow misreads, are read by tifffile, if it is
+installed.
 """
 
 from __future__ import annotations
 
 import io
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,12 @@ Pixels = NDArray[Any]
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
-EXTRA_SAMPLES, SAMPLE_FORMAT = 338, 339
-"""Tags of TIFF 6.0: what samples beside the colours mean, and the type of samples."""
+BITS, PLANAR, EXTRA_SAMPLES, SAMPLE_FORMAT = 258, 284, 338, 339
+"""Tags of TIFF 6.0: bits of a sample, whether bands stand one after the other (2), what samples beside the
+colours mean, and the type of samples."""
+
+SIGNED = 2
+"""Value of `SAMPLE_FORMAT` for signed integers."""
 
 ALPHA = {1, 2, 999}
 """Values of `EXTRA_SAMPLES` for transparency; 999 is what Corel Draw writes."""
@@ -72,6 +77,10 @@ def stored_pixels(open_again: Callable[[], Image.Image]) -> Pixels:
     """
     image = open_again()
     raw = raw_mode(image)
+    if raw == "LA;16B":  # grey and alpha of a PNG: its four bytes, as Pillow has no second pass for it
+        parts = _load(image, "RGBA", "RGBA").astype(np.uint16)
+        grey, alpha = parts[..., 0] << 8 | parts[..., 1], parts[..., 2] << 8 | parts[..., 3]
+        return np.stack([grey, grey, grey, alpha], axis=-1)
     kept = raw.replace("RGBX", "RGBA").replace("RGBa", "RGBA")
     mode = "RGBA" if kept.startswith("RGBA") else image.mode
     high = _load(image, mode, kept)
@@ -117,18 +126,43 @@ def read_tiff(data: bytes) -> Pixels:
     return np.asarray(pixels)
 
 
-def tiff_shape(data: bytes) -> tuple[int, int, int]:
-    """Width, height and bands of a TIFF from its first directory; zeros if that is damaged."""
+def tiff_tags(data: bytes) -> dict[int, Any]:
+    """Tags of a TIFF from its first directory; empty if that is damaged, or the file is none."""
     from PIL import TiffImagePlugin
 
+    if not data.startswith(TIFF_STARTS):
+        return {}
     stream = io.BytesIO(data)
     try:
         tags = TiffImagePlugin.ImageFileDirectory_v2(stream.read(8))
         stream.seek(tags.next)
         tags.load(stream)
-        return int(tags.get(256, 0)), int(tags.get(257, 0)), int(tags.get(277, 1))
+        return dict(tags)
     except Exception:  # the decoder says what is wrong
+        return {}
+
+
+def tiff_shape(tags: Mapping[int, Any]) -> tuple[int, int, int]:
+    """Width, height and bands of a TIFF; zeros if they are damaged."""
+    try:
+        return int(tags.get(256, 0)), int(tags.get(257, 0)), int(tags.get(277, 1)) if tags else 0
+    except (TypeError, ValueError):
         return 0, 0, 0
+
+
+def has_deep_planes(tags: Mapping[int, Any]) -> bool:
+    """Whether a TIFF has bands of more than 8 bits one after the other, which Pillow reads as bytes."""
+    return tags.get(PLANAR) == 2 and max(_all(tags, BITS), default=8) > 8 and len(_all(tags, BITS)) > 1
+
+
+def is_signed_8_bit(tags: Mapping[int, Any]) -> bool:
+    """Whether a TIFF has signed samples of 8 bits, which Pillow reads as unsigned ones."""
+    return set(_all(tags, SAMPLE_FORMAT)) == {SIGNED} and set(_all(tags, BITS)) == {8}
+
+
+def _all(tags: Mapping[int, Any], tag: int) -> tuple[Any, ...]:
+    value = tags.get(tag, ())
+    return value if isinstance(value, tuple) else (value,)
 
 
 def is_deep_start(start: bytes) -> bool:

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from featx.exceptions import ImageError
-from featx.images.decode import EXTENSIONS, FORMATS, decode_picture, open_header
+from featx.images.decode import EXTENSIONS, FORMATS, open_header
 from featx.images.picture import Picture, reason_of
 from featx.images.pixels import orientation
 from featx.images.policy import MAX_PIXELS, DecodePolicy
+from featx.images.ranges import decode_to_see
 from featx.tables import escape_name
 
 SIDE = 160
@@ -118,7 +119,9 @@ def expected_format(name: str) -> str:
 
 
 def measure_facts(picture: Picture) -> NDArray[np.float32]:
-    """Measure the facts of an image.
+    """Measure the facts of an image. Pixels of more than 8 bits are scaled by their own range.
+
+    Facts are kept by the image's digest, which does not tell the range of a set that the image is in.
 
     Parameters
     ----------
@@ -135,7 +138,7 @@ def measure_facts(picture: Picture) -> NDArray[np.float32]:
     ImageError
         As `decode_picture`.
     """
-    pixels = decode_picture(picture, _POLICY)
+    pixels = decode_to_see(picture, _POLICY)
     header = _header(picture, pixels.shape)
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)

@@ -457,10 +457,11 @@ def _warn_of_empty_splits(walk: Walk, files: list[str], layout: Layout) -> None:
     for folder in walk.folders:
         parent, _, name = folder.rpartition("/")
         split = split_of(name)
-        if parent in parents and split and not any(file.startswith(f"{folder}/") for file in files):
-            if not layout.is_left_out(folder):
-                instead = "; a test part is drawn from the other images" if split == "test" else ""
-                _warn(f"{_shown(walk.root)}: the folder {_shown(folder)} holds no image{instead}.")
+        if not (parent in parents and split) or layout.is_left_out(folder):
+            continue
+        if not any(file.startswith(f"{folder}/") for file in files):
+            instead = "; a test part is drawn from the other images" if split == "test" else ""
+            _warn(f"{_shown(walk.root)}: the folder {_shown(folder)} holds no image{instead}.")
 
 
 def _warn(text: str) -> None:

@@ -256,10 +256,12 @@ def _checked_array(array: Pixels, name: str) -> Pixels:
             name, f"an array of shape {array.shape} is no image; give (H, W), (H, W, 3) or (H, W, 4){hint}"
         )
     if array.dtype.type not in ARRAY_DTYPES:
+        whole = array.dtype.kind in "iu"
+        example = "array" if whole else "(array * 255).round()"
         raise ImageError(
             name,
             f"an array of dtype {array.dtype} has no agreed range; give uint8 (0 to 255), uint16 or bool, "
-            "e.g. (array * 255).round().astype('uint8') where values lie between 0 and 1",
+            f"e.g. {example}.astype('uint8') where values lie between 0 and {255 if whole else 1}",
         )
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 

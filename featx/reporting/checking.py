@@ -15,7 +15,6 @@ import numpy as np
 
 from featx.audit import CHECKS, AuditData, Finding, audit, image_facts, issue_rows, write_issues
 from featx.audit.fixes import COLUMNS
-from featx.audit.values import count
 from featx.classifier.inputs import with_digests
 from featx.exceptions import DataError
 from featx.extractor import FeatureExtractor
@@ -25,6 +24,7 @@ from featx.records import as_frame
 from featx.reporting.findings import TITLES, images_shown, shown_findings
 from featx.reporting.page import render, thumbnails
 from featx.stores import open_store
+from featx.tables import count
 
 RANK = ("error", "warning", "note")
 """Severities in the order of findings."""

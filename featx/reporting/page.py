@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image
 
 from featx.exceptions import ImageError
-from featx.images import DecodePolicy, ImageSource, decode_picture, read_picture
+from featx.images import DecodePolicy, ImageSource, decode_to_see, read_picture
 from featx.plot.base import abbreviated
 from featx.tables import escape_name
 from featx.threads import n_threads
@@ -63,7 +63,7 @@ def thumbnails(sources: Mapping[int, ImageSource], *, side: int = THUMB) -> dict
 
     def small(item: tuple[int, ImageSource]) -> tuple[int, str]:
         try:
-            image = Image.fromarray(decode_picture(read_picture(item[1]), policy))
+            image = Image.fromarray(decode_to_see(read_picture(item[1]), policy))
         except ImageError:
             return item[0], ""
         image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=2.0)

@@ -15,7 +15,6 @@ from threadpoolctl import threadpool_limits
 
 from featx.audit import AuditData, Finding
 from featx.audit.probe import nearest
-from featx.audit.values import count
 from featx.classifier import ImageClassifier
 from featx.classifier.predictions import Predictions
 from featx.classifier.record import ApartFromKin
@@ -25,7 +24,7 @@ from featx.exceptions import FeatxError, UsageError
 from featx.images.facts import ImageFacts
 from featx.plot.charts import metric_text, worst_classes
 from featx.reporting.findings import TITLES
-from featx.tables import escape_name
+from featx.tables import count, escape_name
 
 MOST_MISTAKES = 120
 """Mistakes that a page shows; those of held-out images first."""

@@ -12,7 +12,7 @@ from featx.classifier.evidence import Evidence, evidence, layer_maps
 from featx.classifier.predictions import Predictions
 from featx.classifier.settings import machine_of
 from featx.exceptions import UsageError
-from featx.images import DecodePolicy, decode_picture, read_picture
+from featx.images import DecodePolicy, decode_picture, decode_to_see, read_picture
 from featx.images.policy import MAX_PIXELS
 from featx.plot import Display
 from featx.plot.base import BLUE, ORANGE, UNDER_IMAGE, short
@@ -102,7 +102,7 @@ def label_of(predictions: Predictions, index: int) -> str:
 def pixels_of(predictions: Predictions, index: int) -> NDArray[np.uint8]:
     """An image at the size of a sheet."""
     policy = DecodePolicy(decode="fast", min_side=SIDE)
-    return small(decode_picture(read_picture(predictions.images.sources[index]), policy))
+    return small(decode_to_see(read_picture(predictions.images.sources[index]), policy))
 
 
 def small(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
