@@ -66,6 +66,16 @@ class FeatureBlocks(Mapping[str, Rows]):
     def __iter__(self) -> Iterator[str]:
         return iter(self._loaders)
 
+    def __reduce__(self) -> tuple[type[FeatureBlocks], tuple[dict[str, Rows], int]]:
+        """A pickle holds the features: another process may not have what they are read from."""
+        return FeatureBlocks, ({name: self[name] for name in self}, self.n_rows)
+
+    def __copy__(self) -> FeatureBlocks:
+        return self.only(list(self))
+
+    def __deepcopy__(self, memo: object) -> FeatureBlocks:
+        return self.only(list(self))
+
     def __len__(self) -> int:
         """Number of blocks; `n_rows` is the number of rows."""
         return len(self._loaders)

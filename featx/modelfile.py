@@ -154,17 +154,7 @@ class SavedHead:
         """
         if self.formula is None:
             raise LookupError(f"the head {self.description.head} has no formula")
-        scores, described = self.formula.scores, self.description
-        prepared = functools.cache(self.prepared)  # at the first use
-
-        def score(rows: NDArray[Any]) -> NDArray[np.float64]:
-            of_scaler, arrays, params = prepared()
-            wide = np.asarray(rows, np.float64)
-            return np.asarray(
-                scores(np, arrays, params, scale(np, described.scaling, described.widths, of_scaler, wide))
-            )
-
-        return score
+        return Scorer(self)
 
     def pipeline(self, classes: NDArray[Any]) -> Pipeline:
         """Build the fitted scikit-learn pipeline.
@@ -179,6 +169,34 @@ class SavedHead:
         return Pipeline(
             [("scale", scaler), ("head", saved.from_arrays(self.own, described.params, classes, self.dims))]
         )
+
+
+class Scorer:
+    """Decision scores of a saved head that has a formula, as a function that can be pickled.
+
+    Parameters
+    ----------
+    head : SavedHead
+        The head.
+    """
+
+    def __init__(self, head: SavedHead) -> None:
+        self._head = head
+
+    def __call__(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Scores of features (n, n_columns)."""
+        formula, described = self._head.formula, self._head.description
+        assert formula is not None
+        of_scaler, arrays, params = self._prepared
+        scaled = scale(np, described.scaling, described.widths, of_scaler, np.asarray(rows, np.float64))
+        return np.asarray(formula.scores(np, arrays, params, scaled))
+
+    @functools.cached_property
+    def _prepared(self) -> tuple[Arrays, Arrays, Mapping[str, Any]]:
+        return self._head.prepared()
+
+    def __reduce__(self) -> tuple[type[Scorer], tuple[SavedHead]]:
+        return Scorer, (self._head,)
 
 
 def read_head(members: Mapping[str, bytes], n_classes: int, *, where: str = "head") -> SavedHead:

@@ -26,7 +26,7 @@ NEIGHBOURS = 5
 Severity = Literal["note", "warning", "error"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class AuditData:
     """What is known of labelled images. A check whose input is None returns None.
 

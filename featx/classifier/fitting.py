@@ -180,6 +180,7 @@ def fit_images(images: ImageSet, split: Mapping[str, Any] | None, settings: FitS
         fine_tuning=report,
         skipped=data.skipped,
         remarks=found.remarks,
+        weighted=data.train.weights is not None,
         seconds=seconds,
         n_computed=found.computed,
     )

@@ -175,7 +175,7 @@ def grow(
     """
     check_is_fitted(clf)
     model, settings = clf._fitted.model, settings_of(clf)
-    _refuse(model, images)
+    _refuse(model, clf._fitted.record, images)
     images = as_classes(images, model.classes)
     store = settings.machine["store"]
     known = model.images
@@ -284,7 +284,7 @@ class _Data:
     n_kin: int
 
 
-def _refuse(model: ImageModel, images: ImageSet) -> None:
+def _refuse(model: ImageModel, record: FitRecord, images: ImageSet) -> None:
     """Refuse what cannot be added, before anything is computed."""
     if images.labels is None:
         raise LabelError("the new images have no labels; give class folders or a manifest with labels.")
@@ -293,7 +293,7 @@ def _refuse(model: ImageModel, images: ImageSet) -> None:
             "the network of this model was fine-tuned on the old images; fit again on all of them, or give "
             "the model file as the backbone: featx fit --backbone MODEL.featx."
         )
-    if images.weights is not None:
+    if record.weighted or images.weights is not None:
         raise UsageError("sample weights of the old images are not kept; fit again on all images instead.")
     if "test" not in model.assignment.values():
         raise DataError("this model has no test part to compare on; fit it with one (featx fit) first.")

@@ -168,7 +168,7 @@ class ImageModel:
     classes: NDArray[Any]
     blocks: tuple[str, ...]
     specs: Mapping[str, FeatureSpec]
-    cards: tuple[BackboneCard, ...]
+    cards: tuple[BackboneCard, ...] = field(repr=False)
     head: Any
     calibration: Calibration
     class_weights: tuple[float, ...]

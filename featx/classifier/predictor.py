@@ -28,7 +28,7 @@ from featx.records import from_plain
 class Predictor:
     """Labels and probabilities of images, by a saved model.
 
-    Threads may share one.
+    Threads may share one, and it can be pickled.
 
     Parameters
     ----------
@@ -87,6 +87,14 @@ class Predictor:
         if decide is not None:
             self.decide(decide)
         self._features = DirectFeatures(model, self._machine)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Everything but the compiled networks, which another process makes again."""
+        return {name: value for name, value in vars(self).items() if name != "_features"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._features = DirectFeatures(self._fitted, self._machine)
 
     def decide(self, decide: str | Mapping[Any, float]) -> None:
         """Use another decision for all predictions from now on.

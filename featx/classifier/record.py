@@ -166,6 +166,8 @@ class FitRecord(Record):
         UTC time, ISO 8601.
     versions : dict of str to str
         Versions of the packages.
+    weighted : bool
+        Whether training images had sample weights. They are not kept.
     hardware : str
         Operating system, processor architecture and number of cores.
     conformal : tuple of float
@@ -194,6 +196,7 @@ class FitRecord(Record):
     n_computed: int = 0
     created: str = ""
     versions: dict[str, str] = field(default_factory=dict)
+    weighted: bool = False
     hardware: str = ""
     conformal: tuple[float, ...] = ()
     oof_proba: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)), metadata=APART)

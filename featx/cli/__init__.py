@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import featx
 from featx.cli.console import Console
 from featx.cli.memory import limit_arenas
+from featx.cli.outputs import refuse_overwriting
 from featx.cli.streams import open_closed_streams, tolerant_streams
 from featx.exceptions import FeatxError, FeatxWarning, Interrupted, TooManyBadImagesError
 from featx.signals import answered_by
@@ -116,6 +117,7 @@ def _run(arguments: list[str]) -> int:
     console = Console(json=args.json, quiet=args.quiet)
     with _stop_at_signals(), _print_warnings(console):
         try:
+            refuse_overwriting(args)
             code: int = args.run(_name_addresses(args), console)
         except KeyboardInterrupt as stop:
             number = stop.number if isinstance(stop, _Stopped) else signal.SIGINT

@@ -437,6 +437,8 @@ def extractor(args: argparse.Namespace, **given: Any) -> Any:
 
 def store_of(args: argparse.Namespace) -> Any:
     """Return the parameter ``store`` that the options of the cache describe."""
+    if args.cache_dir == "":
+        raise UsageError("--cache-dir is empty; name a folder.")
     if args.no_cache and args.cache_dir:
         raise UsageError("--no-cache and --cache-dir exclude each other; give one of them.")
     return "memory" if args.no_cache else args.cache_dir

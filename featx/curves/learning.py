@@ -51,7 +51,7 @@ ONE_SPLIT_ABOVE = 10_000
 """Number of images above which one fold is enough."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LearningCurve(Record):
     """Out-of-fold error by the number of training images.
 

@@ -35,7 +35,7 @@ class ClassScore(Record):
     support: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation(Record):
     """Metrics of a classifier on some images.
 

@@ -89,7 +89,7 @@ class Machine:
         ]  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Extraction:
     """What `FeatureExtractor.extract` returns.
 

@@ -59,7 +59,7 @@ class Skipped:
     label: Any = None
 
 
-@dataclass
+@dataclass(eq=False)
 class ImageSet:
     """Images with what is known about each; all lists and arrays have one entry per image.
 
@@ -103,6 +103,10 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def __repr__(self) -> str:
+        classes = "" if self.labels is None else f", {len(set(self.labels.tolist()))} classes"
+        return f"ImageSet({len(self):,} images{classes}, {len(self.skipped):,} set aside)"
 
     def select(self, chosen: ArrayLike) -> ImageSet:
         """The same set with some images only, by mask or by positions, in their order."""

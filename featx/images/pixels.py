@@ -181,7 +181,9 @@ def _scaled(pixels: Pixels, pixel_range: str, warn: Warn) -> Pixels:
         low, high = parse_range(pixel_range)
     if float(np.mean((values < low) | (values > high))) > SATURATED:
         warn(REMARK_SATURATED)
-    values = (values.clip(low, high) - low) * np.float32(255.0 / (high - low) if high > low else 0.0)
+    values = (np.clip(values, np.float32(low), np.float32(high)) - low) * np.float32(
+        255.0 / (high - low) if high > low else 0.0
+    )
     return values.clip(0, 255, out=values)
 
 

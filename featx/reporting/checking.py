@@ -56,6 +56,11 @@ class DataCheck:
     seconds: dict[str, float] = field(default_factory=dict)
     title: str = ""
 
+    def __repr__(self) -> str:
+        return (
+            f"DataCheck({self.title!r}, {', '.join(one.check for one in self.findings) or 'nothing found'})"
+        )
+
     def __getitem__(self, check: str) -> Finding:
         """Return the finding of a check; KeyError if it found nothing."""
         return {finding.check: finding for finding in self.findings}[check]

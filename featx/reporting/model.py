@@ -30,6 +30,7 @@ from featx.reporting.findings import images_shown, shown_findings
 from featx.reporting.page import render, thumbnails
 from featx.reporting.sections import EMBEDDINGS, MAP_THUMBS, SECTIONS, Known, audit_data
 from featx.stores import open_store
+from featx.tables import count
 
 SMALL = 56
 """Side in pixels of the thumbnails of a map and of images beside others."""
@@ -39,6 +40,9 @@ MOST_BYTES, COMPACT = 1 << 30, 512
 
 MOST_CHECKED = 10_000
 """Images that the checks of a report look at; `check` looks at all."""
+
+BEGINNING = b'{\n "title":'
+"""How the JSON of a report begins."""
 
 IN_REPORT = {name: check for name, check in CHECKS.items() if name not in ("outliers", "unlike_class")}
 """Checks of a report; the predictions say more than the others."""
@@ -61,6 +65,9 @@ class Report:
     known: Known
     sections: dict[str, dict[str, Any]]
     title: str
+
+    def __repr__(self) -> str:
+        return f"Report({self.title!r}, {count(len(self.known.findings), 'finding')})"
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as plain values, ready for JSON."""
@@ -104,10 +111,33 @@ class Report:
         return drawn
 
     def write(self, path: str | os.PathLike[str]) -> None:
-        """Write the page, and the same content as JSON beside it."""
+        """Write the page, and the same content as JSON beside it.
+
+        Raises
+        ------
+        UsageError
+            If another file has the name of the JSON.
+        """
+        refuse_other_json(path)
         atomic_write(path, self.to_html().encode("utf-8", "backslashreplace"))
         text = json.dumps(self.to_dict(), indent=1, ensure_ascii=True, default=str)
         atomic_write(Path(path).with_suffix(".json"), text.encode())
+
+
+def refuse_other_json(path: str | os.PathLike[str]) -> None:
+    """Refuse a page beside which a JSON file stands that is not of a report: it would be lost.
+
+    Raises
+    ------
+    UsageError
+        Naming it.
+    """
+    beside = Path(path).with_suffix(".json")
+    if beside.is_file() and not beside.read_bytes()[: len(BEGINNING)].startswith(BEGINNING):
+        raise UsageError(
+            f"{beside} is not of a report, and would be overwritten by the content of {Path(path).name} as "
+            "JSON; give the page another name."
+        )
 
 
 def report(
@@ -146,6 +176,8 @@ def report(
     Report
         With ``to_dict()`` and ``to_html()``.
     """
+    if path is not None:
+        refuse_other_json(path)
     clf = model if isinstance(model, ImageClassifier) else load(model)
     if title is None:
         name = "a classifier" if isinstance(model, ImageClassifier) else Path(model).name
