@@ -8,8 +8,10 @@ from typing import Any
 
 from featx.exceptions import UsageError
 
-UNITS_S = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
-"""Seconds of the units of a time."""
+UNITS_S = {"": 1, "s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400, "w": 7 * 86400} | {
+    "second": 1, "minute": 60, "hour": 3600, "hr": 3600, "day": 86400, "week": 7 * 86400
+}  # fmt: skip
+"""Seconds of the units of a time; they may have an ``s`` at their end."""
 
 
 def seconds_of(time: Any) -> float:
@@ -37,6 +39,10 @@ def _read(text: str) -> float:
     number = r"\d+(?:\.\d+)?"
     parts = re.findall(rf"({number})\s*([a-z]*)", words)
     is_time = re.fullmatch(rf"{number}|(?:{number}\s*[a-z]+\s*)+", words)
-    if not is_time or any(unit not in UNITS_S for _, unit in parts):
+    known = [
+        (float(amount), unit if unit in UNITS_S or len(unit) < 3 else unit.removesuffix("s"))
+        for amount, unit in parts
+    ]
+    if not is_time or any(unit not in UNITS_S for _, unit in known):
         raise UsageError(f"{text!r} is no time; write 90s, 10m, 1h30m or seconds")
-    return sum(float(amount) * UNITS_S[unit] for amount, unit in parts)
+    return sum(amount * UNITS_S[unit] for amount, unit in known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -91,3 +92,43 @@ def test_a_classifier_of_another_process_can_be_looked_at(
     assert thing.classes_.tolist() == clf.classes_.tolist()
     with pytest.raises(AttributeError, match="absent"):
         _ = thing.study_
+
+
+OTHERS: dict[str, Callable[[ImageClassifier, Path], Any]] = {
+    "images": lambda clf, _: clf._fitted.images,
+    "extraction": lambda clf, _: clf.extract(clf._fitted.images),
+    "blocks": lambda clf, _: clf.extract(clf._fitted.images).blocks,
+    "spec": lambda clf, _: next(iter(clf.specs_.values())),
+    "evaluation": lambda clf, _: clf.evaluation_,
+    "record": lambda clf, _: clf.record_,
+    "model": lambda clf, _: clf.model_,
+    "report": lambda clf, _: featx.report(clf),
+    "check": lambda clf, _: featx.check(clf._fitted.images),
+    "predictor": lambda _, path: featx.Predictor(path, runtime="torch"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_every_other_public_object_can_be_looked_at_compared_and_pickled(
+    name: str, fitted: tuple[ImageClassifier, Path]
+) -> None:
+    thing = OTHERS[name](*fitted)
+    look(thing)
+    assert len(repr(thing)) < 10_000
+    assert isinstance(thing == copy.copy(thing), bool)
+    assert copy.deepcopy(thing) is not None
+    look(pickle.loads(pickle.dumps(thing)))
+
+
+def test_a_pickle_of_blocks_holds_the_features_and_a_copy_does_not_read_them(
+    fitted: tuple[ImageClassifier, Path],
+) -> None:
+    clf, _ = fitted
+    blocks = clf.extract(clf._fitted.images).blocks
+    calls = clf.store.calls
+    copies = copy.copy(blocks), copy.deepcopy(blocks)
+    assert clf.store.calls == calls
+    for other in (*copies, pickle.loads(pickle.dumps(blocks))):
+        assert {name: rows.tolist() for name, rows in other.items()} == {
+            name: rows.tolist() for name, rows in blocks.items()
+        }

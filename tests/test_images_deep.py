@@ -15,8 +15,9 @@ from PIL import Image
 
 from featx import FeatureExtractor
 from featx.backbones.transform import prepare
-from featx.exceptions import ImageError, UsageError
+from featx.exceptions import ImageError, ImageWarning, UsageError
 from featx.images import DecodePolicy, choose_range, decode_picture, read_picture
+from featx.images.facts import SCALARS, measure_facts
 
 Make = Callable[..., Image.Image]
 
@@ -248,3 +249,81 @@ def test_transparent_deep_pixels_show_the_background() -> None:
     half[..., :3], half[..., 3] = 0, 32768
     pixels, _ = decode(png16(half), pixel_range="0,65535")
     assert set(np.unique(pixels)) <= {127, 128}
+
+
+@pytest.mark.parametrize(
+    "missing", [-9999.0, -99999.0, -32768.0, -3.4028234663852886e38, 3.4e38, 9.96921e36, np.nan, np.inf]
+)
+def test_values_that_stand_for_no_data_do_not_choose_the_range(missing: float) -> None:
+    values = np.tile(np.linspace(0, 1, 200, dtype=np.float32), (40, 1))
+    values[:, :40] = missing
+    data = tiff(values[:, :, None])
+    low, high = (float(one) for one in choose_range([data], DecodePolicy()).split(","))
+    assert 0 <= low < 0.25
+    assert high == 1
+    pixels, remarks = decode(data, pixel_range=f"{low},{high}")
+    assert pixels[0, 199, 0] == 255
+    assert np.diff(pixels[0, 60:, 0].astype(int)).min() >= 0
+    assert "beyond the range" in "".join(remarks)
+
+
+def test_a_value_of_no_data_that_lies_among_the_others_is_a_value() -> None:
+    values = np.tile(np.linspace(-12000, 0, 200, dtype=np.float32), (40, 1))
+    values[:, :40] = -9999
+    assert choose_range([tiff(values[:, :, None])], DecodePolicy()).startswith("-10000,")
+
+
+def test_signed_bytes_of_a_tiff_are_not_read_as_unsigned(rgb: NDArray[np.uint8]) -> None:
+    grey = rgb[:, :, :1]
+    data = tiff((grey.astype(np.int16) - 128).astype(np.int8)).replace(
+        struct.pack("<HHIHH", 339, 3, 1, 1, 0), struct.pack("<HHIHH", 339, 3, 1, 2, 0)
+    )
+    pixels, _ = decode(data, pixel_range="-128,127")
+    assert pixels[:, :, 0].tolist() == grey[:, :, 0].tolist()
+
+
+def test_grey_with_alpha_of_sixteen_bits_is_read_in_its_depth(rgb: NDArray[np.uint8]) -> None:
+    deep = rgb[:, :, 0].astype(np.uint16) * 16 + 7
+    alpha = np.where(np.arange(deep.shape[1]) < 20, 65535, 0).astype(np.uint16) + np.zeros_like(deep)
+    height, width = deep.shape
+    both = np.stack([deep, alpha], axis=-1).reshape(height, -1)
+    data = png16(both).replace(
+        struct.pack(">IIBB", 2 * width, height, 16, 0), struct.pack(">IIBB", width, height, 16, 4)
+    )
+    header = data[12:29]
+    data = data.replace(data[29:33], struct.pack(">I", zlib.crc32(header)), 1)
+    pixels, _ = decode(data, pixel_range="0,4095")
+    expected = np.rint(deep[:, :20] * (255 / 4095))
+    assert np.abs(pixels[:, :20, 0] - expected).max() <= 1
+    assert (pixels[:, 20:] == 255).all()
+
+
+def test_bands_of_sixteen_bits_in_planes_are_read_by_tifffile_or_name_the_extra(
+    rgb: NDArray[np.uint8],
+) -> None:
+    deep = rgb.astype(np.uint16) * 257
+    data = tiff(deep).replace(struct.pack("<HHIHH", 284, 3, 1, 1, 0), struct.pack("<HHIHH", 284, 3, 1, 2, 0))
+    try:
+        import tifffile  # noqa: F401
+    except ImportError:
+        with pytest.raises(ImageError, match=r"featx\[tiff\]"):
+            decode(data)
+
+
+@pytest.mark.parametrize("factor", [64, 257])
+def test_a_set_of_several_scales_is_said(factor: int, rgb: NDArray[np.uint8]) -> None:
+    dark = [rgb[:, :, 0].astype(np.uint16) + number for number in range(4)]
+    bright = [factor * rgb[:, :, 0].astype(np.uint16) + number for number in range(4)]
+    with pytest.warns(ImageWarning, match=r"4 of 8 images .* become nearly black .*--range minmax"):
+        choose_range([*dark, *bright], DecodePolicy())
+    assert choose_range(bright, DecodePolicy()).startswith("0,")  # a warning would be an error
+    assert choose_range([np.zeros((9, 9), np.uint16), *bright], DecodePolicy()).startswith("0,")
+
+
+def test_facts_and_pages_show_deep_images_by_their_own_range(rgb: NDArray[np.uint8]) -> None:
+    plain = measure_facts(read_picture(rgb))
+    for deep in (rgb.astype(np.uint16) * 16, rgb.astype(np.uint16) + 30_000):
+        found = measure_facts(read_picture(deep))
+        brightness, contrast = (SCALARS.index(name) for name in ("brightness", "contrast"))
+        assert abs(found[brightness] - plain[brightness]) < 40
+        assert found[contrast] > 0.8 * plain[contrast]

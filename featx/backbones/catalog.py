@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +97,19 @@ def nearest_names(pattern: str, n: int = 5) -> list[str]:
     known = timm.list_models(pretrained=True)
     by_architecture = {name.partition(".")[0]: name for name in reversed(known)}
     near = difflib.get_close_matches(plain, by_architecture, n, cutoff=0.4)
-    return near or difflib.get_close_matches(plain, known, n, cutoff=0)
+    return near or _alike(plain, known, n)
+
+
+def _alike(name: str, known: Sequence[str], n: int) -> list[str]:
+    """Known names that hold a name, the shortest first, then those that are spelt alike.
+
+    The names of hubs and libraries before it (``timm/``) and its case and signs do not matter.
+    """
+    plain = re.split(r"[/:]", name)[-1].lower()
+    bare = re.sub(r"\W|_", "", plain)
+    holding = [one for one in known if bare and bare in re.sub(r"\W|_", "", one)]
+    close = difflib.get_close_matches(plain, known, n, cutoff=0)
+    return list(dict.fromkeys([*sorted(holding, key=lambda one: (len(one), one))[:n], *close]))[:n]
 
 
 def download(name: str) -> Path:
@@ -135,7 +149,7 @@ def check_name(name: str) -> None:
             f"See: featx models {architecture}"
         )
     known = timm.list_models(pretrained=True) if tag else timm.list_models()
-    near = difflib.get_close_matches(name, known, 3, cutoff=0)
+    near = _alike(name, known, 3)
     raise UnknownModelError(
         f"{name!r} is not a registered timm name (folders and hub addresses are not loaded by name; use "
         f"checkpoint=); nearest: {', '.join(near)}. See: featx models PATTERN"

@@ -32,19 +32,18 @@ from featx.classifier.inputs import (
     warn_of_training_images,
 )
 from featx.classifier.model import FittedImages, ImageModel
+from featx.classifier.planning import check_request
 from featx.classifier.presets import missing_networks
 from featx.classifier.record import ApartFromKin, FitRecord
 from featx.classifier.settings import FitSettings
-from featx.evaluation import Evaluation, OperatingPoint, make_decision, shortfall
+from featx.evaluation import Evaluation, OperatingPoint, shortfall
 from featx.exceptions import FeatxWarning
 from featx.extractor import Extraction, Plan, Progress
 from featx.features import FeatureBlocks
-from featx.heads import check_heads
 from featx.images import ImageSet, Skipped
 from featx.search import SearchProgress
 from featx.search.costs import LEAST_BUDGET
 from featx.search.plan import read_budget
-from featx.search.scoring import check_scoring
 from featx.selection.augmentation import Augmentation
 from featx.selection.backbones import planned_names, select_networks
 from featx.selection.candidates import AUTO, widest
@@ -208,11 +207,7 @@ def _prepare(
     """
     refuse_absent(images, settings.max_bad)
     settings.report(Progress(0, len(images)))  # the first seconds load the network
-    check_heads(settings.search["heads"])
-    if settings.search["scoring"] != AUTO:
-        check_scoring(settings.search["scoring"], np.unique(labels_of(images)))
-    if settings.decide != AUTO:  # an unknown class is named before the work
-        make_decision(settings.decide, *np.unique(labels_of(images), return_counts=True))
+    check_request(images, settings)
     with _timed(seconds, "group"):
         images = with_auto_groups(images, settings)
     held_out = np.zeros(len(images), bool)

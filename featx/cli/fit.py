@@ -12,6 +12,7 @@ from typing import Any
 from featx.cli import arguments
 from featx.cli.console import Console
 from featx.exceptions import UsageError
+from featx.tables import count
 
 SHOWN = (
     "--output", "--preset", "--budget", "--dry-run", "--test-size", "--no-test", "--heads", "--scoring",
@@ -216,6 +217,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
     from featx.cli import render
     from featx.search import HeadSearchCV
 
+    if args.test_size == 1:
+        raise UsageError("--test-size 1 leaves no image to learn from; give less, such as 0.2.")
     began = time.monotonic()
     images = arguments.load(args, args.data)
     if args.fixes:
@@ -242,8 +245,9 @@ def run(args: argparse.Namespace, console: Console) -> int:
         from featx.classifier.planning import plan_search
         from featx.classifier.settings import settings_of
 
+        search = plan_search(images, settings_of(clf))  # what is not known is said first
         render.plans(console, clf.plans(images))
-        render.search_time(console, plan_search(images, settings_of(clf)))
+        render.search_time(console, search)
         render.fine_tune_plan(console, clf, images)
         return 0
     if args.no_test or args.test_size == 0:
@@ -289,13 +293,13 @@ def _report(args: argparse.Namespace, console: Console, clf: Any) -> None:
     console.data(mistakes=n)
     if not args.report:
         command = shlex.join(["featx", "report", args.output, os.fspath(args.data), "-o", "report.html"])
-        console.text(f"          {n} mistakes {where}; see them: {command}")
+        console.text(f"          {count(n, 'mistake') if n else 'no mistake'} {where}; see more: {command}")
         return
     with render.aside(console, "report"):
         from featx.reporting import report
 
         report(clf, args.report, title=f"Report of {Path(args.output).name}")
-        console.text(f"report    {args.report} ({n} mistakes {where}, and the others out of fold)")
+        console.text(f"report    {args.report} ({count(n, 'mistake')} {where}, and the others out of fold)")
         console.data(report=args.report)
 
 
@@ -313,7 +317,6 @@ def _compare(console: Console, before: Any, clf: Any, images: Any) -> None:
 def _fixed(args: argparse.Namespace, console: Console, images: Any) -> Any:
     """Apply the actions of a table of issues."""
     from featx.audit import apply_fixes, read_fixes
-    from featx.tables import count
 
     fixes = read_fixes(args.fixes)
     console.log(

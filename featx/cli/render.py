@@ -181,7 +181,7 @@ def refit(console: Console, found: Any) -> None:
     """Print the comparison with the model that was replaced."""
     console.text()
     if found is None:
-        console.text("the replaced model was fitted on all test images, so the two cannot be compared")
+        console.text("no test image is new to both models, so that they cannot be compared")
         return
     for sentence in found.sentences():
         console.text(sentence)

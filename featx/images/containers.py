@@ -121,7 +121,7 @@ def as_source(item: Any) -> ImageSource:
         return item
     if isinstance(item, Mapping) and ("bytes" in item or "path" in item):  # an encoded image of the hub
         inner = item.get("bytes") or item.get("path")
-        if isinstance(inner, str | bytes):
+        if isinstance(inner, str | os.PathLike | bytes):
             return inner
     if hasattr(item, "read"):
         data = item.read()

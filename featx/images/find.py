@@ -6,7 +6,9 @@ warning. No image is decoded here.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import difflib
 import glob
 import os
 import re
@@ -29,14 +31,15 @@ from featx.images.labels import doubtful_labels, plain_text
 from featx.images.layout import Base, Layout, read_layout, split_of
 from featx.images.locate import locate, refuse_outside
 from featx.images.manifest import read_manifest
-from featx.images.picture import ImageSource, name_sources, reason_of
+from featx.images.picture import NOT_ASKED, ImageSource, name_sources, reason_of
 from featx.images.remote import RemoteWalk, locate_remote, refuse_addresses
-from featx.remote import RemotePath, is_address
+from featx.remote import SCHEMES, RemotePath, is_address, is_readable_address
 from featx.tables import escape_name
 
 NO_LABEL = (
     "no labels; put the images into one folder per class, or give a manifest with the columns path and label."
 )
+PIPE = "a pipe is not read; save the table or the images as files first, and give their path"
 REASON_BESIDE = "lies beside the class folders, so it has no label"
 
 
@@ -270,8 +273,9 @@ def _load_path(path: str, follow_links: bool, labelled: bool | None, table: Mani
     except (OSError, ValueError) as error:
         if matched := _match(path):
             return load_paths(matched, follow_links=follow_links, labelled=labelled)
-        pattern = "no file matches this pattern" if glob.has_magic(path) else reason_of(error)
-        raise DataError(f"{_shown(path)}: {pattern}.") from error
+        raise DataError(f"{_shown(path)}: {_why_absent(path, error)}.") from error
+    if stat.S_ISFIFO(mode):
+        raise DataError(f"{_shown(path)}: {PIPE}.")
     is_folder, extension = stat.S_ISDIR(mode), os.path.splitext(path)[1].lower()
     if not is_folder and (
         extension in TABLE_EXTENSIONS
@@ -302,6 +306,25 @@ def _load_address(
     if extension in IMAGE_EXTENSIONS:
         return ImageSet([address], [address])
     return _load_folder(address, follow_links, labelled)
+
+
+def _why_absent(path: str, error: Exception) -> str:
+    """Why a path leads nowhere, and what is meant by it."""
+    if path == "-":
+        return PIPE
+    if is_address(path):
+        return NOT_ASKED if is_readable_address(path) else f"featx reads {', '.join(SCHEMES)} addresses only"
+    if path.startswith(("file:", "~")):
+        given = path.removeprefix("file://").removeprefix("file:")
+        return f"no such file; give the path itself: {_shown(os.path.expanduser(given))}"
+    if glob.has_magic(path):
+        return "no file matches this pattern"
+    folder, name = os.path.split(path.rstrip("/"))
+    with contextlib.suppress(OSError, ValueError):
+        near = difflib.get_close_matches(name, os.listdir(folder or "."), 1)
+        if near and isinstance(error, FileNotFoundError):
+            return f"no such file or directory; the nearest name is {_shown(os.path.join(folder, near[0]))}"
+    return reason_of(error)
 
 
 def _kind_of(path: str) -> str:
