@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -298,16 +299,15 @@ def test_grey_with_alpha_of_sixteen_bits_is_read_in_its_depth(rgb: NDArray[np.ui
     assert (pixels[:, 20:] == 255).all()
 
 
-def test_bands_of_sixteen_bits_in_planes_are_read_by_tifffile_or_name_the_extra(
-    rgb: NDArray[np.uint8],
+def test_bands_of_sixteen_bits_in_planes_name_the_extra_that_reads_them(
+    rgb: NDArray[np.uint8], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    deep = rgb.astype(np.uint16) * 257
-    data = tiff(deep).replace(struct.pack("<HHIHH", 284, 3, 1, 1, 0), struct.pack("<HHIHH", 284, 3, 1, 2, 0))
-    try:
-        import tifffile  # noqa: F401
-    except ImportError:
-        with pytest.raises(ImageError, match=r"featx\[tiff\]"):
-            decode(data)
+    monkeypatch.setitem(sys.modules, "tifffile", None)
+    data = tiff(rgb.astype(np.uint16) * 257).replace(
+        struct.pack("<HHIHH", 284, 3, 1, 1, 0), struct.pack("<HHIHH", 284, 3, 1, 2, 0)
+    )
+    with pytest.raises(ImageError, match=r"featx\[tiff\]"):
+        decode(data)
 
 
 @pytest.mark.parametrize("factor", [64, 257])
