@@ -154,7 +154,7 @@ class SavedHead:
         """
         if self.formula is None:
             raise LookupError(f"the head {self.description.head} has no formula")
-        return Scorer(self)
+        return HeadScores(self)
 
     def pipeline(self, classes: NDArray[Any]) -> Pipeline:
         """Build the fitted scikit-learn pipeline.
@@ -171,7 +171,7 @@ class SavedHead:
         )
 
 
-class Scorer:
+class HeadScores:
     """Decision scores of a saved head that has a formula, as a function that can be pickled.
 
     Parameters
@@ -195,8 +195,8 @@ class Scorer:
     def _prepared(self) -> tuple[Arrays, Arrays, Mapping[str, Any]]:
         return self._head.prepared()
 
-    def __reduce__(self) -> tuple[type[Scorer], tuple[SavedHead]]:
-        return Scorer, (self._head,)
+    def __reduce__(self) -> tuple[type[HeadScores], tuple[SavedHead]]:
+        return HeadScores, (self._head,)
 
 
 def read_head(members: Mapping[str, bytes], n_classes: int, *, where: str = "head") -> SavedHead:

@@ -405,3 +405,18 @@ def test_a_misspelt_option_or_verb_is_answered_by_the_nearest(
     lists = re.search(r"`featx(.*) --help` lists what is known", said)
     assert lists
     assert meant in answer(*lists[1].split(), "--help-all" if lists[1] == " fit" else "--help")[1]
+
+
+def test_images_of_several_scales_have_each_its_own_with_the_range_minmax(
+    tmp_path: Path, answer: Answer
+) -> None:
+    grey = np.random.default_rng(0).integers(5, 250, (48, 64)).astype(np.uint16)
+    for number, factor in enumerate((1, 1, 257, 257)):
+        (tmp_path / "deep").mkdir(exist_ok=True)
+        Image.fromarray(grey * np.uint16(factor)).save(tmp_path / "deep" / f"{number}.png")
+    _, said = answer("extract", "deep", *TINY, "-o", "auto.npy")
+    assert "let each image have its own (--range minmax)" in said
+    _, said = answer("extract", "deep", *TINY, "--range", "minmax", "-o", "own.npy")
+    assert "nearly black" not in said
+    auto, own = np.load("auto.npy"), np.load("own.npy")
+    assert np.abs(own[0] - own[2]).max() < 0.01 < np.abs(auto[0] - auto[2]).max()

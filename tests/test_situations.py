@@ -21,8 +21,8 @@ from sklearn.base import clone
 
 import featx
 from featx import ImageClassifier, Predictor
-from featx.cli import main
 from featx.classifier.growth import grow
+from featx.cli import main
 from featx.duration import seconds_of
 from featx.exceptions import DataError, LabelError, UsageError
 from featx.images import load_images
@@ -477,8 +477,3 @@ def test_times_in_words(text: str, seconds: float | None) -> None:
 def test_the_nearest_names_of_networks_hold_what_was_written(name: str, nearest: str, answer: Say) -> None:
     code, said = answer("taps", name)
     assert (code, f"nearest: {nearest}," in said) == (1, True), said
-
-
-@pytest.mark.parametrize(("verb", "meant"), [("help", "featx --help"), ("version", "featx --version")])
-def test_words_of_other_programs_are_no_verbs(verb: str, meant: str, answer: Say) -> None:
-    assert f"Did you mean {meant}?" in answer(verb)[1]

@@ -174,8 +174,6 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
 
 
 OTHER_VERBS = {"train": "fit", "learn": "fit", "classify": "predict", "infer": "predict"} | {
-    "help": "featx --help",
-    "version": "featx --version",
     "test": "evaluate",
     "eval": "evaluate",
     "score": "evaluate",
