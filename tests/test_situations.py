@@ -402,7 +402,6 @@ def test_labels_may_be_an_iterator_or_a_frame_of_one_column(home: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("http://example.org/a.png", "an address on the web; featx downloads no images"),
         ("-", "a pipe is not read"),
         ("PIPE", "a pipe is not read"),
         ("~nobody/photos", "no such file; give the path itself"),

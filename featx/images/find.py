@@ -478,7 +478,7 @@ def _warn_of_empty_classes(walk: Walk | RemoteWalk, files: list[str], layout: La
             _warn(f"{_shown(walk.root)}: class folder {_shown(folder)} holds no image; the class is dropped.")
 
 
-def _warn_of_empty_splits(walk: Walk, files: list[str], layout: Layout) -> None:
+def _warn_of_empty_splits(walk: Walk | RemoteWalk, files: list[str], layout: Layout) -> None:
     """Warn of folders beside the split folders that are named like a split and hold no image."""
     parents = {base.prefix[:-1].rpartition("/")[0] for base in layout.bases if base.split}
     for folder in walk.folders:

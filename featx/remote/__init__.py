@@ -7,7 +7,7 @@ featx send a request.
 
 from __future__ import annotations
 
-from featx.remote.address import RemotePath, is_address
+from featx.remote.address import SCHEMES, RemotePath, is_address, is_readable_address
 from featx.remote.kept import read_file
 
-__all__ = ["RemotePath", "is_address", "read_file"]
+__all__ = ["SCHEMES", "RemotePath", "is_address", "is_readable_address", "read_file"]
