@@ -16,6 +16,9 @@ from featx.exceptions import UsageError
 PATIENCE_S = 60.0
 """Seconds without any new image after which ``--wait`` computes what is missing."""
 
+RAY_OPTIONS = ("workers", "worker_cpus", "column")
+"""Options that need ``--ray``."""
+
 SLAB = 4096
 """Images whose features are written at once."""
 
@@ -46,6 +49,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="wait for the features that other processes compute; what is still missing after this time "
         f"without any new image is computed here (default {PATIENCE_S:g}s)",
     )
+    group = parser.add_argument_group("many machines by Ray (pip install 'featx[ray]')")
+    group.add_argument(
+        "--ray",
+        metavar="auto|ADDRESS",
+        help="compute on this Ray cluster (HOST:PORT); auto is the one that runs, else a new one on this "
+        "machine. DATA may also be Parquet files with the bytes of images, WebDataset shards (.tar) or URLs",
+    )
+    group.add_argument(
+        "--workers",
+        type=arguments.whole(1),
+        metavar="N",
+        help="number of workers (default: one for each GPU, or for each group of --worker-cpus cores)",
+    )
+    group.add_argument(
+        "--worker-cpus",
+        type=arguments.whole(1),
+        metavar="N",
+        help="cores of a worker (default: those of the smallest machine, at most 8)",
+    )
+    group.add_argument(
+        "--column", metavar="NAME", help="column of the bytes of images (default: found by its name)"
+    )
     arguments.add_dry_run(parser)
     arguments.add_backbone(parser)
     arguments.add_precision(parser)
@@ -69,6 +94,11 @@ def run(args: argparse.Namespace, console: Console) -> int:
     shard = Shard.read(args.shard) if args.shard else None
     if args.no_cache and (shard or args.wait is not None):
         raise UsageError("--shard and --wait need a cache that the processes share; leave out --no-cache.")
+    if args.ray is not None:
+        return _run_ray(args, console)
+    given = [f"--{name.replace('_', '-')}" for name in RAY_OPTIONS if getattr(args, name) is not None]
+    if given:
+        raise UsageError(f"{', '.join(given)}: options of --ray; add --ray auto.")
     began = time.monotonic()
     images = arguments.load(args, args.data, labelled=False)
     render.data_set(console, images)
@@ -92,7 +122,69 @@ def run(args: argparse.Namespace, console: Console) -> int:
     if found is None:
         console.text("nothing to compute: there are more shares than images")
         return 0
-    seconds = time.monotonic() - began
+    own_total = len(own) + len(images.skipped)
+    kept = own.select(found.kept)
+    return _say(
+        args, console, found, kept.names, _labels(args, kept) if args.output else [],
+        skipped=[*images.skipped, *found.skipped], total=own_total, computed=computed,
+        seconds=time.monotonic() - began, shard=args.shard,
+    )  # fmt: skip
+
+
+def _run_ray(args: argparse.Namespace, console: Console) -> int:
+    """Extract on a Ray cluster."""
+    from featx.cli import render
+    from featx.distributed import extract
+    from featx.distributed.inputs import IMAGES, kind_of
+
+    for name in ("shard", "wait", "dry_run", "no_cache"):
+        if getattr(args, name) not in (None, False):
+            raise UsageError(f"--ray and --{name.replace('_', '-')} exclude each other; leave one out.")
+    began = time.monotonic()
+    images = None
+    if kind_of(args.data, args.column)[0] == IMAGES:
+        images = arguments.load(args, args.data, labelled=False)
+        render.data_set(console, images)
+    found = extract(
+        args.data if images is None else images,
+        extractor=arguments.feature_extractor(args, console.progress),
+        address=args.ray,
+        workers=args.workers,
+        worker_cpus=args.worker_cpus,
+        column=args.column,
+        on_error="raise" if args.strict else "skip",
+    )
+    assert found.pool is not None
+    console.text(
+        f"{len(found.workers)} workers of {found.pool.cpus} cores"
+        + (" and a GPU" if found.pool.gpus else "")
+        + f" on {found.pool.nodes} machines"
+    )
+    before = [] if images is None else images.skipped
+    return _say(
+        args, console, found, found.names,
+        [] if images is None or not args.output else _labels(args, images.select(found.kept)),
+        skipped=[*before, *found.skipped], total=len(found.names) + len(found.skipped) + len(before),
+        computed=found.computed, seconds=time.monotonic() - began, workers=found.workers,
+    )  # fmt: skip
+
+
+def _say(
+    args: argparse.Namespace,
+    console: Console,
+    found: Any,
+    names: Sequence[str],
+    labels: Sequence[Any],
+    *,
+    skipped: Sequence[Any],
+    total: int,
+    computed: int,
+    seconds: float,
+    **facts: Any,
+) -> int:
+    """Print what is in the cache now, write the output, and return the exit code."""
+    from featx.cli import render
+
     console.text(f"{len(found.ids):,} images, {computed:,} computed, {seconds:.1f} s")
     console.table(
         ["tap:pool:resize", "columns", "space"],
@@ -100,11 +192,10 @@ def run(args: argparse.Namespace, console: Console) -> int:
         right=(1,),
     )
     if args.output:
-        _write(args, console, own.select(found.kept), found)
+        _write(args, console, names, labels, found)
     console.data(
         images=len(found.ids),
         computed=computed,
-        shard=args.shard,
         batch_size=found.batch_size,
         limit=found.limit,
         remarks=list(found.remarks),
@@ -113,9 +204,8 @@ def run(args: argparse.Namespace, console: Console) -> int:
         spaces={
             name: {"key": spec.key, "columns": found.blocks.width(name)} for name, spec in found.specs.items()
         },
+        **facts,
     )
-    skipped = [*images.skipped, *found.skipped]
-    total = len(own) + len(images.skipped)
     return render.skipped(console, args, skipped, args.output or "extract", total=total)
 
 
@@ -137,24 +227,25 @@ def _wait(extractor: Any, images: Any, patience: float, console: Console) -> Any
     return known if len(known) == len(images) else None
 
 
-def _write(args: argparse.Namespace, console: Console, images: Any, found: Any) -> None:
+def _write(
+    args: argparse.Namespace, console: Console, paths: Sequence[str], labels: Sequence[Any], found: Any
+) -> None:
     """Write the features, with the paths and labels where the format has a place for them."""
     from pathlib import Path
 
     from featx.stores.export import Table, export_table
 
     def slabs(names: Sequence[str]) -> Iterator[Any]:
-        for start in range(0, len(images), SLAB):
+        for start in range(0, len(paths), SLAB):
             where = slice(start, start + SLAB)
             yield found.ids[where], [found.blocks.part(name, where) for name in names]
 
-    facts: dict[str, Sequence[Any]] = {"path": images.names}
-    labels = _labels(args, images)
+    facts: dict[str, Sequence[Any]] = {"path": paths}
     if any(label is not None for label in labels):
         facts["label"] = labels
     shapes = {name: (found.blocks.width(name),) for name in found.specs}
     spec = json.dumps({name: json.loads(spec.to_json()) for name, spec in found.specs.items()})
-    export_table(Table(len(images), shapes, slabs, spec, facts), Path(args.output))
+    export_table(Table(len(paths), shapes, slabs, spec, facts), Path(args.output))
     beside = "" if arguments.ending_of(args.output) == ".npy" else f", with {' and '.join(facts)}"
     console.text(f"features in {args.output}{beside}")
     if not beside:

@@ -109,15 +109,30 @@ class SpecExtractor:
         on_error, names, store, ids
             As for `FeatureExtractor.extract`.
         """
+        strict = on_error == "raise"
+        return refuse_nothing(
+            sources, self.extract_usable(sources, names=names, store=store, ids=ids, strict=strict)
+        )
+
+    def extract_usable(
+        self,
+        sources: Sequence[ImageSource],
+        *,
+        names: Sequence[str] | None = None,
+        store: FeatureStore | None = None,
+        ids: Ids | None = None,
+        strict: bool = False,
+    ) -> Extraction:
+        """As `extract`, also where no image can be used; with `strict` the first of these is an error."""
         began = time.monotonic()
         names = list(names) if names is not None else name_sources(sources)
         used = store or self.store_
         call = ExtractionCall(
             self.machine(used), self.card_, self.specs_, used, sources, names,
-            strict=on_error == "raise", callback=self._callback,
+            strict=strict, callback=self._callback,
         )  # fmt: skip
         call.compute(ids)
-        return refuse_nothing(sources, call.extraction(began))
+        return call.extraction(began)
 
     def open_backbone(self) -> Backbone:
         """Load the network."""
