@@ -28,7 +28,7 @@ class Pool:
     size : int
         Number of workers.
     cpus, gpus : int
-        What each of them reserves.
+        What each of them uses.
     nodes : int
         Machines of the cluster.
     """

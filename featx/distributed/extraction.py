@@ -7,6 +7,7 @@ whose actor or machine is lost. Each actor writes its own immutable segments, so
 from __future__ import annotations
 
 import contextlib
+import pickle
 import time
 import uuid
 from collections import Counter
@@ -20,8 +21,19 @@ from numpy.typing import NDArray
 
 from featx.distributed.cluster import Pool, connected, plan_pool
 from featx.distributed.inputs import Inputs, open_inputs
-from featx.distributed.worker import COMPUTED, DIGEST, NAME, POSITION, REASON, REMARK, WORKER, Worker
-from featx.exceptions import FeatxError, ImageError, StoreError, UsageError
+from featx.distributed.worker import (
+    COLUMNS,
+    COMPUTED,
+    DIGEST,
+    ERROR,
+    NAME,
+    POSITION,
+    REASON,
+    REMARK,
+    WORKER,
+    Worker,
+)
+from featx.exceptions import ImageError, StoreError, UsageError
 from featx.extractor import Extraction, FeatureExtractor, Progress
 from featx.extractor.extraction import refuse_nothing
 from featx.extractor.shards import missing
@@ -141,7 +153,7 @@ def extract(
     began = time.monotonic()
     with connected(address):
         pool = plan_pool(workers, worker_cpus, extractor.device)
-        inputs = open_inputs(data, column=column, block_rows=block_rows, readers=2 * pool.nodes)
+        inputs = open_inputs(data, column=column, block_rows=block_rows)
         if not hasattr(extractor, "specs_"):
             extractor.fit(inputs.sample)
         told = shown_by(callback or extractor.callback, extractor.verbose)
@@ -164,8 +176,9 @@ def _mapped(extractor: FeatureExtractor, inputs: Inputs, pool: Pool, mark: Path)
         batch_size=None,
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=pool.size),
-        num_cpus=pool.cpus,
+        num_cpus=pool.cpus if inputs.images is not None else pool.cpus - 1,  # Ray's tasks that read need one
         num_gpus=pool.gpus,
+        scheduling_strategy="SPREAD",
         fn_constructor_args=(extractor.specs_, extractor.card_),
         fn_constructor_kwargs={
             **params,
@@ -200,46 +213,30 @@ def _collect(
     dataset: Any, inputs: Inputs, *, strict: bool, tell: Callable[[Progress], None]
 ) -> dict[str, list[Any]]:
     """Run, and return the columns of the results."""
-    import ray.exceptions
-
-    found: dict[str, list[Any]] = {
-        name: [] for name in (NAME, POSITION, DIGEST, REASON, COMPUTED, REMARK, WORKER)
-    }
+    found: dict[str, list[Any]] = {name: [] for name in COLUMNS}
     began, computed, skipped = time.monotonic(), 0, 0
     tell(Progress(0, inputs.total))
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-            part = batch.to_pydict()
-            for name, values in found.items():
-                values.extend(part[name])
-            computed += sum(part[COMPUTED])
-            skipped += sum(map(bool, part[REASON]))
-            bad = (
-                next((place for place, reason in enumerate(part[REASON]) if reason), None) if strict else None
+    for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+        part = batch.to_pydict()
+        raised = next(filter(None, part[ERROR]), None)
+        if raised is not None:
+            raise pickle.loads(raised)  # noqa: S301 (of our own worker)
+        for name, values in found.items():
+            values.extend(part[name])
+        computed += sum(part[COMPUTED])
+        skipped += sum(map(bool, part[REASON]))
+        bad = next((place for place, reason in enumerate(part[REASON]) if reason), None) if strict else None
+        if bad is not None:
+            raise ImageError(part[NAME][bad], part[REASON][bad])
+        done, seconds = len(found[NAME]), time.monotonic() - began
+        total = max(inputs.total, done)
+        tell(
+            Progress(
+                done, total, done - computed - skipped, computed, skipped, done / seconds,
+                (total - done) * seconds / done, "workers",
             )
-            if bad is not None:
-                raise ImageError(part[NAME][bad], part[REASON][bad])
-            done, seconds = len(found[NAME]), time.monotonic() - began
-            total = max(inputs.total, done)
-            tell(
-                Progress(
-                    done, total, done - computed - skipped, computed, skipped, done / seconds,
-                    (total - done) * seconds / done, "workers",
-                )
-            )  # fmt: skip
-    except ray.exceptions.RayError as error:
-        raise _cause(error) from error
+        )  # fmt: skip
     return found
-
-
-def _cause(error: BaseException) -> BaseException:
-    """Our own error, where a worker raised one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, FeatxError):
-            return getattr(seen, "cause", seen)
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return error
 
 
 def _result(

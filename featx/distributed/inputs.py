@@ -62,15 +62,13 @@ class Inputs:
         return self.images.skipped if self.images is not None else []
 
 
-def open_inputs(data: Any, *, column: str | None, block_rows: int, readers: int) -> Inputs:
+def open_inputs(data: Any, *, column: str | None, block_rows: int) -> Inputs:
     """Make a dataset of what `extract` was given.
 
     Parameters
     ----------
     data, column, block_rows
         As for `extract`.
-    readers : int
-        Files that are read at a time.
 
     Raises
     ------
@@ -88,7 +86,7 @@ def open_inputs(data: Any, *, column: str | None, block_rows: int, readers: int)
     if isinstance(data, list | tuple) and data and all(isinstance(one, str | os.PathLike) for one in data):
         kind, files = kind_of(data, column)
         if kind != IMAGES:
-            return _of_dataset(_read(kind, files, readers), column, paths=False)
+            return _of_dataset(_read(kind, files), column, paths=False)
         return _of_images(load_paths(data, labelled=False), block_rows)
     return _of_images(load_images(data, labelled=False), block_rows)
 
@@ -199,18 +197,17 @@ def _holds_bytes(file: str) -> bool:
     return any(pyarrow.types.is_binary(one) or pyarrow.types.is_large_binary(one) for one in types)
 
 
-def _read(kind: str, files: list[str], readers: int) -> ray.data.Dataset:
-    """Open files with Ray's own readers. They wait for the disk, so that they reserve no core."""
+def _read(kind: str, files: list[str]) -> ray.data.Dataset:
+    """Open files with Ray's own readers."""
     import ray.data
 
     paths = [file if "://" in file else str(Path(file).absolute()) for file in files]
-    options: dict[str, Any] = {"ray_remote_args": {"num_cpus": 0}, "concurrency": readers}
     if kind == SHARDS:
-        return ray.data.read_webdataset(paths, decoder=None, **options)
+        return ray.data.read_webdataset(paths, decoder=None)
     if kind == TABLES:
-        return ray.data.read_parquet(paths, **options)
+        return ray.data.read_parquet(paths)
     endings = sorted(ending.lstrip(".") for ending in IMAGE_EXTENSIONS)
-    return ray.data.read_binary_files(paths, include_paths=True, file_extensions=endings, **options)
+    return ray.data.read_binary_files(paths, include_paths=True, file_extensions=endings)
 
 
 def _ending(file: str) -> str:

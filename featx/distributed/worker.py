@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import socket
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from featx.backbones import BackboneCard
-from featx.exceptions import StoreError
+from featx.distributed.rows import Row, image_of
+from featx.exceptions import FeatxError, StoreError
 from featx.extractor.fixed import SpecExtractor
 from featx.spec import FeatureSpec
 
-DIGEST, NAME, POSITION, REASON, COMPUTED, REMARK, WORKER = (
-    "digest", "featx_name", "featx_position", "reason", "computed", "remark", "worker",
+DIGEST, NAME, POSITION, REASON, COMPUTED, REMARK, WORKER, ERROR = COLUMNS = (
+    "digest", "featx_name", "featx_position", "reason", "computed", "remark", "worker", "error",
 )  # fmt: skip
-"""Columns of the result: one row for each image, the number of computed images and remarks in the first one.
-Name and position are also columns of a list of images."""
+"""Columns of the result: one row for each image. The number of computed images, the remarks and an error that
+ended the block are in its first row. Name and position are also columns of a list of images."""
 
 
 class Worker:
@@ -41,11 +44,6 @@ class Worker:
         Whether texts are paths.
     **params
         As for `SpecExtractor`.
-
-    Raises
-    ------
-    StoreError
-        If this machine does not see the cache folder.
     """
 
     def __init__(
@@ -59,14 +57,9 @@ class Worker:
         **params: Any,
     ) -> None:
         self._name = f"{socket.gethostname()}:{os.getpid()}"
-        if not mark.exists():
-            raise StoreError(
-                f"the machine {socket.gethostname()} does not see the cache folder {params['store']} of the "
-                "machine that began the extraction; give a folder on a file system that all machines share "
-                "(--cache-dir)."
-            )
-        self._column, self._paths = column, paths
-        self._extractor = SpecExtractor(specs, card, **params)
+        self._column, self._paths, self._mark = column, paths, mark
+        self._open = partial(SpecExtractor, specs, card, **params)
+        self._extractor: SpecExtractor | None = None
 
     def __call__(self, table: Any) -> dict[str, list[Any]]:
         """Compute a block.
@@ -75,10 +68,29 @@ class Worker:
         ----------
         table : pyarrow.Table
             One image in each row (see `image_of`).
-        """
-        from featx.distributed.rows import image_of
 
+        Returns
+        -------
+        dict of str to list
+            See `COLUMNS`. An error of featx is a value, since Ray would hide its cause.
+        """
         rows = table.to_pylist()
+        try:
+            return self._compute(rows)
+        except FeatxError as error:
+            empty = [b""] * len(rows)
+            words, numbers = [""] * len(rows), [0] * len(rows)
+            error_of_first = [pickle.dumps(error), *empty[1:]]
+            return dict(
+                zip(
+                    COLUMNS,
+                    (empty, words, numbers, words, numbers, words, words, error_of_first),
+                    strict=True,
+                )
+            )
+
+    def _compute(self, rows: list[Row]) -> dict[str, list[Any]]:
+        extractor = self._opened()
         pairs = [image_of(row, self._column, paths=self._paths) for row in rows]
         names = [
             row.get(NAME) or name or _unnamed(source) for row, (name, source) in zip(rows, pairs, strict=True)
@@ -87,7 +99,7 @@ class Worker:
         digests, reasons = [b""] * len(rows), ["the row has no image"] * len(rows)
         computed, remarks = 0, ""
         if there:
-            found = self._extractor.extract_usable(
+            found = extractor.extract_usable(
                 [pairs[place][1] for place in there], names=[names[place] for place in there]
             )
             kept = set(found.kept.tolist())
@@ -106,7 +118,20 @@ class Worker:
             COMPUTED: [computed * one for one in first],
             REMARK: [remarks if one else "" for one in first],
             WORKER: [self._name] * len(rows),
+            ERROR: [b""] * len(rows),
         }
+
+    def _opened(self) -> SpecExtractor:
+        """Open the cache at the first block: what a constructor raises, Ray would hide."""
+        if self._extractor is None:
+            if not self._mark.exists():
+                raise StoreError(
+                    f"the machine {socket.gethostname()} does not see the cache folder "
+                    f"{self._mark.parents[2]} of the machine that began the extraction; give a folder on a "
+                    "file system that all machines share (--cache-dir)."
+                )
+            self._extractor = self._open()
+        return self._extractor
 
 
 def _unnamed(source: Any) -> str:

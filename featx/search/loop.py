@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 import warnings
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
@@ -17,7 +19,8 @@ from featx.search.outcome import Results, exact, rank, ranked
 from featx.search.plan import AUTO, SearchPlan, SearchProgress
 from featx.search.sampling import TESTED, sample_plan
 from featx.search.scoring import ROUNDING, as_good
-from featx.search.space import Params, identity, unique
+from featx.search.sharing import POLL_S, SharedStudy
+from featx.search.space import Params, group_configs, identity, unique
 from featx.search.study import (
     add_result,
     count_trials,
@@ -62,7 +65,7 @@ def run(plan: SearchPlan) -> Results:
     loop = _Loop(plan)
     # Threads run different fits, with one BLAS thread in each: small fits are slower with more, and much
     # slower if other processes use the machine.
-    with quiet(), threadpool_limits(limits=1):
+    with quiet(), threadpool_limits(limits=1), loop.alive():
         if plan.is_coarse:
             loop.compare()
         else:
@@ -71,6 +74,7 @@ def run(plan: SearchPlan) -> Results:
         loop.refine()
         if not any(result.state == COMPLETE for result in loop.results.values()):
             loop.evaluate(plan.space.known_good())
+        loop.join()
     loop.warn_if_short()
     loop.warn_of_failed_heads()
     with threadpool_limits(limits=1):
@@ -115,6 +119,7 @@ class _Loop:
         self.plan = plan
         self.study = open_study(plan)
         self.results = known_results(self.study, plan.space)
+        self.shared = SharedStudy(self.study, plan.space) if plan.settings.storage is not None else None
         self.evaluator = Evaluator(plan, lambda scores: should_prune(self.study, scores))
         self.total = len(plan.grid) + plan.n_trials
         self.spent = 0.0
@@ -258,6 +263,9 @@ class _Loop:
         """Evaluate configurations that have no result yet, and add them to the study."""
         new = self._new(configs)
         self.spent += self.plan.seconds_of(new)
+        if self.shared is not None:
+            self._evaluate_shared(self.shared, new, deadline, origin)
+            return
         for group in self.evaluator.evaluate(new, origin, deadline=deadline):
             for result in group:
                 if result.state != UNFINISHED:
@@ -267,6 +275,63 @@ class _Loop:
             self.report(origin)
             if time.monotonic() > deadline:
                 return
+
+    def _evaluate_shared(
+        self, shared: SharedStudy, left: Sequence[Params], deadline: float, origin: str
+    ) -> None:
+        """Evaluate what no other process evaluates, group by group, and wait for the rest."""
+        space = self.plan.space
+        while left:
+            claimed: list[tuple[Any, Params]] = []
+            for places in group_configs(space, left):
+                claimed = shared.claim([left[place] for place in places], origin)
+                if claimed:
+                    break
+            trials = {identity(params): trial for trial, params in claimed}
+            mine = [params for _, params in claimed]
+            for group in self.evaluator.evaluate(mine, origin, deadline=deadline):
+                for result in group:
+                    shared.tell(trials[identity(result.params)], result)
+                    if result.state != UNFINISHED:
+                        self.results[identity(result.params)] = result
+            if not claimed:
+                shared.running()
+                time.sleep(POLL_S)
+            self._learn(shared)
+            left = self._new(left)
+            self.report(origin)
+            if time.monotonic() > deadline:
+                return
+
+    def _learn(self, shared: SharedStudy) -> None:
+        """Take over what other processes have finished."""
+        for key, result in shared.results().items():
+            self.results.setdefault(key, result)
+
+    def alive(self) -> contextlib.AbstractContextManager[None]:
+        """Show other processes that this one lives."""
+        return contextlib.nullcontext() if self.shared is None else self.shared.alive()
+
+    def join(self) -> None:
+        """Wait for the trials of other processes, so that all select from the same results."""
+        if self.shared is None:
+            return
+        while self.shared.running() and time.monotonic() < self.plan.deadline:
+            time.sleep(POLL_S)
+        self._learn(self.shared)
+
+    def _draw(self, done: int) -> tuple[list[Any], list[Params]]:
+        """Draw a batch of trials: they, and their configurations."""
+        n_trials, shared = self.plan.n_trials, self.shared
+        if shared is None:
+            trials = [self.study.ask() for _ in range(min(TPE_BATCH, n_trials - done))]
+            return trials, [self.plan.space.suggest(trial) for trial in trials]
+        pairs = shared.ask(TPE_BATCH, n_trials)
+        while not pairs and time.monotonic() < self.plan.deadline and shared.running():
+            time.sleep(POLL_S)
+            pairs = shared.ask(TPE_BATCH, n_trials)  # trials of a dead process are drawn again
+        self._learn(shared)
+        return [trial for trial, _ in pairs], [params for _, params in pairs]
 
     def refine(self) -> None:
         """Draw trials in batches; evaluate each batch by groups, and tell the study the results.
@@ -280,9 +345,9 @@ class _Loop:
             return
         done = count_trials(self.study, "tpe")
         while done < n_trials and time.monotonic() < plan.deadline:
-            with signals_delayed():
-                trials = [self.study.ask() for _ in range(min(TPE_BATCH, n_trials - done))]
-                configs = [plan.space.suggest(trial) for trial in trials]
+            trials, configs = self._draw(done)
+            if not trials:
+                return
             new: list[Params] = []
             for params in self._new(unique(configs)):
                 if self.affords([*new, params], plan.budget):
@@ -293,7 +358,9 @@ class _Loop:
             for trial, params in zip(trials, configs, strict=True):
                 key = identity(params)
                 result = found.get(key) or self.results.get(key) or Result(params, plan.space.read(params))
-                with signals_delayed():
+                if self.shared is not None:
+                    self.shared.tell(trial, result)
+                else:
                     tell_result(self.study, trial, result)
                 if result.state != UNFINISHED:
                     self.results.setdefault(key, result)

@@ -22,7 +22,14 @@ from featx.search.space import SearchSpace, identity
 from featx.signals import answered_by
 from featx.tables import hide_password
 
+GRPC = re.compile(r"^grpc://(?P<host>[^/]+):(?P<port>\d+)/?$")
 JOURNAL = re.compile(r"^journal://(?P<path>.+)$")
+OPEN_TRIES = 5
+"""How often a database is opened whose tables another process makes."""
+
+SERVER_S = 10.0
+"""Seconds to wait for a gRPC server."""
+
 REPORT_LOCK_S, REMOVE_LOCK_S = 10, 30
 """Seconds after which a journal's lock that is not released is reported, and removed."""
 
@@ -48,7 +55,7 @@ def open_study(plan: SearchPlan) -> Any:
     try:
         with quiet():
             study = optuna.create_study(
-                storage=open_storage(storage),
+                storage=_open_in_turn(storage),
                 study_name=name,
                 direction="maximize",
                 sampler=sampler,
@@ -59,7 +66,8 @@ def open_study(plan: SearchPlan) -> Any:
         reason = f"{type(error).__name__}: {error}".partition("\n")[0]
         raise UsageError(
             hide_password(f"storage {storage!r} cannot be opened ({reason}); ")
-            + "give the path of a .journal file or a database URL such as sqlite:///study.db."
+            + "give the path of a .journal file, a database URL such as sqlite:///study.db, or "
+            "grpc://HOST:PORT."
         ) from error
     known = study.user_attrs
     for attribute, key, what in (("data", data_key, "other data"), ("space", space_key, "another space")):
@@ -77,10 +85,18 @@ def open_storage(storage: Any) -> Any:
     """Return a storage for Optuna: None, a database URL, or a journal without an incomplete last line.
 
     ``"journal:///path/to/file"`` and paths that end in ``.journal`` or ``.log`` are journal files.
+    ``"grpc://host:port"`` is a server that `optuna.storages.run_grpc_proxy_server` started.
     """
     if not isinstance(storage, str | os.PathLike):
         return storage
     text = os.fspath(storage)
+    server = GRPC.match(text)
+    if server is not None:
+        from optuna.storages import GrpcStorageProxy
+
+        proxy = GrpcStorageProxy(host=server["host"], port=int(server["port"]))
+        proxy.wait_server_ready(timeout=SERVER_S)
+        return proxy
     match = JOURNAL.match(text)
     if match is None and not text.endswith((".journal", ".log")):
         return text
@@ -92,6 +108,22 @@ def open_storage(storage: Any) -> Any:
     lock = JournalLock(path)
     _trim_journal(path, lock)
     return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
+
+
+def _open_in_turn(storage: Any) -> Any:
+    """Open a storage; again if another process makes the tables of the same empty database at this moment."""
+    opened = open_storage(storage)
+    if not isinstance(opened, str):
+        return opened
+    from optuna.storages import RDBStorage
+    from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+    for _ in range(OPEN_TRIES - 1):
+        try:
+            return RDBStorage(opened)
+        except (IntegrityError, ProgrammingError):
+            time.sleep(0.5)
+    return RDBStorage(opened)
 
 
 class JournalLock:

@@ -7,14 +7,19 @@ import importlib
 from collections.abc import Iterator
 from typing import Any
 
+import joblib
 import numpy as np
 import sklearn
+from joblib.parallel import get_active_backend
 from sklearn.svm import SVC
 
 from featx.solvers.folds import Floats, Folds, Indices, class_weights
 from featx.solvers.task import Answer, FitTask, parts
 from featx.splits import stratified_sample
 from featx.threads import run_in_threads
+
+DISTRIBUTED = ("RayBackend", "DaskDistributedBackend")
+"""joblib's backends that compute on a cluster."""
 
 FASTER = "sklearnex.svm"
 """scikit-learn-intelex, where it is installed (version 2026.2.0 gave the same scores)."""
@@ -93,28 +98,58 @@ def svc_class() -> Any:
 
 
 def estimator(task: FitTask) -> Iterator[Answer]:
-    """Any scikit-learn classifier, fold by fold, so that configurations can be pruned between folds."""
-    assert task.make is not None
+    """Any scikit-learn classifier, fold by fold, so that configurations can be pruned between folds.
+
+    With joblib's backend of Ray or Dask (``joblib.parallel_config(backend="ray")``) the fits of all folds are
+    distributed together, and none is pruned.
+    """
+    if _is_distributed():
+        where = [(fold, i) for fold in range(len(task.folds.splits)) for i in range(len(task.params))]
+        fits = (joblib.delayed(_fit)(*arguments) for arguments in _all_fits(task))
+        for (fold, i), scores in zip(where, joblib.Parallel(n_jobs=-1)(fits), strict=True):
+            yield i, fold, scores
+        return
     for fold in range(len(task.folds.splits)):
         rows = task.features.of_fold(fold)
         wanted = [i for i in range(len(task.params)) if task.alive(i)]
         for part in parts(wanted, max(1, task.n_jobs)):
             if task.stop():
                 return
-            solved = run_in_threads(task.n_jobs, [(_estimator_fit, (task, rows, fold, i)) for i in part])
-            for i, scores in zip(part, solved, strict=True):
+            fits = [(_fit, _arguments(task, rows, fold, i)) for i in part]
+            for i, scores in zip(part, run_in_threads(task.n_jobs, fits), strict=True):
                 yield i, fold, scores
 
 
-def _estimator_fit(task: FitTask, rows: Floats, fold: int, i: int) -> Floats:
+def _is_distributed() -> bool:
+    """Whether joblib's backend computes in other processes of a cluster."""
+    backend, _ = get_active_backend()
+    return type(backend).__name__ in DISTRIBUTED
+
+
+def _all_fits(task: FitTask) -> Iterator[tuple[Any, ...]]:
+    """Arguments of `_fit` for every fold and configuration; those of one fold share its rows."""
+    for fold in range(len(task.folds.splits)):
+        rows = task.features.of_fold(fold)
+        for i in range(len(task.params)):
+            yield _arguments(task, rows, fold, i)
+
+
+def _arguments(task: FitTask, rows: Floats, fold: int, i: int) -> tuple[Any, ...]:
+    """Arguments of `_fit`: a model, plain arrays, and the name of the weights."""
     train, test = task.folds.splits[fold]
     assert task.make is not None
     model = task.make(task.params[i], (len(train), rows.shape[1]))
     plain = task.folds.weight is None and task.class_weight is None
     weight = None if plain else task.folds.training_weights(fold, task.class_weight)
     last = f"{model.steps[-1][0]}__sample_weight" if hasattr(model, "steps") else "sample_weight"
+    return model, rows, train, task.folds.y[train], test, {} if weight is None else {last: weight}
+
+
+def _fit(
+    model: Any, rows: Floats, train: Indices, y: Indices, test: Indices, weights: dict[str, Floats]
+) -> Floats:
     with sklearn.config_context(assume_finite=True):
-        model.fit(rows[train], task.folds.y[train], **({} if weight is None else {last: weight}))
+        model.fit(rows[train], y, **weights)
         if hasattr(model, "decision_function"):
             return np.asarray(model.decision_function(rows[test]))
         return np.asarray(model.predict_proba(rows[test]))
