@@ -219,6 +219,10 @@ EXTRAS = {
     "tiff": "TIFF of many bands",
     "remote": "images and caches at `s3://`, `gs://`, `hf://` and `https://` addresses",
     "heif": "HEIC photos",
+    "ray": "extraction on a Ray cluster (lowest version with pandas 3)",
+    "dask": "fits of trees on a Dask cluster",
+    "postgresql": "searches by several machines with a PostgreSQL database",
+    "grpc": "searches by several machines with a gRPC server",
 }
 """What each extra is for."""
 

@@ -152,7 +152,7 @@ def test_workers_divide_a_search_and_take_over_from_dead_ones(
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["ray", "dask"])
 def test_joblibs_backends_fit_folds_on_a_cluster(backend: str) -> None:
-    settings: dict[str, Any] = {"heads": ("extra_trees",), "n_trials": 0, "grid": "coarse", "budget": None}
+    settings: dict[str, Any] = {"heads": ("tree", "forest"), "n_trials": 0, "grid": "coarse", "budget": None}
     alone = search(None, **settings).fit(X, Y)
     own = os.getpid()
     if backend == "ray":

@@ -105,8 +105,8 @@ def estimator(task: FitTask) -> Iterator[Answer]:
     """
     if _is_distributed():
         where = [(fold, i) for fold in range(len(task.folds.splits)) for i in range(len(task.params))]
-        fits = (joblib.delayed(_fit)(*arguments) for arguments in _all_fits(task))
-        for (fold, i), scores in zip(where, joblib.Parallel(n_jobs=-1)(fits), strict=True):
+        sent = (joblib.delayed(_fit)(*arguments) for arguments in _all_fits(task))
+        for (fold, i), scores in zip(where, joblib.Parallel(n_jobs=-1)(sent), strict=True):
             yield i, fold, scores
         return
     for fold in range(len(task.folds.splits)):
