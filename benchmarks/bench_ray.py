@@ -1,11 +1,11 @@
 """Workers of a Ray cluster against one process on the same machine: images a second, and what Ray adds.
 
-``python benchmarks/bench_ray.py IMAGES`` (a folder of image files; at most ``--count`` of them are used), in an
-environment with ``featx[ray]``.
+``python benchmarks/bench_ray.py IMAGES`` (a folder of image files; at most ``--count`` of them are used), in
+an environment with ``featx[ray]``.
 
-Equal work: the default network, every image read, decoded and computed once into an empty cache. The one process has
-all cores, each worker its share of them. The converted network is in the cache of every run, so that none
-converts it. Ray's own start is measured apart, since a cluster is started once.
+Equal work: the default network, every image read, decoded and computed once into an empty cache. The one
+process has all cores, each worker its share of them. The converted network is in the cache of every run, so
+that none converts it. Ray's own start is measured apart, since a cluster is started once.
 """
 
 from __future__ import annotations
@@ -55,9 +55,14 @@ def by_workers(paths: list[Path], store: Path, cores: int, workers: int) -> dict
             first.append(time.perf_counter() - began)
 
     found = extract(
-        paths, store=store, workers=workers, worker_cpus=max(1, cores // workers), on_error="skip", callback=note,
+        paths,
+        store=store,
+        workers=workers,
+        worker_cpus=max(1, cores // workers),
         block_rows=128,
-    )  # fmt: skip
+        on_error="skip",
+        callback=note,
+    )
     return {"seconds": time.perf_counter() - began, "computed": found.computed, "first": first[0]}
 
 
@@ -90,9 +95,7 @@ def main() -> int:
                 print(name, measured[-1], file=sys.stderr, flush=True)
                 shutil.rmtree(store)
         ray.shutdown()
-    print(
-        f"{describe(0)} Ray {ray.__version__}. {len(paths):,} images, medians of {args.repeats} runs in turns.\n"
-    )
+    print(f"{describe(0)} Ray {ray.__version__}. {len(paths):,} images, medians of {args.repeats} runs.\n")
     print("| | images/s | seconds | to the first block, s | images/s after it |\n|---|---:|---:|---:|---:|")
     for name, measured in runs.items():
         seconds = statistics.median(one["seconds"] for one in measured)

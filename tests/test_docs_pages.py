@@ -33,7 +33,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 FENCED = re.compile(r"^```(bash|python|toml)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 OWN_TESTS = {
     "CONTRIBUTING.md": "test_heads_recipe.py and test_recipes.py",
-    "docs/scale.md": "test_shards.py",
+    "docs/scale.md": "test_shards.py, test_distributed.py and test_search_workers.py",
     "docs/suites.md": "test_suite.py",
 }
 """Pages whose blocks other tests run, or whose own example is larger than a test."""

@@ -178,7 +178,6 @@ def _mapped(extractor: FeatureExtractor, inputs: Inputs, pool: Pool, mark: Path)
         compute=ray.data.ActorPoolStrategy(size=pool.size),
         num_cpus=pool.cpus if inputs.images is not None else pool.cpus - 1,  # Ray's tasks that read need one
         num_gpus=pool.gpus,
-        scheduling_strategy="SPREAD",
         fn_constructor_args=(extractor.specs_, extractor.card_),
         fn_constructor_kwargs={
             **params,
