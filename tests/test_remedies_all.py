@@ -18,6 +18,11 @@ PACKAGE = Path(featx.__file__).parent
 TEXTS = list(advising_texts(PACKAGE))
 
 ELSEWHERE = {
+    "pip install 'featx[ray]'": "test_distributed.py::test_without_ray_the_extra_is_named",
+    "options of --ray; add --ray auto": "test_distributed.py::test_options_that_do_not_fit_are_refused",
+    "--ray and --": "test_distributed.py::test_options_that_do_not_fit_are_refused",
+    "no Ray cluster at": "test_distributed.py::test_an_address_without_a_cluster_is_refused",
+    "no column of images among": "test_distributed.py::test_rows_without_images_are_refused",
     "pip install openvino (or torch, timm)": "test_serving.py::"
     "test_without_torch_and_network_the_message_says_what_to_do",
     "writes a model file with its network inside": "test_serving.py::"
