@@ -72,8 +72,8 @@ def check_rows(rows: Iterable[Row], column: str | None, *, paths: bool) -> None:
             "holds the bytes of image files."
         )
     raise DataError(
-        f"no column of images among {names}; name the column of the bytes of image files {wanted}, or choose it "
-        "(--column)."
+        f"no column of images among {names}; name the column of the bytes of image files {wanted}, or "
+        "choose it (--column)."
     )
 
 
