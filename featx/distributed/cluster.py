@@ -153,7 +153,8 @@ def plan_pool(workers: int | None, cpus: int | None, device: str) -> Pool:
         cpus = cpus or min(*each, WORKER_CPUS)
         room = sum(min(gpu, cpu // cpus) for cpu, gpu in zip(cores, accelerators, strict=True))
     else:
-        cpus = cpus or min(min((cpu for cpu in cores if cpu), default=1), WORKER_CPUS)
+        most = WORKER_CPUS if workers is None else max(1, min(WORKER_CPUS, sum(cores) // workers))
+        cpus = cpus or min(min((cpu for cpu in cores if cpu), default=1), most)
         room = sum(cpu // cpus for cpu in cores)
     if not room:
         raise UsageError(

@@ -102,7 +102,7 @@ def extract(
         Number of workers, each with one network. By default one for each GPU; without GPUs one for each group
         of `worker_cpus` cores.
     worker_cpus : int, optional
-        Cores of a worker; by default those of the smallest machine, at most 8.
+        Cores of a worker; by default those of the smallest machine, at most 8, or what `workers` leave.
     column : str, optional
         Column of the bytes of images; by default it is found by its name.
     block_rows : int, default 512
