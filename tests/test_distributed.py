@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import io
 import json
 import os
 import signal
 import tarfile
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,7 @@ from featx.cli import main
 from featx.distributed.rows import check_rows, image_of
 from featx.exceptions import DataError, ImageError, StoreError, UsageError
 from featx.extractor import Progress
+from featx.images import ManifestOptions, load_images
 from featx.stores import open_store
 
 PARAMS: dict[str, Any] = {"backbone": "test_resnet", "pretrained": False, "runtime": "torch"}
@@ -56,6 +60,7 @@ def n_stored(cache: Path) -> int:
 
 @pytest.fixture(scope="module")
 def ray() -> Any:
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 leaves nothing on a busy machine
     pytest.importorskip("ray.data", reason="Ray is not installed (pip install 'featx[ray]')")
     import ray
 
@@ -196,9 +201,14 @@ def test_the_command_stores_what_a_single_process_finds(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["parquet", "huggingface", "shards", "url", "dataset"])
+@pytest.mark.parametrize("kind", ["parquet", "huggingface", "shards", "url", "dataset", "web"])
 def test_files_with_bytes_give_the_rows_of_the_images(
-    kind: str, ray: Any, local: None, tmp_path: Path, picture: Callable[..., Image.Image]
+    kind: str,
+    ray: Any,
+    local: None,
+    tmp_path: Path,
+    picture: Callable[..., Image.Image],
+    request: pytest.FixtureRequest,
 ) -> None:
     import pyarrow
     import pyarrow.parquet
@@ -230,6 +240,15 @@ def test_files_with_bytes_give_the_rows_of_the_images(
         given = ray.data.from_items(
             [{"bytes": one, "path": path.name} for path, one in zip(paths, data, strict=True)]
         )
+    if kind == "web":
+        manifest = out / "all.csv"
+        manifest.write_text("path\n" + "".join(f"{path.name}\n" for path in paths))
+        serve = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "photos"))
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), serve)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        request.addfinalizer(server.shutdown)
+        table = ManifestOptions(root=f"http://127.0.0.1:{server.server_port}/")
+        given = load_images(str(manifest), labelled=False, table=table)
     found = extract(given, store=tmp_path / "cache", workers=2, worker_cpus=1, **PARAMS)
     alone = FeatureExtractor(**PARAMS, store="memory").extract(paths)
     assert found.computed == 30

@@ -15,6 +15,7 @@ from featx.exceptions import DataError, UsageError
 from featx.images import ImageSet, Skipped, escape_name, load_images, load_paths
 from featx.images.folder import IMAGE_EXTENSIONS
 from featx.images.picture import reason_of
+from featx.remote import RemotePath
 
 if TYPE_CHECKING:
     import ray.data
@@ -135,7 +136,10 @@ def _of_images(images: ImageSet, block_rows: int) -> Inputs:
             "images in memory are not sent to other machines; give paths, or a Ray dataset with a column "
             "bytes."
         )
-    files = [os.path.abspath(os.fsdecode(source)) for source in paths]
+    files = [
+        str(source) if isinstance(source, RemotePath) else os.path.abspath(os.fsdecode(source))
+        for source in paths
+    ]
     bad = next((file for file in files if not _is_text(file)), None)
     if bad is not None:
         raise DataError(

@@ -15,6 +15,7 @@ from featx.backbones import BackboneCard
 from featx.distributed.rows import Row, image_of
 from featx.exceptions import FeatxError, StoreError
 from featx.extractor.fixed import SpecExtractor
+from featx.remote import RemotePath, is_address
 from featx.spec import FeatureSpec
 
 DIGEST, NAME, POSITION, REASON, COMPUTED, REMARK, WORKER, ERROR = COLUMNS = (
@@ -92,6 +93,8 @@ class Worker:
     def _compute(self, rows: list[Row]) -> dict[str, list[Any]]:
         extractor = self._opened()
         pairs = [image_of(row, self._column, paths=self._paths) for row in rows]
+        if any(POSITION in row for row in rows):  # a list of ours: its addresses were allowed
+            pairs = [(name, RemotePath(one) if is_address(one) else one) for name, one in pairs]
         names = [
             row.get(NAME) or name or _unnamed(source) for row, (name, source) in zip(rows, pairs, strict=True)
         ]
