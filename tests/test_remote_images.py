@@ -18,7 +18,7 @@ from featx.images import RemotePath, load_images, read_digests
 from featx.remote import read_file
 
 MOST = 1 << 30
-FAULTS = ("busy", "silent", "cut", "reset")
+FAULTS = ("busy", pytest.param("silent", marks=pytest.mark.slow), "cut", "reset")
 
 
 @pytest.fixture

@@ -70,7 +70,9 @@ def test_buffered_rows_are_readable_and_not_listed_before_the_commit(cache: str)
     assert rows_in(ObjectStore(cache), range(9))
 
 
-@pytest.mark.parametrize("fault", ["busy", "silent", "cut", "reset", "lost", "flip"])
+@pytest.mark.parametrize(
+    "fault", ["busy", pytest.param("silent", marks=pytest.mark.slow), "cut", "reset", "lost", "flip"]
+)
 def test_no_fault_loses_changes_or_repeats_a_row(objects: Objects, cache: str, fault: str) -> None:
     with objects.proxy.faulty(fault, share=0.15):
         filled(cache, range(N), each=60)
@@ -123,6 +125,7 @@ def test_what_another_process_packed_is_found_again(objects: Objects, cache: str
     assert rows_in(reader)
 
 
+@pytest.mark.slow
 def test_a_packed_segment_that_is_listed_late_loses_nothing(
     objects: Objects, cache: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +191,7 @@ def test_one_space_or_the_oldest_segments_are_deleted(objects: Objects, cache: s
     assert ObjectStore(cache).missing(SPEC.key, ids_of(range(N))).sum() == 100
 
 
+@pytest.mark.slow
 def test_a_failing_commit_keeps_its_rows_and_the_next_one_stores_them(objects: Objects, cache: str) -> None:
     store = ObjectStore(cache)
     store.append(SPEC.key, ids_of(range(N)), rows_of(range(N)), SPEC)
@@ -214,6 +218,7 @@ def test_what_is_no_store_is_refused(
         open_store(address)
 
 
+@pytest.mark.slow
 def test_the_commands_work_on_an_address(objects: Objects, cache: str, tmp_path: Path) -> None:
     photos = objects.upload(classes(tmp_path / "photos", each=6), "set")
     where = ["--cache-dir", cache]
