@@ -50,10 +50,12 @@ METHODS = {
 
 
 def main() -> None:
-    """Write both pages."""
+    """Write the page of each suite that has results."""
     folder = Path(sys.argv[1])
     for name, write in (("tutorials", tutorials), ("ablation", ablation)):
         results = folder / name
+        if not results.is_dir():
+            continue
         rows = ResultsFolder(results).rows()
         (DOCS / f"suite_{name}.md").write_text(write(rows, results), encoding="utf-8")
 
