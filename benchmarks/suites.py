@@ -87,7 +87,8 @@ def shown(figure: Figure | None, name: str) -> str:
     """Write a figure into docs/images; the lines that show it."""
     if figure is None:
         return ""
-    (DOCS / "images" / f"{name}.svg").write_text(figure.svg, encoding="utf-8")
+    start, _, rest = figure.svg.partition(">")
+    (DOCS / "images" / f"{name}.svg").write_text(f"{start}>{COLORS}{rest}", encoding="utf-8")
     return f"\n\n![{figure.caption}](images/{name}.svg)"
 
 
@@ -111,6 +112,13 @@ NOTES = """\
 * Without the limit of the search, the score is higher by {limit} points on the mean: what the limit costs.
 """
 
+
+COLORS = """
+<style>
+svg { --ink: #1b1f24; --line: #d8dee4; --mark: #0072b2; font-family: sans-serif }
+@media (prefers-color-scheme: dark) { svg { --ink: #e6edf3; --line: #3d444d; --mark: #6cb6ea } }
+</style>"""
+"""Colours that a report's page sets, for a figure in a file of its own."""
 
 TUTORIALS = """\
 # The tutorials' table
