@@ -274,9 +274,9 @@ def _load_path(path: str, follow_links: bool, labelled: bool | None, table: Mani
         if matched := _match(path):
             return load_paths(matched, follow_links=follow_links, labelled=labelled)
         raise DataError(f"{_shown(path)}: {_why_absent(path, error)}.") from error
-    if stat.S_ISFIFO(mode):
-        raise DataError(f"{_shown(path)}: {PIPE}.")
     is_folder, extension = stat.S_ISDIR(mode), os.path.splitext(path)[1].lower()
+    if stat.S_ISFIFO(mode) and extension not in IMAGE_EXTENSIONS:  # one named like an image is set aside
+        raise DataError(f"{_shown(path)}: {PIPE}.")
     if not is_folder and (
         extension in TABLE_EXTENSIONS
         or (extension == ".txt" and {"--path-column", "--sep"} & set(table.given()))

@@ -96,8 +96,8 @@ def classes(evaluation: Evaluation, *, ax: Any = None) -> Display:
         ax.set(xlim=(min(0.98, max(0, low.min() - 0.03)), 1.005), ylim=(-0.7, len(scores) - 0.3))
         ax.set(xlabel="● recall with its 95 % interval    ◇ precision")
         worst = scores[-1]
-        lowest = f"{short(worst.label)} has the lowest recall: {worst.recall:.2f}{note}"
-        ax.set_title(lowest if worst.recall < 1 else "All images of every class are recognised")
+        lowest = f"{short(worst.label)} has the lowest recall: {worst.recall:.2f}"
+        ax.set_title((lowest if worst.recall < 1 else "All images of every class are recognised") + note)
     return display
 
 

@@ -96,7 +96,7 @@ def test_row_37_small_classes_lower_the_folds_and_single_images_are_left_out(tmp
 def test_row_38_lengths_that_differ_and_missing_or_mixed_labels_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="12 images but 11 labels"):
         small().fit(PICTURES, ["a", "b"] * 5 + ["a"])
-    with pytest.raises(LabelError, match=r"2 labels are missing \(None or NaN\), in rows 3, 7 "):
+    with pytest.raises(LabelError, match=r"2 labels are missing \(None, NaN or blank\), in rows 3, 7 "):
         small().fit(PICTURES, [None if row in (3, 7) else "ab"[row % 2] for row in range(12)])
     with pytest.raises(LabelError, match=r"mixed types.*row 0.*row 5"):
         small().fit(PICTURES, ["ab"[row % 2] if row != 5 else 1 for row in range(12)])
