@@ -30,6 +30,8 @@ from featx.suite.ranking import Worth, differences
 
 DOCS = ROOT / "docs"
 NETWORK, LAST = "tf_efficientnet_lite0.in1k", "last:avg:crop"
+SUITE = ROOT / "benchmarks" / "tutorials.toml"
+SCRATCH = ("scratch", "scratch_batch_norm")
 Rows = list[dict[str, Any]]
 
 QUADRANTS = {
@@ -160,7 +162,7 @@ Accuracy in % of logistic regression on the averaged output of a layer, and of w
 
 ## Labels, with and without transfer
 
-Mean over {three}: five images of each class, and all.{labels}
+Mean over {sets}, where networks were trained from scratch: five images of each class, and all.{labels}
 
 ## Advice
 
@@ -187,22 +189,24 @@ warm fit; other work ran on the machine.
 {notes}
 """
 
-THREE = ("catdog", "shape_edges16", "shape_silhouettes16")
-"""The sets on which networks are trained from scratch."""
-
 
 def tutorials(rows: Rows, folder: Path) -> str:
     """Page of benchmarks/tutorials.toml."""
+    rows = [row for row in rows if row["seed"] in read_config(SUITE).seeds]
     whole = where(rows, budget="all")
+    from_scratch = list(dict.fromkeys(row["data"] for row in where(whole, method=SCRATCH)))
     data = list(dict.fromkeys(row["data"] for row in rows))
     last = where(whole, backbone=NETWORK, features=LAST)
     board = summary(last, by=("method",))
     front = summary([*where(whole, method=("auto", "warm_up")), *last], by=("method",))
     networks = summary(where(whole, method="logistic", features=LAST), by=("backbone",))
     probes = where(rows, backbone=NETWORK, features=LAST, method=("logistic", "lsr", "simpleshot", "rbf_svm"))
-    labels = [*probes, *where(rows, method=("scratch", "scratch_batch_norm"))]
+    labels = [*probes, *where(rows, method=SCRATCH)]
     failed = {row["backbone"]: row["error"] for row in rows if row["error"] and row["backbone"]}
-    absent = [f"* {name}: {reason.partition(':')[0]}" for name, reason in failed.items()]
+    absent = [
+        f"* {name}: no weights on this machine ({reason.partition(':')[0]})"
+        for name, reason in failed.items()
+    ]
     n_seeds = len({row["seed"] for row in whole})
     return TUTORIALS.format(
         when=described(whole),
@@ -214,9 +218,9 @@ def tutorials(rows: Rows, folder: Path) -> str:
         front=shown(front_figure(front), "suite_tutorials_front"),
         networks=to_markdown(networks).rstrip(),
         layers="\n".join(by_layer(whole, data)),
-        three=", ".join(THREE),
+        sets=", ".join(from_scratch),
         labels=shown(
-            budget_figure([row for row in labels if row["data"] in THREE], "accuracy"),
+            budget_figure([row for row in labels if row["data"] in from_scratch], "accuracy"),
             "suite_tutorials_labels",
         ),
         advice="\n".join(advised(whole, data, folder)),
@@ -249,9 +253,7 @@ def by_data(rows: Rows, data: Sequence[str]) -> list[str]:
     """Table of the ways, a row for each data set."""
     features = dict[str, Any](backbone=NETWORK)
     ways: dict[str, Callable[[str], float]] = {
-        "from scratch": lambda name: best(
-            mean(where(rows, data=name, method=way)) for way in ("scratch", "scratch_batch_norm")
-        ),
+        "from scratch": lambda name: best(mean(where(rows, data=name, method=way)) for way in SCRATCH),
         "logistic regression": lambda name: mean(
             where(rows, data=name, method="logistic", features=LAST, **features)
         ),
@@ -309,7 +311,7 @@ def advised(rows: Rows, data: Sequence[str], folder: Path) -> list[str]:
     """Table of the measured size and similarity, what is advised, and its regret."""
     path = folder / "advice.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    config = read_config(ROOT / "benchmarks" / "tutorials.toml")
+    config = read_config(SUITE)
     lines = []
     for one in config.data:
         if one.name not in data:
