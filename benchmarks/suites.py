@@ -32,6 +32,12 @@ DOCS = ROOT / "docs"
 NETWORK, LAST = "tf_efficientnet_lite0.in1k", "last:avg:crop"
 SUITE = ROOT / "benchmarks" / "tutorials.toml"
 SCRATCH = ("scratch", "scratch_batch_norm")
+NEEDED: tuple[dict[str, Any], ...] = (
+    {"method": "auto"},
+    {"method": "logistic", "backbone": "tf_efficientnet_lite1.in1k"},
+    {"method": "logistic", "backbone": "tf_efficientnet_lite2.in1k"},
+)
+"""Results without which a data set is left out of the page."""
 Rows = list[dict[str, Any]]
 
 QUADRANTS = {
@@ -117,8 +123,11 @@ NOTES = """\
 
 COLORS = """
 <style>
-svg { --ink: #1b1f24; --line: #d8dee4; --mark: #0072b2; font-family: sans-serif }
-@media (prefers-color-scheme: dark) { svg { --ink: #e6edf3; --line: #3d444d; --mark: #6cb6ea } }
+svg { --ink: #1b1f24; --line: #d8dee4; font-family: sans-serif }
+svg { --mark: #0072b2; --mark2: #d55e00; --mark3: #009e73 }
+@media (prefers-color-scheme: dark) {
+  svg { --ink: #e6edf3; --line: #3d444d; --mark: #6cb6ea; --mark2: #ff9d5c; --mark3: #4fd0a5 }
+}
 </style>"""
 """Colours that a report's page sets, for a figure in a file of its own."""
 
@@ -126,16 +135,17 @@ TUTORIALS = """\
 # The tutorials' table
 
 From scratch, frozen features with classical classifiers, early layers, warm-up, and fine-tuning in two
-phases, on all image sets of the project. Written by `featx bench benchmarks/tutorials.toml -o
+phases, on the image sets of the project. Written by `featx bench benchmarks/tutorials.toml -o
 benchmarks/out/tutorials` and `python benchmarks/suites.py benchmarks/out`.
 
 {when}
 
 ## What each way reaches
 
-Accuracy in % on held-out images, mean over {seeds}, all labels. Features are those of {network}. *From
-scratch*: the best of the small networks. *Earlier layer*: the better of `blocks.4` and `blocks.2` with
-logistic regression. Blank: not in the suite, for its time.
+Accuracy in % on held-out images, mean over {seeds}, all labels. Features are those of {network}.
+*From scratch*: the best of the small networks. *Earlier layer*: the better of `blocks.4` and
+`blocks.2` with logistic regression. Blank: not in the suite for its time, or not computed when this
+page was written.
 
 {by_data}
 
@@ -162,7 +172,8 @@ Accuracy in % of logistic regression on the averaged output of a layer, and of w
 
 ## Labels, with and without transfer
 
-Mean over {sets}, where networks were trained from scratch: five images of each class, and all.{labels}
+Mean over {sets}: five images of each class, and all; networks from scratch where all of them have
+results.{labels}
 
 ## Advice
 
@@ -190,40 +201,51 @@ warm fit; other work ran on the machine.
 """
 
 
+def config_names() -> list[str]:
+    """Names of the data sets of the suite."""
+    return [one.name for one in read_config(SUITE).data]
+
+
 def tutorials(rows: Rows, folder: Path) -> str:
     """Page of benchmarks/tutorials.toml."""
     rows = [row for row in rows if row["seed"] in read_config(SUITE).seeds]
+    every = list(dict.fromkeys(row["data"] for row in rows))
+    ready = [name for name in every if all(where(rows, data=name, **cells) for cells in NEEDED)]
+    rows = [row for row in rows if row["data"] in ready]
     whole = where(rows, budget="all")
     from_scratch = list(dict.fromkeys(row["data"] for row in where(whole, method=SCRATCH)))
-    data = list(dict.fromkeys(row["data"] for row in rows))
+    wanted = [use.data for use in read_config(SUITE).methods if use.name in SCRATCH]
+    with_nets = all(set(names) <= set(from_scratch) for names in wanted)
     last = where(whole, backbone=NETWORK, features=LAST)
     board = summary(last, by=("method",))
     front = summary([*where(whole, method=("auto", "warm_up")), *last], by=("method",))
     networks = summary(where(whole, method="logistic", features=LAST), by=("backbone",))
     probes = where(rows, backbone=NETWORK, features=LAST, method=("logistic", "lsr", "simpleshot", "rbf_svm"))
-    labels = [*probes, *where(rows, method=SCRATCH)]
+    labels = [*probes, *where(rows, method=SCRATCH)] if with_nets else probes
+    shared = from_scratch if with_nets else ready
     failed = {row["backbone"]: row["error"] for row in rows if row["error"] and row["backbone"]}
     absent = [
         f"* {name}: no weights on this machine ({reason.partition(':')[0]})"
         for name, reason in failed.items()
     ]
+    absent += [f"* {name}: the suite was stopped before it" for name in config_names() if name not in ready]
     n_seeds = len({row["seed"] for row in whole})
     return TUTORIALS.format(
         when=described(whole),
         seeds="one split" if n_seeds == 1 else f"{n_seeds} splits",
         network=NETWORK,
-        by_data="\n".join(by_data(whole, data)),
+        by_data="\n".join(by_data(whole, ready)),
         board=to_markdown(board).rstrip(),
         ranks=shown(rank_figure(board), "suite_tutorials_ranks"),
         front=shown(front_figure(front), "suite_tutorials_front"),
         networks=to_markdown(networks).rstrip(),
-        layers="\n".join(by_layer(whole, data)),
-        sets=", ".join(from_scratch),
+        layers="\n".join(by_layer(whole, ready)),
+        sets=", ".join(shared),
         labels=shown(
-            budget_figure([row for row in labels if row["data"] in from_scratch], "accuracy"),
+            budget_figure([row for row in labels if row["data"] in shared], "accuracy"),
             "suite_tutorials_labels",
         ),
-        advice="\n".join(advised(whole, data, folder)),
+        advice="\n".join(advised(whole, ready, folder)),
         left_out="\n".join(["", "## Left out", "", *absent, ""]) if absent else "",
     )
 
