@@ -6,7 +6,6 @@ import os
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,6 @@ import numpy as np
 
 from featx.audit import CHECKS, AuditData, Finding, audit, image_facts, issue_rows, write_issues
 from featx.audit.fixes import COLUMNS
-from featx.classifier.inputs import with_digests
 from featx.exceptions import DataError
 from featx.extractor import FeatureExtractor
 from featx.files import atomic_write
@@ -169,17 +167,12 @@ def check(
     extractor = FeatureExtractor() if extractor is None else extractor
     store = open_store(extractor.store)
     extractor.set_params(store=store, callback=callback)
-    images = with_digests(images)
-    assert images.ids is not None
-    with ThreadPoolExecutor(1) as pool:
-        opened = pool.submit(extractor.fit, images.sources)
-        facts, _ = image_facts(images.sources, images.ids, store, n_jobs=n_jobs, isolate=extractor.isolate)
-        opened.result()
-    seconds["facts"], began = time.monotonic() - began, time.monotonic()
-    found = extractor.extract(images.sources, names=images.names, on_error="skip", ids=images.ids)
+    found = extractor.extract(images.sources, names=images.names, on_error="skip")
     skipped = [(one.name, one.reason) for one in (*images.skipped, *found.skipped)]
-    images, facts = images.select(found.kept), facts.take(found.kept)
+    images = images.select(found.kept)
     seconds["features"], began = time.monotonic() - began, time.monotonic()
+    facts, _ = image_facts(images.sources, found.ids, store, n_jobs=n_jobs, isolate=extractor.isolate)
+    seconds["facts"], began = time.monotonic() - began, time.monotonic()
     known = AuditData(
         images.names,
         digests=found.ids,
