@@ -6,9 +6,9 @@ never imports torch.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from featx.lazy import lazy_names
 from featx.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -27,29 +27,23 @@ if TYPE_CHECKING:
 
 
 _HOMES = {
-    "Evaluation": "featx.evaluation",
-    "FeatureExtractor": "featx.extractor",
-    "FeatureSpec": "featx.spec",
-    "FineTuner": "featx.finetune",
-    "HeadSearchCV": "featx.search",
-    "ImageClassifier": "featx.classifier",
-    "Suite": "featx.suite",
-    "FeatureBlocks": "featx.features",
-    "check": "featx.reporting",
-    "report": "featx.reporting",
-    "Predictor": "featx.classifier",
-    "load": "featx.classifier",
+    "Evaluation": "evaluation",
+    "FeatureExtractor": "extractor",
+    "FeatureSpec": "spec",
+    "FineTuner": "finetune",
+    "HeadSearchCV": "search",
+    "ImageClassifier": "classifier",
+    "Suite": "suite",
+    "FeatureBlocks": "features",
+    "check": "reporting",
+    "report": "reporting",
+    "Predictor": "classifier",
+    "load": "classifier",
 }
 
 __all__ = [*_HOMES, "__version__"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'featx' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from featx.lazy import lazy_names
 
 if TYPE_CHECKING:
     from featx.classifier.estimator import ImageClassifier as ImageClassifier
@@ -21,9 +22,4 @@ _HOMES = {
 __all__ = ["ImageClassifier", "Predictor", "as_images", "load"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, _HOMES)

@@ -96,7 +96,7 @@ def console() -> None:
 
 
 def _name_addresses(args: argparse.Namespace) -> argparse.Namespace:
-    """Make addresses of images, on the command line, what is read: the user has named them."""
+    """Replace addresses among the arguments by `RemotePath`: the user has named them, so they may be read."""
     from featx.remote.address import RemotePath, is_readable_address
 
     def named(value: object) -> object:

@@ -12,6 +12,7 @@ from typing import Any
 from featx.cli import arguments
 from featx.cli.console import Console
 from featx.exceptions import UsageError
+from featx.tables import count
 
 PATIENCE_S = 60.0
 """Seconds without any new image after which ``--wait`` computes what is missing."""
@@ -156,9 +157,9 @@ def _run_ray(args: argparse.Namespace, console: Console) -> int:
     )
     assert found.pool is not None
     console.text(
-        f"{len(found.workers)} workers of {found.pool.cpus} cores"
+        f"{count(len(found.workers), 'worker')} of {count(found.pool.cpus, 'core')}"
         + (" and a GPU" if found.pool.gpus else "")
-        + f" on {found.pool.nodes} machines"
+        + f" on {count(found.pool.nodes, 'machine')}"
     )
     before = [] if images is None else images.skipped
     return _say(

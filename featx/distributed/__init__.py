@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from featx.lazy import lazy_names
 
 if TYPE_CHECKING:
     from featx.distributed.extraction import RayExtraction as RayExtraction
@@ -11,10 +12,4 @@ if TYPE_CHECKING:
 
 __all__ = ["RayExtraction", "extract"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.extraction"), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_names(__name__, dict.fromkeys(__all__, "extraction"))

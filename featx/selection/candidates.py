@@ -111,14 +111,14 @@ def choose(
         Of the best resizing; of all resizings if the training part is not larger than the sample.
     """
     specs = extractor.specs_
-    chosen = stratified_sample(codes, SCREENED_IMAGES, random_state, per_class=2, groups=images.groups)
+    trials = _Trials(extractor, images, codes, machine, random_state, n_jobs)
+    chosen = trials.sample(SCREENED_IMAGES)
     if not _any_oblong([images.sources[index] for index in chosen]):
         specs = {name: spec for name, spec in specs.items() if spec.resize != "pad"} or specs
     resizes = list(dict.fromkeys(spec.resize for spec in specs.values()))
     few, large = len(images) <= len(chosen), len(images) > WHOLE_IMAGES and len(specs) > 1
     if few or (len(resizes) == 1 and not large):
         return _of(specs, extractor, machine)
-    trials = _Trials(extractor, images, codes, machine, random_state, n_jobs)
     own = NATIVE_RESIZES.get(extractor.card_.crop_mode, resizes[0])
     usual = own if own in resizes else resizes[0]
     best = trials.remembered(specs, usual) if len(resizes) > 1 else usual
@@ -142,7 +142,7 @@ class _Trials:
 
     def remembered(self, specs: Specs, usual: str) -> str:
         """`resize`, with a cached result for the same images and specs."""
-        chosen = self._sample(SCREENED_IMAGES)
+        chosen = self.sample(SCREENED_IMAGES)
         sample = self.images.select(chosen)
         ids = read_digests(sample.sources)[0] if sample.ids is None else list(map(bytes, sample.ids))
         groups = None if sample.groups is None else list(map(str, sample.groups))
@@ -190,13 +190,14 @@ class _Trials:
         """Blocks and their combinations on the larger sample, best first."""
         return self._screen(*self._features(specs, SCREENED_IMAGES), combine=True)
 
-    def _sample(self, size: int) -> NDArray[np.intp]:
+    def sample(self, size: int) -> NDArray[np.intp]:
+        """Positions of a sample of at least two images, of two groups if possible, of each class."""
         return stratified_sample(self.codes, size, self.random_state, per_class=2, groups=self.images.groups)
 
     def _features(
         self, specs: Specs, size: int
     ) -> tuple[FeatureBlocks, NDArray[np.intp], NDArray[Any] | None]:
-        chosen = self._sample(size)
+        chosen = self.sample(size)
         sample = self.images.select(chosen)
         rows = _of(specs, self.extractor, self.machine).extract(
             sample.sources, names=sample.names, on_error="skip", ids=sample.ids
