@@ -6,6 +6,7 @@ import dataclasses
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -36,6 +37,7 @@ from featx.exceptions import (
     TooManyBadImagesError,
     UsageError,
 )
+from featx.extractor.stages import Stage
 from featx.images import decode_picture, image_digest, read_picture
 from featx.spec import FeatureSpec
 from featx.stores import open_store
@@ -640,6 +642,36 @@ def test_a_call_that_keeps_no_rows_still_keeps_its_converted_network(
     assert extractor.extract(paths[:2]).computed == 2
 
 
+def fork_after_a_stage() -> None:
+    """End with 0 if each child that is forked when a stage has ended can multiply by torch."""
+    import torch
+
+    def work(size: int) -> float:
+        return float((torch.ones(size, size) @ torch.ones(size, size)).sum())
+
+    def run() -> list[float]:
+        stage = Stage("multiply", work, workers=1)
+        try:
+            return list(stage.run([300]))
+        finally:
+            stage.close()
+
+    for _ in range(150):
+        run()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(10)  # ends a child that waits
+            run()
+            os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="fork")
+def test_a_fork_waits_for_threads_that_are_about_to_end() -> None:
+    code = "from test_extractor import fork_after_a_stage; fork_after_a_stage()"
+    subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=300)
+
+
 def predict_and_fork(runtime: str) -> None:
     """End with 0 if a fork gives the features that its parent gave before."""
     images = [np.random.default_rng(seed).integers(0, 256, (64, 64, 3), np.uint8) for seed in range(2)]
@@ -660,6 +692,5 @@ def predict_and_fork(runtime: str) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="fork")
 @pytest.mark.parametrize("runtime", ["openvino", "torch"])
 def test_a_forked_child_predicts_after_its_parent_did(runtime: str) -> None:
-    # In a fork of the server of `apart`, MKL sometimes waits for ever before anything is forked here.
     code = f"from test_extractor import predict_and_fork; predict_and_fork({runtime!r})"
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent, check=True, timeout=300)
