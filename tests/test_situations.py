@@ -63,6 +63,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures(home / "new", {"red": 3, "blue": 3}, seed=9)
     options = [*FIT, "--quiet", "--cache-dir", str(home / "cache")]
     assert main(["fit", str(home / "set"), "-o", str(home / "m.featx"), *options]) == 0
+    pictures(home / "other", {"red": 9, "green": 9, "yellow": 9})
+    assert main(["fit", str(home / "other"), "-o", str(home / "others.featx"), *options]) == 0
     return home
 
 
@@ -194,14 +196,30 @@ def test_a_report_counts_images_of_classes_that_were_not_learnt(fitted: ImageCla
         lambda root: (root / "r.json").write_text('{"mine": 1}'),
         lambda root: (root / "r.json").mkdir(),
         lambda root: (root / "out.featx.skipped.csv").mkdir(),
+        lambda root: (root / "out.featx").symlink_to("nowhere.featx"),
+        lambda root: shutil.copy(root / "others.featx", root / "out.featx"),
+        lambda root: (root / "r.html").write_text("<p>my own page"),
+        lambda root: (root / "r.html").symlink_to("no/such/folder.html"),
     ],
-    ids=["text", "truncated", "empty", "other json", "json is a folder", "list is a folder"],
+    ids=[
+        "text",
+        "truncated",
+        "empty",
+        "other json",
+        "json is a folder",
+        "list is a folder",
+        "link to nothing",
+        "model of other classes",
+        "other page",
+        "page in no folder",
+    ],
 )
 def test_what_stands_beside_a_model_never_fails_its_fit(
     spoil: Callable[[Path], object], home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Say
 ) -> None:
     monkeypatch.chdir(tmp_path)
     shutil.copy(home / "m.featx", "old.featx")
+    shutil.copy(home / "others.featx", "others.featx")
     shutil.copytree(home / "set", "set")
     (tmp_path / "set" / "red" / "8.png").write_bytes(b"\x89PNG broken")
     spoil(tmp_path)
