@@ -407,6 +407,18 @@ def test_a_misspelt_option_or_verb_is_answered_by_the_nearest(
     assert meant in answer(*lists[1].split(), "--help-all" if lists[1] == " fit" else "--help")[1]
 
 
+def test_files_that_the_shell_listed_are_named_by_their_folder_or_a_pattern(
+    fitted: Path, answer: Answer
+) -> None:
+    folders = sorted((fitted / "photos").iterdir())
+    code, said = answer("fit", *folders, "-o", "m.featx")
+    assert (code, "Give the folder that they are in, or a pattern in quotes, such as" in said) == (2, True)
+    assert answer("fit", fitted / "photos", "-o", "m.featx", *RIDGE)[0] == 0
+    code, said = answer("check", *sorted(folders[0].iterdir()), *TINY)
+    assert (code, "or a pattern in quotes, such as 'photos/*.jpg'" in said) == (2, True)
+    assert answer("check", folders[0] / "*.png", *TINY)[0] == 0
+
+
 def test_images_of_several_scales_have_each_its_own_with_the_range_minmax(
     tmp_path: Path, answer: Answer
 ) -> None:

@@ -187,7 +187,7 @@ class _Parser(argparse.ArgumentParser):
 
         Control characters are escaped: the message may quote a file name that a shell expanded.
         """
-        prog, nearest = self.prog, None
+        prog, nearest, hint = self.prog, None, ""
         if option := re.match(r"unrecognized arguments:.*?(--[^\s=]+)", message):
             inner = [one for leaf in _leaves(self) for one in _leaves(leaf)]
             used = max(inner, key=lambda one: len(one._actions), default=self)
@@ -198,7 +198,10 @@ class _Parser(argparse.ArgumentParser):
             close = difflib.get_close_matches(verb[1].lower(), VERBS, 1)
             nearest = OTHER_VERBS.get(verb[1].lower()) or next(iter(close), None)
             message = f"{verb[1]!r} is no verb"
-        hint = f" Did you mean {nearest}?" if nearest else ""
+        elif any(os.path.exists(word) for word in message.partition(": ")[2].split()):
+            message = "there is more than one file or folder of images"
+            hint = " Give the folder that they are in, or a pattern in quotes, such as 'photos/*.jpg'."
+        hint = f" Did you mean {nearest}?" if nearest else hint
         more = f"`{prog} --help` lists what is known."
         self.exit(2, f"{prog}: error: {escape_name(message)}.{hint} {more}\n")
 
