@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,6 +28,7 @@ from featx.backbones.runtimes import (
     resolve_precision,
     resolve_runtime,
 )
+from featx.backbones.runtimes.openvino import Turns
 from featx.backbones.state import Launches
 from featx.exceptions import FeatxWarning, UsageError
 from featx.spec import FeatureSpec
@@ -347,6 +349,24 @@ def test_the_first_inferences_of_a_process_may_come_from_several_threads() -> No
     process = apart.start(infer_at_once)
     process.join()
     assert process.exitcode == 0
+
+
+def test_who_waits_longest_for_a_network_is_next() -> None:
+    turns, order = Turns(["the only one"]), []
+
+    def use(name: str) -> None:
+        with turns.one():
+            order.append(name)
+
+    waiting = [threading.Thread(target=use, args=(name,)) for name in ("first", "second")]
+    with turns.one():
+        for thread in waiting:
+            thread.start()
+            time.sleep(0.2)
+    use("a thread that has just used it")
+    for thread in waiting:
+        thread.join()
+    assert order == ["first", "second", "a thread that has just used it"]
 
 
 def test_decoders_wait_while_any_thread_launches_on_a_device_and_not_on_a_processor() -> None:

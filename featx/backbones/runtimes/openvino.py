@@ -23,8 +23,10 @@ import os
 import queue
 import sys
 import tempfile
+import threading
 import warnings
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +79,7 @@ class OpenVINORuntime:
         resolved = compiled.get_property("INFERENCE_PRECISION_HINT").to_string()
         if resolved != hint:
             raise ConversionError(f"it computes {resolved} instead of {hint} on this CPU")
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        for _ in range(self.streams):
-            self._requests.put(compiled.create_infer_request())
+        self._requests = Turns(compiled.create_infer_request() for _ in range(self.streams))
         self._infer_once(request.specs[0].input_size)
 
     def _infer_once(self, input_size: tuple[int, int]) -> None:
@@ -95,17 +95,68 @@ class OpenVINORuntime:
 
     def __call__(self, batch: Batch) -> list[NDArray[np.float32]]:
         """See `Compiled`."""
-        request = self._requests.get()
-        try:
+        with self._requests.one() as request:
             request.infer([np.ascontiguousarray(batch)], share_inputs=True)
             return [np.array(tensor.data, np.float32) for tensor in request.output_tensors]
-        finally:
-            self._requests.put(request)
 
     def close(self) -> None:
         """See `Compiled.close`."""
-        while not self._requests.empty():
-            self._requests.get()
+        self._requests.clear()
+
+
+class Turns:
+    """A few values that threads use in turns: who waits longest is next.
+
+    A queue gives a value to a thread that has just returned it rather than to one that waits: of four threads
+    that predicted with two values, some waited eight times as long as the others.
+
+    Parameters
+    ----------
+    values : iterable
+    """
+
+    def __init__(self, values: Iterable[Any]) -> None:
+        self._free = list(values)
+        self._waiting: deque[queue.SimpleQueue[Any]] = deque()
+        self._lock = threading.Lock()
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[Any]:
+        """Use one of the values."""
+        value = self._take()
+        try:
+            yield value
+        finally:
+            self._give(value)
+
+    def _take(self) -> Any:
+        turn: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        with self._lock:
+            if self._free:
+                return self._free.pop()
+            self._waiting.append(turn)
+        try:
+            return turn.get()
+        except BaseException:  # Ctrl-C
+            with self._lock:
+                waits = turn in self._waiting
+                if waits:
+                    self._waiting.remove(turn)
+            if not waits:
+                self._give(turn.get())
+            raise
+
+    def _give(self, value: Any) -> None:
+        with self._lock:
+            if self._waiting:
+                self._waiting.popleft().put(value)
+            else:
+                self._free.append(value)
+
+    def clear(self) -> None:
+        """Forget the values that no thread uses."""
+        with self._lock:
+            self._free.clear()
 
 
 def import_openvino() -> Any:
