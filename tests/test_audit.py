@@ -100,6 +100,17 @@ def test_flipped_labels_are_counted_and_named(share: float) -> None:
     assert f"{found.names[0]} is {y[found.indices[0]]}, predicted" in found.sentence
 
 
+def test_a_prediction_that_is_mostly_wrong_does_not_judge_labels() -> None:
+    X, y = load_digits(return_X_y=True)
+    noisy = X[:, 20:28] + np.random.default_rng(0).normal(scale=5, size=(len(X), 8))
+    proba = cross_val_predict(LinearDiscriminantAnalysis(), noisy, y, cv=5, method="predict_proba")
+    assert 0.15 < (proba.argmax(axis=1) == y).mean() < 0.5
+    found = find_suspicious_labels(AuditData(["x"] * len(y), labels=y, oof_proba=proba))
+    assert found is not None
+    assert found.severity == "note"
+    assert "wrong more often than right, so it cannot judge labels" in found.sentence
+
+
 def test_images_that_were_not_scored_are_left_out() -> None:
     proba = np.full((200, 2), np.nan)
     proba[:100] = [0.9, 0.1]

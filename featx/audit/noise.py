@@ -137,7 +137,8 @@ def find_suspicious_labels(data: AuditData) -> Finding | None:
     """Find labels that out-of-fold predictions contradict, ranked by confident learning.
 
     `value` is the share of the most confident predictions that contradict their label. The finding is a
-    warning where the 95 % interval of that share excludes 0, else a note.
+    warning where the 95 % interval of that share excludes 0, else a note. It is a note, too, where the
+    predictions are wrong more often than right: most contradictions are then errors of the prediction.
     """
     if data.labels is None or data.proba is None or data.codes is None:
         return None
@@ -152,15 +153,24 @@ def find_suspicious_labels(data: AuditData) -> Finding | None:
     texts = [
         f"{data.names[i]} is {labels[i]}, predicted {classes[p]}" for i, p in zip(shown, best, strict=True)
     ] + [""] * (len(contradicted) - len(shown))
+    n_scored = int(np.count_nonzero(~np.isnan(data.proba).any(axis=1)))
+    weak = 2 * len(contradicted) > n_scored
     wrong = round(noise.rate.value * noise.n_anchors)
-    sentence = (
-        f"{count(len(contradicted), 'label')} that the prediction contradicts, {len(confident)} of them with "
-        f"confidence. The most suspicious first: {listed(texts)}. Of the {noise.n_anchors} most confident "
-        f"predictions, {wrong} contradict their label. Look at these images and correct wrong labels."
-    )
+    first = f"The most suspicious first: {listed(texts)}."
+    if weak:
+        sentence = (
+            f"The prediction contradicts {len(contradicted)} of {count(n_scored, 'label')}. It is wrong more "
+            f"often than right, so it cannot judge labels. {first}"
+        )
+    else:
+        sentence = (
+            f"{count(len(contradicted), 'label')} that the prediction contradicts, {len(confident)} of them "
+            f"with confidence. {first} Of the {noise.n_anchors} most confident predictions, {wrong} "
+            "contradict their label. Look at these images and correct wrong labels."
+        )
     near = data.nearest(shown)
     return Finding.of(
-        data, "suspicious_labels", "warning" if noise.rate.low > 0 else "note", sentence, shown,
+        data, "suspicious_labels", "warning" if noise.rate.low > 0 and not weak else "note", sentence, shown,
         noise.rate.value,
         evidence=[
             f"labelled {labels[i]} with probability {p[data.codes[i]]:.3f}, predicted {classes[b]} with "
