@@ -16,6 +16,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from featx.images.facts import THUMB, ImageFacts
+from featx.threads import map_in_threads, n_threads
 
 Floats = NDArray[np.float32]
 
@@ -34,8 +35,8 @@ image has some copies has them, too, and on so many images."""
 CELL = 4096
 """Images that are compared with each other; larger sets are divided into overlapping cells."""
 
-PAIRS = 1024
-"""Pairs that are aligned at once."""
+PAIRS = 128
+"""Pairs that are aligned at once by a thread."""
 
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)
 
@@ -139,8 +140,8 @@ def _spread_of(grey: Floats, bulk: NDArray[np.intp]) -> tuple[float, float]:
 
 def _aligned(grey: Floats, pairs: NDArray[np.intp], mirrored: NDArray[np.bool_], coarse: float) -> Floats:
     """Return the correlation of pairs; those below `coarse` at half the size are not aligned further."""
-    score = np.full(len(pairs), -1, np.float32)
-    for start in range(0, len(pairs), PAIRS):
+
+    def align(start: int) -> Floats:
         part = slice(start, start + PAIRS)
         a, b = grey[pairs[part, 0]], grey[pairs[part, 1]]
         b = np.where(mirrored[part, None, None], b[:, :, ::-1], b)
@@ -148,8 +149,10 @@ def _aligned(grey: Floats, pairs: NDArray[np.intp], mirrored: NDArray[np.bool_],
         close = np.flatnonzero(found >= coarse)
         if len(close):
             found[close] = _align(a[close], b[close], maps[close], steps=4)[0]
-        score[part] = found
-    return score
+        return found
+
+    scores = map_in_threads(n_threads(), align, range(0, len(pairs), PAIRS))
+    return np.concatenate([np.empty(0, np.float32), *scores])
 
 
 def _align(a: Floats, b: Floats, maps: Floats, steps: int) -> tuple[Floats, Floats]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import cho_factor, cho_solve
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from featx.evaluation import fit_calibration
 from featx.exceptions import SearchWarning
@@ -155,8 +156,16 @@ def _ridge(rows: Floats, target: Floats, folds: list[Fold]) -> list[Floats]:
         unit = max(diagonal.mean(), 1e-6) * len(left) ** 0.5
         for one, penalty in zip(found, PENALTIES, strict=True):
             np.fill_diagonal(left, diagonal + penalty * unit)
-            one[test] = score @ cho_solve(cho_factor(left, check_finite=False), right) + mean
+            # the transpose is the same matrix in the order of LAPACK, which otherwise copies it slowly
+            factor = cho_factor(left.copy().T, overwrite_a=True, check_finite=False)
+            one[test] = score @ cho_solve(factor, right, check_finite=False) + mean
 
-    with threadpool_limits(1):  # OpenBLAS factorises so small matrices faster by one thread than by two
+    with _pools().limit(limits=1):  # OpenBLAS factorises so small matrices faster by one thread than by two
         map_in_threads(n_threads(), solve, folds)
     return found
+
+
+@functools.cache
+def _pools() -> ThreadpoolController:
+    """The thread pools of NumPy and SciPy; they are searched for among all loaded libraries, which takes 5 ms."""
+    return ThreadpoolController()

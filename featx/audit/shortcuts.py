@@ -12,6 +12,7 @@ from sklearn.metrics import roc_auc_score
 from featx.audit.probe import balanced_accuracy, binned, probe_folds, probe_scores
 from featx.audit.values import AuditData, Finding, joined, listed
 from featx.images.facts import CHANNELS, ImageFacts
+from featx.threads import map_in_threads, n_threads
 
 NEAR, CLOSE = 0.4, 0.8
 """Share of what the features gain over chance that a shortcut must gain to be named, and to be named loudly.
@@ -64,8 +65,8 @@ def random_features(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
 
     Two layers of `RANDOM_FILTERS` with stride 2, weights as of He et al. (ICCV 2015), seed 0.
     """
-    found = []
-    for start in range(0, len(thumbs), RANDOM_IMAGES):
+
+    def outputs(start: int) -> NDArray[np.float32]:
         rng = np.random.default_rng(0)
         maps = thumbs[start : start + RANDOM_IMAGES].astype(np.float32) / 127.5 - 1
         for n_filters, side in RANDOM_FILTERS:
@@ -73,8 +74,9 @@ def random_features(thumbs: NDArray[np.uint8]) -> NDArray[np.float32]:
             columns = windows.reshape(*windows.shape[:3], -1)
             weights = rng.standard_normal((columns.shape[-1], n_filters)).astype(np.float32)
             maps = np.maximum(columns @ (weights * (2 / len(weights)) ** 0.5), 0)
-        found.append(np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1))
-    return np.concatenate(found)
+        return np.concatenate([maps.mean(axis=(1, 2)), maps.max(axis=(1, 2))], axis=1)
+
+    return np.concatenate(map_in_threads(n_threads(), outputs, range(0, len(thumbs), RANDOM_IMAGES)))
 
 
 SHORTCUTS: dict[str, Callable[[ImageFacts], NDArray[np.float32]]] = {
