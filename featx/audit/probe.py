@@ -167,5 +167,5 @@ def _ridge(rows: Floats, target: Floats, folds: list[Fold]) -> list[Floats]:
 
 @functools.cache
 def _pools() -> ThreadpoolController:
-    """The thread pools of NumPy and SciPy; they are searched for among all loaded libraries, which takes 5 ms."""
+    """The thread pools of NumPy and SciPy, found once: a search of all loaded libraries takes 5 ms."""
     return ThreadpoolController()

@@ -8,6 +8,7 @@ image are covered, and the loss of the score is measured (Zeiler & Fergus, ECCV 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -110,12 +111,36 @@ def layer_maps(
     Layers without a map are left out.
     """
     spec = _specs(model)[0]
-    card = _card(model, spec)
-    taps = [tap for tap in card.taps if len(tap.grid) == 2]
-    specs = {tap.name: spec.replace(cut=tap.name, pool="none", final_norm=False) for tap in taps}
-    specs = {one.block: one for one in specs.values()}
-    blocks = _networks(model, specs, machine).extract([source], store=MemoryStore()).blocks
-    return [(tap, _as_map(blocks[one.block], tap)[0]) for tap, one in zip(taps, specs.values(), strict=True)]
+    found = _maps(model, [spec], [source], machine)
+    return [(tap, maps[0]) for (name, _), (tap, maps) in found.items() if name == spec.weights]
+
+
+def _maps(
+    model: ImageModel,
+    specs: Sequence[FeatureSpec],
+    sources: Sequence[ImageSource],
+    machine: Mapping[str, Any],
+) -> dict[tuple[str, str], tuple[Tap, Floats]]:
+    """Maps of all layers of the networks of some specs, shape (n, channels, height, width).
+
+    By the digest of the weights and the layer. All layers at once: a network is then converted once for
+    whatever is drawn. Where torch is loaded already, it runs so few images sooner than it converts.
+    """
+    taps = {
+        (spec.weights, tap.name): (tap, _unpooled(spec, tap))
+        for spec in specs
+        for tap in _card(model, spec).taps
+        if len(tap.grid) == 2
+    }
+    if "torch" in sys.modules and machine.get("runtime", "auto") == "auto":
+        machine = {**machine, "runtime": "torch"}
+    wanted = {name: spec for name, (_, spec) in taps.items()}
+    blocks = _networks(model, wanted, machine).extract(sources, store=MemoryStore()).blocks
+    return {name: (tap, _as_map(blocks[name], tap)) for name, (tap, _) in taps.items()}
+
+
+def _unpooled(spec: FeatureSpec, tap: Tap) -> FeatureSpec:
+    return spec.replace(cut=tap.name, pool="none", final_norm=spec.final_norm or not tap.has_norm)
 
 
 def _specs(model: ImageModel) -> list[FeatureSpec]:
@@ -217,16 +242,15 @@ def _exact(
     mapped = all(len(tap.grid) == 2 for tap in taps)
     if len(views) > 1 or not pools <= {"avg", *GRIDS} or not mapped or not default:
         return None
-    unpooled = {name: spec.replace(pool="none") for name, spec in zip(model.used_blocks, specs, strict=True)}
-    blocks = _networks(model, unpooled, machine).extract(sources, store=MemoryStore()).blocks
+    found = _maps(model, specs, sources, machine)
     total = np.zeros((len(sources), SIDE, SIDE), np.float64)
     weights, factors, columns = linear
     margins = np.zeros(rows.shape)
     for image, (answer, other) in enumerate(order):
         margins[image, columns] = factors[image] * (weights[:, answer] - weights[:, other])
     start = 0
-    for name, spec, tap in zip(model.used_blocks, specs, taps, strict=True):
-        maps = _as_map(blocks[name], tap)
+    for spec in specs:
+        maps = found[spec.weights, spec.cut][1]
         side = GRIDS.get(spec.pool, 1)
         place = _averaging(maps.shape[2:], side)
         pooled = np.einsum("nchw,ghw->ncg", maps, place).reshape(len(maps), -1)

@@ -55,6 +55,8 @@ class Display:
         """
         import matplotlib
 
+        for image in (one for ax in self.figure_.axes for one in ax.get_images()):
+            image.set_interpolation("none")  # the browser scales them: 3 times as fast, and sharper
         buffer = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
             self.figure_.savefig(

@@ -355,7 +355,8 @@ def flat_map(rows: NDArray[np.float32], method: str) -> NDArray[np.float32]:
     from sklearn.decomposition import PCA
 
     n_components = 2 if method == "pca" else min(30, len(rows) - 1, rows.shape[1])
-    rows = PCA(n_components, random_state=0, svd_solver="randomized").fit_transform(rows)
+    with threadpool_limits(1):  # threads that wait for each other take 10 times as long for so few rows
+        rows = PCA(n_components, random_state=0, svd_solver="randomized").fit_transform(rows)
     if method == "pca":
         return rows
     if method == "umap":
@@ -434,9 +435,10 @@ def learning(known: Known) -> dict[str, Any] | None:
     trained = trained[np.arange(0, len(trained), step).astype(int)]
     units = known.clf.model_.images.units_of(predictions.ids[trained])
     try:
-        curve = learning_curve(
-            features[trained], predictions.truth[trained], head="ridge", groups=units, n_repeats=1
-        )
+        with threadpool_limits(1):  # as in `flat_map`
+            curve = learning_curve(
+                features[trained], predictions.truth[trained], head="ridge", groups=units, n_repeats=1
+            )
         law = fit_power_law(curve)
     except FeatxError:  # too few images of a class
         return None
