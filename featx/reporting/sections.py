@@ -365,7 +365,7 @@ def flat_map(rows: NDArray[np.float32], method: str) -> NDArray[np.float32]:
         from sklearn.manifold import TSNE
 
         perplexity = min(30.0, (len(rows) - 1) / 3)
-        embed = TSNE(2, perplexity=perplexity, init="pca", random_state=0, max_iter=500, n_jobs=1)
+        embed = TSNE(2, perplexity=perplexity, init="pca", random_state=0, max_iter=400, n_jobs=1)
     with threadpool_limits(1):  # threads of OpenMP that wait for each other took 22 s instead of 1.4
         return np.asarray(embed.fit_transform(rows), np.float32)
 
