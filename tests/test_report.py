@@ -187,6 +187,11 @@ def test_figures_say_what_is_seen_and_take_axes_and_many_classes() -> None:
     two = plot.balance([f"a class with a long name {number}" for number in (1, 2)])
     assert len({tick.get_text() for tick in two.ax_.get_yticklabels()}) == 2
     assert plot.balance([1, 2, 1, 2]).ax_.get_title(loc="left") == "All classes have 2 images"
+    names = [str(number) for number in range(40)]
+    sizes = plot.balance(np.repeat(names, range(1, 41)))
+    shown = [tick.get_text() for tick in sizes.ax_.get_yticklabels()]
+    assert shown == [*names[:15], *names[25:]]  # from below: the smallest and the largest
+    assert "15 largest and 15 smallest of 40 classes" in sizes.ax_.get_title(loc="left")
     assert "a$b$" in plot.balance(["a$b$", "c"]).to_svg()  # no formula
     with pytest.raises(UsageError, match="both of two classes"):
         plot.roc(np.ones(4), np.ones(4))

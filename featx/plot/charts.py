@@ -211,11 +211,16 @@ def precision_recall(
 
 
 def balance(labels: ArrayLike, *, ax: Any = None) -> Display:
-    """Draw the number of images of each class, the largest first."""
+    """Draw the number of images of each class, the largest first; of many, the largest and the smallest."""
+    from matplotlib.ticker import MaxNLocator
+
     names, sizes = np.unique(np.asarray(labels), return_counts=True)
     order = np.argsort(-sizes, kind="stable")
-    note = f" ({MOST_CLASSES} of {len(names)} classes)" if len(order) > MOST_CLASSES else ""
-    order = order[:MOST_CLASSES][::-1]
+    note, half = "", MOST_CLASSES // 2
+    if len(order) > MOST_CLASSES:
+        note = f"\nthe {half} largest and {half} smallest of {len(names)} classes"
+        order = np.concatenate([order[:half], order[-half:]])
+    order = order[::-1]
     with drawing(ax, size=(6.4, 0.9 + 0.28 * max(len(order), 3))) as display:
         ax = display.ax_
         ax.barh(np.arange(len(order)), sizes[order], color=BLUE)
@@ -223,6 +228,7 @@ def balance(labels: ArrayLike, *, ax: Any = None) -> Display:
         for place, code in enumerate(order):
             ax.text(sizes[code], place, f" {sizes[code]:,}", va="center", fontsize=9)
         ax.set(xlabel="images")
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.grid(axis="y", visible=False)
         ratio = sizes.max() / sizes.min()
         title = f"The largest class has {ratio:.1f} times the images of the smallest"

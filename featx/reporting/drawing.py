@@ -86,6 +86,8 @@ def _history(known: Known, sections: Sections) -> Display:
     chosen = sections["choosing"]
     if not chosen["history"]["scores"]:
         raise UsageError("the history of the search is not in a model file; use `featx fit --report`.")
+    if len(chosen["history"]["scores"]) < 2:
+        raise UsageError("the search tried one configuration, so there is nothing to draw.")
     return plot.history(**chosen["history"], scoring=chosen["scoring"])
 
 

@@ -45,8 +45,8 @@ SIGNIFICANT = 0.01
 """Probability by chance (after Holm's correction) below which a slice is called worse."""
 
 FEWEST_IN_SLICE = 10
-MOST_CELLS = 24
-"""Classes of a confusion matrix on a page."""
+MOST_CELLS = 22
+"""Classes of a confusion matrix on a page: so many fit in its width, with the recall."""
 
 MOST_ACTIONS = 3
 
@@ -346,7 +346,9 @@ def space(known: Known) -> dict[str, Any]:
             chosen, flat, predictions.truth[chosen], predictions.wrong[chosen], strict=True
         )
     ]  # fmt: skip
-    note = "" if len(chosen) == n else f"{len(chosen):,} of {n:,} images, all mistakes among them."
+    n_wrong, n_shown = int(predictions.wrong.sum()), int(predictions.wrong[chosen].sum())
+    among = "all mistakes" if n_shown == n_wrong else f"{n_shown:,} of {count(n_wrong, 'mistake')}"
+    note = "" if len(chosen) == n else f"{len(chosen):,} of {n:,} images, {among} among them."
     return {"points": points, "note": note, "method": EMBEDDINGS[known.embedding]}
 
 
