@@ -111,8 +111,7 @@ def layer_maps(
     Layers without a map are left out.
     """
     spec = _specs(model)[0]
-    found = _maps(model, [spec], [source], machine)
-    return [(tap, maps[0]) for (name, _), (tap, maps) in found.items() if name == spec.weights]
+    return [(tap, maps[0]) for tap, maps in _maps(model, [spec], [source], machine).values()]
 
 
 def _maps(
@@ -120,14 +119,14 @@ def _maps(
     specs: Sequence[FeatureSpec],
     sources: Sequence[ImageSource],
     machine: Mapping[str, Any],
-) -> dict[tuple[str, str], tuple[Tap, Floats]]:
-    """Maps of all layers of the networks of some specs, shape (n, channels, height, width).
+) -> dict[str, tuple[Tap, Floats]]:
+    """Maps of all layers of the networks of some specs, shape (n, channels, height, width), by `_layer`.
 
-    By the digest of the weights and the layer. All layers at once: a network is then converted once for
+    All layers at once: a network is then converted once for
     whatever is drawn. Where torch is loaded already, it runs so few images sooner than it converts.
     """
     taps = {
-        (spec.weights, tap.name): (tap, _unpooled(spec, tap))
+        _layer(spec, tap.name): (tap, _unpooled(spec, tap))
         for spec in specs
         for tap in _card(model, spec).taps
         if len(tap.grid) == 2
@@ -137,6 +136,11 @@ def _maps(
     wanted = {name: spec for name, (_, spec) in taps.items()}
     blocks = _networks(model, wanted, machine).extract(sources, store=MemoryStore()).blocks
     return {name: (tap, _as_map(blocks[name], tap)) for name, (tap, _) in taps.items()}
+
+
+def _layer(spec: FeatureSpec, cut: str) -> str:
+    """Name of a layer among those of several networks."""
+    return f"{spec.weights}/{cut}"
 
 
 def _unpooled(spec: FeatureSpec, tap: Tap) -> FeatureSpec:
@@ -250,7 +254,7 @@ def _exact(
         margins[image, columns] = factors[image] * (weights[:, answer] - weights[:, other])
     start = 0
     for spec in specs:
-        maps = found[spec.weights, spec.cut][1]
+        maps = found[_layer(spec, spec.cut)][1]
         side = GRIDS.get(spec.pool, 1)
         place = _averaging(maps.shape[2:], side)
         pooled = np.einsum("nchw,ghw->ncg", maps, place).reshape(len(maps), -1)
