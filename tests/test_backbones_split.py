@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import functools
 import pickle
 from collections.abc import Iterator
 
 import pytest
 import torch
+from networks import all_have_layers, backbone
 from torch import Tensor, nn
 
 from featx.backbones import load_backbone
@@ -21,7 +21,7 @@ TINY = (
     "test_vit",
     "test_convnext",
     "test_efficientnet",
-    "test_nfnet",
+    pytest.param("test_nfnet", marks=all_have_layers),
     "test_byobnet",
     "test_mambaout",
 )
@@ -44,11 +44,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@functools.cache
-def backbone(name: str) -> Backbone:
-    return load_backbone(name, pretrained=False, device="cpu")
 
 
 def pictures(count: int, size: int, seed: int = 1) -> Tensor:
@@ -141,6 +136,7 @@ def test_a_tail_is_returned_as_it_was_before_its_proof() -> None:
     assert all(torch.equal(buffer, statistics[name]) for name, buffer in tail.network.named_buffers())
 
 
+@all_have_layers
 def test_rows_are_not_written_into_by_activations_in_place() -> None:
     stem, tail = split_backbone(backbone("test_nfnet"), "stages.1")
     rows = stem(pictures(2, 160))[0]
@@ -172,7 +168,9 @@ def test_an_unknown_cut_is_named() -> None:
 @pytest.mark.parametrize(
     ("name", "cut", "why"),
     [
-        ("visformer_tiny", "stage1", "size of tensor"),  # position embeddings that no module adds
+        pytest.param(  # position embeddings that no module adds
+            "visformer_tiny", "stage1", "size of tensor", marks=all_have_layers
+        ),
         pytest.param(  # and assertions of its own on the way
             "coat_lite_tiny", "serial_blocks1", "expected 4, got 3", marks=pytest.mark.slow
         ),

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from networks import all_have_layers, backbone
 from torch import Tensor, nn
 
 from featx.backbones import load_backbone
 from featx.backbones.network import Backbone, Stem
-from featx.exceptions import UsageError
+from featx.exceptions import BackboneError, UsageError
 from featx.spec import FeatureSpec
 
 TINY = (
@@ -20,7 +20,7 @@ TINY = (
     "test_vit",
     "test_convnext",
     "test_efficientnet",
-    "test_nfnet",
+    pytest.param("test_nfnet", marks=all_have_layers),
     "test_byobnet",
     "test_mambaout",
 )
@@ -44,11 +44,6 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
-
-
-@functools.cache
-def backbone(name: str) -> Backbone:
-    return load_backbone(name, pretrained=False, device="cpu")
 
 
 def pictures(count: int, height: int, width: int | None = None, seed: int = 0) -> Tensor:
@@ -310,6 +305,17 @@ def test_a_size_that_leaves_nothing_is_refused_with_the_default() -> None:
 
 
 # What a stem refuses
+
+
+def test_a_network_that_does_not_give_its_layers_is_refused() -> None:
+    from timm.models import register_model
+
+    @register_model
+    def without_layers(pretrained: bool = False, **_: object) -> nn.Module:
+        return nn.Linear(3, 2)
+
+    with pytest.raises(BackboneError, match="without_layers: Linear has no forward_intermediates"):
+        load_backbone("without_layers", pretrained=False, device="cpu")
 
 
 def test_specs_of_another_network_or_of_two_sizes_are_refused() -> None:

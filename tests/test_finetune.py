@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from networks import all_have_layers
 from scipy.special import softmax
 from scipy.stats import binomtest
 from sklearn.base import clone
@@ -509,6 +510,7 @@ def test_class_weights_may_be_the_square_root_and_what_is_not_known_is_refused()
         FineTuner(extractor(), class_weight="root").fit(x, y)
 
 
+@all_have_layers
 def test_a_cut_that_cannot_be_trained_above_is_refused_before_anything_is_computed() -> None:
     x, y = pictures(20)
     store = MemoryStore()

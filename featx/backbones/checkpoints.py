@@ -134,9 +134,7 @@ def _read(path: Path) -> Any:
     import torch
 
     harmless: list[Any] = [argparse.Namespace, pathlib.PosixPath, pathlib.PurePosixPath]
-    # torch 2.4 has no `safe_globals`, and then reads tensors alone
-    allow = getattr(torch.serialization, "safe_globals", contextlib.nullcontext)
-    with allow(harmless):  # options of the training, beside the weights
+    with torch.serialization.safe_globals(harmless):  # options of the training, beside the weights
         return torch.load(path, map_location="cpu", weights_only=True)
 
 

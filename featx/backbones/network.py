@@ -207,9 +207,19 @@ def describe(name: str, source: str, module: Network) -> BackboneCard:
         Origin of the weights.
     module : torch.nn.Module
         The timm network, in evaluation mode.
+
+    Raises
+    ------
+    BackboneError
+        If it does not give its layers.
     """
     from timm.data import resolve_model_data_config
 
+    if not hasattr(module, "forward_intermediates"):
+        raise BackboneError(
+            f"{name}: {type(module).__name__} has no forward_intermediates, so its layers cannot be reached. "
+            "All networks of timm 1.0.31 have it: pip install -U timm."
+        )
     config = resolve_model_data_config(module)
     height, width = config["input_size"][1:]
     taps, num_features, one_pass = _measure_taps(module, (height, width))

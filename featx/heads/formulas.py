@@ -66,7 +66,12 @@ def scale(xp: Any, scaling: str, widths: Sequence[int], arrays: Arrays, rows: An
         blocks = [_unit(xp, block) for block in blocks]
     else:
         blocks = [block / width**0.5 for block, width in zip(blocks, widths, strict=True)]
-    return blocks[0] if len(blocks) == 1 else xp.concatenate(blocks, axis=1)
+    return blocks[0] if len(blocks) == 1 else _side_by_side(xp, blocks)
+
+
+def _side_by_side(xp: Any, blocks: Sequence[Any]) -> Any:
+    """Join columns. OpenVINO 2025.0 knows `torch.cat` by this name only, which NumPy does not have."""
+    return np.concatenate(blocks, axis=1) if xp is np else xp.cat(blocks, 1)
 
 
 def _linear(xp: Any, arrays: Arrays, params: Params, rows: Any) -> Any:
@@ -136,7 +141,7 @@ def _svm(xp: Any, arrays: Arrays, params: Params, rows: Any) -> Any:
         own = slice(start, start + count)
         parts.append(kernel[:, own] @ dual[:, own].T)
         start += count
-    of_class = xp.concatenate(parts, axis=1)[:, arrays["place"]].reshape(-1, n_classes, n_classes)
+    of_class = _side_by_side(xp, parts)[:, arrays["place"]].reshape(-1, n_classes, n_classes)
     pairs = of_class + of_class.swapaxes(1, 2) + arrays["intercept"]
     if n_classes == 2:
         return -pairs[:, 0, 1]

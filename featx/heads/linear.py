@@ -85,7 +85,7 @@ def make_lda(params: Params, random_state: int | None = None, shape: Shape = (0,
 
 
 def _has_classes(head: Any) -> bool:
-    """Whether the classes are a property, as those of RidgeClassifier in scikit-learn 1.5."""
+    """Whether the classes are a property, as those of RidgeClassifier in scikit-learn 1.6."""
     return isinstance(getattr(type(head), "classes_", None), property)
 
 
@@ -127,7 +127,7 @@ def _write_ridge(head: Any, fitted: StreamedFit, classes: NDArray[Any]) -> None:
 
     head._label_binarizer = LabelBinarizer(pos_label=1, neg_label=-1).fit(classes)
     coef = fitted.weights.T.copy()
-    flat = len(coef) == 1 and not _has_classes(head)  # scikit-learn 1.5 has one row for two classes
+    flat = len(coef) == 1 and not _has_classes(head)  # scikit-learn 1.6 has one row for two classes
     _write(head, coef[0] if flat else coef, fitted.intercept, classes, len(fitted.weights))
     head.n_iter_, head.solver_ = None, "cholesky"
 

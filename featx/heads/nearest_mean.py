@@ -19,8 +19,3 @@ class NearestMean(NearestCentroid):
     def _decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Negative squared distances to the class means, shape (n, n_classes)."""
         return np.asarray(-euclidean_distances(X, self.centroids_, squared=True), np.float64)
-
-    def decision_function(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the scores, shape (n,) for two classes; scikit-learn 1.5 has no such method."""
-        scores = self._decision_function(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores

@@ -286,7 +286,7 @@ def boosting_from_arrays(arrays: Arrays, params: dict[str, Any], classes: NDArra
     pca.set_params(n_components=n_components)
     vars(pca).update(
         mean_=arrays["pca_mean"],
-        explained_variance_=np.ones(n_components),  # scikit-learn 1.5 reads it, and uses it to whiten only
+        explained_variance_=np.ones(n_components),  # scikit-learn 1.6 reads it, and uses it to whiten only
         components_=arrays["components"],
         n_components_=n_components,
         n_features_in_=dims["n_features"],

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from featx.exceptions import LabelError, UsageError
 from featx.features import FeatureBlocks
@@ -25,15 +25,6 @@ from featx.search.refit import refit, select
 from featx.search.scoring import decided
 from featx.search.streaming import chunks_of
 from featx.solvers import DEFAULT_MEMORY, KERNEL_ROWS, STREAM_ROWS
-
-try:
-    from sklearn.utils.validation import validate_data
-except ImportError:  # scikit-learn 1.5 has it as a method
-
-    def validate_data(estimator: Any, X: Any, **options: Any) -> Any:
-        """Check rows as scikit-learn's estimators do."""
-        return estimator._validate_data(X, **options)
-
 
 Floats = NDArray[Any]
 
