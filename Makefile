@@ -10,6 +10,7 @@ STAMP := $(VENV)/.installed
 WITH_DOCS := $(VENV)/.docs
 WORKERS ?= 2
 NOTEBOOKS ?= cache
+TESTS ?=
 
 .PHONY: help install demo test test-all test-torch-free test-oldest coverage mutation check bench docs dist clean
 
@@ -45,12 +46,12 @@ test-torch-free: $(STAMP)  ## search, predict and report in an environment witho
 	@$(BIN)/python tests/torch_free.py prepare build/torch-free
 	@cd build/torch-free && venv/bin/python ../../tests/torch_free.py check .
 
-test-oldest:  ## the fast tests with the lowest versions that pyproject.toml allows, in build/oldest
+test-oldest:  ## the fast tests (or TESTS, some files) with the lowest versions of pyproject.toml, in build/oldest
 	@mkdir -p build/oldest
 	@test -x build/oldest/venv/bin/python || $(PYTHON) -m venv build/oldest/venv
 	@$(PYTHON) tests/oldest.py > build/oldest/constraints.txt
 	@build/oldest/venv/bin/pip install --quiet --disable-pip-version-check --constraint build/oldest/constraints.txt --editable '.[test]'
-	@build/oldest/venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu"
+	@build/oldest/venv/bin/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu" $(TESTS)
 
 coverage: $(STAMP)  ## the fast tests, and which lines of featx they ran
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not slow and not gpu" --cov --cov-report=term:skip-covered

@@ -229,8 +229,8 @@ SHAPES: list[tuple[str, Callable[..., Any], Callable[..., Any]]] = [
     ),
     (
         "or use random ones (pretrained=False)",
-        call(extract, backbone="test_vit3", pretrained=True, input_size=None),
-        call(extract, backbone="test_vit3", input_size=None),
+        call(extract, backbone="ghostnet_050", pretrained=True, input_size=None),
+        call(extract, backbone="ghostnet_050", input_size=None),
     ),
     (
         "use checkpoint=",
