@@ -21,7 +21,7 @@ from featx.threads import n_threads
 
 FACTS = FeatureSpec(
     architecture="image-facts",
-    weights="5",  # raise it when a fact is measured in another way
+    weights="4",  # raise it when a fact is measured in another way
     cut="facts",
     pool="none",
     input_size=(SIDE, SIDE),

@@ -122,8 +122,8 @@ def _maps(
 ) -> dict[str, tuple[Tap, Floats]]:
     """Maps of all layers of the networks of some specs, shape (n, channels, height, width), by `_layer`.
 
-    All layers at once: a network is then converted once for
-    whatever is drawn. Where torch is loaded already, it runs so few images sooner than it converts.
+    All layers at once: a network is then converted once for whatever is drawn. Where torch is loaded
+    already, it runs so few images in less time than a conversion takes.
     """
     taps = {
         _layer(spec, tap.name): (tap, _unpooled(spec, tap))
