@@ -198,6 +198,8 @@ def formats() -> str:
 WHY_NOT_LOWER = {
     "Pillow": "colours of a TIFF beside a band that is not declared as transparency",
     "jinja2": "the lowest version that was tried",
+    "joblib": "results come as they are ready (`generator_unordered`), in suites",
+    "scipy": "the seed of a permutation test (`rng`), in suites",
     "numpy": "the lowest version that was tried",
     "openvino": "names of operations survive the conversion (`trace_kwargs`)",
     "onnx": "the lowest version that was tried",

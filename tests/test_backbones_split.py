@@ -65,9 +65,9 @@ def inner_cuts(net: Backbone) -> list[str]:
     return [names[0], names[len(names) // 2 - 1], names[-2], names[-1]]
 
 
-def check_split(name: str, size: int | None) -> None:
+def check_split(name: str, size: int | None, n_cuts: int = 4) -> None:
     net = backbone(name)
-    for cut in inner_cuts(net):
+    for cut in inner_cuts(net)[:n_cuts]:
         stem, tail = split_backbone(net, cut, input_size=size)
         images = pictures(3, stem.input_size[0])
         with torch.no_grad():
@@ -77,6 +77,12 @@ def check_split(name: str, size: int | None) -> None:
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_tail_of_the_stem_is_the_network(name: str) -> None:
+    check_split(name, None, n_cuts=2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TINY)
+def test_deep_tails_are_the_network(name: str) -> None:
     check_split(name, None)
 
 

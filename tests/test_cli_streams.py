@@ -94,7 +94,7 @@ def test_every_kind_of_result_may_be_lost(
 ) -> None:  # fmt: skip
     for argv in (
         ["models"],
-        ["models", "--json"],
+        ["models", "test_*", "--json"],
         ["cache", "ls"],
         ["predict", str(model), str(class_folders)],
         ["evaluate", str(model), str(class_folders)],

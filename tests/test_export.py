@@ -42,17 +42,18 @@ def inputs_of(path: Path, pictures: list[np.ndarray]) -> dict[str, np.ndarray]:
     return {f"images_{name}": np.stack([prepare(one, s) for one in pictures]) for name, s in specs.items()}
 
 
-HEADS: list[tuple[str, dict[str, Any]]] = [
+HEADS: list[Any] = [
     ("logistic", {"cut": ["layer2", "last"], "pool": ["avg", "grid2"]}),
-    ("knn", {"resize": ["squash", "crop"]}),
-    ("rbf_svm", {}),
-    ("lda", {"decide": {"red": 30.0}}),
-    ("nearest_mean", {}),
+    ("rbf_svm", {"decide": {"red": 30.0}}),
     ("tree", {"class_weight": "balanced"}),
+    pytest.param("knn", {"resize": ["squash", "crop"]}, marks=pytest.mark.slow),
+    pytest.param("lda", {}, marks=pytest.mark.slow),
+    pytest.param("nearest_mean", {}, marks=pytest.mark.slow),
 ]
+"""The formulas of all heads are compared in `test_heads_formulas`; ONNX has the others of these."""
 
 
-@pytest.mark.parametrize(("head", "params"), HEADS, ids=[head for head, _ in HEADS])
+@pytest.mark.parametrize(("head", "params"), HEADS)
 def test_an_openvino_graph_predicts_as_featx(
     head: str, params: dict[str, Any], class_folders: Path, tmp_path: Path
 ) -> None:

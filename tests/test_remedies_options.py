@@ -336,12 +336,8 @@ def test_an_exercise_of_unknown_layers_and_splits(answer: Answer, tmp_path: Path
     assert (code, "00.png" in said) == (0, True)
 
 
-def test_figures_that_a_model_lacks_are_drawn_as_the_message_says(
-    fitted: Path, answer: Answer, tmp_path: Path
-) -> None:
+def test_a_map_is_drawn_as_the_message_says(fitted: Path, answer: Answer, tmp_path: Path) -> None:
     model, photos, cache = fitted / "m.featx", fitted / "photos", ["--cache-dir", fitted / "cache"]
-    code, said = answer("show", "augment", photos, "-o", tmp_path / "views.png")
-    assert (code, (tmp_path / "views.png").exists()) == (0, True), said
     report = ["report", model, photos, "-o", tmp_path / "r.html", "--runtime", "torch", *cache]
     code, said = answer(*report, "--map", "umap")
     if code == 0:

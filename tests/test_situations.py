@@ -190,28 +190,33 @@ def test_a_report_counts_images_of_classes_that_were_not_learnt(fitted: ImageCla
 @pytest.mark.parametrize(
     "spoil",
     [
-        lambda root: (root / "out.featx").write_bytes(b"no model"),
-        lambda root: (root / "out.featx").write_bytes((root / "old.featx").read_bytes()[:5000]),
-        lambda root: (root / "out.featx").write_bytes(b""),
-        lambda root: (root / "r.json").write_text('{"mine": 1}'),
-        lambda root: (root / "r.json").mkdir(),
-        lambda root: (root / "out.featx.skipped.csv").mkdir(),
-        lambda root: (root / "out.featx").symlink_to("nowhere.featx"),
-        lambda root: shutil.copy(root / "others.featx", root / "out.featx"),
-        lambda root: (root / "r.html").write_text("<p>my own page"),
-        lambda root: (root / "r.html").symlink_to("no/such/folder.html"),
+        lambda root: (
+            (root / "out.featx").write_bytes(b"no model"),
+            (root / "r.json").write_text('{"mine": 1}'),
+        ),
+        lambda root: (
+            (root / "out.featx").write_bytes((root / "old.featx").read_bytes()[:5000]),
+            (root / "r.json").mkdir(),
+        ),
+        lambda root: (
+            (root / "out.featx").write_bytes(b""),
+            (root / "out.featx.skipped.csv").mkdir(),
+        ),
+        lambda root: (
+            (root / "out.featx").symlink_to("nowhere.featx"),
+            (root / "r.html").write_text("<p>my own page"),
+        ),
+        lambda root: (
+            shutil.copy(root / "others.featx", root / "out.featx"),
+            (root / "r.html").symlink_to("no/such/folder.html"),
+        ),
     ],
     ids=[
-        "text",
-        "truncated",
-        "empty",
-        "other json",
-        "json is a folder",
-        "list is a folder",
-        "link to nothing",
-        "model of other classes",
-        "other page",
-        "page in no folder",
+        "text and other json",
+        "truncated and json is a folder",
+        "empty and list is a folder",
+        "link to nothing and other page",
+        "model of other classes and page in no folder",
     ],
 )
 def test_what_stands_beside_a_model_never_fails_its_fit(
