@@ -67,7 +67,7 @@ def modules_with_examples() -> Iterator[str]:
             yield ".".join(parts).removesuffix(".__init__")
 
 
-@pytest.mark.parametrize("name", modules_with_examples())
+@pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_the_docstrings_examples_run(name: str, photos: Path) -> None:
     found = doctest.testmod(importlib.import_module(name))
     assert (found.failed, found.attempted > 0) == (0, True)
