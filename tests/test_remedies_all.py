@@ -72,6 +72,7 @@ NO_ADVICE = {
     "has no formula that a graph could have": "all heads have one; for heads that will be added",
     "the graph's probabilities differ": "a bug of featx, which no input provokes",
     "a Git LFS pointer": "a command of another program",
+    "has no forward_intermediates": "a command of another program",
     "reinstall it: pip install": "a command of another program",
     "whose key begins alike": "two keys whose first 16 hexadecimal digits agree",
     "decoder {} is not installed": "a command of another program",
