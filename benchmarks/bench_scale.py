@@ -20,6 +20,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def main() -> None:
     measured.run(f"add of {NEW:,} images", ["add", model, str(new), "-o", model, *common])
     print(describe(SEED), "\n")
     print("\n".join(measured.table()))
-    sizes = [sum(path.stat().st_size for path in folder.rglob("*.h5")) for folder in (cache,)]
-    print(f"\nfeatures on disk: {sizes[0] / 1e9:.2f} GB, {sizes[0] / (args.count + NEW):.0f} bytes an image")
+    n_bytes = sum(path.stat().st_size for path in cache.rglob("*.h5"))
+    print(f"\nfeatures on disk: {n_bytes / 1e9:.2f} GB, {n_bytes / (args.count + NEW):.0f} bytes an image")
 
 
 class Measured:
@@ -106,7 +107,7 @@ class Measured:
         self.path.write_text(json.dumps(self.steps, indent=1))
         print(name, step, flush=True)
 
-    def time(self, name: str, make: Any) -> None:
+    def time(self, name: str, make: Callable[[], None]) -> None:
         """Time a call in this process, unless it was made before."""
         if name not in self.steps:
             began = time.perf_counter()
