@@ -55,13 +55,17 @@ class Display:
         """
         import matplotlib
 
-        for image in (one for ax in self.figure_.axes for one in ax.get_images()):
+        images = [image for ax in self.figure_.axes for image in ax.get_images()]
+        before = [image.get_interpolation() for image in images]
+        for image in images:
             image.set_interpolation("none")  # the browser scales them: 3 times as fast, and sharper
         buffer = io.StringIO()
         with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
             self.figure_.savefig(
                 buffer, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
             )
+        for image, interpolation in zip(images, before, strict=True):
+            image.set_interpolation(interpolation)
         svg = buffer.getvalue()
         svg = svg[svg.index("<svg") :]
         for color, variable in THEMED.items():
