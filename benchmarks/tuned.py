@@ -2,8 +2,9 @@
 
 ``python benchmarks/tuned.py [--sets edges,...] [--splits N] [--minutes M] [--cache DIR]`` writes its section
 of docs/finetuning.md; the sets are looked for in FEATX_TEST_DATA (default ../shared/data). No recipe is
-given. Both fits have the same images, split, folds and seed. What was measured is kept in DIR/tuned.json, so
-that a second call goes on where the first stopped.
+given. Both fits have the same images, split, folds and seed. What was measured is kept in tuned.json beside
+this file, so that a second call, also on another machine, goes on where the first stopped. To measure a split
+again, delete its row.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from featx.images import ImageSet, load_images
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("FEATX_TEST_DATA", ROOT.parent / "shared" / "data"))
+ROWS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "finetuning.md"
 TITLE = '## `fine_tune="auto"` against the tuned head\n'
 SEED = 0
@@ -58,6 +60,7 @@ JOBS = (
     Job("catdog", 2),
     Job("clothing_dev", 2),
     Job("skin6", 2),
+    Job("azure_trees2", 1),
 )
 
 
@@ -67,17 +70,15 @@ def main() -> None:
     parser.add_argument("--sets", help="only these, by a part of the name (the section is then only printed)")
     parser.add_argument("--splits", type=int, help="at most so many splits of each set")
     parser.add_argument("--minutes", type=float, default=60, help="limit of each fine-tuning (default 60)")
-    parser.add_argument("--cache", help="folder for features and results (default: a temporary one)")
+    parser.add_argument("--cache", help="folder for features (default: a temporary one)")
     args = parser.parse_args()
     jobs = [job for job in JOBS if not args.sets or any(part in job.key for part in args.sets.split(","))]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(args.cache or scratch)
-        folder.mkdir(parents=True, exist_ok=True)
-        kept = Kept(folder / "tuned.json")
+        kept = Kept(ROWS)
         for split in range(max(job.splits for job in jobs)):
             for job in jobs:
                 if split < min(job.splits, args.splits or job.splits):
-                    kept.get(job, split, folder / "features", args.minutes)
+                    kept.get(job, split, Path(args.cache or scratch), args.minutes)
     text = render(jobs, kept.rows, args.minutes)
     print(text)
     if not args.sets:
@@ -97,8 +98,8 @@ class Kept:
         """Measure a split that is not there."""
         key = f"{job.key}/{split}"
         if key not in self.rows:
-            self.rows[key] = measure(job, split, cache, minutes)
-            self.path.write_text(json.dumps(self.rows, indent=1))
+            self.rows[key] = {"measured": describe(SEED), **measure(job, split, cache, minutes)}
+            self.path.write_text(json.dumps(self.rows, indent=1) + "\n", encoding="utf-8")
             print(key, self.rows[key], flush=True)
 
 
@@ -158,10 +159,10 @@ def render(jobs: list[Job], rows: dict[str, dict[str, Any]], minutes: float) -> 
             f'`ImageClassifier("{BACKBONE}")` without fine-tuning and with',
             '`fine_tune="auto"`, no recipe given: accuracy on held-out test parts (20 % by a stable hash, or',
             "the given one), mean over splits ± the standard error of the difference. A fine-tuning takes at",
-            f"most {minutes:g} minutes. Minutes are processor time divided by the cores, of the whole fit.",
+            f"most {minutes:g} minutes of clock time. Minutes are processor time divided by the cores, of the whole fit.",
             "Written by `python benchmarks/tuned.py`.",
             "",
-            describe(SEED),
+            *dict.fromkeys(row["measured"] for row in rows.values()),
             "",
             *table(head, lines),
             "",
