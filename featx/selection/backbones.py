@@ -21,6 +21,7 @@ from threadpoolctl import threadpool_limits
 
 from featx.advice import BackboneScore, ProbeResult, h_score, log_me, probe
 from featx.backbones import is_model_file, local_names
+from featx.backbones.state import STATE
 from featx.evaluation import Metric
 from featx.exceptions import FeatxError, UsageError
 from featx.extractor import FeatureExtractor
@@ -35,6 +36,7 @@ from featx.selection.halving import HalvingPlan, plan_halving, survivors
 from featx.selection.networks import Networks, side_by_side
 from featx.spec import RESIZES
 from featx.splits import divisible, stratified_sample
+from featx.stores import converted_networks
 from featx.stores.base import FeatureStore
 
 AUTO = "auto"
@@ -360,7 +362,10 @@ def compare_backbones(
     """
     began = time.monotonic()
     total = n_all or len(images)
-    costs = {name: _seconds_per_image(own, images, codes, random_state) for name, own in extractors.items()}
+    costs = {}
+    for name, own in extractors.items():
+        costs[name] = _seconds_per_image(own, images, codes, random_state)
+        _release(own)
     if say is not None:
         said = "; ".join(f"{name} {_minutes(cost * total / 60)}" for name, cost in costs.items())
         say(f"all {total:,} images would take: {said}")
@@ -380,6 +385,7 @@ def compare_backbones(
             found[name] = _extract(
                 extractors[name], images, chosen, codes, groups, n_jobs=n_jobs, random_state=random_state
             )
+            _release(extractors[name])
         last = list(left)
         left = survivors({name: found[name].leave_one_out for name in left}, keep, work or costs)
     order = survivors({name: found[name].leave_one_out for name in last}, len(last), work or costs)
@@ -395,6 +401,12 @@ def compare_backbones(
     scores.sort(key=lambda one: (-one.n, -one.leave_one_out))  # fewer images: dropped in an earlier round
     winners = tuple(order[: 2 if both else 1])
     return BackboneComparison(tuple(scores), winners, together, plan, scorer.over_last(found[order[0]]))
+
+
+def _release(extractor: FeatureExtractor) -> None:
+    """Free the compiled network, some 200 MB, if it opens again in a moment from its converted file."""
+    if converted_networks(extractor.store_)[1]:
+        STATE.release_networks()
 
 
 @dataclass(frozen=True)
