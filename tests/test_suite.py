@@ -29,7 +29,7 @@ from featx.suite.config import DataSet
 from featx.suite.data import load_data
 from featx.suite.estimators import DINOV2_C, ChosenLogistic, LeastSquares, SimpleShot, WeightedNeighbours
 from featx.suite.folder import STALE_S, Cell, ResultsFolder
-from featx.suite.page import summary, to_html, to_latex
+from featx.suite.page import _label_points, summary, to_html, to_latex
 from featx.suite.ranking import compare_runs, critical_difference, differences, holm
 
 pytestmark = pytest.mark.filterwarnings("ignore::featx.exceptions.ImageWarning")
@@ -399,6 +399,16 @@ def test_the_leaderboard_ranks_and_says_what_is_on_the_front() -> None:
     assert board.standings[0].gap >= board.standings[1].gap
     assert [one.on_front for one in board.standings] == [True, True]  # the worse one is faster
     assert "bad" in to_latex(board)
+
+
+def test_names_of_close_points_do_not_overlap() -> None:
+    from matplotlib.figure import Figure
+
+    ax = Figure(figsize=(7, 4)).add_subplot(xlim=(0, 10), ylim=(0, 1))
+    _label_points(ax, [(5 + n / 10, 0.5 + n / 100, f"method number {n}") for n in range(8)])
+    boxes = [text.get_window_extent() for text in ax.texts]
+    assert len(boxes) == 8
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * 8  # itself
 
 
 def test_rows_are_compared_with_one_of_them_in_pairs() -> None:

@@ -186,10 +186,9 @@ def front_figure(board: Leaderboard) -> Figure:
         for one in board.standings:
             ax.plot([one.seconds], [one.score], "o", color=BLUE if one.on_front else LINE, markersize=5)
         ax.plot([x for x, _, _ in front], [y for _, y, _ in front], color=BLUE, linewidth=1)
-        for x, y, name in front:
-            ax.annotate(_short(name), (x, y), xytext=(4, -11), textcoords="offset points")
         _log_axis(ax)
         ax.margins(x=0.2, y=0.12)
+        _label_points(ax, front)
         ax.set(
             xlabel="seconds of fit and prediction", ylabel=board.metric.replace("_", " "),
             title=f"{_short(front[0][2])} is the fastest of {len(board.standings)}",
@@ -197,6 +196,23 @@ def front_figure(board: Leaderboard) -> Figure:
     return Figure(
         display.to_svg("front"), "Score against seconds; the line joins what is not beaten in both."
     )
+
+
+def _label_points(ax: Any, points: Sequence[tuple[float, float, str]]) -> None:
+    """Write names beside points: in the first of a few places where a name covers no other one."""
+    places = [(x, y) for y in (-11, 5, -22, 16, -33, 27) for x in (4, -4)]
+    taken: list[Any] = []
+    for x, y, name in points:
+        for place in places:
+            label = ax.annotate(
+                _short(name), (x, y), xytext=place, textcoords="offset points",
+                ha="left" if place[0] > 0 else "right",
+            )  # fmt: skip
+            own = label.get_window_extent()
+            if not own.count_overlaps(taken) or place == places[-1]:
+                break
+            label.remove()
+        taken.append(own)
 
 
 def budget_figure(rows: Rows, metric: str) -> Figure | None:
