@@ -9,7 +9,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from featx.finetune.features import FeatureSource, Index, batches
 from featx.finetune.inputs import FineTuneInputs
 from featx.finetune.network import TailClassifier, linear_head, make_head, open_tail, prepare_phase
 from featx.finetune.phases import Phase, TrainedLayer
-from featx.finetune.probe import FittedProbe, LinearProbe, fold_linear, logistic_probe
+from featx.finetune.probe import FittedProbe, LinearProbe, fold_linear, initial_probe, logistic_probe
 from featx.finetune.training import Listener, TrainingData, TrainingRun, TrainingSettings
 from featx.finetune.tuned import FineTunedNetwork
 
@@ -159,7 +159,7 @@ class Job:
         tail.requires_grad_(True)
         pooled = np.zeros_like(self.pooled)
         pooled[train] = self._pool(tail, train)
-        fitted = replace(self.own_probe(train), features=pooled).fit(self.y, train, self.weights)
+        fitted = initial_probe(pooled).fit(self.y, train, self.weights)
         folded = fold_linear(fitted.scores, pooled[train[:CHECKED_IMAGES]])
         assert folded is not None  # a logistic regression is linear
         module.head = linear_head(*folded).to(self.device)
@@ -220,7 +220,7 @@ class Job:
                 return make_head(self.head, self.pooled.shape[1], self.n_classes)
         folded = self._folded(self.fit_probe(train)) if self.probe is not None else None
         if folded is None:
-            own = self.own_probe(train).fit(self.y, train, self.weights)
+            own = initial_probe(self.pooled).fit(self.y, train, self.weights)
             folded = fold_linear(own.scores, self.pooled[:CHECKED_IMAGES])
         assert folded is not None  # a logistic regression is linear
         return linear_head(*folded)
