@@ -367,16 +367,17 @@ def recipes_part() -> list[str]:
         for name, one in RECIPES.items()
     ]
     return [
-        '`fine_tune="auto"` chooses among these, the cheapest first. Each is trained for a quarter of its '
-        "epochs; the better half for half of them; the best one for all. After the first quarter it stops if "
-        f"the chance of a gain on the validation images is below {HOPELESS:g}. All of it takes at most "
-        f"{AUTO_TIMEOUT / 60:.0f} minutes (`fine_tuner__timeout`), with fewer epochs if necessary. It is not "
-        f"tried if the probe is wrong on fewer than {FEWEST_ERRORS} training images, or if the images are "
-        "like those of the pretraining and the advice expects too little.",
+        '`fine_tune="auto"` chooses among these recipes by successive halving, the cheapest first: each is '
+        "trained for a quarter of its epochs, the better half of them for half of the epochs, the best one "
+        "for all. Training stops after the first quarter if the probability of a gain, from the validation "
+        f"images, is below {HOPELESS:g}. All trainings together take at most {AUTO_TIMEOUT / 60:.0f} minutes "
+        "(`fine_tuner__timeout`), with fewer epochs if necessary. Fine-tuning is not tried if the probe is "
+        f"wrong on fewer than {FEWEST_ERRORS} training images, or if the images are like those of the "
+        "pretraining and the expected gain is too small.",
         "",
         "The network is calibrated on the validation images. Its probabilities are not averaged with those "
-        "of the probe: the features of the probe are those of the layers before training, so each prediction "
-        "would need another pass.",
+        "of the probe, since the probe needs the features of the original network, and so a second forward "
+        "pass for each prediction.",
         "",
         *table(head, rows),
     ]
@@ -442,7 +443,7 @@ def rule_part() -> list[str]:
         return []
     head = ["training images", "rule", "mean gain, points", "trainings", "largest mean loss, points"]
     names = {"significant": "sign test, p < 0.05, on all images"} | {
-        str(limit): f"expected gain above 0; further parts while its chance is {limit:g} to {OPEN_TO:g}"
+        str(limit): f"expected gain above 0; further parts while P(gain > 0) is {limit:g} to {OPEN_TO:g}"
         for limit in RULE_LIMITS
     }
     rows = [
@@ -455,10 +456,13 @@ def rule_part() -> list[str]:
         for name, words in names.items()
     ]
     return [
-        "A simulation. True gains are drawn from the differences of the near set and the far sets below. "
-        f"Only one of the two is right on {DIFFER:.0%} of the images, or on more for larger gains. There are "
-        "five parts, each with a training. The loss is the mean loss where the network is worse by 0.5, 1, 2 "
-        "or 4 points, the largest of these. featx uses 0.35 (`featx.finetune.verdict`).",
+        "featx splits the training images into five parts. It trains on the other parts, compares network "
+        "and probe on one part, and repeats this for further parts until the result is clear. This is a "
+        "simulation of rules for the decision. True gains are drawn from the differences on the near set and "
+        f"the far sets below. Exactly one of network and probe is right on {DIFFER:.0%} of the images, or on "
+        "more for larger gains. The last column is the largest of the mean losses in accuracy where the "
+        "network is truly worse by 0.5, 1, 2 or 4 points. featx uses the rule from 0.35 "
+        "(`featx.finetune.verdict`).",
         "",
         *table(head, rows),
     ]
@@ -671,8 +675,10 @@ def write_page() -> str:
 
 
 INTRODUCTION = (
-    "Figures of `featx.finetune`; written by `python benchmarks/bench_finetune.py page` from what the parts "
-    "of that benchmark stored. Other work ran at the same time, so minutes are upper bounds."
+    "Figures of `featx.finetune`; written by `python benchmarks/bench_finetune.py page` from the stored "
+    "results of that benchmark. Other work ran at the same time, so minutes are upper bounds. The *probe* is "
+    "the tuned classifier on frozen features. A *near set* has images like those of ImageNet, a *far set* "
+    "has others."
 )
 
 
@@ -727,22 +733,20 @@ def epoch_table(found: dict[str, Any], device: str) -> list[str]:
         "",
         *table(head, rows),
         "",
-        "Against the loop as it is commonly written, an epoch on cached features of the same two stages "
-        "costs "
-        f"{two:.1f} times less, and {whole:.1f} times less than training all layers; with both in float32 it "
-        f"is {two / single:.1f} times, with both in {precision} {mixed:.1f} times.",
+        f"The loop in float32 takes {two:.1f} times as long as featx for the same two stages, and "
+        f"{whole:.1f} times as long for all layers. With both in float32 it takes {two / single:.1f} times "
+        f"as long, with both in {precision} {mixed:.1f} times.",
     ]
     if device == "cpu":
         lines[-1] += (
-            " bfloat16 helps the frozen layers, which only run forward, more than training. The rest "
-            "of an epoch on cached features is the forward and backward pass of the two stages, which all "
-            "ways "
-            "need. The clock includes waiting for other work on the machine."
+            " bfloat16 speeds up the frozen layers, which have no backward pass, more than the trained ones. "
+            "What remains of an epoch on cached features is the forward and backward pass of the two stages. "
+            "The clock includes waiting for other work on the machine."
         )
     else:
         lines[-1] += (
-            " Here the loops wait for images to be decoded, and featx waits for the launch of kernels, since "
-            "batches of 32 are small for this GPU."
+            " Here the loops are limited by the decoding of images, and featx by the launch of kernels, "
+            "since batches of 32 are small for this GPU."
         )
     return lines
 
@@ -754,12 +758,12 @@ def catdog_part() -> list[str]:
         return []
     auto, tried = found["auto"], found["True"]
     before = (
-        "These figures are from before the rule above: then a network was kept only if it was significantly "
+        "Measured before the rule above was introduced, when a network was kept only if it was significantly "
         "better."
     )
     return [
         *([] if "expected gain" in tried["reason"] else [before, ""]),
-        f'catdog, {tried["n_test"]} photos of a stable test part. `fine_tune="auto"`: {auto["reason"]} '
+        f'catdog, {tried["n_test"]} test photos. `fine_tune="auto"`: {auto["reason"]} '
         f"Test accuracy {auto['test']:.4f}.",
         "",
         f"`fine_tune=True`: {tried['reason']} Test accuracy {tried['test']:.4f}. "
@@ -774,10 +778,9 @@ def catdog_part() -> list[str]:
 FAR_WORDS = (
     "The settings are the same for all folds of a set. Those of the shapes are the best of the table "
     "below. Those of omniglot_small1 were chosen on its first fold without augmentation, and are used for "
-    "sign_digits without a test. Those of fsdd_spectrograms by speakers were chosen on one speaker. The "
-    "first "
-    "fold of omniglot_small1 also showed that the head must be fitted on the batch statistics that training "
-    "leads to; `FineTuner` does this."
+    "sign_digits without further selection. Those of fsdd_spectrograms by speakers were chosen on one "
+    "speaker. The first fold of omniglot_small1 also showed that the head must be fitted with the batch "
+    "statistics of the trained network; `FineTuner` does this."
 )
 
 
@@ -810,10 +813,10 @@ def far_part() -> list[str]:
     )
     lines = [
         "Probe: `HeadSearchCV` over the layers blocks.4, blocks.6 and last with three poolings at 224 "
-        "pixels. The fine-tuner starts from a logistic one on the last layer and trains on all training "
+        "pixels. Fine-tuning starts from a logistic regression on the last layer and trains on all training "
         "folds for a fixed number of epochs. The two are compared on the held-out folds. Intervals are "
-        "bootstraps over images, each with all its predictions if folds are drawn more than once "
-        "(over speakers where they are groups). " + FAR_WORDS,
+        "bootstraps over images (over speakers where they are groups). If folds are drawn more than once, an "
+        "image is resampled with all its predictions. " + FAR_WORDS,
         "",
         *table(head, [far_row(*result) for result in results]),
         "",
@@ -823,7 +826,7 @@ def far_part() -> list[str]:
     if lost:
         lines.append(f"The probe is significantly better on {listed(lost)}.")
     if even:
-        lines.append(f"They do not differ significantly on {listed(even)}.")
+        lines.append(f"The two do not differ significantly on {listed(even)}.")
     missing = [job.words for job in FAR if job.key not in {found[0].key for found in results}]
     if missing:
         lines.append(f"Not complete yet: {listed(missing)}.")
@@ -847,12 +850,10 @@ def scratch_words() -> list[str]:
         for group in (found[False], found[True])
     )
     return [
-        f"Without augmentation the nets end at {plain['training']} % in training and at "
-        f"{plain['validation']} % in validation ({plain['test']} % of the test photos): they learn the "
-        f"training photos by heart. With it they end at {augmented['training']} % in training, with "
-        f"augmented photos and dropout, and at {augmented['validation']} % in validation "
-        f"({augmented['test']} % of the "
-        "test photos).",
+        f"Without augmentation the final accuracy is {plain['training']} % in training and "
+        f"{plain['validation']} % in validation ({plain['test']} % on the test photos): the nets overfit. "
+        f"With augmentation and dropout it is {augmented['training']} % in training and "
+        f"{augmented['validation']} % in validation ({augmented['test']} % on the test photos).",
     ]
 
 
@@ -878,10 +879,10 @@ def scratch_part() -> list[str]:
         "test", "minutes",
     ]  # fmt: skip
     about = (
-        "1,119 training photos (a fifth of them for validation), 280 test photos; the last epoch is used. "
-        "Four blocks: F. Chollet's net, at five times its learning rate; three blocks: that of \"Small data "
-        'strikes back". The nets without augmentation ran on the processor alone, the others beside each '
-        "time on the machine with the GPU."
+        "1,119 training photos (a fifth of them for validation), 280 test photos; the network of the last "
+        "epoch is tested. Four blocks: F. Chollet's net, at five times its learning rate; three blocks: that "
+        'of "Small data strikes back" ([the tutorials](tutorials/index.md)). The nets without augmentation '
+        "ran on the CPU machine, the others at the same time on the GPU machine."
     )
     lines = [about, "", *table(head, rows), "", *scratch_words()]
     curve = [(size, found) for size in SIZES if (found := read(f"curve-{size}"))]
@@ -895,7 +896,7 @@ def scratch_part() -> list[str]:
 SECTIONS: Mapping[str, tuple[Callable[[], list[str]], str]] = {
     "What an epoch costs": (epoch_part, "epoch-*"),
     "Recipes": (recipes_part, ""),
-    "The rule that keeps a network": (rule_part, "rule"),
+    "The rule for keeping a network": (rule_part, "rule"),
     "A near set": (catdog_part, "catdog"),
     "Far sets": (far_part, "far-*"),
     "From scratch: the tutorials' nets on catdog": (scratch_part, "[sc]*r*[eh]-*"),

@@ -1,10 +1,10 @@
 """Several processes with one study: each configuration is evaluated by one of them.
 
 A process claims a configuration by adding a running trial. If two claim the same one, the trial with the
-lower number holds: Optuna's storages give each number once, in the order in which trials are added. A process
-shows that it lives by an attribute of the study. If that stays as it is, the trials of the process are set to
-failed, and others evaluate their configurations. This needs nothing that only some storages have: databases,
-journals and gRPC servers do.
+lower number counts: Optuna's storages give each number once, in the order in which trials are added. A
+process has a heartbeat: an attribute of the study that it changes regularly. If it no longer changes, the
+trials of the process are set to failed, and others evaluate their configurations. Optuna's own heartbeat
+works with databases only; this one also with journals and gRPC servers.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from featx.search.space import Params, SearchSpace, identity
 from featx.search.study import known_results, signals_delayed, tell_result
 
 BEAT_S = 5.0
-"""Seconds between two signs of life of a process."""
+"""Seconds between two heartbeats of a process."""
 
 GRACE_S = 60.0
-"""Seconds without a sign of life after which a process counts as dead."""
+"""Seconds without a heartbeat after which a process counts as dead."""
 
 POLL_S = 0.5
-"""Seconds between two looks at what others have finished."""
+"""Seconds between two reads of the results of others."""
 
 WORKER, DROPPED, ORIGIN = "worker", "dropped", "origin"
 """Attributes of trials: the process that runs it, why it does not count, and why it was tried."""
 
 BEAT = "alive "
-"""Beginning of the attributes of a study by which processes show that they live."""
+"""Prefix of the study's attributes that are heartbeats."""
 
 
 class SharedStudy:

@@ -1,4 +1,4 @@
-"""Rows 24 and 32 to 34 of the acceptance table, and interrupts: memory, crashes, signals, stuck work."""
+"""Rows 24 and 32 to 34 of the faults in docs/reliability.md: memory, crashes; signals and stuck work."""
 
 from __future__ import annotations
 

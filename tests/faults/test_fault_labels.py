@@ -1,4 +1,4 @@
-"""Rows 35 to 43, 47, 48, 53 and 54 of the acceptance table: labels, classes, studies, budgets."""
+"""Rows 35 to 43, 47, 48, 53 and 54 of the faults in docs/reliability.md: labels, classes, budgets."""
 
 from __future__ import annotations
 

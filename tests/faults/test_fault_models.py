@@ -1,4 +1,4 @@
-"""Rows 44 to 46, 49 to 52 and 55 of the acceptance table: model files, backbones, the environment."""
+"""Rows 44 to 46, 49 to 52 and 55 of the faults in docs/reliability.md: models, backbones, environment."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 1 to 20 of the acceptance table: pictures, names, folders."""
+"""Rows 1 to 20 of the faults in docs/reliability.md: pictures, names, folders."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rows 21 to 31 of the acceptance table: disks, caches, spaces."""
+"""Rows 21 to 31 of the faults in docs/reliability.md: disks, caches, spaces."""
 
 from __future__ import annotations
 
