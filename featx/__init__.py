@@ -1,4 +1,4 @@
-"""featx computes pretrained image features once, keeps them, and learns classifiers from them.
+"""featx computes features of images with pretrained networks, stores them, and fits classifiers on them.
 
 Importing this package is fast: public names are loaded when they are first used. A search on cached features
 never imports torch.

@@ -30,7 +30,7 @@ def seconds_of(time: Any) -> float:
     if isinstance(time, str):
         return _read(time)
     if isinstance(time, bool) or not isinstance(time, int | float) or math.isnan(time) or time < 0:
-        raise UsageError(f"{time!r} is no time; write 90s, 10m, 1h30m or seconds")
+        raise UsageError(f"{time!r} is not a time; write 90s, 10m, 1h30m or seconds")
     return float(time)
 
 
@@ -44,5 +44,5 @@ def _read(text: str) -> float:
         for amount, unit in parts
     ]
     if not is_time or any(unit not in UNITS_S for _, unit in known):
-        raise UsageError(f"{text!r} is no time; write 90s, 10m, 1h30m or seconds")
+        raise UsageError(f"{text!r} is not a time; write 90s, 10m, 1h30m or seconds")
     return sum(amount * UNITS_S[unit] for amount, unit in known)

@@ -1,7 +1,7 @@
 """Errors and warnings of featx.
 
-A message says what was given, what is allowed and what to do, and names the file if there is one. The CLI
-exits with the ``exit_code`` of the error.
+A message states what was given, what is allowed and what to do, and names the file if there is one. The
+command line exits with the ``exit_code`` of the error.
 
 ::
 
@@ -9,7 +9,7 @@ exits with the ``exit_code`` of the error.
     ├── UsageError                  2: wrong arguments (also a ValueError)
     ├── DataError                   images, labels or manifest cannot be used (also a ValueError)
     │   ├── ImageError              one image cannot be read or decoded
-    │   ├── TooManyBadImagesError   more images were set aside than the user allows
+    │   ├── TooManyBadImagesError   more images cannot be used than max_bad allows
     │   └── LabelError              labels that cannot be learnt or scored
     ├── BackboneError
     │   ├── UnknownModelError       no such timm architecture or tag
@@ -20,14 +20,14 @@ exits with the ``exit_code`` of the error.
     │   ├── StoreFormatError        written by a newer featx
     │   └── StoreWriteError         full or read-only disk (also an OSError)
     ├── SearchError                 no head could be fitted
-    ├── ModelFileError              a .featx file that is damaged, hostile or of another format
+    ├── ModelFileError              a .featx file that is damaged, malicious or of another format
     └── Interrupted                 129, 130 or 143: stopped by the user; finished work is kept
 
     FeatxWarning (UserWarning)
-    ├── ImageWarning                an image was accepted with a remark
-    ├── StoreWarning                a segment was quarantined
-    ├── DriftWarning                an image now has other features
-    └── SearchWarning               a budget, a head or a number of folds was lowered
+    ├── ImageWarning                images were skipped, or read in a way that may be unexpected
+    ├── StoreWarning                a file of the cache is damaged, or cannot be written
+    ├── DriftWarning                the same image and settings now give other features
+    └── SearchWarning               heads were left out, or fewer folds or trials were used
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class ImageError(DataError):
     name : str
         The image's path, or its position for an image given in memory.
     reason : str
-        Why, in the decoder's or the operating system's words.
+        The message of the decoder or of the operating system.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -73,14 +73,14 @@ class ImageError(DataError):
 
 
 class TooManyBadImagesError(DataError):
-    """More images were set aside than the user allows.
+    """More images cannot be used than `max_bad` allows, or no image is left.
 
     Parameters
     ----------
     message : str
         What is wrong.
     skipped : sequence of Skipped
-        The images that were set aside, each with its reason.
+        The images that cannot be used, each with the reason.
     """
 
     def __init__(self, message: str, skipped: Sequence[Any] = ()) -> None:
@@ -109,7 +109,7 @@ class UnknownTapError(BackboneError, ValueError):
 
 
 class UnsupportedCutError(BackboneError, ValueError):
-    """The network cannot be split into stem and tail at that layer."""
+    """The network cannot be split at that layer into a frozen and a trained part."""
 
 
 class StoreError(FeatxError):
@@ -129,7 +129,7 @@ class SearchError(FeatxError):
 
 
 class ModelFileError(FeatxError):
-    """A model file that is damaged, hostile or of another format."""
+    """A model file that is damaged, malicious or of another format."""
 
 
 class Interrupted(FeatxError):
@@ -153,16 +153,16 @@ class FeatxWarning(UserWarning):
 
 
 class ImageWarning(FeatxWarning):
-    """An image was accepted with a remark."""
+    """Images were skipped, or read in a way that may be unexpected."""
 
 
 class StoreWarning(FeatxWarning):
-    """The cache was repaired, or differs from the request in few fields."""
+    """A file of the cache is damaged, or the cache cannot be written."""
 
 
 class DriftWarning(FeatxWarning):
-    """The same image and spec now have other features."""
+    """The same image and spec now give other features than before."""
 
 
 class SearchWarning(FeatxWarning):
-    """A budget, a head or a number of folds was lowered."""
+    """Heads were left out, or fewer folds or trials were used than requested."""

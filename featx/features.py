@@ -1,8 +1,8 @@
 """FeatureBlocks: a lazy mapping from the name of a block to its features.
 
-A block is the features of one layer, pooling and resizing: an array of shape (n, d). It is loaded when it is
-first used, so that no wide matrix of all blocks is needed. Some rows of a block can be read without the
-others, so that a block need not fit into memory.
+A block is the features of one layer, pooling and resizing: an array of shape (n, d). It is loaded at its
+first use, so the matrix of all blocks is never needed. Some rows of a block can be read without the others,
+so a block may be larger than the memory.
 """
 
 from __future__ import annotations

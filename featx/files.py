@@ -343,7 +343,7 @@ def read_archive(
     raw = _read_capped(Path(path), where, sum(allowed.values()) + MANIFEST_BYTES)
     members = unpack_members(raw, where=where)
     if next(iter(members), None) != MANIFEST or len(members[MANIFEST]) > MANIFEST_BYTES:
-        raise ModelFileError(f"{where}: does not begin with {MANIFEST}, so it is no featx file.")
+        raise ModelFileError(f"{where}: does not begin with {MANIFEST}, so it is not a featx file.")
     manifest = _read_manifest(members.pop(MANIFEST), where)
     if manifest["kind"] != kind:
         raise ModelFileError(f"{where}: is a {manifest['kind']!r} file; a {kind!r} file is needed here.")
@@ -417,7 +417,7 @@ def unpack_members(raw: bytes, *, where: str, max_members: int = MAX_MEMBERS) ->
     if not raw.startswith(b"PK\x03\x04"):
         raise ModelFileError(f"{where}: {_what_it_is(raw)}; a featx file is a zip. {_GET}")
     if len(raw) < _END.size or not raw[-_END.size :].startswith(b"PK\x05\x06"):
-        raise ModelFileError(f"{where}: is cut short, or has bytes behind its end. {_GET}")
+        raise ModelFileError(f"{where}: is truncated, or has bytes after its end. {_GET}")
     _, disk, first_disk, here, count, length, start, comment = _END.unpack(raw[-_END.size :])
     if disk or first_disk or here != count or count > max_members:
         raise ModelFileError(f"{where}: lists {count} members on {disk + 1} disks; at most {max_members}.")
@@ -489,7 +489,7 @@ def _read_manifest(data: bytes, where: str) -> dict[str, Any]:
     """Return the manifest; its own digest covers its kind, format and list."""
     manifest = read_json(data, where=f"{where}: {MANIFEST}")
     if not isinstance(manifest, dict) or set(manifest) != {"format", "kind", "members", "sha256"}:
-        raise ModelFileError(f"{where}: its manifest has not the fields that featx writes. {_GET}")
+        raise ModelFileError(f"{where}: its manifest does not have the fields of featx. {_GET}")
     content = {name: value for name, value in manifest.items() if name != "sha256"}
     own = hashlib.sha256(_canonical(content)).hexdigest()
     if manifest["sha256"] != own or data != _canonical(manifest):
@@ -499,7 +499,7 @@ def _read_manifest(data: bytes, where: str) -> dict[str, Any]:
         or content["format"] < 1
         or not isinstance(content["members"], dict)
     ):
-        raise ModelFileError(f"{where}: its manifest has not the fields that featx writes. {_GET}")
+        raise ModelFileError(f"{where}: its manifest does not have the fields of featx. {_GET}")
     return content
 
 
@@ -555,7 +555,7 @@ def _check_plain(entry: zipfile.ZipInfo, where: str) -> None:
     """Refuse members that are not plain stored files."""
     plain, name = _entry(entry.filename), _short(entry.filename)
     if entry.filename.startswith("/") or "\\" in entry.filename or ".." in entry.filename.split("/"):
-        raise ModelFileError(f"{where}: member {name} points out of the file; it is hostile.")
+        raise ModelFileError(f"{where}: member {name} points outside the file; the file is malicious.")
     if entry.flag_bits & 0x1:
         raise ModelFileError(f"{where}: member {name} is encrypted; a featx file never is.")
     if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size:

@@ -56,12 +56,12 @@ def silent(event: Any) -> None:
 
 
 def shown_by(callback: Callback | None, verbose: bool | str) -> Callback:
-    """Return who is told of progress: the callback, or bars where they are wanted, or nobody.
+    """Return the function that gets progress events: the callback, or one that draws bars, or `silent`.
 
     Parameters
     ----------
     callback : callable or None
-        As given; it is then told alone.
+        If given, it is returned, and there are no bars.
     verbose : bool or "auto"
         Whether bars are drawn; "auto" on a terminal and in a notebook.
     """

@@ -1,8 +1,8 @@
-"""FeatureSpec: everything that can change a feature, and nothing else.
+"""FeatureSpec: everything that features depend on, and nothing else.
 
-Two runs whose specs are equal share features, and two whose specs differ in one field do not. What changes no
-feature beyond the stated tolerance (runtime, device, batch size, threads) is not a field; it is recorded
-beside the features.
+Runs with equal specs share stored features; runs whose specs differ in one field do not. What changes
+features by no more than rounding (runtime, device, batch size, threads) is not a field; it is recorded beside
+the features.
 """
 
 from __future__ import annotations
@@ -111,7 +111,7 @@ class FeatureSpec:
     input_size : tuple of int
         Height and width fed to the network, in pixels.
     resize : {'crop', 'squash', 'pad'}
-        How images that are not square are resized: centre crop, change of aspect, or bars.
+        How images that are not square are resized: centre crop, change of aspect ratio, or padding.
     crop_pct : float
         Fraction of the resized image that the centre crop keeps (timm's meaning).
     interpolation : str

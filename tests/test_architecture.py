@@ -18,7 +18,8 @@ ENTRY_POINTS = ("__init__", "__main__")  # they only name what is in the package
 
 LAYERS = {name: int(layer) for layer, name in re.findall(r"^\| (\d+) \| `(\w+)` \|", PLAN, re.MULTILINE)}
 WITHOUT_TORCH = re.findall(r"`(\w+)`", PLAN.split("These never import torch:")[1].split(", and all")[0])
-MOST_LINES, MOST_CLASS_LINES = 600, 400
+MOST_LINES, MOST_CLASS_LINES = 600, 320
+"""Lines of a file, and lines of a class without docstrings, which should not be shortened for a limit."""
 
 
 def name_of(path: Path) -> str:
@@ -96,7 +97,14 @@ def test_files_and_classes_are_short(module: str) -> None:
     assert text.count("\n") <= MOST_LINES
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ClassDef):
-            assert (node.end_lineno or 0) - node.lineno < MOST_CLASS_LINES, node.name
+            assert code_lines(node) < MOST_CLASS_LINES, node.name
+
+
+def code_lines(node: ast.ClassDef) -> int:
+    documented = [each for each in ast.walk(node) if isinstance(each, ast.ClassDef | ast.FunctionDef)]
+    texts = [each.body[0] for each in documented if ast.get_docstring(each) is not None]
+    docs = sum((text.end_lineno or 0) - text.lineno + 1 for text in texts)
+    return (node.end_lineno or 0) - node.lineno - docs
 
 
 def test_no_public_type_has_the_name_of_another() -> None:

@@ -215,7 +215,7 @@ def test_test_images_of_another_kind_are_told_apart() -> None:
     features[80:, :3] += 3
     other = found(AuditData(**data, parts=parts, features=features))["part_differences"]  # type: ignore[arg-type]
     assert (other.severity, other.value > 0.95) == ("error", True)
-    assert "Expect less than cross-validation says" in other.sentence
+    assert "Expect a lower score than in cross-validation" in other.sentence
 
 
 def test_outliers_and_images_among_another_class_are_named() -> None:

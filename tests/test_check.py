@@ -229,7 +229,7 @@ def test_a_tint_of_one_class_is_named(catdog: Planted, real_data: Path) -> None:
     found = find_shortcuts(AuditData(data.names, ids, data.labels, facts=facts, features=data.features))
     assert found is not None
     assert found.severity == "warning"
-    assert found.sentence.startswith("Colour cast alone tells the classes apart")
+    assert found.sentence.startswith("Colour cast alone predicts the class")
 
 
 @pytest.mark.data

@@ -227,7 +227,7 @@ def test_tensors_that_are_not_the_networks_are_refused(saved: Path, tmp_path: Pa
         saved, tmp_path / "b.featx", finetune_safetensors=save({**tensors, name: tensors[name] * 2})
     )
     STATE.release_networks()  # the true one is in memory under the digest that this file states
-    with pytest.raises(ModelFileError, match="has not the digest"):
+    with pytest.raises(ModelFileError, match="does not have the digest"):
         featx.load(tail).predict(x)
     broken = save({**tensors, name: tensors[name][:1]})
     extractor = FeatureExtractor(str(rewrite(saved, tmp_path / "c.featx", finetune_safetensors=broken)))

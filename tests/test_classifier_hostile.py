@@ -164,7 +164,7 @@ def test_a_large_network_under_a_small_number_of_random_weights_is_not_made(
         model["model"]["cards"][0].update(name="vit_gigantic_patch14_224")
         model["params"]["backbone"] = "vit_gigantic_patch14_224"
 
-    with pytest.raises(BackboneError, match=r"has not the .* parameters that its card states"):
+    with pytest.raises(BackboneError, match=r"does not have the .* parameters of its card"):
         featx.load(rewrite(classifier, tmp_path / "x.featx", change)).predict([PICTURE])
 
 

@@ -300,7 +300,7 @@ def test_what_is_no_time_is_refused_with_examples(
     option: list[str], text: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*option[:-1], f"{option[-1]}={text}"]) == 2
-    assert "is no time; write 90s, 10m, 1h30m" in capsys.readouterr().err
+    assert "is not a time; write 90s, 10m, 1h30m" in capsys.readouterr().err
 
 
 def test_a_misspelt_model_suggests_the_nearest(

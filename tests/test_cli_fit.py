@@ -124,7 +124,7 @@ def test_a_dry_run_of_fine_tuning_lists_the_recipes_or_the_phases(
     argv = ["fit", class_folders, *FIT, "-o", tmp_path / "m.featx", "--dry-run", "--fine-tune"]
     code, out, _ = _run(capsys, *argv, "auto", "--budget", "10m")
     assert code == 0
-    assert re.search(r"fine-tuning within (9|10) min.*, if the advice expects a gain: the best of these", out)
+    assert re.search(r"fine-tuning within (9|10) min.*, if a gain is expected: the best of these", out)
     for name, recipe in RECIPES.items():
         assert f"{name}: {recipe.describe(24)}" in out
     assert "all-80: all layers at 80 pixels, on augmented images, 40 epochs" in out

@@ -101,7 +101,7 @@ def test_a_decision_is_saved_and_can_be_changed_after_loading(
 @pytest.mark.parametrize(
     ("decide", "error", "message"),
     [
-        ({"common": 2.0}, LabelError, "'common', which is no class; give costs of 'rare', 'usual'"),
+        ({"common": 2.0}, LabelError, "'common', which is not a class; give costs of 'rare', 'usual'"),
         ({"rare": 0}, UsageError, "the cost of 'rare' is 0; give a number above 0"),
         ({"rare": float("nan")}, UsageError, "give a number above 0"),
         ("median", UsageError, "decide 'median' is not known; choose"),
@@ -199,7 +199,7 @@ def test_the_command_line_takes_and_shows_decisions(
     assert labels() == labels("--decide", "rare=2.5")
     assert labels("--decide", "balanced").count("rare") > labels("--decide", "argmax").count("rare")
     assert main(["predict", model, str(tmp_path / "set"), "--decide", "blue=2"]) == 1
-    assert "'blue', which is no class" in capsys.readouterr().err
+    assert "'blue', which is not a class" in capsys.readouterr().err
     assert main(["evaluate", model, str(tmp_path / "set"), "--decide", "median"]) == 2
     assert "'median' is not known" in capsys.readouterr().err
 

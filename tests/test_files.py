@@ -150,7 +150,7 @@ def test_a_pickle_is_refused_and_never_runs(tmp_path: Path, protocol: int) -> No
         (b"<!DOCTYPE html>", "a web page"),
         (b"PK\x05\x06" + bytes(18), "an empty zip"),
         (b"hello world", "is a file of another kind"),
-        (b"PK\x03\x04", "cut short"),
+        (b"PK\x03\x04", "truncated"),
     ],
 )
 def test_what_is_no_zip_is_refused_by_what_it_is(tmp_path: Path, content: bytes, message: str) -> None:
@@ -374,7 +374,7 @@ def test_sound_headers_with_other_versions_are_refused(good: Path) -> None:
 )
 def test_a_member_that_points_out_of_the_file_is_refused(good: Path, tmp_path: Path, name: str) -> None:
     path = raw_zip(tmp_path / "x.featx", lambda file: file.writestr(plain(name), b"x"))
-    assert "points out of the file" in refusal(path)
+    assert "points outside the file" in refusal(path)
 
 
 @pytest.mark.parametrize("name", ["evil.py", "model.json\n", "MODEL.JSON", "<script>", "con"])

@@ -132,7 +132,7 @@ def test_most_images_broken_is_said_before_anything_is_measured(
     ("path", "cause"),
     [
         ("{here}/img/1.png", "exists, and img is not in it"),
-        ("{here}/a.txt/1.png", "a.txt is no folder"),
+        ("{here}/a.txt/1.png", "a.txt is not a folder"),
         ("/content/drive/MyDrive/1.png", "It was written on another machine"),
         ("nowhere/1.png", "The path is misspelt"),
         ("{here}/img\\1.png", "It was written on Windows"),

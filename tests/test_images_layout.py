@@ -88,11 +88,11 @@ def test_what_each_folder_was_taken_for_is_said_in_one_line(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("folders", "left_out", "why"),
     [
-        (["pred"], "pred", "it is no split"),
-        (["pred/pred"], "pred", "it is no split"),
-        (["unlabelled", "extra"], "unlabelled", "it is no split"),
+        (["pred"], "pred", "it is not a split"),
+        (["pred/pred"], "pred", "it is not a split"),
+        (["unlabelled", "extra"], "unlabelled", "it is not a split"),
         (each("pets/{}/{}", ["train", "test"], PETS), "pets", "it holds the splits once more"),
-        (each("all/{}", PETS), "all", "it is no split"),
+        (each("all/{}", PETS), "all", "it is not a split"),
     ],
 )
 def test_folders_beside_splits_are_left_out_by_name(

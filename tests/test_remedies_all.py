@@ -74,7 +74,7 @@ NO_ADVICE = {
     "a Git LFS pointer": "a command of another program",
     "has no forward_intermediates": "a command of another program",
     "reinstall it: pip install": "a command of another program",
-    "whose key begins alike": "two keys whose first 16 hexadecimal digits agree",
+    "whose key has the same beginning": "two keys whose first 16 hexadecimal digits agree",
     "decoder {} is not installed": "a command of another program",
     "{} size={}": "no text for people",
 }

@@ -207,12 +207,12 @@ def xml(old: bytes, new: bytes) -> Any:
     ("change", "words"),
     [
         (lambda graphs: {"0" * 64: b"x" * 99}, "not of this model"),
-        (lambda graphs: dict.fromkeys(graphs, b"x" * 99), "cut short"),
+        (lambda graphs: dict.fromkeys(graphs, b"x" * 99), "truncated"),
         (lambda graphs: {name: own[:-5000] for name, own in graphs.items()}, "cannot be used"),
         (xml(b"<?xml", b"<!DOCTYPE a [<!ENTITY b 'b'>]><?xml"), "document type"),
         (xml(b'type="ReLU"', b'type="Assign"'), "cannot be used|operation"),
         (xml(b'version="opset1"', b'version="extension"'), "cannot be used|operation"),
-        (xml(b'element_type="u8"', b'element_type="f32"'), "another input|cannot be used"),
+        (xml(b'element_type="u8"', b'element_type="f32"'), "an input other than images|cannot be used"),
         (xml(b"last:avg:normed", b"other:avg:normed"), "does not give the features"),
     ],
 )

@@ -482,7 +482,7 @@ def test_a_dry_run_refuses_what_the_fit_refuses(
     ],
 )
 def test_times_in_words(text: str, seconds: float | None) -> None:
-    with contextlib.nullcontext() if seconds else pytest.raises(UsageError, match="is no time"):
+    with contextlib.nullcontext() if seconds else pytest.raises(UsageError, match="is not a time"):
         assert seconds_of(text) == seconds
 
 

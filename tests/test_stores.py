@@ -694,7 +694,7 @@ def test_a_folder_of_another_recipe_whose_key_begins_alike_is_refused(cache: Pat
     with HDF5Store(cache) as store:
         fill(store, range(3))
     alike = StoredSpace(cache / "v1", KEY[:16] + "0" * 48)  # no recipe with such a key is known
-    with pytest.raises(StoreError, match="another spec whose key begins alike"):
+    with pytest.raises(StoreError, match="another spec whose key has the same beginning"):
         alike.write(ids_of(5), rows_of(5), SPEC)
 
 

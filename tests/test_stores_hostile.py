@@ -119,7 +119,7 @@ def test_a_file_in_the_place_of_the_notes_is_named(
     cache = make_cache(tmp_path / "cache")
     shutil.rmtree(cache / "v1" / name)
     make(cache / "v1" / name)
-    with pytest.warns(StoreWarning, match=f"{name}: a note cannot be kept there"):
+    with pytest.warns(StoreWarning, match=f"{name}: a note cannot be written there"):
         use(cache)
 
 
@@ -185,7 +185,7 @@ def test_an_old_file_that_is_no_journal_is_named(tmp_path: Path, content: bytes,
     extractor = FeatureExtractor("test_resnet", pretrained=False, store=tmp_path / "cache", runtime="torch")
     extractor.fit_transform([picture(1)])  # another process may be writing it
     os.utime(path, (1e9, 1e9))
-    with pytest.warns(StoreWarning, match=r"x\.journal: it is no journal"):
+    with pytest.warns(StoreWarning, match=r"x\.journal: it is not a journal"):
         extractor.fit_transform([picture(2)])
     assert path.read_bytes() == content
 

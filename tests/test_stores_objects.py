@@ -151,7 +151,7 @@ def test_a_damaged_object_is_not_used_and_not_moved(objects: Objects, cache: str
     objects.put(name, data[:middle] + bytes([data[middle] ^ 255]) + data[middle + 1 :])
     reader = ObjectStore(cache)
     with (
-        pytest.warns(StoreWarning, match="will be computed again. If this is said again, delete it"),
+        pytest.warns(StoreWarning, match="will be computed again. If this warning comes again, delete it"),
         pytest.raises(KeyError),
     ):
         reader.read(SPEC.key, ids_of(range(N)))

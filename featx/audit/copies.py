@@ -83,7 +83,7 @@ def find_near_copies(data: AuditData) -> Finding | None:
 
 
 def find_leaks(data: AuditData) -> Finding | None:
-    """Find images that stand in several parts, as copies or near copies; `value` is their number.
+    """Find images in both training and test part, as copies or near copies; `value` is their number.
 
     A split by digest keeps copies together. A split that was given by the user may separate them; the test
     score is then too high. The finding gives the score of a quick classifier with and without them.

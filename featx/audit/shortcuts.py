@@ -1,4 +1,4 @@
-"""Checks of how well classes, and parts, can be told apart: shortcuts, and test images unlike the others."""
+"""Checks of shortcuts, and of test images that differ from the training images."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ red of the cats is multiplied by 1.03 (saved as JPEG again; 0.55 if not): means 
 grey no longer."""
 
 MOST_BINNED = 50
-"""With fewer columns than this, a shortcut is also told by which quantile each value is in."""
+"""With fewer columns than this, the quantiles of the values are used as columns, too."""
 
 SHAPES = "16-pixel copy"
 RANDOM = "network with random weights"
 TOLD = (SHAPES, RANDOM)
-"""They show the subject, too, so they are told, and never called shortcuts."""
+"""They contain the subject, too, so their scores are listed, and never reported as shortcuts."""
 
 RANDOM_FILTERS, RANDOM_IMAGES = ((32, 5), (64, 3)), 128
 """Number and side of the filters of each layer of the network with random weights, and images at a time."""
@@ -125,12 +125,12 @@ def find_shortcuts(data: AuditData) -> Finding | None:
     near = [name for name in order if share[name] >= NEAR and name not in TOLD]
     if not near:
         sentence = (
-            f"No shortcut comes near the features (balanced accuracy {real:.3f}; chance {chance:.3f}): "
-            f"{told}."
+            f"No shortcut is nearly as good as the features (balanced accuracy {real:.3f}; chance "
+            f"{chance:.3f}): {told}."
         )
         return Finding.of(data, "shortcuts", "note", sentence, (), share[best])
     sentence = (
-        f"{joined(near).capitalize()} alone {'tells' if len(near) == 1 else 'tell'} the classes apart: "
+        f"{joined(near).capitalize()} alone {'predicts' if len(near) == 1 else 'predict'} the class: "
         f"balanced accuracy {scores[best]:.3f}, and {real:.3f} from features (chance {chance:.3f}). The "
         f"model may learn this instead of the subject. All: {told}."
     )
@@ -140,7 +140,7 @@ def find_shortcuts(data: AuditData) -> Finding | None:
 
 
 def find_part_differences(data: AuditData) -> Finding | None:
-    """Tell training images from test images by their features; `value` is the area under the curve."""
+    """Distinguish training images from test images by their features; `value` is the area under the curve."""
     if data.features is None or data.parts is None:
         return None
     is_test = data.parts == "test"
@@ -160,9 +160,9 @@ def find_part_differences(data: AuditData) -> Finding | None:
     typical = [*order[is_test[order]][:TYPICAL].tolist(), *order[~is_test[order]][::-1][:TYPICAL].tolist()]
     how = "unlike" if auc >= HUGE_AUC else "somewhat unlike"
     sentence = (
-        f"The test images are {how} the training images: a classifier tells them apart with an area under "
-        f"the curve of {auc:.2f}. Expect less than cross-validation says. Most typical of the test part: "
-        f"{listed([data.names[i] for i in typical if is_test[i]])}."
+        f"The test images are {how} the training images: a classifier distinguishes them with an area under "
+        f"the curve of {auc:.2f}. Expect a lower score than in cross-validation. Most typical of the test "
+        f"part: {listed([data.names[i] for i in typical if is_test[i]])}."
     )
     return Finding.of(
         data, "part_differences", "error" if auc >= HUGE_AUC else "warning", sentence, typical, auc,

@@ -324,7 +324,7 @@ class BackboneCard(Record):
 
 
 def check_random(card: BackboneCard) -> None:
-    """Refuse a card of a model file that asks for too many random weights.
+    """Refuse a card of a model file with too many random weights.
 
     Pretrained weights are on this machine already. Random ones would be made, as many as the name says.
 

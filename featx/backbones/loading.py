@@ -205,7 +205,7 @@ def _load(
     else:
         source, stamp = f"random:{seed}", []
         if card is not None and count_parameters(name) != card.parameters:
-            raise BackboneError(f"{name} has not the {card.parameters:,} parameters that its card states.")
+            raise BackboneError(f"{name} does not have the {card.parameters:,} parameters of its card.")
         module = load_random(name, seed)
     module.eval().requires_grad_(False)
     if card is None:

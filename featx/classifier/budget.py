@@ -87,7 +87,7 @@ class Budget:
         self._ahead = tuple(stage for stage, wanted in asked if wanted)
 
     def share(self, stage: str) -> float:
-        """Seconds that a stage may take; 0 if it was not asked for. Earlier stages are then over."""
+        """Seconds that a stage may take; 0 if it was not requested. Earlier stages are then over."""
         if stage not in self._ahead:
             return 0.0
         self._ahead = self._ahead[self._ahead.index(stage) :]

@@ -1,4 +1,4 @@
-"""Features of images that no store is asked for: what a service computes for each request."""
+"""Features of images without a store: what a service computes for each request."""
 
 from __future__ import annotations
 

@@ -49,64 +49,65 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
 
     Parameters
     ----------
-    backbone : str or list of str
+    backbone : str or list of str, default "preset"
         Any timm name with its tag. Several are compared on at most 500 training images; the best is used, or
-        the best two if their blocks side by side are better by a standard error. "auto" stands for all on
-        this machine: the packaged ones, and those of timm in the hub's local cache.
+        the concatenated features of the best two if they are better by a standard error. "auto" stands for
+        all whose weights are on this machine: in Python packages, or in the cache of the Hugging Face hub.
     preset : {"quick", "good", "best"}, default "good"
-        Parameters that go together (see ``featx presets``): `backbone`, `cut`, `pool`, `resize`, `heads`,
-        `n_trials`, `fine_tune`, `backbone_budget`, and the views of the extractor. Those that are given win:
-        all whose value is not "preset", their default.
+        Values of `backbone`, `cut`, `pool`, `resize`, `heads`, `n_trials`, `fine_tune`, `backbone_budget` and
+        the views of the extractor (see ``featx presets``). They are used for parameters whose value is
+        "preset", their default.
     budget : float or str, optional
-        Time for the whole fit: seconds, or such as "90s", "10m" or "2h". Features of all images are computed
-        even if they take longer, and a step that has begun is finished. By default the search plans as much
-        work as the features of the images take with the default backbone (``search__budget``), and there is
-        no limit for the rest.
-    cut : str, int, list or None
+        Time for the whole fit: seconds, or a text such as "90s", "10m" or "2h". Features of all images are
+        computed even if they take longer, and a step that has begun is finished. By default only the search
+        has a budget: the time that the features of the images take with the default backbone
+        (``search__budget``).
+    cut : str, int, list or None, default "preset"
         Layer whose output is used: None for the whole network without its classifier, the name or number of
         a layer (see ``featx taps``), a list of them, or "auto" for all.
-    pool : str or list
-        Pooling of a layer's map: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4; a list, or "auto" for
-        all that the layer allows.
-    resize : {"crop", "squash", "pad", "auto"} or list
-        Of images that are not square: centre crop, squeezed, or with bars. "auto" tries each on a few hundred
-        training images, and leaves the usual one only for one that is significantly better.
-    heads : sequence of str or None
+    pool : str or list, default "preset"
+        Pooling of a feature map, as for `FeatureExtractor`; a list, or "auto" for all that the layer allows.
+    resize : {"crop", "squash", "pad", "auto"} or list, default "preset"
+        How images that are not square are resized: centre crop, change of aspect ratio, or padding. "auto"
+        tries each on a few hundred training images, and uses another one than "crop" only if it is
+        significantly better.
+    heads : sequence of str or None, default "preset"
         Names of `featx.heads.HEADS` to try; None for those that are quick to fit.
-    n_trials : int or "auto"
-        Optuna trials beyond the coarse grid; "auto" is at most 30, and none where they cannot help.
-    cv : int or "auto"
+    n_trials : int or "auto", default "preset"
+        Optuna trials in addition to the coarse grid; "auto" is at most 30, and none where they cannot help.
+    cv : int or "auto", default "auto"
         Folds; at most the size of the smallest class. "auto" is 5; where one linear model on all of them
         would take most of the search's budget, only some of them are evaluated.
     scoring : str or callable, default "auto"
-        Any scikit-learn scorer. "auto" is accuracy; the decision is then allowed to favour rare classes.
+        Any scikit-learn scorer. "auto" is accuracy, and lets `decide` favour rare classes.
     class_weight : None, "balanced", "sqrt", "search" or dict, default None
-        Weights of the classes in training. The decision then has these weights, too.
+        Weights of the classes in training and in the decision rule; as for `HeadSearchCV`.
     decide : {"auto", "argmax", "balanced"} or dict, default "auto"
-        How labels follow from probabilities: the most probable class ("argmax"), as if all classes were
+        Decision rule from probabilities to labels: the most probable class ("argmax"), as if all classes were
         equally frequent ("balanced"), or by the cost of missing each class (``{"rare": 5}``; others cost 1).
-        "auto" favours rare classes where the largest class has three times the images of the smallest, or
-        more, and `scoring` is "auto" or counts classes equally. How much is found out of fold, and it is done
-        only if macro-F1 gains more than chance and more than accuracy loses (see `tried_`). Setting another
-        value needs no other fit. Probabilities do not depend on it.
-    fine_tune : {"auto", True, False}
-        Whether the network's upper layers are trained on the training part after the search, and kept if
-        they are expected to be better than the tuned head (in minutes to hours). "auto": if a gain is likely.
-    backbone_budget : float, str or "auto"
-        Time for the comparison of backbones. The most expensive ones are left out if it does not suffice.
-        With "auto" it costs no more than the features of the default backbone for all images again, or 600 s
-        where all backbones were named.
+        "auto" favours rare classes if the largest class has at least three times the images of the smallest,
+        and `scoring` is "auto" or a metric in which all classes count the same. The weight of rare classes is
+        tuned on out-of-fold probabilities; it is used only if macro-F1 gains significantly and more than
+        accuracy loses (see `tried_`). Another value can be set after the fit. Probabilities do not depend on
+        it.
+    fine_tune : {"auto", True, False}, default "preset"
+        Whether the network's upper layers are trained on the training part after the search, and used if
+        they are expected to be better than the tuned head (minutes to hours). "auto": if a gain is likely.
+    backbone_budget : float, str or "auto", default "preset"
+        Time for the comparison of backbones. The most expensive ones are left out if it is too short. "auto"
+        is the time of the features of all images with the default backbone, or 600 s if the backbones are
+        given by name.
     max_bad : float, default 0.05
-        Fraction of unreadable images that `fit` sets aside with a warning; more is an error.
+        Fraction of unreadable images that `fit` skips with a warning; more is an error.
     auto_groups : bool, default True
-        Where no groups are given: whether near copies, and images of one source, stay on one side of splits.
-    store : path, FeatureStore, "memory" or None
+        If no groups are given: whether near copies, and images of one source, stay in one part and one fold.
+    store : path, FeatureStore, "memory" or None, default None
         Where features are kept. None is the cache folder (``FEATX_CACHE``); "memory" keeps nothing on disk.
     device : str, default "auto"
         cuda, mps, xpu or cpu. Of several devices ("cuda:0,cuda:1", "all") the extraction uses all, and
         fine-tuning the first.
     n_jobs : int, optional
-        Threads of extraction and search.
+        Threads of extraction and search; all cores by default.
     random_state : int, optional
         Seed of folds, search and heads.
     callback : callable, optional
@@ -116,12 +117,12 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
     extractor : FeatureExtractor, optional
         All other parameters of the extraction, such as ``extractor__decode="fast"``. The parameters above
         replace its own of the same name. ``extractor__view=range(k + 1)`` with ``extractor__view_policy``
-        allows k augmented views of each training image: they are tried as more training data, as averaged
-        features (then each image is also predicted from its views), and both; what helps out of fold is kept
-        (see `augmentation_`).
+        allows k augmented views of each training image. They are tried as more training data, as averaged
+        features (images are then also predicted from the average over their views), and as both, and used if
+        the out-of-fold score is better (see `augmentation_`).
     search : HeadSearchCV, optional
-        All other parameters of the search, such as ``search__storage``; ``search__n_repeats="auto"`` (the
-        default here) draws the folds once from 500 images on, and two or three times below.
+        All other parameters of the search, such as ``search__storage``. ``search__n_repeats="auto"`` (the
+        default here) draws the folds once for 500 images or more, and two or three times for fewer.
     fine_tuner : FineTuner, optional
         All other parameters of fine-tuning, such as ``fine_tuner__unfreeze``.
 
@@ -130,7 +131,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
     model_ : ImageModel
         The fitted model.
     record_ : FitRecord
-        How it came about.
+        What the fit tried, selected and measured.
     study_ : optuna.Study
         All trials. Absent in a loaded model; ``record_.trials`` has the best ones.
     cv_results_ : dict of arrays
@@ -218,7 +219,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         groups: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> Self:
-        """Learn from all images.
+        """Fit on all images, without a test part.
 
         Parameters
         ----------
@@ -257,10 +258,11 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         split_salt: str = "",
         previous: Mapping[str, str] | None = None,
     ) -> Self:
-        """Learn from the training part and score on the held-out test part, which nothing else uses.
+        """Fit on the training part, and evaluate on the held-out test part, which is used for nothing else.
 
-        The test part is the ``test/`` folder or the manifest's split where the data has one. Otherwise it is
-        a stable, stratified hash split: an image that is test today is test after the set has grown.
+        The test part is the ``test/`` folder or the manifest's split if the data has one. Otherwise it is
+        stratified and chosen by a hash of the images' content: test images stay test images when the set
+        grows. The result is in `evaluation_`.
 
         Parameters
         ----------
@@ -271,11 +273,18 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         split_salt : str, default ""
             Another text draws another split.
         previous : mapping of str to str, optional
-            An earlier `assignment_`; its images stay where they were.
+            An earlier `assignment_`; its images stay in their part.
 
         Returns
         -------
         self
+
+        Raises
+        ------
+        LabelError, TooManyBadImagesError
+            As `fit`.
+        DataError
+            If there are too few images for a test part.
         """
         images = labelled_images(X, y, groups=groups, sample_weight=sample_weight)
         split = {"test_size": test_size, "salt": split_salt, "previous": previous}
@@ -283,36 +292,53 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         return self
 
     def predict(self, X: Images, *, decide: str | Mapping[Any, float] | None = None) -> NDArray[Any]:
-        """Label of each image, shape (n_images,): the decision for `predict_proba`.
+        """Predict the label of each image.
 
         Parameters
         ----------
         X : Images
             As for `fit`.
         decide : {"auto", "argmax", "balanced"} or dict, optional
-            Another decision than that of the parameter `decide`.
+            Another decision rule than that of the parameter `decide`.
+
+        Returns
+        -------
+        array of shape (n_images,)
+            Labels, in the type of `classes_`.
 
         Raises
         ------
         ImageError
-            If an image cannot be read; ``extract(on_error="skip")`` and `proba_of_features` set it aside.
+            If an image cannot be read; to skip it, use ``extract(on_error="skip")`` and `proba_of_features`.
         """
         model = self._deciding(decide)
         return model.labels(self.predict_proba(X))
 
     def predict_proba(self, X: Images) -> NDArray[np.float64]:
-        """Probabilities, shape (n_images, n_classes), in the order of `classes_`.
+        """Predict calibrated probabilities; they do not depend on the decision rule.
 
-        They are calibrated to the frequencies of the training images, whatever the decision is.
+        Parameters
+        ----------
+        X : Images
+            As for `fit`.
+
+        Returns
+        -------
+        array of shape (n_images, n_classes), float64
+            In the order of `classes_`.
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read.
         """
         return self.proba_of_features(self.extract(X).blocks)
 
     def decision_function(self, X: Images) -> NDArray[np.float64]:
-        """Decision scores, shape (n_images,) for two classes, else (n_images, n_classes); `predict` follows
-        them.
+        """Decision scores, shape (n_images,) for two classes, else (n_images, n_classes).
 
-        They are log probabilities, up to a constant for each image, plus the logarithms of the decision's
-        weights.
+        They are log probabilities, up to a constant for each image, plus the logarithms of the decision
+        rule's weights. `predict` returns the class of the largest one.
         """
         model = self._deciding()
         return model.scores(self.extract(X).blocks)
@@ -342,14 +368,26 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
     ) -> Evaluation:
         """Metrics with intervals, confusion matrix and per-class table on labelled images.
 
-        Warns of unreadable images, up to `max_bad` of them, and of images that the model was trained on.
-
         Parameters
         ----------
         X, y, groups
             As for `fit`.
         min_confidence : float, optional
-            Also report coverage and accuracy when less probable answers are withheld.
+            Also report coverage and accuracy without predictions of a lower probability.
+
+        Returns
+        -------
+        Evaluation
+
+        Raises
+        ------
+        TooManyBadImagesError
+            If more than `max_bad` of the images cannot be read.
+
+        Warns
+        -----
+        ImageWarning
+            About unreadable images, and about images that the model was trained on.
         """
         model = self._deciding()
         images = as_images(X, y, groups=groups)
@@ -357,7 +395,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         return evaluate_images(model, self._folds(), images, extract, self.max_bad, min_confidence)[0]
 
     def extract(self, X: Images, *, on_error: str = "raise") -> Extraction:
-        """Features that predictions are made from, for new images.
+        """Features of new images, from which `predict` computes its results.
 
         Parameters
         ----------
@@ -365,6 +403,11 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
             As for `predict`.
         on_error : {"raise", "skip"}
             What to do with an image that cannot be read.
+
+        Returns
+        -------
+        Extraction
+            The features in `blocks`, and the skipped images.
         """
         check_is_fitted(self)
         images, machine = as_images(X), machine_of(self)
@@ -399,13 +442,18 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         return advise_model(self.model_, self.record_, training, machine_of(self), **options)
 
     def plans(self, X: Images) -> dict[str, Plan]:
-        """What `fit` would compute for these images with each backbone, and how long that takes here."""
+        """Return what `fit` would compute for these images, and how long it takes here, for each backbone."""
         return plan_fit(as_images(X), settings_of(self))
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write the classifier to one ``.featx`` file, which `featx.load` reads.
 
-        The features of a few synthetic images are computed (or read from the store) to go with it.
+        The file also has the features of a few synthetic images; `load` checks that they are still the same.
+
+        Parameters
+        ----------
+        path : path
+            File to write; its name ends in ``.featx``.
 
         Returns
         -------
@@ -427,7 +475,7 @@ class ImageClassifier(ResultTables, FittedParts, ClassifierMixin, BaseEstimator)
         return hasattr(self, "_fitted")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the training images: a copy predicts, and cannot be asked for advice."""
+        """Return the state without the training images: a copy can predict, but not give advice."""
         state: dict[str, Any] = dict(super().__getstate__())
         if "_fitted" in state:
             state["_fitted"] = dataclasses.replace(state["_fitted"], training=None, images=None)

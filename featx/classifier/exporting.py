@@ -89,7 +89,7 @@ def export_model(
     if not os.fspath(target).endswith(TARGETS[to]):
         raise UsageError(f"{os.fspath(target)}: a file for {to} is named with the ending {TARGETS[to]}.")
     if resizing and to != "onnx":
-        raise UsageError(f"--resizing is for --to onnx; {to} has no antialiased resize with featx's result.")
+        raise UsageError(f"--resizing is for --to onnx; {to} has no resize operation like featx's.")
     if to == "featx":
         from featx.classifier.embedding import embed_networks
 

@@ -184,7 +184,7 @@ def _refuse(saved: SavedModel) -> None:
     if model.network is None and model.augmentation.averages:
         raise UsageError(
             f"{saved.where}: it averages features over {model.augmentation.views} augmented views, which a "
-            "graph cannot draw; fit without --views, or use --to featx."
+            "graph cannot compute; fit without --views, or use --to featx."
         )
     if model.network is None and saved.head.formula is None:
         raise UsageError(

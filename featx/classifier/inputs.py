@@ -129,7 +129,7 @@ def held_out_part(
         is_test = images.splits == "test"
         if is_test.all():
             raise DataError(
-                f"all {len(images):,} images are in the test part, so that none is left to learn from; name "
+                f"all {len(images):,} images are in the test part, so none is left for training; name "
                 "the split of the others train."
             )
         return images, is_test
@@ -289,10 +289,10 @@ def _as_weights(values: NDArray[Any]) -> NDArray[np.float64]:
     try:
         weights = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise DataError(f"sample weights are no numbers: {error}.") from error
+        raise DataError(f"sample weights are not numbers: {error}.") from error
     bad = np.flatnonzero(~np.isfinite(weights) | (weights < 0))
     if len(bad):
-        raise DataError(f"the sample weight {weights[bad[0]]:g} of image {bad[0]} is no number from 0 up.")
+        raise DataError(f"the sample weight {weights[bad[0]]:g} of image {bad[0]} is not at least 0.")
     return weights
 
 

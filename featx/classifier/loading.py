@@ -43,19 +43,19 @@ def load(
 ) -> ImageClassifier | Predictor:
     """Read a classifier that `ImageClassifier.save` wrote.
 
-    Needs no training data, no cache and no network, and never runs code from the file. The digests inside
-    prove that the file is whole, not who made it: load only files from people you trust.
+    This needs no training data, cache or internet, and never runs code from the file. The digests in the file
+    show that it is not damaged, but not who made it: load only files from people you trust.
 
     Parameters
     ----------
     path : path-like
         A ``.featx`` file.
     runtime : str, optional
-        With a runtime (``"openvino"``, ``"torch"``, ``"auto"``, ...) the result is a `Predictor`. It only
-        predicts, and imports neither torch nor scikit-learn where a converted network is at hand.
+        With a runtime (``"openvino"``, ``"torch"``, ``"auto"``, ...) the result is a `Predictor`, which only
+        predicts, and imports neither torch nor scikit-learn if the cache or the file has a converted network.
     store : path, FeatureStore or "memory", default "memory"
-        Where features of predicted images are kept; by default nowhere, and nothing is written. A `Predictor`
-        keeps no features, but a network that it must convert is kept in the default cache folder.
+        Where features of predicted images are kept; by default only in memory. A `Predictor` keeps no
+        features, but stores a network that it must convert in the default cache folder.
     checkpoint : path, optional
         Weights of the backbone, where they cannot be found by its name.
     allow_download : bool, default False

@@ -1,4 +1,4 @@
-"""What a model says of each image, as a table."""
+"""Predictions of a model image by image, as a table."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Predictor: a saved model that only predicts, and starts in a moment.
+"""Predictor: a saved model that only predicts, and starts quickly.
 
-It imports neither scikit-learn nor, where a converted network is at hand, torch. A converted network is at
-hand if the model file has it inside (``featx export --to featx``), or if this machine has converted it
-before. The labels and probabilities are those of the loaded `ImageClassifier`, up to rounding.
+It does not import scikit-learn, nor torch if a converted network is in the model file (``featx export --to
+featx``) or in the cache of this machine. The labels and probabilities are those of the loaded
+`ImageClassifier`, up to rounding.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from featx.records import from_plain
 class Predictor:
     """Labels and probabilities of images, by a saved model.
 
-    Threads may share one, and it can be pickled.
+    Several threads may share a predictor. It can be pickled.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class Predictor:
     runtime : str, default "auto"
         openvino, torch or torch-compile; auto is the fastest one that is installed.
     decide : {"auto", "argmax", "balanced"} or dict, optional
-        How a label follows from the probabilities; default as the model was fitted.
+        Decision rule from probabilities to labels; by default that of the model.
     device, n_jobs, max_pixels, checkpoint, allow_download
         As for `FeatureExtractor`.
     **machine
@@ -97,7 +97,7 @@ class Predictor:
         self._features = DirectFeatures(self._fitted, self._machine)
 
     def decide(self, decide: str | Mapping[Any, float]) -> None:
-        """Use another decision for all predictions from now on.
+        """Use another decision rule for all later predictions.
 
         Parameters
         ----------
@@ -114,7 +114,7 @@ class Predictor:
         X : images
             As for `predict_proba`.
         decide : {"auto", "argmax", "balanced"} or dict, optional
-            Another decision than that of the model.
+            Another decision rule than that of the model.
         """
         model = self.model_ if decide is None else self._fitted.deciding(decide)
         return model.labels(self.predict_proba(X))

@@ -206,7 +206,7 @@ def machine_of(clf: BaseEstimator) -> dict[str, Any]:
 
 
 def callback_of(params: Mapping[str, Any]) -> Callable[[Any], None]:
-    """Return the callback of a classifier: its own, or one that draws bars where `verbose` asks for them."""
+    """Return the callback of a classifier: its own, or one that draws bars, as `verbose` says."""
     return shown_by(params["callback"], params["verbose"])
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ResultTables:
-    """What `ImageClassifier` says of each image: a pandas DataFrame, or a list of dicts without pandas."""
+    """Predictions of `ImageClassifier` image by image, as a DataFrame, or a list of dicts without pandas."""
 
     _fitted: Fitted
 
@@ -64,7 +64,7 @@ class ResultTables:
         return as_frame(found.take(found.parts == "train").rows(), COLUMNS)
 
     def predict_sets(self, X: Images, coverage: float = 0.9) -> list[list[Any]]:
-        """Return a set of labels of each image that holds the truth in a share `coverage` of the images.
+        """Return a set of labels for each image; it contains the true label for a share `coverage` of images.
 
         Conformal prediction (`featx.evaluation.conformal`); it holds for images like the training images.
 

@@ -51,13 +51,13 @@ VERBS: dict[str, Verb] = {
     "fit": Verb("featx.cli.fit", "learn a classifier from labelled images, evaluate it and save it"),
     "predict": Verb("featx.cli.predict", "label images with a saved classifier"),
     "evaluate": Verb("featx.cli.evaluate", "evaluate a saved classifier on labelled images"),
-    "check": Verb("featx.cli.check", "look for what is wrong with a data set, before any model"),
+    "check": Verb("featx.cli.check", "look for problems of a data set, before a model is fitted"),
     "fix": Verb("featx.cli.fix", "write a manifest with the corrections of a table of issues"),
-    "report": Verb("featx.cli.report", "write a page of what a model does, how good it is, where it fails"),
+    "report": Verb("featx.cli.report", "write an HTML page about a model: scores, mistakes, what to do next"),
     "card": Verb("featx.cli.card", "write a model card in Markdown"),
     "export": Verb("featx.cli.export", "write a model as ONNX or OpenVINO, or for machines without torch"),
     "advise": Verb("featx.cli.advise", "measure what to do next: layer, labels, fine-tuning, backbone"),
-    "add": Verb("featx.cli.add", "add new labelled images to a model, and say what changed"),
+    "add": Verb("featx.cli.add", "add new labelled images to a model, and print what changed"),
     "curve": Verb("featx.cli.curve", "measure accuracy by number of labels, and forecast the gain of more"),
     "bench": Verb("featx.cli.bench", "run a benchmark suite, show its results, and compare two runs"),
     "show": Verb("featx.cli.show", "draw the results of a model, or images as the network gets them"),
@@ -67,13 +67,9 @@ VERBS: dict[str, Verb] = {
     "heads": Verb("featx.cli.heads", "list the classifiers that a search can try"),
     "presets": Verb("featx.cli.presets", "list the presets of a fit, with sources and licences of networks"),
     "taps": Verb("featx.cli.taps", "list the layers of a backbone whose output can be used"),
-    "download": Verb(
-        "featx.cli.download", "download the weights of a backbone, for later use without a network"
-    ),
+    "download": Verb("featx.cli.download", "download the weights of a backbone, for later use offline"),
     "doctor": Verb("featx.cli.doctor", "check this machine: packages, devices, cache, weights"),
-    "demo": Verb(
-        "featx.cli.demo", "check, fit, evaluate and predict on handwritten digits, without a network"
-    ),
+    "demo": Verb("featx.cli.demo", "check, fit, evaluate and predict on handwritten digits, offline"),
 }
 
 
@@ -158,7 +154,9 @@ def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     used = next((word for word in arguments if word in VERBS), None)
     for name, verb in VERBS.items():
-        child = verbs.add_parser(name, help=verb.summary, description=verb.summary.capitalize() + ".")
+        child = verbs.add_parser(
+            name, help=verb.summary, description=verb.summary[0].upper() + verb.summary[1:] + "."
+        )
         if name != used:  # only its name and summary are needed
             continue
         module = importlib.import_module(verb.module)
@@ -197,7 +195,7 @@ class _Parser(argparse.ArgumentParser):
         elif verb := re.match(r"argument VERB: invalid choice: '(.*?)'", message):
             close = difflib.get_close_matches(verb[1].lower(), VERBS, 1)
             nearest = OTHER_VERBS.get(verb[1].lower()) or next(iter(close), None)
-            message = f"{verb[1]!r} is no verb"
+            message = f"{verb[1]!r} is not a command"
         elif any(os.path.exists(word) for word in message.partition(": ")[2].split()):
             message = "there is more than one file or folder of images"
             hint = " Give the folder that they are in, or a pattern in quotes, such as 'photos/*.jpg'."

@@ -85,8 +85,8 @@ def add_backbone(parser: argparse.ArgumentParser, *, several: bool = False) -> N
         "--backbone",
         default=None if several else DEFAULT_BACKBONE,
         metavar="NAME[,NAME...]|auto" if several else "NAME",
-        help=f"{one}. Several, or all whose weights are here (auto), are compared on at most 500 training "
-        "images. The best is used, or the best two side by side"
+        help=f"{one}. Several, or all whose weights are on this machine (auto), are compared on at most 500 "
+        "training images. The best is used, or the features of the best two"
         if several
         else one,
     )
@@ -179,7 +179,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
 def add_isolate(group: argparse._ActionsContainer) -> None:
     """Add ``--isolate``."""
     group.add_argument(
-        "--isolate", action="store_true", help="decode in a subprocess, which may crash without harm"
+        "--isolate", action="store_true", help="decode in a subprocess: its crash does not end the run"
     )
 
 
@@ -239,7 +239,7 @@ def add_test_part(
     )
     if may_be_none:
         group.add_argument(
-            "--no-test", action="store_true", help="hold out nothing, and learn from all images: no score"
+            "--no-test", action="store_true", help="learn from all images: no test part, no score"
         )
     group.add_argument(
         "--split-salt", default="", metavar="TEXT", help=salt or "another text draws another test part"
@@ -288,7 +288,7 @@ def add_jobs(group: argparse._ActionsContainer) -> None:
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """Add ``--dry-run``."""
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what would be computed, and how long it takes here"
+        "--dry-run", action="store_true", help="print what would be computed, and the time on this machine"
     )
 
 

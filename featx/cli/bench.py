@@ -23,21 +23,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("-o", "--output", metavar="DIR", help="results folder of a run (default: results)")
     parser.add_argument(
-        "--dry-run", action="store_true", help="say what a run would compute, and how long it takes"
+        "--dry-run", action="store_true", help="print what a run would compute, and how long it takes"
     )
-    parser.add_argument("--retry-failed", action="store_true", help="compute cells again that failed before")
+    parser.add_argument(
+        "--retry-failed", action="store_true", help="compute the parts of the suite again that failed before"
+    )
     parser.add_argument(
         "--metric", default="accuracy", metavar="NAME", help="metric to rank by (default accuracy)"
     )
     parser.add_argument(
-        "--against", metavar="NAME", help="show: compare each row with this one, in pairs over data sets"
+        "--against", metavar="NAME", help="show: paired comparison of each row with this one over data sets"
     )
     parser.add_argument("--html", metavar="FILE", help="show: write one page with tables and figures")
     parser.add_argument("--latex", metavar="FILE", help="show: write the leaderboard as a LaTeX table")
     parser.add_argument("--markdown", metavar="FILE", help="show: write the leaderboard as a Markdown table")
     parser.add_argument(
         "--fail-below", type=float, metavar="POINTS",
-        help="diff: exit with 1 if a mean is lower by more than this (such as -0.5), beyond chance",
+        help="diff: exit with 1 if a mean is significantly lower by more than this (such as -0.5)",
     )  # fmt: skip
     arguments.add_jobs(parser)
     arguments.add_cache(parser)

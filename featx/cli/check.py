@@ -1,4 +1,4 @@
-"""``featx check``: look for what is wrong with a data set, before any model."""
+"""``featx check``: look for problems of a data set, before a model is fitted."""
 
 from __future__ import annotations
 

@@ -40,14 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--preset",
         choices=["quick", "good", "best"],
         default="good",
-        help="parameters that go together, see `featx presets` (default good); options that you give win",
+        help="values of several options, see `featx presets` (default good); other options override them",
     )
     parser.add_argument(
         "--budget",
         "--timeout",
         type=arguments.seconds,
         metavar="TIME",
-        help="time for all, such as 90s, 10m or 2h; features of all images are computed in any case",
+        help="time for the whole fit, such as 90s, 10m or 2h; all features are computed in any case",
     )
     parser.add_argument("--report", metavar="FILE", help="page of results to write (see `featx report`)")
     arguments.add_dry_run(parser)
@@ -59,14 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--no-auto-groups",
         action="store_true",
-        help="let near copies, and images of one source, stand on both sides of splits",
+        help="allow near copies, and images of one source, in training and test part",
     )
     group = arguments.add_search(parser, by_preset=True)
     group.add_argument(
         "--cv",
         type=arguments.whole(2),
         metavar="K",
-        help="folds (default 5; of many images in many classes some of these are evaluated)",
+        help="folds (default 5; for large sets of many classes, only some are evaluated)",
     )
     group.add_argument(
         "--scoring",
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--positive",
         metavar="LABEL",
-        help="class that --scoring f1, precision, recall, jaccard or average_precision is of",
+        help="class for --scoring f1, precision, recall, jaccard or average_precision",
     )
     group.add_argument(
         "--class-weight",
@@ -113,8 +113,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=arguments.whole(0),
         metavar="K",
-        help="augmented views of each training image (default 0). They are used if they help out of fold, "
-        "and by fine-tuning",
+        help="augmented views of each training image (default 0). They are used by fine-tuning, and if they "
+        "improve the out-of-fold score",
     )
     group.add_argument(
         "--view-policy",
@@ -138,7 +138,7 @@ def _add_fine_tuning(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--fine-tune",
         choices=["auto", "yes", "no"],
-        help="auto: if the advice expects a gain (default no: it takes minutes to hours)",
+        help="auto: if a gain is expected (default no: it takes minutes to hours)",
     )
     group.add_argument(
         "--unfreeze", metavar="K|TAP|all", help="last K stages, layers above a tap, or all (default 2)"

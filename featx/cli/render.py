@@ -27,7 +27,7 @@ SKIPPED_SHOWN = 10
 
 UNLIKE_FROM, UNLIKE_SHARE, UNLIKE_FEWEST = 99.0, 0.2, 3
 """Percentile from which images are unlike the training images, and the share and number of such images from
-which it is said unasked. Of a model of 24 images, a sixth of the ordinary images are beyond it."""
+which there is a warning. For a model of 24 images, a sixth of ordinary images are beyond this percentile."""
 
 BLOCKS_SHOWN = 3
 """Most blocks that are printed by name; JSON output has all."""
@@ -158,7 +158,7 @@ def fine_tune_plan(console: Console, clf: Any, images: ImageSet) -> None:
         limit = AUTO_TIMEOUT if not settings.budget.is_limited else settings.budget.left
         limit = settings.fine_tuner.get("timeout") or limit
         console.text(
-            f"fine-tuning within {duration(limit)}, if the advice expects a gain: the best of these recipes, "
+            f"fine-tuning within {duration(limit)}, if a gain is expected: the best of these recipes, "
             "by successive halving"
         )
         lines = [f"{name}: {recipe.describe(len(images))}" for name, recipe in RECIPES.items()]
@@ -226,15 +226,15 @@ def evaluation(console: Console, result: Any, *, title: str) -> None:
 
 
 def unlike(console: Console, percentiles: Any, flagged: float | None) -> None:
-    """Say how many images are unlike the training images, if it was asked for or is more than chance."""
+    """Warn of images unlike the training images, if requested or if there are more than by chance."""
     limit = UNLIKE_FROM if flagged is None else flagged
     n, total = int((percentiles >= limit).sum()), len(percentiles)
     if flagged is None and n < max(UNLIKE_FEWEST, UNLIKE_SHARE * total):
         return
     expected = f"{100 - limit:g} % would be usual"
     console.warn(
-        f"{n:,} of {total:,} images are more unlike the training images than {limit:g} % of these are unlike "
-        f"each other ({expected}); do not trust their labels (column unlike)"
+        f"{n:,} of {total:,} images are unlike the training images: their distance to them is above the "
+        f"percentile {limit:g} ({expected}); do not trust their labels (column unlike)"
     )
     console.data(n_unlike=n)
 
@@ -380,7 +380,7 @@ def interval(metric: Any, number: str = ".3f", *, scale: float = 1) -> str:
 
 @contextmanager
 def aside(console: Console, what: str) -> Iterator[None]:
-    """Do what is asked for beside the result; if it fails, one line says so, and nothing else changes."""
+    """Write an additional output; a failure is reported in one line, and does not change the result."""
     try:
         yield
     except Exception as error:

@@ -1,6 +1,6 @@
 """Standard streams that may fail: the reader of a pipe ends, a disk is full, a stream was closed.
 
-A verb does not end early for that: the files that it was asked for are still written. The exit code says
+A command does not end early for that: its output files are still written. The exit code says
 that results were lost.
 """
 

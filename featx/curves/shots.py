@@ -170,7 +170,7 @@ def _draw(codes: Indices, k: int, units: Indices | None, rng: np.random.Generato
         free &= ~np.isin(units, units[train])
     test = np.flatnonzero(free)
     if not len(test):
-        raise DataError(f"{k} images of each class are of all groups: no image is left for testing; lower k.")
+        raise DataError(f"{k} images of each class are of all groups, so none is left for testing; lower k.")
     if len(test) > TEST_IMAGES:
         test = rng.choice(test, TEST_IMAGES, replace=False)
     return np.sort(train), np.sort(test)

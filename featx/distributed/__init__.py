@@ -1,4 +1,4 @@
-"""Features computed by many machines, with Ray Data. Names are loaded at first use."""
+"""Features computed by several machines with Ray Data. Names are loaded at first use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Ray cluster that computes: connecting to it, and how many workers it holds."""
+"""Connection to a Ray cluster, and the number of workers that it has room for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Pool:
 
 @contextlib.contextmanager
 def connected(address: str) -> Iterator[None]:
-    """Use a cluster; the connection is closed afterwards, if it was not there before.
+    """Connect to a cluster inside a block; a connection that existed before stays open.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ def connected(address: str) -> Iterator[None]:
         import ray.data
     except ModuleNotFoundError as error:
         raise UsageError(f"{error.name} is not installed; pip install 'featx[ray]'.") from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is reported to Ray's makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # send no usage statistics
     mine = not ray.is_initialized()
     if mine:
         try:
@@ -124,7 +124,7 @@ def _quiet(context: Any) -> Iterator[None]:
 
 
 def plan_pool(workers: int | None, cpus: int | None, device: str) -> Pool:
-    """Return how many workers the cluster holds: one for each GPU, or for each group of cores.
+    """Return how many workers the cluster has room for: one for each GPU, or for each group of cores.
 
     Parameters
     ----------

@@ -43,7 +43,7 @@ from featx.progress import shown_by
 from featx.stores.base import FeatureStore, as_ids
 
 BLOCK_ROWS = 512
-"""Images of a block of a list of files: some seconds of work, so that a lost worker costs little."""
+"""Images of a block of a list of files: a few seconds of work, so that the loss of a worker loses little."""
 
 MARKS = "ray"
 """Folder of the cache for the marks of running extractions."""
@@ -51,7 +51,7 @@ MARKS = "ray"
 
 @dataclass(frozen=True)
 class RayExtraction(Extraction):
-    """What `extract` returns: an `Extraction`, and who computed it.
+    """What `extract` returns: an `Extraction`, and the workers that computed it.
 
     Attributes
     ----------
@@ -96,17 +96,18 @@ def extract(
     extractor : FeatureExtractor, optional
         What to compute, and where it is stored; by default one with `params`.
     address : str, default "auto"
-        ``HOST:PORT`` of a cluster; ``auto`` for the one that runs, else a new one on this machine; ``local``
-        for a new one. A connection that is open is used as it is.
+        ``HOST:PORT`` of a cluster; ``auto`` for a running one, else a new one on this machine; ``local`` for
+        a new one. An open connection of Ray is used as it is.
     workers : int, optional
         Number of workers, each with one network. By default one for each GPU; without GPUs one for each group
         of `worker_cpus` cores.
     worker_cpus : int, optional
-        Cores of a worker; by default those of the smallest machine, at most 8, or what `workers` leave.
+        Cores of a worker. By default those of the smallest machine, at most 8; with `workers`, so many that
+        these workers fit.
     column : str, optional
         Column of the bytes of images; by default it is found by its name.
     block_rows : int, default 512
-        Images of a list that a worker gets at a time.
+        Images that a worker gets at a time, if `data` is a list of files.
     on_error : {"raise", "skip"}
         What to do with an image that cannot be read.
     callback : callable, optional
@@ -251,8 +252,8 @@ def _result(
     if lost.any():
         raise StoreError(
             f"the features of {lost.sum():,} images, which workers stored, are not in the cache folder as "
-            "this machine sees it: they were removed meanwhile, or the file system is late. Run the same "
-            "command again: only these are computed."
+            "this machine sees it: they were removed meanwhile, or the file system shows them late. Run the "
+            "same command again: only these are computed."
         )
 
     def reader(key: str) -> Callable[[NDArray[np.intp]], NDArray[Any]]:

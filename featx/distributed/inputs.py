@@ -1,4 +1,4 @@
-"""What users give to `extract`, as a Ray dataset of blocks of images."""
+"""The input of `extract` as a Ray dataset of blocks of images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ IMAGES, URLS, TABLES, SHARDS = "images", "URLs", "Parquet", "shards"
 """Kinds of inputs."""
 
 SAMPLE = 64
-"""Rows of a dataset that are read to find the column of images and the range of deep pixels."""
+"""Rows of a dataset that are read to find the column of images, and the range of pixels above 8 bits."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Inputs:
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What was set aside when the images were found."""
+        """Images and folders that were skipped when the images were found."""
         return self.images.skipped if self.images is not None else []
 
 
 def open_inputs(data: Any, *, column: str | None, block_rows: int) -> Inputs:
-    """Make a dataset of what `extract` was given.
+    """Make a dataset of the input of `extract`.
 
     Parameters
     ----------
@@ -93,7 +93,7 @@ def open_inputs(data: Any, *, column: str | None, block_rows: int) -> Inputs:
 
 
 def kind_of(paths: Sequence[str | os.PathLike[str]], column: str | None = None) -> tuple[str, list[str]]:
-    """Return what paths hold, and the files that Ray reads.
+    """Return the kind of files at these paths, and the files that Ray reads.
 
     Parameters
     ----------

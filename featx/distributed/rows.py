@@ -10,10 +10,10 @@ from featx.images import escape_name
 from featx.images.folder import IMAGE_EXTENSIONS
 
 BYTES_COLUMNS = ("bytes", "image", "img", "picture", "photo", "content", "data")
-"""Columns that are looked at for the bytes of files, in this order; then those named like ``jpg``."""
+"""Names of columns of bytes of image files, in order of preference; then names such as ``jpg``."""
 
 PATH_COLUMNS = ("path", "file", "filename", "filepath", "image_path")
-"""Columns that are looked at for paths, where no column holds bytes."""
+"""Names of columns of paths, used if no column has bytes."""
 
 Row = Mapping[str, Any]
 
@@ -52,7 +52,7 @@ def image_of(row: Row, column: str | None, *, paths: bool) -> tuple[str, Any]:
 
 
 def check_rows(rows: Iterable[Row], column: str | None, *, paths: bool) -> None:
-    """Refuse rows none of which has an image.
+    """Raise an error if no row has an image.
 
     Raises
     ------

@@ -38,7 +38,7 @@ class Worker:
     card : BackboneCard
         Of the network.
     mark : Path
-        A file in the cache folder, by which a worker knows that it sees the same folder.
+        A file in the cache folder, by which a worker checks that it has the same folder.
     column : str, optional
         As for `extract`.
     paths : bool
@@ -93,7 +93,7 @@ class Worker:
     def _compute(self, rows: list[Row]) -> dict[str, list[Any]]:
         extractor = self._opened()
         pairs = [image_of(row, self._column, paths=self._paths) for row in rows]
-        if any(POSITION in row for row in rows):  # a list of ours: its addresses were allowed
+        if any(POSITION in row for row in rows):  # from a list of files, whose URLs the user has allowed
             pairs = [(name, RemotePath(one) if is_address(one) else one) for name, one in pairs]
         names = [
             row.get(NAME) or name or _unnamed(source) for row, (name, source) in zip(rows, pairs, strict=True)
@@ -125,7 +125,7 @@ class Worker:
         }
 
     def _opened(self) -> SpecExtractor:
-        """Open the cache at the first block: what a constructor raises, Ray would hide."""
+        """Open the cache at the first block, since Ray hides errors of a constructor."""
         if self._extractor is None:
             if not self._mark.exists():
                 raise StoreError(

@@ -115,7 +115,7 @@ def make_decision(
         unknown = [label for label in decide if label not in labels]
         if unknown:
             raise LabelError(
-                f"decide names {', '.join(map(repr, unknown[:5]))}, which is no class; give costs of "
+                f"decide names {', '.join(map(repr, unknown[:5]))}, which is not a class; give costs of "
                 f"{', '.join(map(repr, labels[:10]))}{', ...' if len(labels) > 10 else ''}."
             )
         return Decision("costs", tuple(float(decide.get(label, 1.0)) for label in labels))

@@ -89,11 +89,13 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         Any timm name with its tag, a loaded network, or a saved model (``"pets.featx"``) whose network was
         fine-tuned.
     cut : None, str, int or list, default None
-        None for the whole network without its classifier, a tap's name or number, a list of them, or "all".
-        Lists of cuts, pools, resizes and views give a block for each combination, from one forward pass.
+        Layer whose output is used: None for the whole network without its classifier, the name or number of
+        a layer (a *tap*; ``featx taps NAME`` lists them), a list of them, or "all". Lists of cuts, pools,
+        resizes and views give a block of features for each combination.
     pool : str or list, default "avg"
-        How a layer's map becomes a vector: avg, max, gem, avg+max, cls, cls+avg, grid2, grid4, none. With
-        several cuts, combinations that a cut does not allow are left out.
+        How a feature map becomes a vector: avg, max, gem (generalised mean), avg+max, cls (class token),
+        cls+avg, grid2 and grid4 (averages of the cells of a 2 x 2 and a 4 x 4 grid), or none. With several
+        cuts, combinations that a cut does not allow are left out.
     resize : {"crop", "squash", "pad"} or list, default "crop"
         How images that are not square are resized.
     input_size : int or tuple of int, optional
@@ -116,14 +118,14 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
     device : str, default "auto"
         cuda, mps, xpu or cpu; several of one kind ("cuda:0,cuda:1"), which share the images, or "all".
     precision : {"auto", "fp32", "bf16", "fp16"}, default "auto"
-        Compute precision. auto first takes the precision of cached features that differ in nothing else, then
-        the one that suits the hardware. `fit` chooses it.
+        Compute precision, chosen by `fit`. auto is the precision of cached features that differ in nothing
+        else if there are any, otherwise the fastest one of the hardware.
     dtype : {"float16", "float32"}, default "float16"
         How features are stored.
     batch_size : int or "auto", default "auto"
-        Images in one forward pass. Features do not depend on it beyond the stated tolerance.
+        Images in one forward pass. Features do not depend on it, up to rounding.
     n_jobs : int, optional
-        Threads that decode and, on a CPU, forward passes at a time; default (and -1) all cores.
+        Number of threads that decode and, on a CPU, of parallel forward passes; default (and -1) all cores.
     decoder : str, default "auto"
         JPEG decoder (see `featx.images.DECODERS`).
     decode : {"exact", "fast"}, default "exact"
@@ -131,12 +133,12 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
     background : tuple of int, default (255, 255, 255)
         RGB. Transparent pixels are blended with it.
     pixel_range : str, default "auto"
-        As in `FeatureSpec`, or auto: black and white are chosen from a sample of the images that `fit` gets.
+        How pixel values of images of more than 8 bits are scaled to 0 to 255: ``"low,high"``, ``"full"``,
+        ``"minmax"`` (see `FeatureSpec`), or auto: from a sample of the images that `fit` gets.
     bands : str, default ""
-        Bands that are red, green and blue, such as ``"3,2,1"``, or one that is grey.
-        How images of more than 8 bits are scaled.
-    max_pixels : int
-        Larger images are refused.
+        Bands that are red, green and blue, counted from 1, such as ``"3,2,1"``, or one that is grey.
+    max_pixels : int, default 178956970
+        Images of more pixels are treated as unreadable.
     view : int or list, default 0
         0 is the plain image, k the k-th deterministic augmentation.
     view_policy : str, default "none"

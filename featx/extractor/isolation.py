@@ -200,7 +200,7 @@ def _warn_if_damaged(path: Path) -> None:
     with contextlib.suppress(OSError):
         if time.time() - path.lstat().st_mtime > LEFTOVER_S and _owner(path) is None:
             warnings.warn(
-                StoreWarning(f"{path}: it is no journal of decoding, or damaged; ignored. Delete it."),
+                StoreWarning(f"{path}: it is not a journal of decoding, or damaged; ignored. Delete it."),
                 stacklevel=2,
             )
 

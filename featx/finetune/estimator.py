@@ -74,17 +74,17 @@ class FineTuner(ClassifierMixin, BaseEstimator):
     validation : float, default 0.15
         Share of the training images on which the best epoch is chosen and the network is calibrated.
     verdict : float, default 0.2
-        Share of the images on which the network is compared with the probe; 0 for no comparison. While the
-        verdict is open, the comparison is repeated on further disjoint shares, each with a training of its
-        own.
+        Share of the images on which the network is compared with the probe; 0 for no comparison. While it is
+        not clear which is better, training and comparison are repeated with another, disjoint share for the
+        comparison.
     n_verdicts : int, optional
-        Most shares to compare on. By default as many as there are, which are all images once.
+        Largest number of these comparisons. By default ``1 / verdict``, which uses each image once.
     refit : bool, default True
         Whether a network that is kept is trained again on all images, for as many epochs.
     monitor : {'accuracy', 'loss'}, default 'accuracy'
         Validation metric that chooses the best epoch.
     n_trials : int, default 0
-        Optuna trials over the last phase and `unfreeze`, pruned by epoch.
+        Optuna trials of the parameters of the last phase and of `unfreeze`; bad trials are pruned early.
     timeout : float, optional
         Seconds for the fit. When they are used up, no further trial or comparison begins, and there is no
         training on all images if it would take longer. A training that has begun is finished.
@@ -325,11 +325,26 @@ class FineTuner(ClassifierMixin, BaseEstimator):
         return tuple(self.phases) if self.phases is not None else default_phases(self.head)
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Most probable label of each image, shape (n,)."""
+        """Return the most probable label of each image, shape (n,).
+
+        Parameters
+        ----------
+        X : as for `fit`
+        """
         return np.asarray(self.classes_[self.predict_proba(X).argmax(1)])
 
     def predict_proba(self, X: Any) -> NDArray[np.float64]:
-        """Calibrated probabilities, shape (n, n_classes)."""
+        """Return calibrated probabilities, shape (n, n_classes), float64, in the order of `classes_`.
+
+        Parameters
+        ----------
+        X : as for `fit`
+
+        Raises
+        ------
+        ImageError
+            If an image cannot be read.
+        """
         check_is_fitted(self, "network_")
         features = as_features(X)
         if features is not None:

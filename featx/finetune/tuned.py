@@ -181,8 +181,8 @@ class FineTunedNetwork:
         network = self.module()
         if digest_tensors(network.state_dict()) != self.weights:
             raise ModelFileError(
-                f"the fine-tuned {self.card.name} in this file has not the digest {self.weights[:12]}… that "
-                "the file states; get the file again."
+                f"the fine-tuned {self.card.name} in this file does not have the digest {self.weights[:12]}… "
+                "that the file states; get the file again."
             )
         return Backbone(self.tuned_card, network)
 

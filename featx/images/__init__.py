@@ -1,8 +1,8 @@
-"""Images: find them, read each once, name it by its content, decode it upright and RGB.
+"""Find, read and decode images: upright RGB, and a digest of the file's content for each.
 
-An image's file is read once; the same bytes are hashed and decoded, so features never belong to other pixels
-than their digest says. What cannot be used is set aside with its reason and never stops the rest. No torch is
-imported before an image is decoded, and then only if the chosen decoder needs it.
+A file is read once, and the same bytes are hashed and decoded, so that features always belong to the digest
+under which they are stored. Images that cannot be used are skipped, with the reason. torch is only imported
+when an image is decoded, and only if the chosen decoder needs it.
 """
 
 from __future__ import annotations

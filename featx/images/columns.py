@@ -137,7 +137,7 @@ def choose_columns(
         if given is not None:
             chosen.positions[role] = _named(given, header, role)
         elif names.count(role) > 1:
-            raise DataError(f"the column {role!r} stands twice among {_listed(header)}; rename one.")
+            raise DataError(f"the column {role!r} occurs twice among {_listed(header)}; rename one.")
         elif role in names:
             chosen.positions[role] = names.index(role)
     _check_header(header, chosen)

@@ -1,7 +1,7 @@
-"""What programs hold images in, as a list of images with what is known of each.
+"""Containers of images as a list of images with their labels, splits, groups and weights.
 
-Data frames, tensors, datasets of torch and of Hugging Face, open files, iterators. They are told by what they
-can do, so that none of their packages is imported here.
+Data frames, tensors, datasets of torch and of Hugging Face, open files, iterators. They are recognised by
+their methods and attributes, so that none of their packages is imported here.
 """
 
 from __future__ import annotations
@@ -129,14 +129,14 @@ def as_source(item: Any) -> ImageSource:
             return data
         if isinstance(data, bytes):
             raise DataError("an open file gives no bytes: it is empty, or was read before; open it again.")
-        raise DataError("an open text file is no image; open it with mode 'rb'.")
+        raise DataError("an open text file is not an image; open it with mode 'rb'.")
     if _is_tensor(item):
         found = list(_tensor_images(item))
         if len(found) == 1:
             return found[0]
         raise DataError(f"a tensor of shape {tuple(item.shape)} is not one image.")
     raise DataError(
-        f"a {type(item).__name__} is no image; an image is given as a path, the bytes of a file, a PIL image "
+        f"a {type(item).__name__} is not an image; give a path, the bytes of a file, a PIL image "
         "or an (H, W, 3) uint8 array."
     )
 
@@ -206,7 +206,7 @@ def split_batch(array: NDArray[Any]) -> list[ImageSource]:
     hint = (
         "; channels come last: array.transpose(0, 2, 3, 1)" if array.shape[1:2] in ((1,), (3,), (4,)) else ""
     )
-    raise DataError(f"an array of shape {array.shape} is no batch of images; give (n, H, W, 3){hint}.")
+    raise DataError(f"an array of shape {array.shape} is not a batch of images; give (n, H, W, 3){hint}.")
 
 
 def _is_tensor(value: Any) -> bool:
@@ -228,7 +228,7 @@ def _tensor_images(tensor: Any) -> Iterator[NDArray[Any]]:
     if first and (of_torch or not last):
         array = np.moveaxis(array, -3, -1)
     elif not (last or array.ndim == 2 or (array.ndim == 3 and not of_torch)):
-        raise DataError(f"a tensor of shape {shape} is no batch of images; give (n, 3, H, W) or (3, H, W).")
+        raise DataError(f"a tensor of shape {shape} is not a batch of images; use (n, 3, H, W) or (3, H, W).")
     if array.dtype.kind == "f":
         low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
         if not (low >= 0 and high <= 1):

@@ -139,7 +139,7 @@ def _load_torchcodec() -> Decode:
 
 
 def _without_exif(data: bytes) -> bytearray:
-    """A copy without APP1 segments: TorchCodec turns by EXIF and cannot be told not to.
+    """A copy without APP1 segments: TorchCodec turns by EXIF and has no option against it.
 
     Raises
     ------

@@ -122,7 +122,7 @@ def read_tiff(data: bytes) -> Pixels:
         if page.planarconfig == 2 and pixels.ndim == 3:  # bands one after the other
             pixels = np.moveaxis(pixels, 0, -1)
     if pixels.ndim not in (2, 3) or pixels.dtype.kind not in "uifb":
-        raise ValueError(f"a TIFF of shape {pixels.shape} and type {pixels.dtype}, which is no image")
+        raise ValueError(f"a TIFF of shape {pixels.shape} and type {pixels.dtype}, which is not an image")
     return np.asarray(pixels)
 
 

@@ -76,7 +76,7 @@ def likely_cause(path: str) -> str:
     elif os.path.isdir(above):
         cause = f"The folder {escape_name(above)} exists, and {escape_name(missing)} is not in it"
     else:
-        cause = f"{escape_name(above)} is no folder"
+        cause = f"{escape_name(above)} is not a folder"
     return (
         f"{cause}: the images were moved, or the paths are relative to another folder. In a manifest, name "
         "the folder that holds them (--root DIR)."

@@ -1,6 +1,6 @@
 """Find images: folders, manifests, lists and batches become one ImageSet in a fixed order.
 
-`layout` says what folders mean, `manifest` what columns mean. What is left out is named, in `skipped` or by a
+`layout` interprets folders, `manifest` interprets columns. What is left out is in `skipped`, or named by a
 warning. No image is decoded here.
 """
 
@@ -64,7 +64,7 @@ class Skipped:
 
 @dataclass(eq=False)
 class ImageSet:
-    """Images with what is known about each; all lists and arrays have one entry per image.
+    """Images with their names, labels, splits, groups and weights: one entry per image in each.
 
     Parameters
     ----------
@@ -77,7 +77,7 @@ class ImageSet:
     splits : array of str, optional
         ``train``, ``val`` or ``test``.
     groups : array, optional
-        Images of one group never stand on both sides of a split.
+        Images of one group are never divided between training and test part, or between folds.
     weights : array of float64, optional
         Sample weights.
     skipped : list of Skipped
@@ -154,8 +154,8 @@ def load_images(
         * A folder of images: no labels.
         * A manifest (``.csv``, ``.tsv``, ``.parquet``, ``.xlsx``) with the columns ``path`` and, as you like,
           ``label``, ``split``, ``group``, ``weight``; paths are relative to the manifest.
-        * A `RemotePath` of one of these: a folder of an object store (images are told by their ending), a
-          manifest, an image.
+        * A `RemotePath` of one of these: a folder of an object store (images are recognised by their file
+          extension), a manifest, an image.
         * A pattern of paths, such as ``photos/*.jpg`` or ``photos/**/*.png``.
         * One image: a path, bytes, an open file, a PIL image, an array or a tensor.
         * A list, an iterator or a batch of those; pairs of image and label.
@@ -385,7 +385,7 @@ def _load_held(held: Held) -> ImageSet:
 def _split_of(name: str) -> str:
     split = split_of(name)
     if split is None:
-        raise DataError(f"{escape_name(name)!r} is no split; name splits train, val or test.")
+        raise DataError(f"{escape_name(name)!r} is not a split; name splits train, val or test.")
     return split
 
 

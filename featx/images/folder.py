@@ -1,8 +1,8 @@
 """Walk a folder: every image file below it, sorted, and what was left out with the reason.
 
-`os.scandir` tells files from folders without asking the disk again. Real folders are read first and
-links last, so a link can only lead to a folder that is known already or to a new one: every folder is
-read at most once, whatever links say. Names are paths below the root with ``/``.
+`os.scandir` distinguishes files and folders without another system call. Real folders are read first and
+links last, so a link leads to a folder that is known already or to a new one, and every folder is read at
+most once. Names are paths below the root with ``/``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from featx.images.picture import reason_of
 from featx.tables import escape_name
 
 OTHER_EXTENSIONS = (".tga", ".ico", ".svg", ".psd", ".eps", ".dcm", ".cr2", ".cr3", ".nef", ".arw", ".dng")
-"""Images too, but none that featx reads: listed all the same, so that the user is told."""
+"""Images that featx cannot read; they are listed, so that the user is warned."""
 
 TABLE_EXTENSIONS = (".csv", ".tsv", ".parquet", ".pq", ".xlsx")
 """Of manifests."""

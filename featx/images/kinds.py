@@ -1,4 +1,4 @@
-"""Files that are no images: what they are, told by their first bytes and their name, and what to do."""
+"""Files that are not images: their kind, from their first bytes and their name, and what to do."""
 
 from __future__ import annotations
 

@@ -268,7 +268,7 @@ def _split_layout(
     for name in others:
         total = node.folders[name].total
         copy = _is_copy(node.folders[name], list(splits))
-        why = "it holds the splits once more" if copy else "it is no split"
+        why = "it holds the splits once more" if copy else "it is not a split"
         layout.left_out.append(f"{prefix}{name}/")
         layout.warned.append(
             f"the folder {_shown(prefix + name)} ({total} images) lies beside the splits; {why}, so it is "

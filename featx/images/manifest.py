@@ -384,7 +384,7 @@ def _refuse_label(table: _Table, values: Sequence[str], several: set[str]) -> No
 
 def _as_path(value: Any) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{value!r} is no path; write the image's path, relative to the manifest")
+        raise ValueError(f"{value!r} is not a path; write the image's path, relative to the manifest")
     if not value.strip():
         raise ValueError("empty; write the image's path, or delete the row")
     if "\0" in value:
@@ -405,7 +405,7 @@ def _as_label(value: Any) -> Any:
 def _as_split(value: Any) -> str:
     split = SPLITS.get(str(value).strip().lower())
     if split is None:
-        raise ValueError(f"{_quoted(value)} is no split; write train, val or test")
+        raise ValueError(f"{_quoted(value)} is not a split; write train, val or test")
     return split
 
 
@@ -421,7 +421,7 @@ def _as_weight(value: Any) -> float:
     except (TypeError, ValueError):
         weight = math.nan
     if not (math.isfinite(weight) and weight >= 0):
-        raise ValueError(f"{_quoted(value)} is no weight; write a number from 0 up")
+        raise ValueError(f"{_quoted(value)} is not a weight; write a number of at least 0")
     return weight
 
 

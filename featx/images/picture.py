@@ -104,7 +104,7 @@ def read_picture(source: ImageSource, *, name: str | None = None) -> Picture:
     else:
         raise ImageError(
             name,
-            f"a {type(source).__name__} is no image source; give a path, the bytes of a file, "
+            f"a {type(source).__name__} is not an image source; give a path, the bytes of a file, "
             "a PIL image or an (H, W, 3) uint8 array",
         )
     return Picture(name, _pixel_digest(pixels), pixels)
@@ -253,7 +253,7 @@ def _checked_array(array: Pixels, name: str) -> Pixels:
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or array.size == 0:
         hint = "; channels come last: array.transpose(1, 2, 0)" if _channels_first(array.shape) else ""
         raise ImageError(
-            name, f"an array of shape {array.shape} is no image; give (H, W), (H, W, 3) or (H, W, 4){hint}"
+            name, f"an array of shape {array.shape} is not an image; use (H, W), (H, W, 3) or (H, W, 4){hint}"
         )
     if array.dtype.type not in ARRAY_DTYPES:
         whole = array.dtype.kind in "iu"

@@ -23,7 +23,7 @@ Warn = Callable[[str], None]
 
 
 def ignore_remark(remark: str) -> None:
-    """Take no note of a remark, which was told before or is told elsewhere."""
+    """Ignore a remark that is reported elsewhere."""
 
 
 ORIENTATION = 0x0112  # the EXIF tag

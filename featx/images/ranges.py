@@ -1,4 +1,4 @@
-"""The range of deep pixels: which values are black and white, chosen from a sample of a set."""
+"""The values of black and white in images of more than 8 bits ("deep"), chosen from a sample of a set."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ NAMED = 3
 class RemoteWalk:
     """What lies below a folder of an object store; the attributes are those of `featx.images.folder.Walk`.
 
-    Images are told by their ending alone: nothing is read.
+    Images are recognised by their file extension alone: nothing is read.
     """
 
     root: RemotePath

@@ -1,8 +1,8 @@
-"""Files at addresses (object stores and web servers): read, listed and written by fsspec, with retries.
+"""Files at URLs of object stores and web servers: read, listed and written by fsspec, with retries.
 
-Nothing here is called for a plain text: only a `RemotePath` is read, and only the command line, the options
-``root`` and ``store``, and programs that use featx make one. So no table and no list of a stranger makes
-featx send a request.
+A plain string is never read as a URL: only a `RemotePath` is, and only the command line, the options ``root``
+and ``store``, and programs that use featx create one. So a manifest from somebody else cannot make featx send
+a request.
 """
 
 from __future__ import annotations

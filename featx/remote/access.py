@@ -1,4 +1,4 @@
-"""Requests to object stores and web servers by fsspec: each is repeated if it fails for a passing reason.
+"""Requests to object stores and web servers by fsspec; a request that fails temporarily is repeated.
 
 All errors are OSErrors as of a file: no such file, no permission, or an input/output error with the reason.
 What arrives is as long as it was announced, or it is requested again.
@@ -25,10 +25,10 @@ from featx.remote.address import RemotePath
 T = TypeVar("T")
 
 ATTEMPTS = 6
-"""Requests before an error is reported. The waits between them are about 8 s."""
+"""Requests before an error is reported. The waits between them add up to about 8 s."""
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.25, 8.0
-"""Waits between attempts double, and vary by half, so that many processes do not return together."""
+"""Waits between attempts double, and vary randomly by half, so that many processes do not repeat at once."""
 
 CONNECT_S, READ_S = 10.0, 30.0
 """Seconds to connect, and between two parts of an answer."""
@@ -45,7 +45,7 @@ STAMPS = (
     "ETag", "etag", "generation", "md5Hash", "blob_id", "Content-MD5", "Last-Modified", "LastModified",
     "last_modified", "mtime", "updated",
 )  # fmt: skip
-"""What fsspec's file systems tell of the version of a file; the first that is told is used."""
+"""Keys of fsspec's file information that change with the content; the first that is present is used."""
 
 _QUERY = re.compile(r"\?[^\s'\"]*")
 _LOG = logging.getLogger("featx.remote")
@@ -53,13 +53,13 @@ _LOG = logging.getLogger("featx.remote")
 
 @dataclass(frozen=True)
 class Found:
-    """What a store tells of a file."""
+    """Size and version of a file on a server."""
 
     address: RemotePath
     size: int | None
     """Bytes; None if the server does not say."""
     version: str
-    """It changes with the content; empty if the server says nothing that does."""
+    """It changes with the content; empty if the server gives no version."""
     modified: float
     """Seconds since the epoch; 0 if not known."""
 
@@ -107,7 +107,7 @@ def find(folder: RemotePath) -> list[Found]:
                 files.append(_found(RemotePath(prefix + name), info))
             except UsageError as error:
                 warnings.warn(f"left out: {error}", FeatxWarning, stacklevel=2)
-    return [file for file in files if not file.address.endswith("/")]  # what stands for an empty folder
+    return [file for file in files if not file.address.endswith("/")]  # a placeholder of an empty folder
 
 
 def folders(folder: RemotePath) -> list[RemotePath]:
@@ -143,7 +143,7 @@ def fetch(found: Found, most: int) -> bytes:
     def read(fs: Any, path: str) -> bytes:
         if not found.address.on_web and found.size is not None:
             data: bytes = fs.cat_file(path, start=0, end=found.size)
-        else:  # a stream, of which no more is held than may come
+        else:  # a stream: reading stops when it exceeds the limit
             with fs.open(path, "rb", block_size=0, size=max(1, limit)) as file:
                 data = _read_stream(file, limit)
         _check_length(data, found.size)
@@ -194,13 +194,13 @@ def put(address: RemotePath, data: bytes, *, new: bool = False) -> None:
     try:
         _repeated(address, lambda fs, path: fs.pipe_file(path, data, **mode))
     except FileExistsError:
-        if not new or _is_ours(address, data):  # an attempt stored it, and its answer was lost
+        if not new or _is_ours(address, data):  # an earlier attempt stored it, and the answer was lost
             return
         raise
 
 
 def delete(address: RemotePath) -> None:
-    """Delete a file; FileNotFoundError if there is none, as far as the store says so."""
+    """Delete a file; FileNotFoundError if there is none and the store reports this."""
     _repeated(address, lambda fs, path: fs.rm_file(path))
 
 
@@ -225,15 +225,15 @@ def _check_length(data: bytes, wanted: int | None) -> None:
 def _found(address: RemotePath, info: dict[str, Any]) -> Found:
     if info.get("type") == "directory":
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(address))
-    told = [f"{name}={info[name]}" for name in STAMPS if info.get(name)]
-    text = f"{told[0]} size={info.get('size')}" if told else ""  # a listing may tell less of the others
-    version = hashlib.sha256(text.encode()).hexdigest()[:16] if told else ""
+    stamps = [f"{name}={info[name]}" for name in STAMPS if info.get(name)]
+    text = f"{stamps[0]} size={info.get('size')}" if stamps else ""  # a listing may have fewer keys
+    version = hashlib.sha256(text.encode()).hexdigest()[:16] if stamps else ""
     moment = next((info[name] for name in STAMPS if hasattr(info.get(name), "timestamp")), None)
     return Found(address, info.get("size"), version, moment.timestamp() if moment is not None else 0.0)
 
 
 def _repeated(address: RemotePath, call: Callable[[Any, str], T]) -> T:
-    """Call with the file system and the path, again after errors that may pass."""
+    """Call with the file system and the path; repeat after temporary errors."""
     fs = _file_system(address.scheme)
     path = str(address) if address.on_web else address.partition("://")[2]
     wait = FIRST_WAIT_S
@@ -241,10 +241,10 @@ def _repeated(address: RemotePath, call: Callable[[Any, str], T]) -> T:
         try:
             return call(fs, path)
         except Exception as error:  # each library has errors of its own
-            told = _as_os_error(error, address)
-            if isinstance(told, FINAL) or told.errno == errno.EFBIG or attempt == ATTEMPTS:
-                raise told from error
-            _LOG.info("%s: %s (attempt %d)", address, told.strerror, attempt)
+            failure = _as_os_error(error, address)
+            if isinstance(failure, FINAL) or failure.errno == errno.EFBIG or attempt == ATTEMPTS:
+                raise failure from error
+            _LOG.info("%s: %s (attempt %d)", address, failure.strerror, attempt)
         time.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311
         wait = min(2 * wait, LONGEST_WAIT_S)
     raise AssertionError
@@ -253,7 +253,7 @@ def _repeated(address: RemotePath, call: Callable[[Any, str], T]) -> T:
 def _as_os_error(error: Exception, address: RemotePath) -> OSError:
     cause = error.__cause__
     if isinstance(error, FileNotFoundError) and address.on_web and isinstance(cause, Exception):
-        error = cause  # fsspec tells every failure of a web server as a missing file
+        error = cause  # fsspec reports every failure of a web server as a missing file
     if isinstance(error, RedirectError):
         return PermissionError(errno.EACCES, str(error), str(address))
     status = getattr(error, "status", None)
@@ -275,7 +275,7 @@ def _as_os_error(error: Exception, address: RemotePath) -> OSError:
 
 
 class RedirectError(Exception):
-    """A web server answers with the address of another server."""
+    """A web server redirects to another server."""
 
 
 def _file_system(scheme: str) -> Any:
@@ -298,7 +298,7 @@ def _made_file_system(scheme: str, _process: int, connect_s: float, read_s: floa
 
 
 def _options(scheme: str, connect_s: float, read_s: float) -> dict[str, Any]:
-    """What a file system is made with; keys and end points come from the environment and fsspec's files."""
+    """Arguments of a file system; credentials and endpoints come from the environment and fsspec's files."""
     if scheme == "s3":
         config = {
             "connect_timeout": connect_s, "read_timeout": read_s, "retries": {"max_attempts": 1},
@@ -319,7 +319,7 @@ def _options(scheme: str, connect_s: float, read_s: float) -> dict[str, Any]:
 
 
 async def _check_redirect(_session: Any, _context: Any, params: Any) -> None:
-    """Refuse an answer that leads to another server: it could be one of this network."""
+    """Refuse a redirect to another server: it could be one of the local network."""
     from yarl import URL
 
     place = params.response.headers.get("Location") or params.response.headers.get("URI") or ""

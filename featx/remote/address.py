@@ -8,7 +8,7 @@ import urllib.parse
 from featx.exceptions import UsageError
 
 SCHEMES = ("s3", "gs", "gcs", "hf", "https", "http")
-"""What is read. Other file systems of fsspec are not: some of them run programs or read local files."""
+"""Allowed schemes. Others of fsspec are refused, since some of them run programs or read local files."""
 
 WEB = ("https", "http")
 
@@ -17,9 +17,9 @@ _BAD = re.compile(r"[\x00-\x1f\x7f\\]")
 
 
 class RemotePath(str):
-    """The address of a file or a folder, which the user wants to be read.
+    """The URL of a file or a folder that featx may read; a subclass of str.
 
-    It is a text, so it is shown as one. A plain text is never read as an address.
+    A plain string is never read as a URL.
 
     Parameters
     ----------
@@ -45,12 +45,12 @@ class RemotePath(str):
 
     @property
     def scheme(self) -> str:
-        """What stands before ``://``."""
+        """The part before ``://``."""
         return self.partition("://")[0]
 
     @property
     def on_web(self) -> bool:
-        """Whether a web server has it, which lists no folders and stores nothing."""
+        """Whether it is on a web server, where folders cannot be listed and nothing can be stored."""
         return self.scheme in WEB
 
     @property
@@ -61,7 +61,7 @@ class RemotePath(str):
 
     @property
     def as_folder(self) -> str:
-        """The text that all addresses below it begin with."""
+        """The prefix of all addresses below it."""
         return str(self) if self.endswith("/") else f"{self}/"
 
     def below(self, path: str) -> RemotePath:

@@ -1,8 +1,8 @@
-"""Read files at addresses, and keep what was read in a bounded folder of this machine.
+"""Read files at URLs, and keep copies in a folder of limited size on this machine.
 
-A copy is named by the address and the version that the server tells, and begins with its sha256: it is used
-only if the server still tells this version, and only if it is whole. What a server tells no version of is
-not kept. The copies that were not used for the longest time are deleted first.
+The name of a copy is made of the URL and the version on the server, and the copy begins with its sha256. It
+is used only if the server still has this version, and if the sha256 matches. Files for which the server gives
+no version are not kept. The least recently used copies are deleted first.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _COPY = re.compile(r"[0-9a-f]{32}-[0-9a-f]{16}")
 
 
 def read_file(address: RemotePath, most: int) -> bytes:
-    """Return the content of a file, from a copy of this machine if it is the version of the server.
+    """Return the content of a file, from the copy on this machine if it has the version on the server.
 
     Parameters
     ----------
@@ -54,7 +54,7 @@ def read_file(address: RemotePath, most: int) -> bytes:
 
 
 def read_version(found: Found, most: int) -> bytes:
-    """Return the content of a file whose version is known; see `read_file`."""
+    """Return the content of a file of a known version; see `read_file`."""
     copies = _copies()
     data = copies.read(found) if copies is not None and found.version else None
     if data is None:
@@ -136,7 +136,7 @@ class Copies:
             make_folder(self.folder, mode=0o700)
             make_folder(path.parent)
             try:
-                with open(temporary, "xb") as file:  # not synced: its digest tells whether it is whole
+                with open(temporary, "xb") as file:  # not synced: the digest shows whether it is complete
                     file.write(hashlib.sha256(data).digest())
                     file.write(data)
                 os.replace(temporary, path)
@@ -144,7 +144,7 @@ class Copies:
                 temporary.unlink(missing_ok=True)
 
     def sweep(self) -> None:
-        """Delete the copies that were not used for the longest time, and temporary files."""
+        """Delete the least recently used copies, and temporary files."""
         found = []
         for path in self.folder.glob("??/*"):
             with contextlib.suppress(OSError):
@@ -160,7 +160,7 @@ class Copies:
 
 
 def _copies() -> Copies | None:
-    """The folder that the environment names; None if nothing is kept."""
+    """The folder of copies, from the environment; None if nothing is kept."""
     text = os.environ.get(BYTES_VARIABLE, "")
     try:
         limit = int(float(text)) if text else DEFAULT_BYTES

@@ -117,7 +117,7 @@ def _mistakes(known: Known, sections: Sections) -> Display:
     predictions = with_images(known)
     shown = sections["mistakes"]["shown"][: SHEET_ROWS * SHEET_COLUMNS]
     if not shown:
-        raise UsageError("no image is mistaken, so there is nothing to draw.")
+        raise UsageError("no image is misclassified, so there is nothing to draw.")
     cells = []
     for one in shown:
         caption = "{} {:.0%}\nis {}".format(

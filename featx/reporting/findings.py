@@ -12,7 +12,7 @@ from featx.images import ImageSet
 from featx.reporting.page import spread_over
 
 SHOWN, OPEN = 24, 6
-"""Images of a finding that a page has, and that it shows before it is asked for more."""
+"""Images of a finding that a page contains, and that it shows at first."""
 
 SETS, OPEN_SETS, SET_SIZE = 12, 6, 4
 """Groups of a finding that a page has, that it shows at once, and images of each."""

@@ -126,7 +126,7 @@ def answer(known: Known) -> dict[str, Any]:
     clf, evaluation = known.clf, known.evaluation
     classes = [str(label) for label in clf.classes_]
     listed = ", ".join(classes[:6]) + (", ..." if len(classes) > 6 else "")
-    does = f"It tells {count(len(classes), 'class', 'classes')} of images apart ({listed})."
+    does = f"It classifies images into {count(len(classes), 'class', 'classes')} ({listed})."
     if evaluation is None:
         good = (
             "It has no held-out test part. Out of fold, its accuracy on the training images is "
@@ -153,7 +153,7 @@ def _actions(known: Known, evaluation: Evaluation) -> list[dict[str, str]]:
     ]
     pair = _most_confused(evaluation)
     if pair:
-        actions.append({"text": f"Add images that tell {pair}.", "link": "#confusion"})
+        actions.append({"text": f"Add images of {pair}.", "link": "#confusion"})
     small = min(evaluation.per_class, key=lambda one: one.support)
     if small.support < 30:
         text = f"Test on more images: {small.label} has {small.support} in this evaluation."
@@ -174,7 +174,8 @@ def _most_confused(evaluation: Evaluation) -> str:
         return ""
     truth, other = np.unravel_index(int((matrix + matrix.T).argmax()), matrix.shape)
     n = int(matrix[truth, other] + matrix[other, truth])
-    return f"{evaluation.classes[truth]} from {evaluation.classes[other]} ({count(n, 'mistake')})"
+    confused = f"{evaluation.classes[truth]} and {evaluation.classes[other]}"
+    return f"{confused}, which are confused most often ({count(n, 'mistake')})"
 
 
 def quality(known: Known) -> dict[str, Any]:

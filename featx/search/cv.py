@@ -33,7 +33,7 @@ ROWS = "rows"
 
 
 class HeadSearchCV(ClassifierMixin, BaseEstimator):
-    """Select and tune a classifier of features by cross-validation, and calibrate it.
+    """Select and tune a classifier on features by cross-validation, and calibrate it.
 
     Parameters
     ----------
@@ -41,15 +41,15 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         Keys of ``featx.heads.HEADS``; by default the cheap ones (`DEFAULT_HEADS`).
     n_trials : int or 'auto'
         Number of trials of TPE, in addition to the coarse grid. ``auto`` is at most 30, and none where they
-        cannot help: see `featx.search.loop`. With 0 there is no search: the default point
-        of the first head is fitted, with a warning, unless `grid` names configurations.
+        cannot help: see `featx.search.loop`. With 0 there is no search: the default parameters of the first
+        head are fitted, with a warning, unless `grid` is a sequence of configurations.
     budget : float, 'auto' or None
-        Seconds of computing that the search may plan. ``auto`` is what the extraction of as many images takes
-        with the default network: 5 s, or 5 ms a row if that is more. It is divided by estimates of the cost
-        and not by a clock, so that the same data give the same search on a busy machine; the estimates are of
-        two cores. With None everything is tried that `heads`, `grid` and `n_trials` name.
+        Estimated seconds of computation that the search may plan. ``auto`` is what the extraction of as many
+        images takes with the default network: 5 ms a row, and at least 5 s. Times are estimated (for two
+        cores), not measured, so that the same data give the same search on a busy machine. None sets no
+        limit.
     timeout : float, optional
-        Limit of the clock in seconds: no new group of fits is started after it.
+        Limit of the measured time in seconds: no new group of fits is started after it.
     cv : 'auto', int, splitter or iterable of (train, test)
         Number of stratified (group-aware) folds, or scikit-learn's other forms. ``auto`` is 5; only some of
         these are evaluated where a linear model on all of them would take most of the budget.
@@ -217,12 +217,20 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         sample_weight : array of shape (n,), optional
             Weights for fitting, scaling, scoring and calibration.
         view : array of shape (n,), int, optional
-            0 for the plain image; rows of other views train with their group and never test.
+            0 for the plain image; rows of other views are in the training part of their group's folds only.
 
         Returns
         -------
-        HeadSearchCV
-            Itself.
+        self
+
+        Raises
+        ------
+        LabelError
+            If the labels cannot be learnt.
+        UsageError
+            If a parameter is not valid.
+        SearchError
+            If no configuration could be fitted.
         """
         blocks = X if isinstance(X, FeatureBlocks) else self._array_blocks(X, y)
         is_array = isinstance(blocks, _ArrayBlocks)
@@ -258,17 +266,27 @@ class HeadSearchCV(ClassifierMixin, BaseEstimator):
         ----------
         X : FeatureBlocks with at least the best blocks, or array of shape (n, n_features)
             Features; an array has the best blocks side by side.
+
+        Returns
+        -------
+        array of shape (n,)
+            Labels, in the type of `classes_`.
+
+        Raises
+        ------
+        UsageError
+            If the search was made with ``refit=False``.
         """
         check_is_fitted(self)
         return np.asarray(self.classes_[decided(self.decision_function(X))])
 
     def predict_proba(self, X: ArrayLike | FeatureBlocks) -> Floats:
-        """Return calibrated probabilities, shape (n, n_classes)."""
+        """Return calibrated probabilities, shape (n, n_classes), float64; X as for `predict`."""
         check_is_fitted(self)
         return self.calibration_.proba(self._decisions(X))
 
     def decision_function(self, X: ArrayLike | FeatureBlocks) -> Floats:
-        """Return calibrated logits: (n,) for two classes, whose sign decides, else (n, n_classes)."""
+        """Return calibrated logits, shape (n,) for two classes, else (n, n_classes); X as for `predict`."""
         check_is_fitted(self)
         return self.calibration_.scores(self._decisions(X))
 

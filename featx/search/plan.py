@@ -386,7 +386,7 @@ def read_budget(budget: Any, n_rows: int) -> float:
 def _affordable(
     splits: tuple[tuple[Indices, Indices], ...], n_classes: int, budget: float
 ) -> tuple[tuple[Indices, Indices], ...]:
-    """Return as many of the folds as leave time for a linear model: many rows are told apart by a few.
+    """Return as many of the folds as leave time for a linear model: of many rows, a few folds are enough.
 
     Folds are left out while one linear model of `USUAL_WIDTH` columns on all of them, and its last fit, take
     more than `LINEAR_SHARE` of the budget, and the others have `FEWEST_SCORED` rows to score.

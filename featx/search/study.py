@@ -168,7 +168,7 @@ class JournalLock:
         self._lock.release()
 
     def _holder(self) -> tuple[int, int] | None:
-        """What tells one lock file from the next of the same name; None if there is none."""
+        """Identity of the lock file, to distinguish it from later ones; None if there is none."""
         try:
             status = self._file.lstat()
         except FileNotFoundError:

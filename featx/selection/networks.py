@@ -1,7 +1,7 @@
 """Several networks as one extractor: the blocks of all networks for the same images.
 
 Blocks of the first network are named ``cut:pool:resize``; those of another network begin with its name, such
-as ``resnet50.a1_in1k/layer3:avg:crop``. The digest of the weights in a spec tells its network.
+as ``resnet50.a1_in1k/layer3:avg:crop``. The digest of the weights in a spec identifies its network.
 """
 
 from __future__ import annotations

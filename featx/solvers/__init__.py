@@ -1,6 +1,6 @@
 """Many fits of one kind at once: every fold, every value of C, gamma, alpha or k, with shared computations.
 
-A search asks for hundreds of fits that differ in one number. What they share (scaled rows, Gram and
+A search needs hundreds of fits that differ in one number. What they share (scaled rows, Gram and
 distance matrices, the kernel of a gamma, the nearest neighbours, the matrix products of the linear models)
 is computed once here. The objectives are scikit-learn's own, so that the winner is a plain scikit-learn
 model, the one that was scored. NumPy only: its BLAS is as fast as torch's on these shapes.

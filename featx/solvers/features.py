@@ -32,7 +32,7 @@ class Block:
     Parameters
     ----------
     rows : array of shape (n, d)
-        Any floating type; also a memory map, or what can be asked for some rows.
+        Any floating type; also a memory map, or an object that returns some rows by indexing.
     dtype : numpy dtype
         Of the computation.
     streamed : bool
@@ -429,7 +429,7 @@ class ScaledBlock:
 def as_block(rows: Any) -> Block:
     """Return features as a block, in the precision that suits its size.
 
-    What is no array, but can be asked for some rows, is read chunk by chunk.
+    An object that is not an array, but returns some rows by indexing, is read in chunks.
     """
     if isinstance(rows, Block):
         return rows

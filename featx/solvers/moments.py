@@ -1,7 +1,7 @@
 """Class sums and second moments of every fold's training part, from one pass over the rows.
 
 Ridge regression, discriminant analysis and the nearest mean need no more than that, for all folds and
-penalties at once, however many rows there are. Parts that no fold tells apart are summed once: of k folds
+penalties at once, however many rows there are. Parts that are in the same folds are summed once: of k folds
 each row is in k - 1 training parts, and is multiplied once. Products are taken in the rows' precision, chunk
 by chunk, and summed in double precision.
 """

@@ -253,7 +253,7 @@ class HDF5Store:
             except (FileExistsError, IsADirectoryError, NotADirectoryError) as error:
                 what = error.filename2 or error.filename
                 warnings.warn(
-                    StoreWarning(f"{what}: a note cannot be kept there ({error.strerror}). Delete it."),
+                    StoreWarning(f"{what}: a note cannot be written there ({error.strerror}). Delete it."),
                     stacklevel=2,
                 )
 

@@ -125,7 +125,7 @@ class ObjectSpace(StoredSpace):
         warnings.warn(
             StoreWarning(
                 f"{path}: {reason}. Its {rows_of(name)} rows are not used now, and will be computed again. "
-                "If this is said again, delete it."
+                "If this warning comes again, delete it."
             ),
             stacklevel=2,
         )

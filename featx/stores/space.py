@@ -409,7 +409,7 @@ class StoredSpace:
                 atomic_write(self.folder / SPEC_FILE, spec.to_json().encode(), follow_links=False)
         elif hashlib.sha256(found.encode()).hexdigest() != self.key:
             raise StoreError(
-                f"{self.folder} holds features of another spec whose key begins alike; "
+                f"{self.folder} holds features of another spec whose key has the same beginning; "
                 "use another folder (--cache-dir, FEATX_CACHE) for this one."
             )
         sweep_temporaries(self.folder)

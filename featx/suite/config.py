@@ -233,7 +233,7 @@ def _data(table: Mapping[str, Any], number: int, where: _Where, folder: Path | N
         if group and re.compile(group).groups < 1:
             where.fail(f"group = {group!r} has no parentheses around the name of the group", "group", place)
     except re.error as error:
-        where.fail(f"group = {group!r} is no regular expression ({error})", "group", place)
+        where.fail(f"group = {group!r} is not a regular expression ({error})", "group", place)
     name = str(table.get("name", Path(path).stem))
     return DataSet(name=name, path=path, group=group, per_class=table.get("per_class"))
 
@@ -280,7 +280,7 @@ def _method(table: Mapping[str, Any], number: int, where: _Where) -> MethodUse:
         except (UsageError, ValueError, TypeError) as error:
             where.fail(str(error).rstrip("."), "params", place)
         if not (hasattr(made, "fit") and hasattr(type(made), "predict")):
-            where.fail(f"{use!r} is no classifier: it has no fit or predict", "use", place)
+            where.fail(f"{use!r} is not a classifier: it has no fit or predict", "use", place)
     return MethodUse(
         name=str(table.get("name", use)),
         method=method,

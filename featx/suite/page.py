@@ -50,7 +50,7 @@ def table_rows(board: Leaderboard) -> list[list[str]]:
 
 
 def sentences(board: Leaderboard) -> list[str]:
-    """What the leaderboard says, in sentences."""
+    """The leaderboard in sentences."""
     first = board.standings[0]
     if len(board.data) == 1:
         metric = board.metric.replace("_", " ")

@@ -438,7 +438,7 @@ def _paired(a: dict[Any, Any], b: dict[Any, Any], metric: str, sign: float) -> t
 def _unpaired(a: Floats, b: Floats, sign: float) -> tuple[float, float, float]:
     if min(len(a), len(b)) < 2:
         raise DataError(
-            "the runs have other test images and a single seed, so chance cannot be told from a change; "
+            "the runs have other test images and a single seed, so the difference may be chance; "
             "run both with the same seeds, or with two seeds or more."
         )
     own = [float(values.var(ddof=1)) / len(values) for values in (a, b)]

@@ -1,6 +1,7 @@
 """Run a suite: extract features once, then fit all cells that have no result.
 
-A killed run continues where it was. A cell that fails is stored with its reason.
+A cell is one data set, backbone, block, method, budget and seed. After a run was killed, the next run
+computes only cells without a result. A cell that fails is stored with its reason.
 """
 
 from __future__ import annotations
@@ -89,7 +90,7 @@ left."""
 
 
 class Suite:
-    """Data sets × backbones × blocks × methods × budgets × seeds.
+    """A benchmark suite: data sets × backbones × blocks × methods × label budgets × seeds.
 
     Parameters
     ----------
@@ -130,11 +131,12 @@ class Suite:
         Parameters
         ----------
         folder : path
-            Results folder; several processes and machines may use the same.
+            Results folder; several processes and machines may use the same one.
         retry_failed : bool, default False
-            Whether cells that failed before are tried again.
+            Whether cells that failed before are computed again.
         report : callable, optional
-            Called after each cell.
+            Called after each cell with its text, the numbers of finished cells and of all cells, and the
+            estimated seconds left (or None).
 
         Returns
         -------

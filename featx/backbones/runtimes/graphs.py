@@ -1,7 +1,7 @@
 """A converted network inside a model file: checked as what a stranger wrote, before OpenVINO compiles it.
 
 The bytes are those of `serialise`: the length of the XML, the XML, the constants. OpenVINO parses them in
-native code, and a graph may ask for any amount of memory and time. So what can be said without running it
+native code, and a graph may need any amount of memory and time. So what can be checked without running it
 is checked: sizes, kinds of operations, inputs, outputs, and the shape of every tensor.
 """
 
@@ -36,7 +36,7 @@ def check_graph(content: bytes) -> None:
     """
     end = 8 + int.from_bytes(content[:8], "little")
     if len(content) < 8 or end > len(content) or end > MAX_XML_BYTES:
-        raise ModelFileError("the converted network in the file is cut short, or too large")
+        raise ModelFileError("the converted network in the file is truncated, or too large")
     if b"<!" in content[8:end]:
         raise ModelFileError("the converted network in the file has a document type or a comment")
 
@@ -61,7 +61,7 @@ def check_model(model: Any, specs: Sequence[FeatureSpec], names: Sequence[str]) 
     height, width = specs[0].input_size
     inputs = model.inputs
     if len(inputs) != 1 or inputs[0].element_type.to_string() != "u8":
-        raise ModelFileError("the converted network in the file has another input than images")
+        raise ModelFileError("the converted network in the file has an input other than images")
     if list(inputs[0].partial_shape.to_shape()) != [1, height, width, 3]:
         raise ModelFileError(f"the converted network in the file is not for images of {height} x {width}")
     nodes = model.get_ordered_ops()

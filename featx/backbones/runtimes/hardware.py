@@ -1,6 +1,6 @@
 """Hardware: devices, precisions, CPU instructions, and the environment that features are computed in.
 
-Nothing heavy is imported until torch must be asked about an accelerator.
+torch is imported only to look for an accelerator.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def installed_version(package: str) -> str:
 
 
 def accelerator_likely(device: str = AUTO) -> bool:
-    """Whether torch must be asked which devices exist: False without any sign of an accelerator."""
+    """Whether torch must be imported to list devices: False if the system shows no accelerator."""
     if device not in (AUTO, ALL):
         return device.partition(":")[0] != "cpu"
     if installed_version("torch").endswith("+cpu"):
