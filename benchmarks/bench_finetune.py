@@ -368,9 +368,9 @@ def recipes_part() -> list[str]:
     ]
     return [
         '`fine_tune="auto"` chooses among these recipes by successive halving, the cheapest first: each is '
-        "trained for a quarter of its epochs, the better half of them for half of the epochs, the best one "
-        "for all. Training stops after the first quarter if the probability of a gain, from the validation "
-        f"images, is below {HOPELESS:g}. All trainings together take at most {AUTO_TIMEOUT / 60:.0f} minutes "
+        "trained for a quarter of its epochs, and the better half of them for all epochs. Training stops "
+        "after the first quarter if the probability of a gain, from the validation images, is below "
+        f"{HOPELESS:g}. All trainings together take at most {AUTO_TIMEOUT / 60:.0f} minutes "
         "(`fine_tuner__timeout`), with fewer epochs if necessary. Fine-tuning is not tried if the probe is "
         f"wrong on fewer than {FEWEST_ERRORS} training images, or if the images are like those of the "
         "pretraining and the expected gain is too small.",

@@ -288,7 +288,7 @@ class FineTuner(ClassifierMixin, BaseEstimator):
                 clock=clock,
                 refit=self.refit,
                 minutes=tuning_minutes,
-                first=chosen.trained if chosen is not None and chosen.is_trained else None,
+                first=None if chosen is None else chosen.trained,
                 before_part=lambda number: self._report(job, len(parts[number].train), number, len(parts)),
             )
         self._keep(job, trained, parts[: len(trained)], clock)

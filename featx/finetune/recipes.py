@@ -1,8 +1,8 @@
 """Recipes of fine-tuning that are known to win, and the choice among them by successive halving.
 
-Each rung trains every recipe that is left for a share of its epochs, with a schedule of that length, so that
-short trainings can be compared. The worse half is dropped after each rung. All of this uses the images for
-training and validation of one part, and not those of its comparison.
+Every recipe is trained for a quarter of its epochs, with a schedule of that length, so that short trainings
+can be compared. The better half is then trained for all epochs. All of this uses the images for training and
+validation of one part, and not those of its comparison.
 """
 
 from __future__ import annotations
@@ -23,8 +23,12 @@ if TYPE_CHECKING:
 
 FEW = 500
 """Images below which a recipe trains as for few images. The experiments had 128, and 960 or more."""
-RUNGS = (0.25, 0.5)
-"""Shares of the epochs after which the worse half of the recipes is dropped."""
+FIRST = 0.25
+"""Share of the epochs after which the worse half of the recipes is dropped."""
+SHARES = (1.0, 0.5)
+"""Shares of the epochs for the better half of the recipes: the first for which there is time. Two of three
+recipes are left. To train both for half of the epochs, and the better one anew for all, would cost as much.
+"""
 HOPELESS = 0.05
 """Chance of a gain on the validation images below which nothing is trained after the first rung. It is low,
 since a quarter of the epochs is less than what the network can do."""
@@ -114,27 +118,26 @@ RECIPES: Mapping[str, Recipe] = {
 
 @dataclass(frozen=True)
 class ChosenRecipe:
-    """The recipe that is left.
+    """The best recipe.
 
     Parameters
     ----------
     name : str
         Its name.
-    phases : tuple of Phase
-        For fewer epochs, if the time left does not suffice for all.
     trained : TrainingResult
         Its last training on the images of the part.
-    is_trained : bool
-        Whether this training was with these phases.
     verdict : Verdict or None
         Only if the first rung sees nothing to gain: the comparison with the probe on the validation images.
     """
 
     name: str
-    phases: tuple[Phase, ...]
     trained: TrainingResult
-    is_trained: bool
     verdict: Verdict | None = None
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        """Phases of the training: with fewer epochs if the time did not suffice for all."""
+        return self.trained.settings.phases
 
 
 class _TimeIsUp(Exception):
@@ -172,52 +175,46 @@ def choose_recipe(
     UsageError
         If no recipe can be trained with this network, or none within the time.
     """
-    n, left = len(part.train), list(recipes)
+    n = len(part.train)
     found: dict[str, TrainingResult] = {}
     failed: dict[str, str] = {}
-    for share in RUNGS:
-        for name in left:
-            phases = recipes[name].phases(n, share)
-            epochs = phases[-1].epochs
-            if name in found and clock.left < _seconds(found[name], epochs):
-                continue  # the previous rung counts
-            try:
-                if clock.left <= 0:
-                    raise _TimeIsUp
-                trained = _train(open_job(name), part, phases, clock)
-            except _TimeIsUp:
-                failed[name] = f"{clock.timeout:.0f} seconds are too short"
-                continue
-            except FeatxError as error:  # not every network takes a small input
-                failed[name] = str(error)
-                continue
-            found[name] = trained
+
+    def train(name: str, phases: tuple[Phase, ...]) -> None:
+        try:
+            if clock.left <= 0:
+                raise _TimeIsUp
+            found[name] = _train(open_job(name), part, phases, clock)
+        except _TimeIsUp:
+            failed[name] = f"{clock.timeout:.0f} seconds are too short"
+        except FeatxError as error:  # not every network takes a small input
+            failed[name] = str(error)
+        else:
             tell(
-                f"fine-tuning, recipe {name}: {_score(trained)[0]:.1%} of {len(part.validation)} validation "
-                f"images after {epochs} epochs, {trained.seconds / 60:.1f} minutes"
+                f"fine-tuning, recipe {name}: {_score(found[name])[0]:.1%} of {len(part.validation)} "
+                f"validation images after {phases[-1].epochs} epochs, {found[name].seconds / 60:.1f} minutes"
             )
-        if not found:
-            reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
-            raise UsageError(f"no recipe of fine-tuning could be trained ({reasons}).")
-        ranked = sorted((name for name in left if name in found), key=lambda name: _score(found[name]))[::-1]
-        best = ranked[0]
-        if share == RUNGS[0]:
-            verdict = _compare(open_job(best), part, found[best], clock)
-            if verdict.chance < HOPELESS:
-                reason = f"stopped after the first epochs of {len(found)} recipes: {verdict.reason}"
-                verdict = replace(verdict, kept=False, reason=reason)
-                return ChosenRecipe(best, found[best].settings.phases, found[best], True, verdict)
-        left = ranked[: math.ceil(len(ranked) / 2)]
-        if len(left) == 1:
-            break
-    trained, n_all = found[best], len(open_job(best).y)
-    for share in (1.0, *reversed(RUNGS)):
-        phases = recipes[best].phases(n, share)
-        is_trained = phases == trained.settings.phases
-        images = n * (not is_trained) + n_all * refit
-        if is_trained or clock.left > _seconds(trained, phases[-1].epochs) * images / n:
-            return ChosenRecipe(best, phases, trained, is_trained)
-    return ChosenRecipe(best, trained.settings.phases, trained, True)
+
+    for name in recipes:
+        train(name, recipes[name].phases(n, FIRST))
+    if not found:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        raise UsageError(f"no recipe of fine-tuning could be trained ({reasons}).")
+    ranked = sorted(found, key=lambda name: _score(found[name]))[::-1]
+    best = ranked[0]
+    verdict = _compare(open_job(best), part, found[best], clock)
+    if verdict.chance < HOPELESS:
+        reason = f"stopped after the first epochs of {len(found)} recipes: {verdict.reason}"
+        return ChosenRecipe(best, found[best], replace(verdict, kept=False, reason=reason))
+    left = ranked[: math.ceil(len(ranked) / 2)]
+    images = 1 + refit * len(open_job(best).y) / n
+    for name in sorted(left, key=lambda name: _seconds(found[name], recipes[name].phases(n))):
+        for share in SHARES:
+            phases = recipes[name].phases(n, share)
+            if phases != found[name].settings.phases and clock.left > images * _seconds(found[name], phases):
+                train(name, phases)
+                break
+    best = max(left, key=lambda name: _score(found[name]))
+    return ChosenRecipe(best, found[best])
 
 
 def _train(job: Job, part: Parts, phases: tuple[Phase, ...], clock: Clock) -> TrainingResult:
@@ -239,9 +236,9 @@ def _score(trained: TrainingResult) -> tuple[float, float]:
     return float(last["val_accuracy"]), -float(last["val_loss"])
 
 
-def _seconds(trained: TrainingResult, epochs: int) -> float:
-    """Seconds that a training of so many epochs takes."""
-    return trained.seconds * epochs / len(trained.run.history)
+def _seconds(trained: TrainingResult, phases: tuple[Phase, ...]) -> float:
+    """Seconds that a training with other phases takes."""
+    return trained.seconds * phases[-1].epochs / len(trained.run.history)
 
 
 def _compare(job: Job, part: Parts, trained: TrainingResult, clock: Clock) -> Verdict:
