@@ -13,6 +13,7 @@ from PIL import Image
 
 from featx.audit import (
     AuditData,
+    FactsOfDecoded,
     Finding,
     apply_fixes,
     audit,
@@ -27,6 +28,7 @@ from featx.audit import (
 from featx.audit.noise import contradictions
 from featx.audit.sources import name_stems
 from featx.exceptions import DataError
+from featx.extractor import FeatureExtractor
 from featx.images import load_images, read_picture
 from featx.images.facts import LENGTH, ImageFacts, measure_facts
 from featx.stores.base import as_ids
@@ -152,6 +154,44 @@ def test_facts_are_measured_once_and_kept_by_digest() -> None:
     assert facts["width"].tolist() == [200, 200, 200, 0]
     expected = np.asarray(photo(0).resize((32, 32), Image.Resampling.BOX), int)
     assert np.abs(facts.thumbs[0].astype(int) - expected).mean() < 4
+
+
+@pytest.mark.parametrize(
+    "decoding",
+    [
+        {},
+        {"decode": "fast", "input_size": 64},
+        {"background": (9, 90, 200)},
+        {"bands": "3,2,1"},
+        {"max_pixels": 10**9},
+        {"isolate": True},
+    ],
+    ids=str,
+)
+def test_facts_do_not_depend_on_what_the_extraction_decoded(decoding: dict[str, Any]) -> None:
+    large, turned = photo(1, 900, 700), Image.Exif()
+    turned[274] = 6
+    clear = photo(2).convert("RGBA")
+    clear.putalpha(Image.linear_gradient("L").resize(clear.size))
+    deep = np.asarray(photo(3).convert("L"), np.uint16) * 9
+    files: list[Any] = [
+        saved(photo(0)), saved(large), saved(large, "PNG"), saved(large, exif=turned), saved(clear, "PNG"),
+        np.asarray(photo(4)),
+    ]  # fmt: skip
+    files += [] if "bands" in decoding else [saved(photo(5).convert("CMYK")), deep]
+    ids = as_ids(read_picture(file).digest for file in files)
+    store = MemoryStore()
+    extractor = FeatureExtractor("test_resnet", pretrained=False, store=store, **decoding)
+    with FactsOfDecoded(store) as measure:
+        extractor.extract(files, on_decode=measure)
+    facts, there = image_facts(files, ids, store)
+    assert there.all()
+    alone, _ = image_facts(files, ids, MemoryStore())
+    for name in ("values", "tints", "thumbs"):
+        np.testing.assert_array_equal(getattr(facts, name), getattr(alone, name))
+    if "isolate" not in decoding:
+        stored, _ = image_facts([b"gone"] * len(files), ids, store)  # nothing is read again
+        np.testing.assert_array_equal(stored.values, facts.values)
 
 
 def test_class_names_that_differ_by_case_blanks_or_accents_are_named() -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from featx.audit.checks import CHECKS, audit
 from featx.audit.copies import find_conflicts, find_copies, find_leaks, find_near_copies, first_copies
-from featx.audit.facts import image_facts
+from featx.audit.facts import FactsOfDecoded, image_facts
 from featx.audit.fixes import Fixes, apply_fixes, issue_rows, read_fixes, write_issues, write_manifest
 from featx.audit.near import NearCopies, near_copies
 from featx.audit.noise import LabelNoise, confident_issues, find_suspicious_labels, label_noise
@@ -17,6 +17,7 @@ from featx.audit.values import AuditData, Finding
 __all__ = [
     "CHECKS",
     "AuditData",
+    "FactsOfDecoded",
     "Finding",
     "Fixes",
     "LabelNoise",

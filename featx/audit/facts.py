@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from featx.exceptions import ImageError
-from featx.images import ImageSource, Picture, read_picture
+from featx.images import DecodePolicy, ImageSource, Picture, read_picture
 from featx.images.facts import LENGTH, SIDE, ImageFacts, measure_facts
 from featx.images.pixels import Warn, ignore_remark
 from featx.images.sandbox import Sandboxes
 from featx.spec import FeatureSpec
-from featx.stores.base import FeatureStore, Ids
+from featx.stores.base import FeatureStore, Ids, as_ids
 from featx.threads import n_threads
 
 FACTS = FeatureSpec(
@@ -97,3 +98,60 @@ def image_facts(
 
 def _work(picture: Picture, _: None, warn: Warn) -> list[NDArray[Any]]:
     return [measure_facts(picture)]
+
+
+class FactsOfDecoded:
+    """Measure and store the facts of images while their features are extracted, so that they are read once.
+
+    A context; facts are in the store when it is left. `image_facts` measures the same of images that were
+    not decoded.
+
+    Parameters
+    ----------
+    store : FeatureStore
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from featx import FeatureExtractor
+    >>> from featx.stores.memory import MemoryStore
+    >>> store = MemoryStore()
+    >>> extractor = FeatureExtractor("test_resnet", pretrained=False, store=store)
+    >>> with FactsOfDecoded(store) as facts:
+    ...     found = extractor.extract([np.zeros((40, 40, 3), np.uint8)], on_decode=facts)
+    >>> store.missing(FACTS.key, found.ids)
+    array([False])
+    """
+
+    def __init__(self, store: FeatureStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._rows: dict[bytes, NDArray[np.float32]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._keep()
+        self._store.commit()
+
+    def __call__(self, picture: Picture, decoded: Mapping[DecodePolicy, NDArray[Any]]) -> None:
+        """Measure an image, unless its facts are stored."""
+        if not self._store.missing(FACTS.key, as_ids([picture.digest]))[0]:
+            return
+        try:
+            row = measure_facts(picture, decoded)
+        except (ImageError, MemoryError):  # `image_facts` tries again, and tells which images have no facts
+            return
+        with self._lock:
+            self._rows[picture.digest] = row
+            if len(self._rows) >= CHUNK:
+                self._keep()
+
+    def _keep(self) -> None:
+        if self._rows:
+            self._store.append(
+                FACTS.key, as_ids(list(self._rows)), np.stack(list(self._rows.values())), FACTS
+            )
+            self._rows = {}

@@ -22,7 +22,7 @@ from featx.backbones import BackboneCard, is_model_file, load_backbone, open_car
 from featx.backbones.runtimes import resolve_runtime
 from featx.exceptions import UsageError
 from featx.extractor.extraction import Extraction, ExtractionCall, Machine, refuse_nothing
-from featx.extractor.pipeline import Callback, spread
+from featx.extractor.pipeline import Callback, OnDecode, spread
 from featx.extractor.sources import as_sources, distinct_digests
 from featx.extractor.specs import combine_specs, find_hardware, resolve_range, stored_precision
 from featx.extractor.transformer import ImageTransformer
@@ -321,6 +321,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         names: Sequence[str] | None = None,
         store: FeatureStore | None = None,
         ids: Ids | None = None,
+        on_decode: OnDecode | None = None,
     ) -> Extraction:
         """Compute the features that are not in the store, and return access to all.
 
@@ -337,6 +338,9 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
             Used for this call instead of the extractor's own (e.g. a `MemoryStore` in a service).
         ids : array of shape (n, 32), uint8, optional
             Digests of the sources, if they are known. Images with all their features are then not read.
+        on_decode : callable, optional
+            Called with each image that is decoded in this process, as `Picture`, and its pixels by
+            `DecodePolicy`; in the threads that decode.
 
         Raises
         ------
@@ -360,6 +364,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
             names,
             strict=on_error == "raise",
             callback=shown_by(self.callback, self.verbose),
+            on_decode=on_decode,
         )
         call.compute(ids)
         return refuse_nothing(sources, call.extraction(began))
@@ -469,6 +474,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         *,
         strict: bool = False,
         callback: Callback | None = None,
+        on_decode: OnDecode | None = None,
     ) -> ExtractionCall:
         models, keep = converted_networks(store, self.store_)
         machine = Machine(
@@ -479,7 +485,7 @@ class FeatureExtractor(ImageTransformer, BaseEstimator):
         )  # fmt: skip
         return ExtractionCall(
             machine, self.card_, self.specs_, store, sources, names,
-            strict=strict, callback=callback, remarks=self._remarks,
+            strict=strict, callback=callback, remarks=self._remarks, on_decode=on_decode,
         )  # fmt: skip
 
 

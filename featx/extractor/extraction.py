@@ -20,7 +20,7 @@ from featx.exceptions import ImageError, ImageWarning
 from featx.extractor import canary
 from featx.extractor.forward import BatchSize, Engine, Forward
 from featx.extractor.isolation import CarefulDecoder
-from featx.extractor.pipeline import Callback, ExtractionRun, ExtractionSettings, Progress
+from featx.extractor.pipeline import Callback, ExtractionRun, ExtractionSettings, OnDecode, Progress
 from featx.features import FeatureBlocks
 from featx.images import ImageSource, Skipped, nothing_left
 from featx.images.picture import n_readers
@@ -173,6 +173,8 @@ class ExtractionCall:
         Called with `Progress` events.
     remarks : sequence of str
         Remarks from before the call.
+    on_decode : callable, optional
+        As for `FeatureExtractor.extract`.
     """
 
     def __init__(
@@ -187,6 +189,7 @@ class ExtractionCall:
         strict: bool,
         callback: Callback | None = None,
         remarks: Sequence[str] = (),
+        on_decode: OnDecode | None = None,
     ) -> None:
         self.machine = machine
         self.store = store
@@ -201,6 +204,7 @@ class ExtractionCall:
         self.batch_size = 0
         self._callback = self._listen if callback is not None else None
         self._listener = callback
+        self._on_decode = on_decode
         self._last = Progress(0, len(sources))
         device = machine.resolved_device
         self._environment = environment(resolve_runtime(machine.runtime, device), device)
@@ -271,7 +275,7 @@ class ExtractionCall:
             streams = min(streams, max(1, MAX_INPUT_PIXELS // n_pixels))
         batch = BatchSize(batch_size, machine.resolved_device.partition(":")[0])
         forward = Forward(engines, specs[0].precision, batch)
-        settings = ExtractionSettings(specs, machine.max_pixels)
+        settings = ExtractionSettings(specs, machine.max_pixels, self._on_decode)
         decoder = CarefulDecoder(settings, self.store, isolate=machine.isolate, workers=workers)
         run = ExtractionRun(
             settings,

@@ -17,7 +17,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +80,11 @@ class CarefulDecoder:
         self._lock = threading.Lock()
         self._journal: Journal | None = None
         self._sandboxes = Sandboxes(
-            _Prepare(settings), np.ones(len(settings.specs), bool), settings.max_pixels, workers, time_limit_s
+            _Prepare(replace(settings, on_decode=None)),
+            np.ones(len(settings.specs), bool),
+            settings.max_pixels,
+            workers,
+            time_limit_s,
         )
 
     def __call__(

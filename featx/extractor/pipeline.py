@@ -12,7 +12,7 @@ import importlib
 import time
 import warnings
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -93,6 +93,9 @@ class Progress:
 
 Callback = Callable[[Progress], None]
 
+OnDecode = Callable[[Picture, Mapping[DecodePolicy, NDArray[Any]]], None]
+"""Called with an image that was decoded, and its pixels by policy; in the threads that decode."""
+
 
 @dataclass(frozen=True)
 class ExtractionSettings:
@@ -104,10 +107,13 @@ class ExtractionSettings:
         Of one network, input size and precision; they differ in cut, pool, resize and view.
     max_pixels : int
         Larger images are refused.
+    on_decode : callable, optional
+        Called with each image that `prepare` decodes.
     """
 
     specs: Sequence[FeatureSpec]
     max_pixels: int
+    on_decode: OnDecode | None = None
     inputs: tuple[FeatureSpec, ...] = field(init=False)
     outputs: tuple[FeatureSpec, ...] = field(init=False)
     input_of: NDArray[np.intp] = field(init=False)
@@ -158,6 +164,8 @@ class ExtractionSettings:
                     decoded[policy] = decode_picture(picture, policy, warn=remark, keep_depth=True)
                 pixels = prepare(decoded[policy], spec, digest=picture.digest)
                 made.append(Input(picture.digest, picture.name, pixels, wanted & (self.input_of == number)))
+            if self.on_decode is not None:
+                self.on_decode(picture, decoded)
         made[-1].last = True
         return made
 

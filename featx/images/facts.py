@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,8 +58,11 @@ TINT_KINDS = (2 * GREY_STEPS + 1) * (RATIO_BINS + 1)
 LENGTH = len(SCALARS) + TINTS + THUMB * THUMB
 """Numbers of an image."""
 
+JPEG_START = b"\xff\xd8"
+
 _LEVELS = np.arange(256.0)
 _POLICY = DecodePolicy(decode="fast", min_side=SIDE, max_pixels=MAX_PIXELS)
+_EXACT = replace(_POLICY, decode="exact", min_side=0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,7 +123,9 @@ def expected_format(name: str) -> str:
     return next((kind for kind, known in EXTENSIONS.items() if lower.endswith(known)), "")
 
 
-def measure_facts(picture: Picture) -> NDArray[np.float32]:
+def measure_facts(
+    picture: Picture, decoded: Mapping[DecodePolicy, NDArray[Any]] | None = None
+) -> NDArray[np.float32]:
     """Measure the facts of an image. Pixels of more than 8 bits are scaled by their own range.
 
     Facts are kept by the image's digest, which does not tell the range of a set that the image is in.
@@ -127,6 +134,9 @@ def measure_facts(picture: Picture) -> NDArray[np.float32]:
     ----------
     picture : Picture
         As `read_picture` returns it.
+    decoded : mapping of DecodePolicy to array, optional
+        Pixels of the image that were decoded for another purpose. They are used where they are those that
+        this function would decode.
 
     Returns
     -------
@@ -138,7 +148,10 @@ def measure_facts(picture: Picture) -> NDArray[np.float32]:
     ImageError
         As `decode_picture`.
     """
-    pixels = decode_to_see(picture, _POLICY)
+    known = (pixels for policy, pixels in (decoded or {}).items() if _is_own(picture, policy, pixels))
+    pixels = next(known, None)
+    if pixels is None:
+        pixels = decode_to_see(picture, _POLICY)
     header = _header(picture, pixels.shape)
     image = Image.fromarray(pixels)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=1.0)
@@ -146,6 +159,16 @@ def measure_facts(picture: Picture) -> NDArray[np.float32]:
     packed = thumb[..., 0] << 16 | thumb[..., 1] << 8 | thumb[..., 2]
     tint = _tint(np.asarray(image))
     return np.concatenate([header, _appearance(image), tint, packed.ravel()]).astype(np.float32)
+
+
+def _is_own(picture: Picture, policy: DecodePolicy, pixels: NDArray[Any]) -> bool:
+    """Whether pixels that a policy decoded are the same as by `_POLICY`, which shrinks large JPEG files."""
+    if replace(policy, max_pixels=MAX_PIXELS, pixel_range=_POLICY.pixel_range) != _EXACT:
+        return False
+    if pixels.dtype != np.uint8 or policy.max_pixels > MAX_PIXELS:
+        return False
+    is_jpeg = isinstance(picture.data, bytes) and picture.data.startswith(JPEG_START)
+    return not is_jpeg or min(pixels.shape[:2]) < 2 * SIDE
 
 
 def _header(picture: Picture, shape: tuple[int, ...]) -> list[float]:

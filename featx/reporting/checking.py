@@ -12,7 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from featx.audit import CHECKS, AuditData, Finding, audit, image_facts, issue_rows, write_issues
+from featx.audit import (
+    CHECKS,
+    AuditData,
+    FactsOfDecoded,
+    Finding,
+    audit,
+    image_facts,
+    issue_rows,
+    write_issues,
+)
 from featx.audit.fixes import COLUMNS
 from featx.exceptions import DataError
 from featx.extractor import FeatureExtractor
@@ -167,7 +176,8 @@ def check(
     extractor = FeatureExtractor() if extractor is None else extractor
     store = open_store(extractor.store)
     extractor.set_params(store=store, callback=callback)
-    found = extractor.extract(images.sources, names=images.names, on_error="skip")
+    with FactsOfDecoded(store) as measure:
+        found = extractor.extract(images.sources, names=images.names, on_error="skip", on_decode=measure)
     skipped = [(one.name, one.reason) for one in (*images.skipped, *found.skipped)]
     images = images.select(found.kept)
     seconds["features"], began = time.monotonic() - began, time.monotonic()
