@@ -7,10 +7,11 @@ trusted; they only ever become text.
 from __future__ import annotations
 
 import base64
+import functools
 import io
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
@@ -20,6 +21,9 @@ from featx.plot.base import abbreviated
 from featx.tables import escape_name
 from featx.threads import n_threads
 from featx.version import __version__
+
+if TYPE_CHECKING:
+    import jinja2
 
 THUMB = 112
 """Longest side of a thumbnail in pixels."""
@@ -33,6 +37,13 @@ QUALITY = 72
 
 def render(template: str, **values: Any) -> str:
     """Return the page of a template of ``featx/reporting/templates``."""
+    page: str = _environment().get_template(template).render(version=__version__, **values)
+    return page
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """The templates, which are compiled once."""
     import jinja2
 
     environment = jinja2.Environment(
@@ -45,8 +56,7 @@ def render(template: str, **values: Any) -> str:
     environment.filters["name"] = lambda text: escape_name(str(text))
     environment.filters["brief"] = lambda text: abbreviated(escape_name(str(text)), BRIEF)
     environment.filters["percent"] = lambda value, digits=1: f"{100 * value:.{digits}f} %"
-    page: str = environment.get_template(template).render(version=__version__, **values)
-    return page
+    return environment
 
 
 def thumbnails(sources: Mapping[int, ImageSource], *, side: int = THUMB) -> dict[int, str]:
