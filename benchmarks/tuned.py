@@ -3,8 +3,8 @@
 ``python benchmarks/tuned.py [--sets edges,...] [--splits N] [--minutes M] [--cache DIR]`` writes its section
 of docs/finetuning.md; the sets are looked for in FEATX_TEST_DATA (default ../shared/data). No recipe is
 given. Both fits have the same images, split, folds and seed. What was measured is kept in tuned.json beside
-this file, so that a second call, also on another machine, goes on where the first stopped. To measure a split
-again, delete its row.
+this file, so that a second call, also on another machine, goes on where the first stopped. The section has
+all rows of that file. To measure a split again, delete its row.
 """
 
 from __future__ import annotations
@@ -67,24 +67,23 @@ JOBS = (
 def main() -> None:
     """Fit what is missing, and write the section."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("--sets", help="only these, by a part of the name (the section is then only printed)")
+    parser.add_argument("--sets", help="measure only these, by a part of the name")
     parser.add_argument("--splits", type=int, help="at most so many splits of each set")
     parser.add_argument("--minutes", type=float, default=60, help="limit of each fine-tuning (default 60)")
     parser.add_argument("--cache", help="folder for features (default: a temporary one)")
     args = parser.parse_args()
-    jobs = [job for job in JOBS if not args.sets or any(part in job.key for part in args.sets.split(","))]
+    wanted = [job for job in JOBS if not args.sets or any(part in job.key for part in args.sets.split(","))]
     with tempfile.TemporaryDirectory() as scratch:
         kept = Kept(ROWS)
-        for split in range(max(job.splits for job in jobs)):
-            for job in jobs:
-                if split < min(job.splits, args.splits or job.splits):
+        for split in range(max(job.splits for job in wanted)):
+            for job in wanted:
+                if split < min(job.splits, args.splits if args.splits is not None else job.splits):
                     kept.get(job, split, Path(args.cache or scratch), args.minutes)
-    text = render(jobs, kept.rows, args.minutes)
+    text = render(kept.rows, args.minutes)
     print(text)
-    if not args.sets:
-        page = PAGE.read_text(encoding="utf-8").partition(TITLE)
-        rest = page[2].partition("\n## ")
-        PAGE.write_text(page[0].rstrip() + "\n\n" + text + rest[1] + rest[2], encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8").partition(TITLE)
+    rest = page[2].partition("\n## ")
+    PAGE.write_text(page[0].rstrip() + "\n\n" + text + rest[1] + rest[2], encoding="utf-8")
 
 
 class Kept:
@@ -130,10 +129,10 @@ def load(job: Job) -> ImageSet:
     return images
 
 
-def render(jobs: list[Job], rows: dict[str, dict[str, Any]], minutes: float) -> str:
+def render(rows: dict[str, dict[str, Any]], minutes: float) -> str:
     """The section of the page."""
     lines, means = [], []
-    for job in jobs:
+    for job in JOBS:
         own = [rows[key] for split in range(job.splits) if (key := f"{job.key}/{split}") in rows]
         if not own:
             continue
@@ -149,6 +148,7 @@ def render(jobs: list[Job], rows: dict[str, dict[str, Any]], minutes: float) -> 
                 f"{sum(row['kept'] for row in own)} of {len(own)}", f"{seconds[0]:.1f} → {seconds[1]:.1f}",
             ]
         )  # fmt: skip
+    left = [job.key for job in JOBS if f"{job.key}/0" not in rows]
     head = [
         "set", "splits", "test images", "tuned head", "auto", "difference, points", "tried", "kept",
         "minutes",
@@ -167,6 +167,7 @@ def render(jobs: list[Job], rows: dict[str, dict[str, Any]], minutes: float) -> 
             "",
             *table(head, lines),
             "",
+            *(f"Not measured yet: {', '.join(left)}.\n" for _ in left[:1]),
             f"Lowest mean difference of a set: {min(means):+.1f} points; mean of all: {np.mean(means):+.1f}.",
             "",
         ]
