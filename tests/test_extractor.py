@@ -595,7 +595,7 @@ def test_a_wrong_parameter_is_refused_by_fit_in_words(make: Make, params: dict[s
 @pytest.mark.parametrize(
     ("sources", "message"),
     [
-        (5, "a int is no image"),
+        (5, "a int is not an image"),
         (b"bytes", "text, not an image"),
         (np.zeros((2, 2), np.float32), "no agreed range"),
     ],

@@ -301,7 +301,7 @@ def test_an_array_of_floats_is_refused_with_the_conversion_to_make() -> None:
 
 @pytest.mark.parametrize("bad", [[1, 2], [None], 7, [["a.png"]]])
 def test_what_is_no_source_is_an_error_that_lists_the_sources(bad: object) -> None:
-    with pytest.raises(DataError, match="an image is given as a path, the bytes of a file"):
+    with pytest.raises(DataError, match="is not an image; give a path, the bytes of a file"):
         load_images(bad)  # type: ignore[arg-type]
 
 

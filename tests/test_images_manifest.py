@@ -167,8 +167,8 @@ def test_pandas_categories_arrive_as_their_values(tmp_path: Path) -> None:
     [
         ({"path": ["a", "b"], "label": ["x", None]}, "row 2, column label: no label"),
         ({"path": ["a", "b"], "label": [["x"], ["y", "z"]]}, "row 1, column label: .* more than one label"),
-        ({"path": [1, 2]}, "row 1, column path: 1 is no path"),
-        ({"path": ["a"], "weight": [None]}, "row 1, column weight: None is no weight"),
+        ({"path": [1, 2]}, "row 1, column path: 1 is not a path"),
+        ({"path": ["a"], "weight": [None]}, "row 1, column weight: None is not a weight"),
         ({"path": ["a"], "label": [float("nan")]}, None),
         ({"label": ["a"]}, "no column 'path'"),
         ({"path": []}, "no rows"),

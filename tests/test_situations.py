@@ -142,7 +142,7 @@ def _unknown_report(root: Path) -> list[str]:
     [
         (_test_broken, 1, "none of the 4 images of the test part can be used, such as test/blue/0.png: "),
         (_train_broken, 1, "none of the 4 images of the training part can be used"),
-        (_train_empty, 1, "all 10 images are in the test part, so that none is left to learn from"),
+        (_train_empty, 1, "all 10 images are in the test part, so none is left for training"),
         (_test_empty, 0, "the folder test holds no image; a test part is drawn from the other images"),
         (_class_lost, 3, "classes of which no image can be used are not learnt: green (2)"),
         (_other_classes, 1, "classes that were not learnt: 'green'; learnt are 'blue', 'red'. Leave these"),

@@ -288,7 +288,7 @@ def add_jobs(group: argparse._ActionsContainer) -> None:
 def add_dry_run(parser: argparse.ArgumentParser) -> None:
     """Add ``--dry-run``."""
     parser.add_argument(
-        "--dry-run", action="store_true", help="print what would be computed, and the time on this machine"
+        "--dry-run", action="store_true", help="print what would be computed, and its time here"
     )
 
 
