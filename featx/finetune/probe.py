@@ -88,8 +88,8 @@ class FittedProbe:
 def initial_probe(features: Rows) -> LinearProbe:
     """Return the logistic regression on standardised features that a head starts as.
 
-    Its penalty is not tuned: the head is trained on, and the 13 fits of a search took most of the time of a
-    fine-tuning in 136 classes.
+    Its penalty is not tuned: the head is trained on. The 13 fits of a search took 150 s of the 207 s of a
+    training of 4 epochs on 576 images of 45 classes (2 cores, 2026-11-30).
 
     Parameters
     ----------
