@@ -20,7 +20,7 @@ BUCKET = "photos"
 
 
 class QuietServer(ThreadingHTTPServer):
-    """A server that prints nothing if a client closes its connection, as one does that gives up waiting."""
+    """A server that prints no traceback if a client closes its connection, for instance after a time-out."""
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         if not isinstance(sys.exc_info()[1], ConnectionError):

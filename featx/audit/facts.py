@@ -103,8 +103,8 @@ def _work(picture: Picture, _: None, warn: Warn) -> list[NDArray[Any]]:
 class FactsOfDecoded:
     """Measure and store the facts of images while their features are extracted, so that they are read once.
 
-    A context; facts are in the store when it is left. `image_facts` measures the same of images that were
-    not decoded.
+    A context manager; at its end all facts are in the store. `image_facts` measures the same facts of images
+    that were not decoded.
 
     Parameters
     ----------
@@ -142,7 +142,7 @@ class FactsOfDecoded:
             return
         try:
             row = measure_facts(picture, decoded)
-        except (ImageError, MemoryError):  # `image_facts` tries again, and tells which images have no facts
+        except (ImageError, MemoryError):  # `image_facts` tries again, and returns which have none
             return
         with self._lock:
             self._rows[picture.digest] = row

@@ -127,7 +127,8 @@ class ChosenRecipe:
     trained : TrainingResult
         Its last training on the images of the part.
     verdict : Verdict or None
-        Only if the first rung sees nothing to gain: the comparison with the probe on the validation images.
+        Only if the first trainings show nothing to gain: the comparison with the probe on the validation
+        images.
     """
 
     name: str
